@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Devices: a guest's disk. A name, a root node, a gate that a drain shuts, throttling, statistics,
+ * and what happens when an I/O fails.
+ */
+#ifndef LIVEBLK_BLOCK_DEVICE_H
+#define LIVEBLK_BLOCK_DEVICE_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/node.h"
+#include "block/request.h"
+#include "block/statistics.h"
+#include "block/throttle.h"
+
+/* What to do when I/O fails, for guests and jobs alike. */
+enum block_error_policy {
+    BLOCK_ERROR_POLICY_REPORT, /* fail the request (the job) */
+    BLOCK_ERROR_POLICY_IGNORE, /* guest: answer success; job: go on */
+    BLOCK_ERROR_POLICY_STOP,   /* hold the request (pause the job) until somebody resumes it */
+    BLOCK_ERROR_POLICY_ENOSPC, /* stop on ENOSPC (EDQUOT), report otherwise */
+};
+extern const char *const block_error_policy_names[]; /* NULL-terminated */
+
+enum block_io_status { BLOCK_IO_STATUS_OK, BLOCK_IO_STATUS_FAILED, BLOCK_IO_STATUS_NOSPACE };
+extern const char *const block_io_status_names[];
+
+/* What the policy says about this error: REPORT, IGNORE or STOP. error_number is positive. */
+enum block_error_policy block_error_policy_action(enum block_error_policy policy,
+                                                  int error_number);
+
+struct block_device;
+
+/*
+ * A device on a root node, which it claims (reference taken): reads, and writes unless the node
+ * is read-only. The name is unique among devices and valid as a node name. NULL on error. Main
+ * thread, or before it runs.
+ */
+struct block_device *block_device_new(const char *name, struct block_node *root, GError **error);
+
+/* References: an export or a request in progress keeps the device alive after removal. */
+struct block_device *block_device_ref(struct block_device *device);
+void block_device_unref(struct block_device *device);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct block_device, block_device_unref)
+
+/*
+ * Take the device out of the list and release its root; flushes first. Requests that come later
+ * fail with -ESHUTDOWN. Drops the list's reference. Returns the flush's error.
+ */
+int block_device_remove(struct block_device *device);
+
+/* A new reference, or NULL. Any thread. */
+struct block_device *block_device_find(const char *name);
+/* New references to all, in order of creation, NULL-terminated. */
+struct block_device **block_device_list(void);
+void block_device_list_free(struct block_device **list);
+
+const char *block_device_name(const struct block_device *device);
+
+/* The root node: a new reference. Changes only on the main thread, drained. */
+struct block_node *block_device_root(struct block_device *device);
+
+/*
+ * Put another root under the device (a pivot, a filter). Main thread, device drained. On error
+ * nothing changes.
+ */
+int block_device_set_root(struct block_device *device, struct block_node *root, GError **error);
+
+/* Set before the device is used; default: report both. */
+void block_device_set_error_policies(struct block_device *device, enum block_error_policy on_read,
+                                     enum block_error_policy on_write);
+
+uint64_t block_device_length(struct block_device *device);
+bool block_device_is_read_only(struct block_device *device);
+
+/*
+ * A guest's requests. Wait while the device is drained or stopped, are throttled, counted, and
+ * handled by the error policies. Many threads. 0 or a negative errno.
+ */
+int block_device_pread(struct block_device *device, void *buffer, uint64_t offset, uint64_t bytes);
+int block_device_pwrite(struct block_device *device, const void *buffer, uint64_t offset,
+                        uint64_t bytes, unsigned flags);
+int block_device_write_zeroes(struct block_device *device, uint64_t offset, uint64_t bytes,
+                              unsigned flags);
+int block_device_discard(struct block_device *device, uint64_t offset, uint64_t bytes,
+                         unsigned flags);
+int block_device_flush(struct block_device *device);
+int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t bytes);
+/* What a reader sees: through the chain. */
+int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
+                              struct block_extent *extent);
+
+struct throttle *block_device_throttle(struct block_device *device);       /* borrowed */
+struct statistics *block_device_statistics(struct block_device *device);   /* borrowed */
+enum block_io_status block_device_io_status(struct block_device *device);
+
+/* True while guest requests are held (stop policy met an error, or block_device_stop_all). */
+bool block_device_is_stopped(struct block_device *device);
+
+/*
+ * QMP's stop and cont: hold all guest requests of all devices (those in flight have ended when it
+ * returns), or let them go on; cont also clears I/O status and retries what an error policy
+ * holds. Any thread but the main one.
+ */
+void block_device_stop_all(void);
+void block_device_continue_all(void);
+/* "running", "paused", "io-error". */
+const char *block_device_run_state(void);
+
+/*
+ * Shutdown: held requests fail with -ESHUTDOWN instead of waiting for ever, now and later.
+ */
+void block_device_shutdown_all(void);
+
+#endif

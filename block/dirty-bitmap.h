@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Dirty bitmaps: which granules of a node were written since some moment.
+ *
+ * One bit per granule with summary levels above it, so that finding the next dirty range and
+ * counting are cheap however large and sparse the disk is. Memory for never-touched parts is not
+ * used (the levels are lazily backed mappings).
+ *
+ * Threads. Setting is lock-free and atomic, from any number of threads. Clearing, searching,
+ * merging and resizing take the bitmap's own lock and may run beside setting: a bit set before
+ * such a call began is seen by it. enable/disable/clear/merge as a user sees them happen on the
+ * main thread with the node drained.
+ */
+#ifndef LIVEBLK_BLOCK_DIRTY_BITMAP_H
+#define LIVEBLK_BLOCK_DIRTY_BITMAP_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define DIRTY_BITMAP_GRANULARITY_MIN     UINT64_C(512)
+#define DIRTY_BITMAP_GRANULARITY_MAX     (UINT64_C(2) << 30)
+#define DIRTY_BITMAP_GRANULARITY_DEFAULT (UINT64_C(64) << 10)
+#define DIRTY_BITMAP_NAME_MAX            1023
+
+struct dirty_bitmap;
+
+/*
+ * A clear, enabled bitmap for length bytes. name may be NULL (anonymous) and is copied.
+ * granularity is a power of two from 512 to 2 GiB. Returns NULL with the error set (bad
+ * granularity, no address space).
+ */
+struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t length, uint64_t granularity,
+                                      GError **error);
+void dirty_bitmap_free(struct dirty_bitmap *bitmap);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct dirty_bitmap, dirty_bitmap_free)
+
+const char *dirty_bitmap_name(const struct dirty_bitmap *bitmap); /* NULL: anonymous */
+uint64_t dirty_bitmap_granularity(const struct dirty_bitmap *bitmap);
+uint64_t dirty_bitmap_length(const struct dirty_bitmap *bitmap);
+
+/* Whether writes are recorded; what the request path asks. */
+bool dirty_bitmap_enabled(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_set_enabled(struct dirty_bitmap *bitmap, bool enabled);
+
+/* Dirty bytes, counted in whole granules but for a short last one. Cheap. */
+uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap);
+
+/* Set every granule the range touches. Lock-free. The range is inside the length. */
+void dirty_bitmap_set(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t bytes);
+
+/* Clear every granule the range touches. */
+void dirty_bitmap_reset(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t bytes);
+
+/* Clear all; gives the memory back. */
+void dirty_bitmap_clear(struct dirty_bitmap *bitmap);
+
+/* True if the granule that holds offset is set. Lock-free. */
+bool dirty_bitmap_get(const struct dirty_bitmap *bitmap, uint64_t offset);
+
+/*
+ * The first dirty granule at or after offset and before end: its byte offset (not below offset),
+ * or UINT64_MAX if there is none.
+ */
+uint64_t dirty_bitmap_next_dirty(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end);
+
+/* The first clean byte at or after offset and before end, or UINT64_MAX. */
+uint64_t dirty_bitmap_next_clean(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end);
+
+/*
+ * The next dirty range in [offset, end): at most max_bytes long, clipped to the arguments and
+ * the length. Returns false if there is none.
+ */
+bool dirty_bitmap_next_range(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end,
+                             uint64_t max_bytes, uint64_t *range_offset, uint64_t *range_bytes);
+
+/*
+ * Set in target all that is set in source; granularities may differ. Fails, changing nothing,
+ * with -EINVAL if the lengths differ: "Bitmaps are of different sizes (destination size is %d,
+ * source size is %d) and can't be merged".
+ */
+int dirty_bitmap_merge(struct dirty_bitmap *target, struct dirty_bitmap *source, GError **error);
+
+/*
+ * Follow a new length: bits beyond it are dropped, new granules are clear (grown_dirty false) or
+ * set. Not beside anything else on the bitmap: the node is drained. Returns a negative errno
+ * without change if memory does not suffice.
+ */
+int dirty_bitmap_resize(struct dirty_bitmap *bitmap, uint64_t length, bool grown_dirty);
+
+#endif

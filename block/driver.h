@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The table of operations under every node.
+ *
+ * A driver implements what its format or protocol can do natively and leaves the rest NULL. What
+ * a missing operation means is decided in one place, block/request.c and block/node.c, and is
+ * said at each member below: refused (-ENOTSUP) or emulated. Drivers never emulate for
+ * themselves.
+ *
+ * Threads. I/O operations (pread ... copy_range) are called from many threads at once and must
+ * let requests to different places proceed in parallel; the core keeps overlapping requests apart
+ * only where somebody asked for it. All other operations are called by one thread at a time for
+ * one node, with no I/O of the node in flight where the comment says "drained".
+ *
+ * Requests reach a driver checked: inside the node's length, aligned to limits.request_alignment
+ * in offset, length and (limits.memory_alignment) buffer address, at most limits.max_transfer
+ * long, and never to a read-only node for writing. I/O operations return 0 or a negative errno
+ * and move all bytes or fail.
+ */
+#ifndef LIVEBLK_BLOCK_DRIVER_H
+#define LIVEBLK_BLOCK_DRIVER_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "block/options.h"
+
+struct block_node;
+
+/* Flags of a request. */
+enum {
+    /* On stable storage before the request is answered. */
+    BLOCK_REQUEST_FUA = 1 << 0,
+    /* write_zeroes may deallocate; it must still read as zeroes. */
+    BLOCK_REQUEST_MAY_UNMAP = 1 << 1,
+    /* write_zeroes must be fast: fail with -ENOTSUP rather than write zeroes as data. */
+    BLOCK_REQUEST_NO_FALLBACK = 1 << 2,
+    /* Wait for all overlapping writes in flight, and keep later ones waiting until it ends. */
+    BLOCK_REQUEST_SERIALISING = 1 << 3,
+    /* Data for a format that compresses; whole clusters only. */
+    BLOCK_REQUEST_COMPRESSED = 1 << 4,
+};
+
+/* What block status says of an extent. */
+enum {
+    /* Holds data: reading it means I/O. Without DATA and ZERO: absent here, look at backing. */
+    BLOCK_STATUS_DATA = 1 << 0,
+    /* Reads as zeroes. With DATA: allocated and known to be zero. */
+    BLOCK_STATUS_ZERO = 1 << 1,
+    /* Allocated in this very layer (as data or as an explicit zero), not only below it. */
+    BLOCK_STATUS_ALLOCATED = 1 << 2,
+    /* host_offset is valid: the extent lies there, linear and unencoded, in host_node. */
+    BLOCK_STATUS_OFFSET_VALID = 1 << 3,
+    /* The extent is stored compressed. */
+    BLOCK_STATUS_COMPRESSED = 1 << 4,
+};
+
+struct block_extent {
+    uint64_t bytes; /* from the offset asked for; at least 1 and at most what was asked */
+    unsigned flags; /* BLOCK_STATUS_* */
+    uint64_t host_offset;
+    struct block_node *host_node; /* the node host_offset is in; borrowed */
+};
+
+/* Sizes a node works with; the core splits, aligns and bounces to meet them. Bytes; 0: no limit. */
+struct block_limits {
+    uint32_t request_alignment; /* power of 2; 1 if any byte range will do */
+    uint32_t memory_alignment;  /* of buffers; power of 2 */
+    uint32_t preferred_size;    /* a good request size, power of 2; 0: unknown */
+    uint64_t max_transfer;
+    uint64_t max_write_zeroes;
+    uint64_t max_discard;
+    uint32_t write_zeroes_alignment; /* preferred, not required */
+    uint32_t discard_alignment;      /* preferred, not required */
+    uint32_t cluster_size;           /* of a format with clusters; 0: none */
+};
+
+/* What a person asks about an image. Strings are owned by the struct. */
+struct block_snapshot_info {
+    char *id;
+    char *name;
+    uint64_t vm_state_size;
+    int64_t date_sec;
+    uint32_t date_nsec;
+    uint64_t vm_clock_nsec;
+    uint64_t icount; /* UINT64_MAX: not recorded */
+    uint64_t length;
+};
+
+struct block_info {
+    uint32_t cluster_size; /* 0: the format has none */
+    bool is_dirty;         /* the format says it was not closed cleanly */
+    bool is_corrupt;
+    bool is_encrypted;
+    bool is_compressed;
+    bool needs_compressed_writes;
+    /* More facts as key and text, in order: what QMP shows as format-specific. */
+    struct block_options *format_specific; /* NULL: none */
+};
+
+/* Result of a consistency check; repairs count what was mended. */
+struct block_check_result {
+    uint64_t corruptions;
+    uint64_t leaks;
+    uint64_t check_errors;
+    uint64_t corruptions_fixed;
+    uint64_t leaks_fixed;
+    uint64_t total_clusters;
+    uint64_t allocated_clusters;
+    uint64_t fragmented_clusters;
+    uint64_t compressed_clusters;
+    uint64_t image_end_offset;
+};
+
+enum block_check_repair {
+    BLOCK_CHECK_REPAIR_LEAKS = 1 << 0,
+    BLOCK_CHECK_REPAIR_ERRORS = 1 << 1,
+};
+
+enum block_preallocation {
+    BLOCK_PREALLOCATION_OFF,
+    BLOCK_PREALLOCATION_METADATA,
+    BLOCK_PREALLOCATION_FALLOC,
+    BLOCK_PREALLOCATION_FULL,
+};
+extern const char *const block_preallocation_names[];
+
+/* A persistent dirty bitmap as a format stores it. */
+struct block_persistent_bitmap {
+    char *name;
+    uint32_t granularity;
+    bool enabled; /* recording when stored */
+    bool in_use;  /* not stored cleanly: its contents are not to be trusted */
+};
+
+/* Reports how far a long operation is; returns false to ask it to stop with -ECANCELED. */
+typedef bool block_progress(void *data, uint64_t done, uint64_t total);
+
+/* Named points in a driver at which a fault layer below can break or fail. */
+enum block_debug_event {
+    BLOCK_DEBUG_NONE,
+    BLOCK_DEBUG_READ,
+    BLOCK_DEBUG_WRITE,
+    BLOCK_DEBUG_WRITE_ZEROES,
+    BLOCK_DEBUG_DISCARD,
+    BLOCK_DEBUG_FLUSH,
+    BLOCK_DEBUG_METADATA_READ,
+    BLOCK_DEBUG_METADATA_WRITE,
+    BLOCK_DEBUG_CLUSTER_ALLOCATE,
+    BLOCK_DEBUG_CLUSTER_FREE,
+    BLOCK_DEBUG_COPY_ON_WRITE_READ,
+    BLOCK_DEBUG_COPY_ON_WRITE_WRITE,
+    BLOCK_DEBUG_EVENT_COUNT,
+};
+
+struct block_driver {
+    const char *name;        /* as in blockdev-add: "file", "raw", "qcow2" */
+    const char *description; /* one line for people */
+
+    bool is_filter;   /* passes its `file` child's data through unchanged in place */
+    bool is_protocol; /* ends a tree: reaches storage itself, has no `file` child */
+    bool has_backing; /* the format can have a backing file */
+
+    size_t instance_size;              /* of the state at block_node_state(), zeroed */
+    const struct block_option *options; /* beyond the common ones; struct below; may be NULL */
+    size_t options_size;               /* of the struct the options are extracted into */
+
+    /*
+     * Format probing: how sure the driver is, 0 to 100, that an image whose first bytes are head
+     * is its own. NULL: never probed.
+     */
+    int (*probe)(const uint8_t *head, size_t bytes, const char *filename);
+
+    /*
+     * Open: children declared as BLOCK_OPTION_NODE are open already (block_node_child); values
+     * is the extracted options struct, which the core frees after the call (take strings out
+     * with STEAL to keep them). Fill node->limits and node state. Start no threads here: the
+     * process may still fork; start them at the first request.
+     */
+    int (*open)(struct block_node *node, void *values, GError **error);
+
+    /* Write back and release everything. The node is drained and has been flushed. */
+    void (*close)(struct block_node *node);
+
+    /*
+     * Reopen with other options, in two steps so that several nodes change or none: prepare
+     * checks and acquires, then exactly one of commit and abort follows. Drained. NULL: refused.
+     */
+    int (*reopen_prepare)(struct block_node *node, void *values, void **prepared, GError **error);
+    void (*reopen_commit)(struct block_node *node, void *prepared);
+    void (*reopen_abort)(struct block_node *node, void *prepared);
+
+    /* Create an image. values: the struct of create_options. NULL: refused. */
+    const struct block_option *create_options;
+    size_t create_options_size;
+    int (*create)(void *values, block_progress *progress, void *progress_data, GError **error);
+    /* Change options of an existing image (qcow2 amend). NULL: refused. */
+    int (*amend)(struct block_node *node, void *values, block_progress *progress,
+                 void *progress_data, GError **error);
+
+    /* Length in bytes. NULL for a filter: its child's. */
+    int64_t (*get_length)(struct block_node *node);
+    /* Set the length. Drained. New space reads as zeroes. NULL: refused. */
+    int (*set_length)(struct block_node *node, uint64_t length,
+                      enum block_preallocation preallocation, GError **error);
+    /* Bytes allocated on the host, negative errno if unknown. NULL: the sum of the children's. */
+    int64_t (*get_allocated_size)(struct block_node *node);
+    /* True if an image just created (or grown) of this kind reads as zeroes. NULL: false. */
+    bool (*is_zero_at_creation)(struct block_node *node);
+    /* For people: JSON-like filename or path; the caller frees. NULL: the node's own. */
+    char *(*get_filename)(struct block_node *node);
+    int (*get_info)(struct block_node *node, struct block_info *info);
+
+    /* NULL for a filter: passed to its child. NULL elsewhere: -ENOTSUP. */
+    int (*pread)(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes,
+                 unsigned flags);
+    /* flags: FUA only if handles_fua, else the core flushes after the write. */
+    int (*pwrite)(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
+                  unsigned flags);
+    bool handles_fua;
+    /*
+     * -ENOTSUP here (or NULL): the core writes zeroes as data, unless NO_FALLBACK. A driver may
+     * answer -ENOTSUP for one request and not for the next.
+     */
+    int (*write_zeroes)(struct block_node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+    /* The contents become undefined unless the format says otherwise. NULL: does nothing. */
+    int (*discard)(struct block_node *node, uint64_t offset, uint64_t bytes);
+    /* On stable storage: everything answered before. NULL: the children are flushed. */
+    int (*flush)(struct block_node *node);
+    /* NULL for a filter: its child's. NULL elsewhere: all data, allocated. */
+    int (*block_status)(struct block_node *node, uint64_t offset, uint64_t bytes,
+                        struct block_extent *extent);
+    /*
+     * Where a range lies in a host file, for kernel offload: a descriptor, an offset, and in
+     * *bytes how much of the range is linear there. NULL: a filter asks its child, others have
+     * none (-ENOTSUP).
+     */
+    int (*host_range)(struct block_node *node, uint64_t offset, uint64_t *bytes, int *fd,
+                      uint64_t *fd_offset);
+    /* Advise that a range will be read soon. NULL: does nothing. */
+    int (*prefetch)(struct block_node *node, uint64_t offset, uint64_t bytes);
+
+    /* Record another backing file in the image. Drained. NULL: refused. */
+    int (*change_backing_file)(struct block_node *node, const char *backing_file,
+                               const char *backing_format, GError **error);
+
+    int (*check)(struct block_node *node, unsigned repair, struct block_check_result *result,
+                 block_progress *progress, void *progress_data, GError **error);
+
+    /* Internal snapshots. Drained. NULL: refused. */
+    int (*snapshot_create)(struct block_node *node, const struct block_snapshot_info *info,
+                           GError **error);
+    int (*snapshot_apply)(struct block_node *node, const char *id, GError **error);
+    int (*snapshot_delete)(struct block_node *node, const char *id, GError **error);
+    /* A new array of *count entries; the caller frees it with block_snapshot_list_free. */
+    int (*snapshot_list)(struct block_node *node, struct block_snapshot_info **list,
+                         size_t *count);
+    /* Serve an internal snapshot instead of the current state; the node is read-only. */
+    int (*snapshot_load)(struct block_node *node, const char *id, GError **error);
+
+    /* The area beside the disk that holds VM state. NULL: refused. */
+    int (*vmstate_read)(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes);
+    int (*vmstate_write)(struct block_node *node, const void *buffer, uint64_t offset,
+                         uint64_t bytes);
+
+    /* Persistent bitmaps. NULL: the format cannot store any. */
+    int (*bitmap_list)(struct block_node *node, struct block_persistent_bitmap **list,
+                       size_t *count, GError **error);
+    int (*bitmap_load)(struct block_node *node, const char *name, uint8_t *bits, uint64_t bytes,
+                       GError **error);
+    int (*bitmap_store)(struct block_node *node, const struct block_persistent_bitmap *bitmap,
+                        const uint8_t *bits, uint64_t bytes, GError **error);
+    int (*bitmap_remove)(struct block_node *node, const char *name, GError **error);
+
+    /* Fault layers: a driver above announces that it passes a named point. NULL: ignored. */
+    void (*debug_event)(struct block_node *node, enum block_debug_event event);
+
+    /* Forget cached metadata and length: somebody else may have changed the image. Drained. */
+    int (*invalidate)(struct block_node *node, GError **error);
+};
+
+/* Add a driver to the registry; at start-up, before any node is opened. */
+void block_driver_register(const struct block_driver *driver);
+
+/* The driver of this name, or NULL. Any thread after start-up. */
+const struct block_driver *block_driver_find(const char *name);
+
+/* All drivers, NULL-terminated, in order of registration; owned by the registry. */
+const struct block_driver *const *block_driver_list(void);
+
+/* The driver most sure of these first bytes; never NULL once "raw" is registered. */
+const struct block_driver *block_driver_probe(const uint8_t *head, size_t bytes,
+                                              const char *filename);
+
+/* Options every node has, into struct block_node_options (block/node.h). */
+extern const struct block_option block_common_options[];
+
+void block_info_clear(struct block_info *info);
+void block_snapshot_list_free(struct block_snapshot_info *list, size_t count);
+
+#endif

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Nodes and the graph.
+ *
+ * A node is one open driver: a file, a format on it, a filter. Nodes point at their children
+ * (`file`, `backing`, `target`); who uses a node (a parent, a device, a job, an export) holds a
+ * claim on it, which says what it does there, what it lets others do, and how to make it pause.
+ *
+ * Threads. Opening a subtree and closing one that nobody uses may happen on any thread (they can
+ * block on storage or a network): the new nodes are private until they are published under the
+ * graph lock. Every change that a running request could see (a child replaced, a filter inserted,
+ * a notifier or a bitmap added) happens on the main thread with the nodes drained
+ * (block/drain.h). Reading names, lists and claims from any thread goes through functions that
+ * take the graph lock.
+ */
+#ifndef LIVEBLK_BLOCK_NODE_H
+#define LIVEBLK_BLOCK_NODE_H
+
+#include <glib.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/driver.h"
+#include "block/queue.h"
+#include "block/tracked.h"
+
+#define BLOCK_NODE_NAME_MAX 31
+
+enum block_detect_zeroes { BLOCK_DETECT_ZEROES_OFF, BLOCK_DETECT_ZEROES_ON,
+                           BLOCK_DETECT_ZEROES_UNMAP };
+
+/* The options every node has (block_common_options). */
+struct block_node_options {
+    bool read_only;
+    bool auto_read_only;
+    bool force_share;
+    bool discard_unmap; /* discard=unmap: pass discards and may-unmap on; else drop them */
+    enum block_detect_zeroes detect_zeroes;
+    bool cache_direct;
+    bool cache_no_flush;
+};
+
+enum block_role { BLOCK_ROLE_FILE, BLOCK_ROLE_BACKING, BLOCK_ROLE_TARGET, BLOCK_ROLE_DATA_FILE };
+
+/* What a user of a node does with it, and (as a mask) what it lets others do. */
+enum {
+    BLOCK_PERM_READ = 1 << 0,   /* relies on reading consistent data */
+    BLOCK_PERM_WRITE = 1 << 1,  /* writes, zeroes, discards */
+    BLOCK_PERM_RESIZE = 1 << 2, /* changes the length */
+    BLOCK_PERM_GRAPH = 1 << 3,  /* may replace or remove this node under its users */
+    BLOCK_PERM_ALL = (1 << 4) - 1,
+};
+
+struct block_claim;
+
+/* How a drain makes a user of a node quiet. All NULL-able. */
+struct block_claim_operations {
+    /* Let no new request start. Must not block. Main thread or a command's thread. */
+    void (*drain_begin)(struct block_claim *claim);
+    /* Wait until none that started before is in flight. May block on I/O. */
+    void (*drain_wait)(struct block_claim *claim);
+    /* Undo one drain_begin. Must not block. */
+    void (*drain_end)(struct block_claim *claim);
+};
+
+/* One user of one node. Embedded in the user; registered with block_claim_acquire. */
+struct block_claim {
+    const struct block_claim_operations *operations; /* NULL for a claim that does no I/O */
+    char *owner;    /* for messages: "block device 'vda'", "block job 'job0'", "node 'q'" */
+    unsigned perms; /* BLOCK_PERM_* it uses */
+    unsigned shared; /* BLOCK_PERM_* others may use meanwhile */
+    struct block_node *node;   /* what is claimed; a reference is held */
+    struct block_node *parent; /* set when the user is a parent node: drains go on above it */
+    TAILQ_ENTRY(block_claim) entry;
+};
+
+/* A parent's link to a child. */
+struct block_child {
+    enum block_role role;
+    char *name; /* "file", "backing", ... */
+    struct block_claim claim;
+    TAILQ_ENTRY(block_child) entry;
+};
+
+struct dirty_bitmap;
+struct write_notifier;
+
+struct block_node {
+    char *name;       /* unique; "#blockNNN" if nobody gave one */
+    bool named;       /* a user gave the name with blockdev-add and owns a reference */
+    const struct block_driver *driver;
+    struct block_node_options options;
+    struct block_limits limits;
+    void *state; /* the driver's */
+
+    /* The child requests pass to: the `file` child, or NULL. Constant while not drained. */
+    struct block_node *file;
+    struct block_node *backing;
+
+    _Atomic uint64_t length;
+    _Atomic uint64_t write_generation;   /* counts finished writes */
+    _Atomic uint64_t flushed_generation; /* writes up to here are on stable storage */
+    _Atomic uint64_t highest_written;    /* end of the highest byte written, as wr_highest_offset */
+    _Atomic uint64_t write_threshold;    /* 0: none */
+
+    struct tracked_requests tracked;
+
+    /*
+     * Notifiers and bitmaps, as arrays that requests read without a lock; changed only on the
+     * main thread while the node is drained.
+     */
+    struct write_notifier **notifiers; /* NULL-terminated; NULL if there are none */
+    struct dirty_bitmap **bitmaps;     /* NULL-terminated; NULL if there are none */
+
+    /* Under the graph lock. */
+    int references;
+    bool published;
+    uint64_t serial; /* order of creation */
+    TAILQ_HEAD(, block_child) children;
+    TAILQ_HEAD(, block_claim) claims;
+    TAILQ_ENTRY(block_node) entry;
+};
+
+/* The driver's state, of the instance_size it declared. */
+static inline void *block_node_state(const struct block_node *node)
+{
+    return node->state;
+}
+
+/*
+ * Open a tree from options ("driver", "node-name", common options, the driver's own; children
+ * as names of existing nodes or nested options). allow_anonymous: a missing node-name is made up
+ * instead of refused. Takes everything out of options and fails if something is left. Returns a
+ * new reference, or NULL with the error set and nothing changed. Any thread; may block.
+ */
+struct block_node *block_node_open(struct block_options *options, bool allow_anonymous,
+                                   GError **error);
+
+/*
+ * blockdev-add: open with a name and let the monitor own the reference, so that it stays until
+ * block_node_remove. Returns a negative errno.
+ */
+int block_node_add(struct block_options *options, GError **error);
+
+/* blockdev-del: give up the monitor's reference. Refused while anybody claims the node. */
+int block_node_remove(const char *name, GError **error);
+
+/* Give up the monitor's references of all nodes, at shutdown when devices and jobs are gone. */
+void block_node_remove_all(void);
+
+/* References. The last unref flushes and closes the node and drops its children; may block. */
+struct block_node *block_node_ref(struct block_node *node);
+void block_node_unref(struct block_node *node);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct block_node, block_node_unref)
+
+/* A new reference to the node of this name, or NULL. */
+struct block_node *block_node_find(const char *name);
+
+/* As block_node_find, with the error "Cannot find device='' nor node-name='%s'". */
+struct block_node *block_node_find_or_error(const char *name, GError **error);
+
+/* New references to all nodes, newest first, NULL-terminated; free with block_node_list_free. */
+struct block_node **block_node_list(void);
+void block_node_list_free(struct block_node **list);
+
+/* True if the name can be given to a node: [A-Za-z][A-Za-z0-9._-]*, at most 31 bytes. */
+bool block_node_name_is_valid(const char *name);
+
+/* The child of this name, borrowed, or NULL. For drivers during open and later. */
+struct block_node *block_node_child(const struct block_node *node, const char *name);
+
+/* The length in bytes as requests see it. Any thread. */
+static inline uint64_t block_node_length(struct block_node *node)
+{
+    return atomic_load_explicit(&node->length, memory_order_acquire);
+}
+
+static inline bool block_node_is_read_only(const struct block_node *node)
+{
+    return node->options.read_only;
+}
+
+/*
+ * Set the length. The caller holds a claim with BLOCK_PERM_RESIZE or checked that nobody else
+ * objects (block_node_check_resize) and has drained the node. Bitmaps grow along.
+ */
+int block_node_set_length(struct block_node *node, uint64_t length,
+                          enum block_preallocation preallocation, GError **error);
+
+/* -EBUSY with the owner named if a claim on the node does not share resizing. */
+int block_node_check_resize(struct block_node *node, GError **error);
+
+/* See struct block_driver for these; emulated or refused (-ENOTSUP) in one place. */
+int64_t block_node_get_allocated_size(struct block_node *node);
+bool block_node_is_zero_at_creation(struct block_node *node);
+char *block_node_get_filename(struct block_node *node);
+int block_node_get_info(struct block_node *node, struct block_info *info);
+
+/* Create an image from options ("driver" and its create options); consumes the options. */
+int block_create(struct block_options *options, block_progress *progress, void *progress_data,
+                 GError **error);
+
+/*
+ * Claim a node: fails with -EBUSY and a message that names the other user if the permissions of
+ * the two clash. operations, owner (owned by the claim from now on), perms and shared are set by
+ * the caller. A claim without conflict takes effect at once. Any thread.
+ */
+int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error);
+
+/* Change what a held claim uses and shares; nothing changes on error. */
+int block_claim_change(struct block_claim *claim, unsigned perms, unsigned shared,
+                       GError **error);
+
+/* Release a claim and its reference. A claim that was never acquired is left alone. */
+void block_claim_release(struct block_claim *claim);
+
+/*
+ * Move a claim to another node, for pivots and filters: checked as a new claim there. Main
+ * thread, both nodes drained.
+ */
+int block_claim_move(struct block_claim *claim, struct block_node *node, GError **error);
+
+/* Bitmaps and notifiers of a node: main thread, node drained. */
+void block_node_add_notifier(struct block_node *node, struct write_notifier *notifier);
+void block_node_remove_notifier(struct block_node *node, struct write_notifier *notifier);
+void block_node_add_bitmap(struct block_node *node, struct dirty_bitmap *bitmap);
+void block_node_remove_bitmap(struct block_node *node, struct dirty_bitmap *bitmap);
+
+/* The graph lock, for code in block/ that walks claims or children. Never held across I/O. */
+extern pthread_mutex_t block_graph_lock;
+
+#endif

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The request path: every read and write of every node.
+ *
+ * Functions take bytes, return 0 or a negative errno, move all bytes or fail, and may be called
+ * from many threads at once. Ranges are checked against the node's length (-EINVAL beyond it).
+ * Unaligned requests are read-modify-written under serialisation; what the driver lacks is
+ * emulated or refused here; see block/driver.h.
+ */
+#ifndef LIVEBLK_BLOCK_REQUEST_H
+#define LIVEBLK_BLOCK_REQUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "block/node.h"
+
+enum block_operation {
+    BLOCK_OPERATION_READ,
+    BLOCK_OPERATION_WRITE,
+    BLOCK_OPERATION_WRITE_ZEROES,
+    BLOCK_OPERATION_DISCARD,
+    BLOCK_OPERATION_FLUSH,
+    BLOCK_OPERATION_COUNT,
+};
+
+/* Called before a write, write-zeroes or discard reaches the driver. */
+struct write_notifier {
+    /*
+     * May block; a negative errno fails the guest's request. The range is the one the driver
+     * will change, after alignment. Called from the writing thread, many at once.
+     */
+    int (*before_write)(struct write_notifier *notifier, enum block_operation operation,
+                        uint64_t offset, uint64_t bytes);
+};
+
+int block_node_pread(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes,
+                     unsigned flags);
+int block_node_pwrite(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
+                      unsigned flags);
+int block_node_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes,
+                            unsigned flags);
+
+/* Advice: success says only that nothing failed. Parts that are not aligned are left alone. */
+int block_node_discard(struct block_node *node, uint64_t offset, uint64_t bytes);
+
+/* Everything answered before the call is on stable storage after it. */
+int block_node_flush(struct block_node *node);
+
+/* Advise that the range will be read soon. */
+int block_node_prefetch(struct block_node *node, uint64_t offset, uint64_t bytes);
+
+/*
+ * Status of the extent that starts at offset; extent->bytes is at least 1 and at most bytes
+ * (which is at least 1). Looks through this layer only: no DATA and no ZERO means "see backing".
+ */
+int block_node_block_status(struct block_node *node, uint64_t offset, uint64_t bytes,
+                            struct block_extent *extent);
+
+/*
+ * As block_node_block_status, but through the whole chain: what a reader of the node sees. DATA
+ * or ZERO is always set. *depth (may be NULL) is 1 if this layer has it, 2 the one below, and 0
+ * if no layer has it.
+ */
+int block_node_block_status_chain(struct block_node *node, uint64_t offset, uint64_t bytes,
+                                  struct block_extent *extent, unsigned *depth);
+
+/*
+ * Copy inside the kernel, without a buffer, from one node to another: the write goes through
+ * the target's whole write path. -ENOTSUP (or -EXDEV, -EOPNOTSUPP folded into it) if the two
+ * cannot; nothing is promised about the target range after another error.
+ */
+int block_node_copy_range(struct block_node *source, uint64_t source_offset,
+                          struct block_node *target, uint64_t target_offset, uint64_t bytes);
+
+/* Write data a compressing format compresses; whole clusters. -ENOTSUP where none can. */
+int block_node_pwrite_compressed(struct block_node *node, const void *buffer, uint64_t offset,
+                                 uint64_t bytes);
+
+/* A buffer fit for the node's requests: aligned to its memory alignment. Free with free(). */
+void *block_node_alloc_buffer(struct block_node *node, size_t bytes);
+
+/* Tell the layers below a format that it passes a named point. */
+void block_node_debug_event(struct block_node *node, enum block_debug_event event);
+
+#endif

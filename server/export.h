@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Exports: what a client connects to by name, whichever transport carries it. Today's exports
+ * are the devices; the first device is also the default export "".
+ *
+ * A connection holds a handle. Its functions are called from many threads at once and return 0
+ * or a negative errno.
+ */
+#ifndef LIVEBLK_SERVER_EXPORT_H
+#define LIVEBLK_SERVER_EXPORT_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/driver.h"
+
+struct export_handle;
+
+struct export_entry {
+    char *name;
+    char *description;
+};
+
+/* The exports in order, terminated by an entry without name; free with export_list_free. */
+struct export_entry *export_list(void);
+void export_list_free(struct export_entry *list);
+
+/* The name of the default export (the first device), or NULL; the caller frees. */
+char *export_default_name(void);
+
+/* Open an export by name ("" is the default one). read_only: refuse writes on this handle. */
+struct export_handle *export_open(const char *name, bool read_only, GError **error);
+void export_close(struct export_handle *handle);
+
+const char *export_description(struct export_handle *handle);
+
+/* The length when the handle was opened: a client's view of the size never changes under it. */
+uint64_t export_length(struct export_handle *handle);
+bool export_is_read_only(struct export_handle *handle);
+/* Fast zero: write-zeroes without fallback may be tried. */
+void export_block_size(struct export_handle *handle, uint32_t *minimum, uint32_t *preferred,
+                       uint32_t *maximum);
+
+int export_pread(struct export_handle *handle, void *buffer, uint64_t offset, uint64_t bytes);
+int export_pwrite(struct export_handle *handle, const void *buffer, uint64_t offset,
+                  uint64_t bytes, bool fua);
+/* flags: BLOCK_REQUEST_FUA, _MAY_UNMAP, _NO_FALLBACK */
+int export_write_zeroes(struct export_handle *handle, uint64_t offset, uint64_t bytes,
+                        unsigned flags);
+int export_discard(struct export_handle *handle, uint64_t offset, uint64_t bytes, bool fua);
+int export_flush(struct export_handle *handle);
+int export_prefetch(struct export_handle *handle, uint64_t offset, uint64_t bytes);
+int export_block_status(struct export_handle *handle, uint64_t offset, uint64_t bytes,
+                        struct block_extent *extent);
+
+#endif

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Start-up and shutdown of everything behind a transport: drivers, disks, admin channel. What
+ * the nbdkit plugin (and later front ends) configure and run.
+ *
+ * Order: server_new, server_add_disk..., server_prepare (opens disks and binds the admin socket;
+ * before the fork, so that errors reach the person who started us), server_start (threads; after
+ * the fork), server_stop, server_free. One at a time in a process.
+ */
+#ifndef LIVEBLK_SERVER_SERVER_H
+#define LIVEBLK_SERVER_SERVER_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+struct server;
+
+struct server *server_new(void);
+
+/*
+ * Add a disk: a path, or "name=vda,file=PATH,format=raw,cache=none,..." (see
+ * nbdkit-liveblk-plugin(1)). Checked for form only. Returns a negative errno.
+ */
+int server_add_disk(struct server *server, const char *text, GError **error);
+
+/* The admin socket's path; relative paths are taken from the current directory now. */
+int server_set_admin(struct server *server, const char *path, GError **error);
+
+/* A name for query-name. */
+void server_set_name(struct server *server, const char *name);
+
+/* Open all disks read-only. */
+void server_set_read_only(struct server *server, bool read_only);
+
+int server_prepare(struct server *server, GError **error);
+
+/* quit: called on the main thread when a client asks the whole process to end. */
+int server_start(struct server *server, void (*quit)(void *data), void *quit_data,
+                 GError **error);
+
+/*
+ * Cancel jobs, flush and close disks, remove the admin socket, end the threads. Requests held by
+ * an error policy fail. Idempotent.
+ */
+void server_stop(struct server *server);
+void server_free(struct server *server);
+
+/* Facts for --dump-plugin and query-version. */
+const char *server_version(void);
+/* Drivers and job types as space separated words; the caller frees. */
+char *server_driver_names(void);
+char *server_job_types(void);
+
+#endif
