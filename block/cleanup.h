@@ -3,7 +3,8 @@
  * Cleanup attributes and scope locks: what a function acquires is released on every way out.
  *
  * Memory and GLib objects use GLib's g_autofree, g_autoptr(GError) and friends; this header adds
- * what GLib has not: descriptors, aligned buffers, and pthread locks that ThreadSanitizer sees.
+ * what GLib has not: descriptors, aligned buffers, our own objects, and pthread locks that
+ * ThreadSanitizer sees.
  */
 #ifndef LIVEBLK_BLOCK_CLEANUP_H
 #define LIVEBLK_BLOCK_CLEANUP_H
@@ -47,6 +48,20 @@ static inline pthread_mutex_t *scope_lock_acquire(pthread_mutex_t *lock)
 
 /* A pointer from malloc or aligned_alloc freed at the end of the scope; NULL to keep it. */
 #define AUTO_FREE CLEANUP(cleanup_free)
+
+/*
+ * For our own reference-counted and owned objects: after DEFINE_AUTO(block_node, block_node_unref)
+ * a variable declared AUTO(block_node) node = ... is a struct block_node * that is released at the
+ * end of the scope unless it is NULL then.
+ */
+#define DEFINE_AUTO(name, function)                                                                \
+    static inline void auto_release_##name(struct name **pointer)                                  \
+    {                                                                                              \
+        if (*pointer) {                                                                            \
+            function(*pointer);                                                                    \
+        }                                                                                          \
+    }
+#define AUTO(name)             CLEANUP(auto_release_##name) struct name *
 
 #define SCOPE_LOCK_NAME_(line) scope_lock_##line##_
 #define SCOPE_LOCK_NAME(line)  SCOPE_LOCK_NAME_(line)

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "block/cleanup.h"
 #include "block/node.h"
 #include "block/request.h"
 #include "block/statistics.h"
@@ -28,8 +29,7 @@ enum block_io_status { BLOCK_IO_STATUS_OK, BLOCK_IO_STATUS_FAILED, BLOCK_IO_STAT
 extern const char *const block_io_status_names[];
 
 /* What the policy says about this error: REPORT, IGNORE or STOP. error_number is positive. */
-enum block_error_policy block_error_policy_action(enum block_error_policy policy,
-                                                  int error_number);
+enum block_error_policy block_error_policy_action(enum block_error_policy policy, int error_number);
 
 struct block_device;
 
@@ -43,7 +43,7 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
 /* References: an export or a request in progress keeps the device alive after removal. */
 struct block_device *block_device_ref(struct block_device *device);
 void block_device_unref(struct block_device *device);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct block_device, block_device_unref)
+DEFINE_AUTO(block_device, block_device_unref)
 
 /*
  * Take the device out of the list and release its root; flushes first. Requests that come later
@@ -92,8 +92,8 @@ int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t
 int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
                               struct block_extent *extent);
 
-struct throttle *block_device_throttle(struct block_device *device);       /* borrowed */
-struct statistics *block_device_statistics(struct block_device *device);   /* borrowed */
+struct throttle *block_device_throttle(struct block_device *device);     /* borrowed */
+struct statistics *block_device_statistics(struct block_device *device); /* borrowed */
 enum block_io_status block_device_io_status(struct block_device *device);
 
 /* True while guest requests are held (stop policy met an error, or block_device_stop_all). */

@@ -18,6 +18,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "block/cleanup.h"
+
 #define DIRTY_BITMAP_GRANULARITY_MIN     UINT64_C(512)
 #define DIRTY_BITMAP_GRANULARITY_MAX     (UINT64_C(2) << 30)
 #define DIRTY_BITMAP_GRANULARITY_DEFAULT (UINT64_C(64) << 10)
@@ -33,7 +35,7 @@ struct dirty_bitmap;
 struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t length, uint64_t granularity,
                                       GError **error);
 void dirty_bitmap_free(struct dirty_bitmap *bitmap);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct dirty_bitmap, dirty_bitmap_free)
+DEFINE_AUTO(dirty_bitmap, dirty_bitmap_free)
 
 const char *dirty_bitmap_name(const struct dirty_bitmap *bitmap); /* NULL: anonymous */
 uint64_t dirty_bitmap_granularity(const struct dirty_bitmap *bitmap);

@@ -13,6 +13,7 @@
 
 #include <stddef.h>
 
+#include "block/cleanup.h"
 #include "block/node.h"
 
 struct block_drain;
@@ -29,6 +30,6 @@ struct block_drain *block_drain_begin(struct block_node *const *nodes, size_t co
 
 /* End the section; users whose last section this was go on. Frees it. Must not block. */
 void block_drain_end(struct block_drain *drain);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct block_drain, block_drain_end)
+DEFINE_AUTO(block_drain, block_drain_end)
 
 #endif

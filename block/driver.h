@@ -163,9 +163,9 @@ struct block_driver {
     bool is_protocol; /* ends a tree: reaches storage itself, has no `file` child */
     bool has_backing; /* the format can have a backing file */
 
-    size_t instance_size;              /* of the state at block_node_state(), zeroed */
+    size_t instance_size;               /* of the state at block_node_state(), zeroed */
     const struct block_option *options; /* beyond the common ones; struct below; may be NULL */
-    size_t options_size;               /* of the struct the options are extracted into */
+    size_t options_size;                /* of the struct the options are extracted into */
 
     /*
      * Format probing: how sure the driver is, 0 to 100, that an image whose first bytes are head
@@ -233,12 +233,18 @@ struct block_driver {
     int (*block_status)(struct block_node *node, uint64_t offset, uint64_t bytes,
                         struct block_extent *extent);
     /*
-     * Where a range lies in a host file, for kernel offload: a descriptor, an offset, and in
-     * *bytes how much of the range is linear there. NULL: a filter asks its child, others have
-     * none (-ENOTSUP).
+     * Kernel offload of copies, source side: where a range lies in a host file, as a descriptor,
+     * an offset, and in *bytes how much of the range is linear there. NULL: a filter asks its
+     * child, others have none (-ENOTSUP).
      */
     int (*host_range)(struct block_node *node, uint64_t offset, uint64_t *bytes, int *fd,
                       uint64_t *fd_offset);
+    /*
+     * Target side: write a range with what a host file holds, without a buffer. -ENOTSUP if this
+     * pair of files cannot, and then nothing was written. NULL: as for host_range.
+     */
+    int (*pwrite_from_fd)(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
+                          uint64_t bytes);
     /* Advise that a range will be read soon. NULL: does nothing. */
     int (*prefetch)(struct block_node *node, uint64_t offset, uint64_t bytes);
 
@@ -255,8 +261,7 @@ struct block_driver {
     int (*snapshot_apply)(struct block_node *node, const char *id, GError **error);
     int (*snapshot_delete)(struct block_node *node, const char *id, GError **error);
     /* A new array of *count entries; the caller frees it with block_snapshot_list_free. */
-    int (*snapshot_list)(struct block_node *node, struct block_snapshot_info **list,
-                         size_t *count);
+    int (*snapshot_list)(struct block_node *node, struct block_snapshot_info **list, size_t *count);
     /* Serve an internal snapshot instead of the current state; the node is read-only. */
     int (*snapshot_load)(struct block_node *node, const char *id, GError **error);
 
@@ -294,7 +299,7 @@ const struct block_driver *const *block_driver_list(void);
 const struct block_driver *block_driver_probe(const uint8_t *head, size_t bytes,
                                               const char *filename);
 
-/* Options every node has, into struct block_node_options (block/node.h). */
+/* Options every node has besides "driver" and "node-name"; they end up in node->options. */
 extern const struct block_option block_common_options[];
 
 void block_info_clear(struct block_info *info);

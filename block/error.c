@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <stdarg.h>
 
-G_DEFINE_QUARK(liveblk-error-quark, block_error)
+G_DEFINE_QUARK(liveblk - error - quark, block_error)
 
 int block_error(GError **error, int error_number, const char *format, ...)
 {

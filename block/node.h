@@ -22,16 +22,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "block/cleanup.h"
 #include "block/driver.h"
 #include "block/queue.h"
 #include "block/tracked.h"
 
 #define BLOCK_NODE_NAME_MAX 31
 
-enum block_detect_zeroes { BLOCK_DETECT_ZEROES_OFF, BLOCK_DETECT_ZEROES_ON,
-                           BLOCK_DETECT_ZEROES_UNMAP };
+enum block_detect_zeroes {
+    BLOCK_DETECT_ZEROES_OFF,
+    BLOCK_DETECT_ZEROES_ON,
+    BLOCK_DETECT_ZEROES_UNMAP
+};
 
-/* The options every node has (block_common_options). */
+/* The options every node has; block_common_options declares them. */
 struct block_node_options {
     bool read_only;
     bool auto_read_only;
@@ -68,8 +72,8 @@ struct block_claim_operations {
 /* One user of one node. Embedded in the user; registered with block_claim_acquire. */
 struct block_claim {
     const struct block_claim_operations *operations; /* NULL for a claim that does no I/O */
-    char *owner;    /* for messages: "block device 'vda'", "block job 'job0'", "node 'q'" */
-    unsigned perms; /* BLOCK_PERM_* it uses */
+    char *owner;     /* for messages: "block device 'vda'", "block job 'job0'", "node 'q'" */
+    unsigned perms;  /* BLOCK_PERM_* it uses */
     unsigned shared; /* BLOCK_PERM_* others may use meanwhile */
     struct block_node *node;   /* what is claimed; a reference is held */
     struct block_node *parent; /* set when the user is a parent node: drains go on above it */
@@ -88,8 +92,8 @@ struct dirty_bitmap;
 struct write_notifier;
 
 struct block_node {
-    char *name;       /* unique; "#blockNNN" if nobody gave one */
-    bool named;       /* a user gave the name with blockdev-add and owns a reference */
+    char *name; /* unique; "#blockNNN" if nobody gave one */
+    bool named; /* a user gave the name with blockdev-add and owns a reference */
     const struct block_driver *driver;
     struct block_node_options options;
     struct block_limits limits;
@@ -103,7 +107,6 @@ struct block_node {
     _Atomic uint64_t write_generation;   /* counts finished writes */
     _Atomic uint64_t flushed_generation; /* writes up to here are on stable storage */
     _Atomic uint64_t highest_written;    /* end of the highest byte written, as wr_highest_offset */
-    _Atomic uint64_t write_threshold;    /* 0: none */
 
     struct tracked_requests tracked;
 
@@ -153,7 +156,7 @@ void block_node_remove_all(void);
 /* References. The last unref flushes and closes the node and drops its children; may block. */
 struct block_node *block_node_ref(struct block_node *node);
 void block_node_unref(struct block_node *node);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct block_node, block_node_unref)
+DEFINE_AUTO(block_node, block_node_unref)
 
 /* A new reference to the node of this name, or NULL. */
 struct block_node *block_node_find(const char *name);
@@ -210,8 +213,7 @@ int block_create(struct block_options *options, block_progress *progress, void *
 int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error);
 
 /* Change what a held claim uses and shares; nothing changes on error. */
-int block_claim_change(struct block_claim *claim, unsigned perms, unsigned shared,
-                       GError **error);
+int block_claim_change(struct block_claim *claim, unsigned perms, unsigned shared, GError **error);
 
 /* Release a claim and its reference. A claim that was never acquired is left alone. */
 void block_claim_release(struct block_claim *claim);

@@ -18,6 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "block/cleanup.h"
+
 enum block_option_type {
     BLOCK_OPTION_STRING,  /* char *, owned by the struct */
     BLOCK_OPTION_BOOL,    /* bool; "on"/"off" on command lines, true/false in QMP */
@@ -34,7 +36,7 @@ enum block_option_type {
 struct block_option {
     const char *name;
     enum block_option_type type;
-    size_t offset;                  /* of the member in the driver's struct */
+    size_t offset; /* of the member in the driver's struct */
     bool required;
     const char *default_text;       /* NULL: zero, NULL or the first enum value */
     const char *const *enum_values; /* NULL-terminated, for BLOCK_OPTION_ENUM */
@@ -64,7 +66,7 @@ struct block_options;
 
 struct block_options *block_options_new(void);
 void block_options_free(struct block_options *options);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct block_options, block_options_free)
+DEFINE_AUTO(block_options, block_options_free)
 struct block_options *block_options_copy(const struct block_options *options);
 
 /* Set a key, replacing an earlier value. Both strings are copied. */
@@ -80,8 +82,7 @@ char *block_options_take(struct block_options *options, const char *key);
 bool block_options_has(const struct block_options *options, const char *key);
 
 /* Remove all keys "prefix.x" and return them as "x" in a new set, which the caller owns. */
-struct block_options *block_options_take_nested(struct block_options *options,
-                                                const char *prefix);
+struct block_options *block_options_take_nested(struct block_options *options, const char *prefix);
 
 /* The keys, sorted; the caller frees the array with g_strfreev. */
 char **block_options_keys(const struct block_options *options);
@@ -94,7 +95,8 @@ char **block_options_keys(const struct block_options *options);
 struct block_options *block_options_parse(const char *text, const char *implied_key,
                                           GError **error);
 
-/* Parse a size with an optional suffix (b k M G T P E, powers of 1024). Returns a negative errno. */
+/* Parse a size with an optional suffix (b k M G T P E, powers of 1024). Returns a negative errno.
+ */
 int block_parse_size(const char *text, uint64_t *bytes, GError **error);
 
 /* Parse on/off, yes/no, true/false. Returns a negative errno. */

@@ -7,8 +7,8 @@
 
 #ifndef TAILQ_FOREACH_SAFE
 #define TAILQ_FOREACH_SAFE(variable, head, field, next)                                            \
-    for ((variable) = TAILQ_FIRST(head);                                                           \
-         (variable) && ((next) = TAILQ_NEXT(variable, field), 1); (variable) = (next))
+    for ((variable) = TAILQ_FIRST(head); (variable) && ((next) = TAILQ_NEXT(variable, field), 1);  \
+         (variable) = (next))
 #endif
 
 #endif

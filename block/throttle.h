@@ -14,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "block/cleanup.h"
+
 enum throttle_bucket_kind {
     THROTTLE_BPS_TOTAL,
     THROTTLE_BPS_READ,
@@ -39,7 +41,7 @@ struct throttle;
 struct throttle *throttle_new(void);
 /* Nobody may wait in it any more. */
 void throttle_free(struct throttle *throttle);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct throttle, throttle_free)
+DEFINE_AUTO(throttle, throttle_free)
 
 /* Check limits as QEMU does, with its messages. Returns a negative errno. */
 int throttle_limits_check(const struct throttle_limits *limits, GError **error);

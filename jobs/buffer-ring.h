@@ -15,11 +15,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "block/cleanup.h"
+
 struct buffer_ring;
 
 struct buffer_ring_slot {
-    void *buffer;     /* buffer_size bytes, aligned to 4096 */
-    uint64_t offset;  /* for the task's use, as are the next two */
+    void *buffer;    /* buffer_size bytes, aligned to 4096 */
+    uint64_t offset; /* for the task's use, as are the next two */
     uint64_t bytes;
     void *data;
     int result; /* the task's return value, valid once taken */
@@ -37,7 +39,7 @@ struct buffer_ring *buffer_ring_new(unsigned buffers, size_t buffer_size, unsign
 
 /* Waits for running tasks, drops the others' results. */
 void buffer_ring_free(struct buffer_ring *ring);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct buffer_ring, buffer_ring_free)
+DEFINE_AUTO(buffer_ring, buffer_ring_free)
 
 /*
  * The next free slot to fill, or NULL if all buffers are in use: take a completion first. It

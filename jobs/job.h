@@ -18,6 +18,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "block/cleanup.h"
 #include "block/device.h"
 #include "block/node.h"
 
@@ -104,7 +105,7 @@ struct job *job_new(const struct job_driver *driver, const char *id, unsigned fl
 
 struct job *job_ref(struct job *job);
 void job_unref(struct job *job);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct job, job_unref)
+DEFINE_AUTO(job, job_unref)
 
 /* Start the coordinating thread: CREATED to RUNNING. Returns a negative errno. */
 int job_start(struct job *job, GError **error);
@@ -125,7 +126,7 @@ void job_roll_back(struct job *job);
 struct job_transaction *job_transaction_new(bool grouped);
 struct job_transaction *job_transaction_ref(struct job_transaction *transaction);
 void job_transaction_unref(struct job_transaction *transaction);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(struct job_transaction, job_transaction_unref)
+DEFINE_AUTO(job_transaction, job_transaction_unref)
 
 /* A new reference, or NULL. */
 struct job *job_find(const char *id);
@@ -158,7 +159,7 @@ void *job_state(const struct job *job);
 const char *job_id(const struct job *job);
 const struct job_driver *job_driver_of(const struct job *job);
 enum job_status job_get_status(struct job *job);
-bool job_is_cancelled(struct job *job); /* by force, or softly where that is the same */
+bool job_is_cancelled(struct job *job);     /* by force, or softly where that is the same */
 bool job_cancel_requested(struct job *job); /* also a soft cancel of a READY job */
 bool job_completion_requested(struct job *job);
 /* True while somebody (user, drain, error policy) wants the job paused. */
@@ -187,7 +188,8 @@ void job_progress_add(struct job *job, uint64_t bytes);
 
 /* Bytes per second, 0 unlimited; lock-free. */
 uint64_t job_speed(struct job *job);
-/* Set before the job starts, without verb checks: "Parameter 'speed' expects a non-negative value" */
+/* Set before the job starts, without verb checks: "Parameter 'speed' expects a non-negative value"
+ */
 int job_set_initial_speed(struct job *job, int64_t speed, GError **error);
 
 /*
@@ -195,8 +197,8 @@ int job_set_initial_speed(struct job *job, int64_t speed, GError **error);
  * For STOP the job is now user-paused and its I/O status set; the driver gets quiet, passes a
  * job_pause_point() and retries. error_number is positive. Any thread of the job.
  */
-enum block_error_policy job_io_error(struct job *job, enum block_error_policy policy,
-                                     bool is_read, int error_number);
+enum block_error_policy job_io_error(struct job *job, enum block_error_policy policy, bool is_read,
+                                     int error_number);
 
 /* One word for people: what the job is doing ("copying", "flushing"). A string constant. */
 void job_set_phase(struct job *job, const char *phase);

@@ -43,8 +43,8 @@ void export_block_size(struct export_handle *handle, uint32_t *minimum, uint32_t
                        uint32_t *maximum);
 
 int export_pread(struct export_handle *handle, void *buffer, uint64_t offset, uint64_t bytes);
-int export_pwrite(struct export_handle *handle, const void *buffer, uint64_t offset,
-                  uint64_t bytes, bool fua);
+int export_pwrite(struct export_handle *handle, const void *buffer, uint64_t offset, uint64_t bytes,
+                  bool fua);
 /* flags: BLOCK_REQUEST_FUA, _MAY_UNMAP, _NO_FALLBACK */
 int export_write_zeroes(struct export_handle *handle, uint64_t offset, uint64_t bytes,
                         unsigned flags);

@@ -35,8 +35,7 @@ void server_set_read_only(struct server *server, bool read_only);
 int server_prepare(struct server *server, GError **error);
 
 /* quit: called on the main thread when a client asks the whole process to end. */
-int server_start(struct server *server, void (*quit)(void *data), void *quit_data,
-                 GError **error);
+int server_start(struct server *server, void (*quit)(void *data), void *quit_data, GError **error);
 
 /*
  * Cancel jobs, flush and close disks, remove the admin socket, end the threads. Requests held by

@@ -44,7 +44,6 @@ const struct qmp_event_type *const *qmp_monitor_event_tables(struct qmp_monitor 
  * Have a function run on the main thread once this request's reply was handed to the client's
  * socket: quit's.
  */
-void qmp_request_after_reply(struct qmp_request *request, void (*function)(void *data),
-                             void *data);
+void qmp_request_after_reply(struct qmp_request *request, void (*function)(void *data), void *data);
 
 #endif

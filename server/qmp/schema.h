@@ -13,7 +13,7 @@
 enum qmp_kind {
     QMP_KIND_STRING,
     QMP_KIND_BOOL,
-    QMP_KIND_INT,  /* signed 64 bits */
+    QMP_KIND_INT, /* signed 64 bits */
     QMP_KIND_UINT16,
     QMP_KIND_UINT32,
     QMP_KIND_UINT64, /* as QEMU: negative numbers wrap */
@@ -39,7 +39,7 @@ struct qmp_member {
 
 /* A branch of a flat union. */
 struct qmp_variant {
-    const char *value; /* of the discriminator; ends the list when NULL */
+    const char *value;           /* of the discriminator; ends the list when NULL */
     const struct qmp_type *type; /* NULL: no members of its own */
 };
 
@@ -76,7 +76,7 @@ enum {
 };
 
 struct qmp_command {
-    const char *name; /* ends the table when NULL */
+    const char *name;                 /* ends the table when NULL */
     const struct qmp_type *arguments; /* object type, or NULL: none */
     const struct qmp_type *returns;   /* or NULL: the empty object */
     qmp_handler *handler;
@@ -85,7 +85,7 @@ struct qmp_command {
 };
 
 struct qmp_event_type {
-    const char *name; /* ends the table when NULL */
+    const char *name;            /* ends the table when NULL */
     const struct qmp_type *data; /* or NULL: none */
     const char *doc;
 };

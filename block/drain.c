@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Drained sections. A section remembers the nodes it covers and an entry per user it made quiet.
+ * All sections are in one list under the graph lock, so that users who come or go meanwhile can
+ * join and leave.
+ */
+#include "block/drain.h"
+
+#include <pthread.h>
+
+#include "block/cleanup.h"
+#include "block/graph.h"
+
+struct drained_claim {
+    struct block_claim *claim;
+    bool waiting; /* a thread is in the claim's drain_wait; it must not go away */
+    TAILQ_ENTRY(drained_claim) entry;
+};
+
+struct block_drain {
+    GHashTable *nodes; /* set of struct block_node * it covers; not references, never followed */
+    unsigned perms;
+    TAILQ_HEAD(, drained_claim) claims;
+    TAILQ_ENTRY(block_drain) entry;
+};
+
+/* Graph lock. */
+static TAILQ_HEAD(, block_drain) sections = TAILQ_HEAD_INITIALIZER(sections);
+static pthread_cond_t waiting_ended = PTHREAD_COND_INITIALIZER;
+
+/* Graph lock held. */
+static void join(struct block_drain *drain, struct block_claim *claim)
+{
+    struct drained_claim *drained;
+
+    if (!claim->operations || !claim->operations->drain_begin || !(claim->perms & drain->perms)) {
+        return;
+    }
+    drained = g_new0(struct drained_claim, 1);
+    drained->claim = claim;
+    TAILQ_INSERT_TAIL(&drain->claims, drained, entry);
+    claim->operations->drain_begin(claim);
+}
+
+/* Graph lock held: cover a node and everything above it. */
+static void cover(struct block_drain *drain, struct block_node *node)
+{
+    struct block_claim *claim;
+
+    if (!g_hash_table_add(drain->nodes, node)) {
+        return;
+    }
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (claim->parent) {
+            cover(drain, claim->parent);
+        } else {
+            join(drain, claim);
+        }
+    }
+}
+
+/*
+ * Wait for each user in turn. The lock is dropped while waiting; the entry stays because a claim
+ * that is waited for cannot leave.
+ */
+static void wait_for_claims(struct block_drain *drain)
+{
+    struct drained_claim *drained, *next;
+    SCOPE_LOCK(&block_graph_lock);
+
+    for (drained = TAILQ_FIRST(&drain->claims); drained; drained = next) {
+        const struct block_claim_operations *operations = drained->claim->operations;
+
+        if (operations->drain_wait) {
+            drained->waiting = true;
+            pthread_mutex_unlock(&block_graph_lock);
+            operations->drain_wait(drained->claim);
+            pthread_mutex_lock(&block_graph_lock);
+            drained->waiting = false;
+            pthread_cond_broadcast(&waiting_ended);
+        }
+        next = TAILQ_NEXT(drained, entry);
+    }
+}
+
+struct block_drain *block_drain_begin(struct block_node *const *nodes, size_t count, unsigned perms)
+{
+    struct block_drain *drain = g_new0(struct block_drain, 1);
+
+    drain->nodes = g_hash_table_new(NULL, NULL);
+    drain->perms = perms;
+    TAILQ_INIT(&drain->claims);
+    pthread_mutex_lock(&block_graph_lock);
+    TAILQ_INSERT_TAIL(&sections, drain, entry);
+    for (size_t i = 0; i < count; i++) {
+        cover(drain, nodes[i]);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    wait_for_claims(drain);
+    return drain;
+}
+
+void block_drain_end(struct block_drain *drain)
+{
+    struct drained_claim *drained, *next;
+
+    if (!drain) {
+        return;
+    }
+    pthread_mutex_lock(&block_graph_lock);
+    TAILQ_REMOVE(&sections, drain, entry);
+    TAILQ_FOREACH_SAFE (drained, &drain->claims, entry, next) {
+        drained->claim->operations->drain_end(drained->claim);
+        g_free(drained);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    g_hash_table_unref(drain->nodes);
+    g_free(drain);
+}
+
+void block_drain_claim_added(struct block_claim *claim)
+{
+    struct block_drain *drain;
+
+    TAILQ_FOREACH (drain, &sections, entry) {
+        if (!g_hash_table_contains(drain->nodes, claim->node)) {
+            continue;
+        }
+        if (claim->parent) {
+            cover(drain, claim->parent);
+        } else {
+            join(drain, claim);
+        }
+    }
+}
+
+/* The entry of a claim that somebody waits for, if any. Graph lock held. */
+static bool is_waited_for(const struct block_claim *claim)
+{
+    struct block_drain *drain;
+    struct drained_claim *drained;
+
+    TAILQ_FOREACH (drain, &sections, entry) {
+        TAILQ_FOREACH (drained, &drain->claims, entry) {
+            if (drained->claim == claim && drained->waiting) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void block_drain_claim_removed(struct block_claim *claim)
+{
+    struct block_drain *drain;
+    struct drained_claim *drained, *next;
+
+    while (is_waited_for(claim)) {
+        pthread_cond_wait(&waiting_ended, &block_graph_lock);
+    }
+    TAILQ_FOREACH (drain, &sections, entry) {
+        TAILQ_FOREACH_SAFE (drained, &drain->claims, entry, next) {
+            if (drained->claim == claim) {
+                TAILQ_REMOVE(&drain->claims, drained, entry);
+                claim->operations->drain_end(claim);
+                g_free(drained);
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The graph's edges: claims, and what hangs on nodes while they are drained. */
+#include "block/graph.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/cleanup.h"
+#include "block/error.h"
+
+static const char *permission_name(unsigned permissions)
+{
+    if (permissions & BLOCK_PERM_WRITE) {
+        return "writing";
+    }
+    if (permissions & BLOCK_PERM_RESIZE) {
+        return "resizing";
+    }
+    if (permissions & BLOCK_PERM_GRAPH) {
+        return "changing the graph";
+    }
+    return "reading";
+}
+
+/* Graph lock held. Whether a claim with these permissions may stand beside the others. */
+static int check_conflicts(const struct block_claim *claim, struct block_node *node, unsigned perms,
+                           unsigned shared, GError **error)
+{
+    struct block_claim *other;
+
+    TAILQ_FOREACH (other, &node->claims, entry) {
+        unsigned clash = (perms & ~other->shared) | (other->perms & ~shared);
+
+        if (other != claim && clash) {
+            return block_error(error, EBUSY,
+                               "Node '%s' is busy: %s and %s exclude each other by %s it",
+                               node->name ? node->name : node->driver->name, other->owner,
+                               claim->owner, permission_name(clash));
+        }
+    }
+    return 0;
+}
+
+/* A node above its own child would wait for itself for ever. Graph lock held. */
+static bool is_above(const struct block_node *node, const struct block_node *other)
+{
+    const struct block_child *child;
+
+    if (node == other) {
+        return true;
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (is_above(child->claim.node, other)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Graph lock held. */
+static int check_claim(const struct block_claim *claim, struct block_node *node, GError **error)
+{
+    if (claim->parent && is_above(node, claim->parent)) {
+        return block_error(error, ELOOP, "Making '%s' a child of '%s' would create a cycle",
+                           node->name, claim->parent->name);
+    }
+    return check_conflicts(claim, node, claim->perms, claim->shared, error);
+}
+
+int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    int status = check_claim(claim, node, error);
+
+    if (status < 0) {
+        return status;
+    }
+    claim->node = node;
+    node->references++;
+    TAILQ_INSERT_TAIL(&node->claims, claim, entry);
+    block_drain_claim_added(claim);
+    return 0;
+}
+
+int block_claim_change(struct block_claim *claim, unsigned perms, unsigned shared, GError **error)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    int status = check_conflicts(claim, claim->node, perms, shared, error);
+
+    if (status == 0) {
+        claim->perms = perms;
+        claim->shared = shared;
+    }
+    return status;
+}
+
+void block_claim_release(struct block_claim *claim)
+{
+    struct block_node *node = claim->node;
+
+    if (!node) {
+        return;
+    }
+    pthread_mutex_lock(&block_graph_lock);
+    block_drain_claim_removed(claim);
+    TAILQ_REMOVE(&node->claims, claim, entry);
+    claim->node = NULL;
+    pthread_mutex_unlock(&block_graph_lock);
+    block_node_unref(node);
+}
+
+int block_claim_move(struct block_claim *claim, struct block_node *node, GError **error)
+{
+    struct block_node *old_node = claim->node;
+
+    pthread_mutex_lock(&block_graph_lock);
+    int status = check_claim(claim, node, error);
+    if (status == 0) {
+        TAILQ_REMOVE(&old_node->claims, claim, entry);
+        TAILQ_INSERT_TAIL(&node->claims, claim, entry);
+        node->references++;
+        claim->node = node;
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    if (status == 0) {
+        block_node_unref(old_node);
+    }
+    return status;
+}
+
+int block_node_check_resize(struct block_node *node, GError **error)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (!(claim->shared & BLOCK_PERM_RESIZE)) {
+            return block_error(error, EBUSY, "Node '%s' is busy: %s does not let it be resized",
+                               node->name, claim->owner);
+        }
+    }
+    return 0;
+}
+
+/* A new NULL-terminated copy of a list with one entry more or less; frees the old one. */
+static void *list_with(void *old, void *entry)
+{
+    size_t count = 0;
+    void **list = old;
+
+    while (list && list[count]) {
+        count++;
+    }
+    list = g_renew(void *, list, count + 2);
+    list[count] = entry;
+    list[count + 1] = NULL;
+    return list;
+}
+
+static void *list_without(void *old, const void *entry)
+{
+    void **list = old;
+    size_t kept = 0;
+
+    for (size_t i = 0; list && list[i]; i++) {
+        if (list[i] != entry) {
+            list[kept++] = list[i];
+        }
+    }
+    if (kept == 0) {
+        g_free(list);
+        return NULL;
+    }
+    list[kept] = NULL;
+    return list;
+}
+
+void block_node_add_notifier(struct block_node *node, struct write_notifier *notifier)
+{
+    node->notifiers = list_with(node->notifiers, notifier);
+}
+
+void block_node_remove_notifier(struct block_node *node, struct write_notifier *notifier)
+{
+    node->notifiers = list_without(node->notifiers, notifier);
+}
+
+void block_node_add_bitmap(struct block_node *node, struct dirty_bitmap *bitmap)
+{
+    node->bitmaps = list_with(node->bitmaps, bitmap);
+}
+
+void block_node_remove_bitmap(struct block_node *node, struct dirty_bitmap *bitmap)
+{
+    node->bitmaps = list_without(node->bitmaps, bitmap);
+}

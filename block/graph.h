@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the parts of the graph code share with each other and with identifiers elsewhere. */
+#ifndef LIVEBLK_BLOCK_GRAPH_H
+#define LIVEBLK_BLOCK_GRAPH_H
+
+#include <stdbool.h>
+
+#include "block/node.h"
+
+/* [A-Za-z][A-Za-z0-9._-]*: what node names, device names and job ids look like. */
+bool block_identifier_is_valid(const char *name);
+
+/*
+ * Called by claims, graph lock held: a claim that appears on a node in a drained section joins
+ * it, so that a new user cannot start I/O inside; one that goes leaves it, once nobody waits
+ * for it any more (the lock is dropped meanwhile).
+ */
+void block_drain_claim_added(struct block_claim *claim);
+void block_drain_claim_removed(struct block_claim *claim);
+
+#endif

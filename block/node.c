@@ -1,0 +1,732 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Nodes: opening and closing trees, names, references, and questions a node answers. */
+#include "block/node.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/align.h"
+#include "block/checked.h"
+#include "block/cleanup.h"
+#include "block/dirty-bitmap.h"
+#include "block/error.h"
+#include "block/graph.h"
+#include "block/request.h"
+
+pthread_mutex_t block_graph_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* All published nodes, oldest first, and the number of the next made-up name. Graph lock. */
+static TAILQ_HEAD(block_node_list_head, block_node) all_nodes = TAILQ_HEAD_INITIALIZER(all_nodes);
+static uint64_t next_serial = 1;
+
+struct common_values {
+    bool read_only;
+    bool auto_read_only;
+    bool force_share;
+    int discard;
+    int detect_zeroes;
+    bool cache_direct;
+    bool cache_no_flush;
+};
+
+static const char *const discard_names[] = {"ignore", "unmap", NULL};
+static const char *const detect_zeroes_names[] = {"off", "on", "unmap", NULL};
+
+const struct block_option block_common_options[] = {
+    {
+        .name = "read-only",
+        .type = BLOCK_OPTION_BOOL,
+        .offset = offsetof(struct common_values, read_only),
+        .default_text = "off",
+        .help = "Refuse writes to this node.",
+    },
+    {
+        .name = "auto-read-only",
+        .type = BLOCK_OPTION_BOOL,
+        .offset = offsetof(struct common_values, auto_read_only),
+        .default_text = "off",
+        .help = "Open read-only if the storage does not permit writing.",
+    },
+    {
+        .name = "force-share",
+        .type = BLOCK_OPTION_BOOL,
+        .offset = offsetof(struct common_values, force_share),
+        .default_text = "off",
+        .help = "Do not lock the image against others; needs read-only.",
+    },
+    {
+        .name = "discard",
+        .type = BLOCK_OPTION_ENUM,
+        .offset = offsetof(struct common_values, discard),
+        .default_text = "ignore",
+        .enum_values = discard_names,
+        .help = "Pass discards on to the storage (unmap) or drop them (ignore).",
+    },
+    {
+        .name = "detect-zeroes",
+        .type = BLOCK_OPTION_ENUM,
+        .offset = offsetof(struct common_values, detect_zeroes),
+        .default_text = "off",
+        .enum_values = detect_zeroes_names,
+        .help = "Turn writes of zeroes into write-zeroes requests (on), which may "
+                "deallocate (unmap).",
+    },
+    {
+        .name = "cache.direct",
+        .type = BLOCK_OPTION_BOOL,
+        .offset = offsetof(struct common_values, cache_direct),
+        .default_text = "off",
+        .help = "Bypass the host's page cache (O_DIRECT).",
+    },
+    {
+        .name = "cache.no-flush",
+        .type = BLOCK_OPTION_BOOL,
+        .offset = offsetof(struct common_values, cache_no_flush),
+        .default_text = "off",
+        .help = "Ignore flushes: fast, and unsafe when the host dies.",
+    },
+    {.name = NULL},
+};
+
+bool block_node_name_is_valid(const char *name)
+{
+    return block_identifier_is_valid(name) && strlen(name) <= BLOCK_NODE_NAME_MAX;
+}
+
+bool block_identifier_is_valid(const char *name)
+{
+    if (!g_ascii_isalpha(*name)) {
+        return false;
+    }
+    for (const char *p = name; *p; p++) {
+        if (!g_ascii_isalnum(*p) && !strchr("._-", *p)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Graph lock held. */
+static struct block_node *find_locked(const char *name)
+{
+    struct block_node *node;
+
+    TAILQ_FOREACH (node, &all_nodes, entry) {
+        if (!strcmp(node->name, name)) {
+            return node;
+        }
+    }
+    return NULL;
+}
+
+struct block_node *block_node_find(const char *name)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    struct block_node *node = find_locked(name);
+
+    if (node) {
+        node->references++;
+    }
+    return node;
+}
+
+struct block_node *block_node_find_or_error(const char *name, GError **error)
+{
+    struct block_node *node = block_node_find(name);
+
+    if (!node) {
+        block_error(error, ENOENT, "Cannot find device='' nor node-name='%s'", name);
+    }
+    return node;
+}
+
+struct block_node **block_node_list(void)
+{
+    g_autoptr(GPtrArray) list = g_ptr_array_new();
+    SCOPE_LOCK(&block_graph_lock);
+    struct block_node *node;
+
+    TAILQ_FOREACH_REVERSE(node, &all_nodes, block_node_list_head, entry)
+    {
+        node->references++;
+        g_ptr_array_add(list, node);
+    }
+    g_ptr_array_add(list, NULL);
+    return (struct block_node **)g_ptr_array_free(g_steal_pointer(&list), FALSE);
+}
+
+void block_node_list_free(struct block_node **list)
+{
+    for (struct block_node **node = list; *node; node++) {
+        block_node_unref(*node);
+    }
+    g_free(list);
+}
+
+struct block_node *block_node_ref(struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    node->references++;
+    return node;
+}
+
+static void free_node(struct block_node *node)
+{
+    struct block_child *child, *next;
+
+    TAILQ_FOREACH_SAFE (child, &node->children, entry, next) {
+        TAILQ_REMOVE(&node->children, child, entry);
+        block_claim_release(&child->claim);
+        g_free(child->claim.owner);
+        g_free(child->name);
+        g_free(child);
+    }
+    tracked_requests_destroy(&node->tracked);
+    g_free(node->notifiers);
+    g_free(node->bitmaps);
+    g_free(node->name);
+    g_free(node->state);
+    g_free(node);
+}
+
+void block_node_unref(struct block_node *node)
+{
+    if (!node) {
+        return;
+    }
+    pthread_mutex_lock(&block_graph_lock);
+    bool last = --node->references == 0;
+    if (last && node->published) {
+        TAILQ_REMOVE(&all_nodes, node, entry);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    if (!last) {
+        return;
+    }
+    if (!node->options.read_only) {
+        int status = block_node_flush(node);
+
+        if (status < 0) {
+            g_warning("Node '%s': the last flush before closing failed: %s", node->name,
+                      g_strerror(-status));
+        }
+    }
+    if (node->driver->close) {
+        node->driver->close(node);
+    }
+    free_node(node);
+}
+
+struct block_node *block_node_child(const struct block_node *node, const char *name)
+{
+    struct block_child *child;
+
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (!strcmp(child->name, name)) {
+            return child->claim.node;
+        }
+    }
+    return NULL;
+}
+
+static enum block_role role_of(const char *child_name)
+{
+    static const struct {
+        const char *name;
+        enum block_role role;
+    } roles[] = {
+        {"backing", BLOCK_ROLE_BACKING},
+        {"target", BLOCK_ROLE_TARGET},
+        {"data-file", BLOCK_ROLE_DATA_FILE},
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(roles); i++) {
+        if (!strcmp(child_name, roles[i].name)) {
+            return roles[i].role;
+        }
+    }
+    return BLOCK_ROLE_FILE;
+}
+
+/*
+ * What a parent does with a child. A filter leaves the decision to those above it, and a backing
+ * file is only read; a format needs its file for itself, or two writers would fight over it.
+ */
+static void set_child_permissions(const struct block_node *parent, struct block_child *child)
+{
+    bool writes = !parent->options.read_only && child->role != BLOCK_ROLE_BACKING;
+
+    child->claim.perms = BLOCK_PERM_READ;
+    child->claim.shared = BLOCK_PERM_READ | BLOCK_PERM_GRAPH;
+    if (writes) {
+        child->claim.perms |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
+    }
+    if (parent->driver->is_filter && child->role == BLOCK_ROLE_FILE) {
+        child->claim.perms &= ~(unsigned)BLOCK_PERM_RESIZE;
+        child->claim.shared = BLOCK_PERM_ALL;
+    }
+}
+
+static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
+                        GError **error)
+{
+    struct block_child *child = g_new0(struct block_child, 1);
+    int status;
+
+    child->role = role_of(name);
+    child->name = g_strdup(name);
+    child->claim.owner = g_strdup_printf("node '%s'", parent->name ? parent->name : "(new)");
+    child->claim.parent = parent;
+    set_child_permissions(parent, child);
+    status = block_claim_acquire(&child->claim, node, error);
+    if (status < 0) {
+        g_free(child->claim.owner);
+        g_free(child->name);
+        g_free(child);
+        return status;
+    }
+    TAILQ_INSERT_TAIL(&parent->children, child, entry);
+    if (child->role == BLOCK_ROLE_FILE) {
+        parent->file = node;
+    } else if (child->role == BLOCK_ROLE_BACKING) {
+        parent->backing = node;
+    }
+    return 0;
+}
+
+/* What an inline child takes over from its parent unless it says otherwise. */
+static void inherit_options(const struct block_node *parent, struct block_options *nested)
+{
+    const struct {
+        const char *key;
+        bool value;
+    } inherited[] = {
+        {"read-only", parent->options.read_only},
+        {"auto-read-only", parent->options.auto_read_only},
+        {"force-share", parent->options.force_share},
+        {"cache.direct", parent->options.cache_direct},
+        {"cache.no-flush", parent->options.cache_no_flush},
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(inherited); i++) {
+        if (!block_options_has(nested, inherited[i].key)) {
+            block_options_set(nested, inherited[i].key, inherited[i].value ? "on" : "off");
+        }
+    }
+    /* Whether discards are passed on is decided above; the child just does what it is told. */
+    if (!block_options_has(nested, "discard")) {
+        block_options_set(nested, "discard", "unmap");
+    }
+}
+
+static int open_child(struct block_node *parent, const struct block_option *option,
+                      struct block_options *options, GError **error)
+{
+    AUTO(block_node) node = NULL;
+    g_autofree char *reference = block_options_take(options, option->name);
+
+    if (reference) {
+        node = block_node_find_or_error(reference, error);
+    } else if (block_options_has(options, option->name)) {
+        AUTO(block_options) nested = block_options_take_nested(options, option->name);
+
+        inherit_options(parent, nested);
+        node = block_node_open(nested, true, error);
+    } else if (option->required) {
+        return block_error(error, EINVAL, "Parameter '%s' is missing", option->name);
+    } else {
+        return 0;
+    }
+    if (!node) {
+        return -EINVAL;
+    }
+    if (node->options.read_only && !parent->options.read_only &&
+        role_of(option->name) != BLOCK_ROLE_BACKING) {
+        if (!parent->options.auto_read_only) {
+            return block_error(error, EACCES,
+                               "Block node '%s' is read-only; open the node above it with "
+                               "read-only=on",
+                               node->name);
+        }
+        parent->options.read_only = true;
+    }
+    return attach_child(parent, option->name, node, error);
+}
+
+static int open_children(struct block_node *node, struct block_options *options, GError **error)
+{
+    for (const struct block_option *option = node->driver->options; option && option->name;
+         option++) {
+        if (option->type == BLOCK_OPTION_NODE) {
+            int status = open_child(node, option, options, error);
+
+            if (status < 0) {
+                return status;
+            }
+        }
+    }
+    return 0;
+}
+
+static int extract_common(struct block_node *node, struct block_options *options, GError **error)
+{
+    struct common_values values = {0};
+    int status = block_options_extract(options, block_common_options, &values, NULL, error);
+
+    if (status < 0) {
+        return status;
+    }
+    if (values.detect_zeroes == BLOCK_DETECT_ZEROES_UNMAP && !values.discard) {
+        return block_error(error, EINVAL,
+                           "setting detect-zeroes to unmap is not allowed without setting "
+                           "discard operation to unmap");
+    }
+    if (values.force_share && !values.read_only) {
+        return block_error(error, EINVAL, "force-share=on can only be used with read-only images");
+    }
+    node->options = (struct block_node_options){
+        .read_only = values.read_only,
+        .auto_read_only = values.auto_read_only,
+        .force_share = values.force_share,
+        .discard_unmap = values.discard,
+        .detect_zeroes = values.detect_zeroes,
+        .cache_direct = values.cache_direct,
+        .cache_no_flush = values.cache_no_flush,
+    };
+    return 0;
+}
+
+/* Sizes the rest of the core divides by and loops over must make sense whatever a driver says. */
+static int check_limits(struct block_node *node, GError **error)
+{
+    struct block_limits *limits = &node->limits;
+
+    if (!limits->request_alignment) {
+        limits->request_alignment = 1;
+    }
+    if (!limits->memory_alignment) {
+        limits->memory_alignment = 1;
+    }
+    g_assert(is_power_of_2(limits->request_alignment));
+    g_assert(is_power_of_2(limits->memory_alignment));
+    uint64_t *maxima[] = {&limits->max_transfer, &limits->max_write_zeroes, &limits->max_discard};
+    for (size_t i = 0; i < G_N_ELEMENTS(maxima); i++) {
+        *maxima[i] =
+            align_down(*maxima[i] ? MIN_OF(*maxima[i], GIB) : GIB, limits->request_alignment);
+        if (!*maxima[i]) {
+            *maxima[i] = limits->request_alignment;
+        }
+    }
+    if (!is_aligned(block_node_length(node), limits->request_alignment)) {
+        return block_error(error, EINVAL,
+                           "The length of node '%s' (%" PRIu64 " bytes) is not a multiple of the "
+                           "request size it needs (%u bytes); without cache.direct it may work",
+                           node->name ? node->name : node->driver->name, block_node_length(node),
+                           limits->request_alignment);
+    }
+    return 0;
+}
+
+static int refresh_length(struct block_node *node, GError **error)
+{
+    int64_t length = node->driver->get_length ? node->driver->get_length(node)
+                                              : (int64_t)block_node_length(node->file);
+
+    if (length < 0) {
+        return block_error_errno(error, (int)-length, "Could not get the length of node '%s'",
+                                 node->name ? node->name : node->driver->name);
+    }
+    atomic_store_explicit(&node->length, (uint64_t)length, memory_order_release);
+    return 0;
+}
+
+static int open_driver(struct block_node *node, struct block_options *options, GError **error)
+{
+    const struct block_driver *driver = node->driver;
+    g_autofree void *values = g_malloc0(driver->options_size ? driver->options_size : 1);
+    int status = 0;
+
+    if (driver->options) {
+        status = block_options_extract(options, driver->options, values, NULL, error);
+        if (status < 0) {
+            return status;
+        }
+    }
+    status = block_options_expect_empty(options, NULL, error);
+    if (status == 0 && driver->open) {
+        status = driver->open(node, values, error);
+    }
+    if (driver->options) {
+        block_options_clear_target(driver->options, values);
+    }
+    if (status < 0) {
+        return status;
+    }
+    status = refresh_length(node, error);
+    if (status == 0) {
+        status = check_limits(node, error);
+    }
+    if (status < 0 && driver->close) {
+        driver->close(node);
+    }
+    return status;
+}
+
+/* Take and check the name; NULL stays NULL when the name will be made up. */
+static int take_name(struct block_node *node, struct block_options *options, bool allow_anonymous,
+                     GError **error)
+{
+    node->name = block_options_take(options, "node-name");
+    if (!node->name) {
+        return allow_anonymous
+                   ? 0
+                   : block_error(error, EINVAL, "'node-name' must be specified for the root node");
+    }
+    if (!block_identifier_is_valid(node->name)) {
+        return block_error(error, EINVAL, "Invalid node-name: '%s'", node->name);
+    }
+    if (strlen(node->name) > BLOCK_NODE_NAME_MAX) {
+        return block_error(error, EINVAL, "Node name too long");
+    }
+    /* Early, so that the cause is named before storage is touched; publish() checks again. */
+    SCOPE_LOCK(&block_graph_lock);
+    if (find_locked(node->name)) {
+        return block_error(error, EEXIST, "Duplicate nodes with node-name='%s'", node->name);
+    }
+    return 0;
+}
+
+/* Make the node visible under its name; the children's claims then name it. */
+static int publish(struct block_node *node, GError **error)
+{
+    struct block_child *child;
+    SCOPE_LOCK(&block_graph_lock);
+
+    if (node->name && find_locked(node->name)) {
+        return block_error(error, EEXIST, "Duplicate nodes with node-name='%s'", node->name);
+    }
+    node->serial = next_serial++;
+    if (!node->name) {
+        node->name = g_strdup_printf("#block%03" PRIu64, node->serial);
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        g_free(child->claim.owner);
+        child->claim.owner = g_strdup_printf("node '%s'", node->name);
+    }
+    node->published = true;
+    TAILQ_INSERT_TAIL(&all_nodes, node, entry);
+    return 0;
+}
+
+struct block_node *block_node_open(struct block_options *options, bool allow_anonymous,
+                                   GError **error)
+{
+    g_autofree char *driver_name = block_options_take(options, "driver");
+    const struct block_driver *driver;
+    struct block_node *node;
+
+    if (!driver_name) {
+        block_error(error, EINVAL, "Parameter 'driver' is missing");
+        return NULL;
+    }
+    driver = block_driver_find(driver_name);
+    if (!driver) {
+        block_error(error, EINVAL, "Parameter 'driver' does not accept value '%s'", driver_name);
+        return NULL;
+    }
+    node = g_new0(struct block_node, 1);
+    node->driver = driver;
+    node->references = 1;
+    node->state = g_malloc0(driver->instance_size ? driver->instance_size : 1);
+    TAILQ_INIT(&node->children);
+    TAILQ_INIT(&node->claims);
+    tracked_requests_init(&node->tracked);
+    if (take_name(node, options, allow_anonymous, error) < 0 ||
+        extract_common(node, options, error) < 0 || open_children(node, options, error) < 0 ||
+        open_driver(node, options, error) < 0) {
+        free_node(node);
+        return NULL;
+    }
+    if (publish(node, error) < 0) {
+        block_node_unref(node);
+        return NULL;
+    }
+    return node;
+}
+
+int block_node_add(struct block_options *options, GError **error)
+{
+    struct block_node *node = block_node_open(options, false, error);
+
+    if (!node) {
+        return -EINVAL;
+    }
+    SCOPE_LOCK(&block_graph_lock);
+    node->named = true;
+    return 0;
+}
+
+int block_node_remove(const char *name, GError **error)
+{
+    AUTO(block_node) node = block_node_find(name);
+
+    if (!node) {
+        return block_error(error, ENOENT, "Failed to find node with node-name='%s'", name);
+    }
+    pthread_mutex_lock(&block_graph_lock);
+    struct block_claim *user = TAILQ_FIRST(&node->claims);
+    int status = 0;
+    if (!node->named) {
+        status = block_error(error, EPERM, "Node %s is not owned by the monitor", name);
+    } else if (user) {
+        status =
+            block_error(error, EBUSY, "Node '%s' is busy: it is in use by %s", name, user->owner);
+    } else {
+        node->named = false;
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    if (status == 0) {
+        block_node_unref(node); /* the monitor's reference; ours follows */
+    }
+    return status;
+}
+
+void block_node_remove_all(void)
+{
+    struct block_node **list = block_node_list();
+
+    for (struct block_node **node = list; *node; node++) {
+        pthread_mutex_lock(&block_graph_lock);
+        bool named = (*node)->named;
+        (*node)->named = false;
+        pthread_mutex_unlock(&block_graph_lock);
+        if (named) {
+            block_node_unref(*node);
+        }
+    }
+    block_node_list_free(list);
+}
+
+static int resize_bitmaps(struct block_node *node, uint64_t length)
+{
+    for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
+        /* A consumer of the bitmap has never seen the new space: it counts as changed. */
+        int status = dirty_bitmap_resize(*bitmap, length, dirty_bitmap_enabled(*bitmap));
+
+        if (status < 0) {
+            return status;
+        }
+    }
+    return 0;
+}
+
+int block_node_set_length(struct block_node *node, uint64_t length,
+                          enum block_preallocation preallocation, GError **error)
+{
+    uint64_t old_length = block_node_length(node);
+    int status;
+
+    if (node->options.read_only) {
+        return block_error(error, EACCES, "Image is read-only");
+    }
+    if (length > INT64_MAX || !is_aligned(length, node->limits.request_alignment)) {
+        return block_error(error, EINVAL, "The new size must be a multiple of %u",
+                           node->limits.request_alignment);
+    }
+    if (resize_bitmaps(node, length) < 0) {
+        resize_bitmaps(node, old_length);
+        return block_error(error, ENOMEM, "Not enough memory for the dirty bitmaps of node '%s'",
+                           node->name);
+    }
+    if (node->driver->set_length) {
+        status = node->driver->set_length(node, length, preallocation, error);
+    } else if (node->driver->is_filter) {
+        status = block_node_set_length(node->file, length, preallocation, error);
+    } else {
+        status = block_error(error, ENOTSUP, "Driver '%s' cannot resize node '%s'",
+                             node->driver->name, node->name);
+    }
+    if (status == 0) {
+        status = refresh_length(node, error);
+    }
+    if (block_node_length(node) != length) {
+        resize_bitmaps(node, block_node_length(node));
+    }
+    return status;
+}
+
+int64_t block_node_get_allocated_size(struct block_node *node)
+{
+    struct block_child *child;
+    int64_t sum = 0;
+
+    if (node->driver->get_allocated_size) {
+        return node->driver->get_allocated_size(node);
+    }
+    if (!node->file) {
+        return -ENOTSUP;
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role == BLOCK_ROLE_FILE || child->role == BLOCK_ROLE_DATA_FILE) {
+            int64_t size = block_node_get_allocated_size(child->claim.node);
+
+            if (size < 0) {
+                return size;
+            }
+            sum += size;
+        }
+    }
+    return sum;
+}
+
+bool block_node_is_zero_at_creation(struct block_node *node)
+{
+    if (node->driver->is_zero_at_creation) {
+        return node->driver->is_zero_at_creation(node);
+    }
+    return node->driver->is_filter && block_node_is_zero_at_creation(node->file);
+}
+
+char *block_node_get_filename(struct block_node *node)
+{
+    if (node->driver->get_filename) {
+        return node->driver->get_filename(node);
+    }
+    return node->file ? block_node_get_filename(node->file)
+                      : g_strdup_printf("%s://", node->driver->name);
+}
+
+int block_node_get_info(struct block_node *node, struct block_info *info)
+{
+    *info = (struct block_info){0};
+    if (node->driver->get_info) {
+        return node->driver->get_info(node, info);
+    }
+    return node->driver->is_filter ? block_node_get_info(node->file, info) : 0;
+}
+
+int block_create(struct block_options *options, block_progress *progress, void *progress_data,
+                 GError **error)
+{
+    g_autofree char *driver_name = block_options_take(options, "driver");
+    const struct block_driver *driver = driver_name ? block_driver_find(driver_name) : NULL;
+    int status;
+
+    if (!driver_name) {
+        return block_error(error, EINVAL, "Parameter 'driver' is missing");
+    }
+    if (!driver || !driver->create) {
+        return block_error(error, ENOTSUP, "Driver '%s' cannot create images", driver_name);
+    }
+    g_autofree void *values = g_malloc0(driver->create_options_size);
+    status = block_options_extract(options, driver->create_options, values, NULL, error);
+    if (status < 0) {
+        return status;
+    }
+    status = block_options_expect_empty(options, NULL, error);
+    if (status == 0) {
+        status = driver->create(values, progress, progress_data, error);
+    }
+    block_options_clear_target(driver->create_options, values);
+    return status;
+}
