@@ -95,7 +95,6 @@ struct block_info {
     bool is_corrupt;
     bool is_encrypted;
     bool is_compressed;
-    bool needs_compressed_writes;
     /* More facts as key and text, in order: what QMP shows as format-specific. */
     struct block_options *format_specific; /* NULL: none */
 };
@@ -220,6 +219,7 @@ struct block_driver {
     int (*pwrite)(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
                   unsigned flags);
     bool handles_fua;
+    bool can_compress; /* pwrite takes BLOCK_REQUEST_COMPRESSED */
     /*
      * -ENOTSUP here (or NULL): the core writes zeroes as data, unless NO_FALLBACK. A driver may
      * answer -ENOTSUP for one request and not for the next.

@@ -3,6 +3,7 @@
 #include "block/node.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "block/align.h"

@@ -74,6 +74,13 @@ int block_node_block_status_chain(struct block_node *node, uint64_t offset, uint
 int block_node_copy_range(struct block_node *source, uint64_t source_offset,
                           struct block_node *target, uint64_t target_offset, uint64_t bytes);
 
+/*
+ * One node's side of that: write a range with what a host file holds. For drivers that pass it
+ * on to their child.
+ */
+int block_node_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offset,
+                              uint64_t offset, uint64_t bytes);
+
 /* Write data a compressing format compresses; whole clusters. -ENOTSUP where none can. */
 int block_node_pwrite_compressed(struct block_node *node, const void *buffer, uint64_t offset,
                                  uint64_t bytes);
