@@ -28,6 +28,7 @@
 #include "block/options.h"
 
 struct block_node;
+struct block_node_options;
 
 /* Flags of a request. */
 enum {
@@ -186,8 +187,12 @@ struct block_driver {
     /*
      * Reopen with other options, in two steps so that several nodes change or none: prepare
      * checks and acquires, then exactly one of commit and abort follows. Drained. NULL: refused.
+     * options are the new common options; node->options still are the old ones, and the core
+     * replaces them after commit. commit may change the alignments in node->limits.
      */
-    int (*reopen_prepare)(struct block_node *node, void *values, void **prepared, GError **error);
+    int (*reopen_prepare)(struct block_node *node, void *values,
+                          const struct block_node_options *options, void **prepared,
+                          GError **error);
     void (*reopen_commit)(struct block_node *node, void *prepared);
     void (*reopen_abort)(struct block_node *node, void *prepared);
 

@@ -664,14 +664,15 @@ int block_node_block_status_chain(struct block_node *node, uint64_t offset, uint
 
 /* ---- Copy offload --------------------------------------------------------------------------- */
 
-static int host_range(struct block_node *node, uint64_t offset, uint64_t *bytes, int *fd,
-                      uint64_t *fd_offset)
+int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *bytes, int *fd,
+                          uint64_t *fd_offset)
 {
     if (node->driver->host_range) {
         return node->driver->host_range(node, offset, bytes, fd, fd_offset);
     }
-    return node->driver->is_filter ? host_range(node->file, offset, bytes, fd, fd_offset)
-                                   : -ENOTSUP;
+    return node->driver->is_filter
+               ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
+               : -ENOTSUP;
 }
 
 static int driver_pwrite_from_fd(struct block_node *node, const struct change *change)
@@ -717,7 +718,7 @@ int block_node_copy_range(struct block_node *source, uint64_t source_offset,
         uint64_t fd_offset;
         int fd;
 
-        status = host_range(source, source_offset, &piece, &fd, &fd_offset);
+        status = block_node_host_range(source, source_offset, &piece, &fd, &fd_offset);
         if (status == 0) {
             piece = MIN_OF(piece, bytes);
             status = block_node_pwrite_from_fd(target, fd, fd_offset, target_offset, piece);

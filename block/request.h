@@ -75,6 +75,13 @@ int block_node_copy_range(struct block_node *source, uint64_t source_offset,
                           struct block_node *target, uint64_t target_offset, uint64_t bytes);
 
 /*
+ * Where a range of the node lies in a host file; see host_range in block/driver.h. For drivers
+ * that shift the question and pass it on to their child. -ENOTSUP if it lies in none.
+ */
+int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *bytes, int *fd,
+                          uint64_t *fd_offset);
+
+/*
  * One node's side of that: write a range with what a host file holds. For drivers that pass it
  * on to their child.
  */
