@@ -250,6 +250,11 @@ struct block_driver {
      */
     int (*pwrite_from_fd)(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
                           uint64_t bytes);
+    /*
+     * Make requests that hang in a driver (an unresponsive server) fail soon, because the job
+     * that made them was cancelled. The node need not work afterwards. NULL: passed to children.
+     */
+    void (*cancel_in_flight)(struct block_node *node);
     /* Advise that a range will be read soon. NULL: does nothing. */
     int (*prefetch)(struct block_node *node, uint64_t offset, uint64_t bytes);
 

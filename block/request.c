@@ -670,9 +670,8 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
     if (node->driver->host_range) {
         return node->driver->host_range(node, offset, bytes, fd, fd_offset);
     }
-    return node->driver->is_filter
-               ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
-               : -ENOTSUP;
+    return node->driver->is_filter ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
+                                   : -ENOTSUP;
 }
 
 static int driver_pwrite_from_fd(struct block_node *node, const struct change *change)
@@ -728,6 +727,15 @@ int block_node_copy_range(struct block_node *source, uint64_t source_offset,
         bytes -= piece;
     }
     return status == -EXDEV || status == -EOPNOTSUPP ? -ENOTSUP : status;
+}
+
+void block_node_cancel_in_flight(struct block_node *node)
+{
+    if (node->driver->cancel_in_flight) {
+        node->driver->cancel_in_flight(node);
+    } else if (node->file) {
+        block_node_cancel_in_flight(node->file);
+    }
 }
 
 void block_node_debug_event(struct block_node *node, enum block_debug_event event)

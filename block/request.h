@@ -92,6 +92,12 @@ int block_node_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offse
 int block_node_pwrite_compressed(struct block_node *node, const void *buffer, uint64_t offset,
                                  uint64_t bytes);
 
+/*
+ * Make requests in flight that hang fail soon; the node need not work afterwards. For a job's
+ * target when the job is cancelled by force. Any thread.
+ */
+void block_node_cancel_in_flight(struct block_node *node);
+
 /* A buffer fit for the node's requests: aligned to its memory alignment. Free with free(). */
 void *block_node_alloc_buffer(struct block_node *node, size_t bytes);
 

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The backup job: brings the contents a node has at the moment the job starts to a target, while
+ * the guest goes on writing.
+ */
+#ifndef LIVEBLK_JOBS_BACKUP_H
+#define LIVEBLK_JOBS_BACKUP_H
+
+#include "block/device.h"
+#include "block/node.h"
+#include "jobs/job.h"
+
+enum backup_sync {
+    BACKUP_SYNC_FULL, /* everything */
+    BACKUP_SYNC_NONE, /* only what the guest overwrites; ends by being cancelled */
+};
+
+struct backup_options {
+    const char *job_id;
+    struct block_node *source; /* borrowed; the job takes references */
+    struct block_node *target;
+    enum backup_sync sync;
+    int64_t speed; /* bytes per second; 0: unlimited */
+    enum block_error_policy on_source_error;
+    enum block_error_policy on_target_error;
+    bool use_copy_range;
+    int64_t max_workers;     /* 0: the default */
+    int64_t max_chunk;       /* bytes; 0: the default */
+    int64_t guest_timeout_s; /* how long a guest's write may wait for the job; 0: for ever */
+    unsigned job_flags;      /* JOB_MANUAL_* */
+    struct job_transaction *transaction; /* or NULL */
+};
+
+#define BACKUP_DEFAULT_GUEST_TIMEOUT_S 10
+
+/*
+ * Check the options and create the job, without its moment: the first of three steps, for
+ * transactions. Then backup_activate with the source's writers drained, then job_start; or
+ * job_roll_back. A new reference, or NULL with the error set. Not the main thread.
+ */
+struct job *backup_new(const struct backup_options *options, GError **error);
+
+/* The moment. Main thread, the source's writers drained (BLOCK_PERM_WRITE). Cannot fail. */
+void backup_activate(struct job *job);
+
+/* All three steps, draining included. Not the main thread. Returns a negative errno. */
+int backup_start(const struct backup_options *options, GError **error);
+
+#endif

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "jobs/copy-pace.h"
+
+#include <unistd.h>
+
+#include "block/align.h"
+#include "block/clock.h"
+#include "jobs/copy-map.h"
+
+/* Fewer requests than this in a tick (200 a second) are a guest that is idle. */
+#define BUSY_REQUESTS 4
+
+/* While the guest is busy pieces are small, so that it meets a short copy if it meets one. */
+#define BUSY_CHUNK (128 * KIB)
+
+void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned max_workers)
+{
+    unsigned processors = (unsigned)MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
+
+    *pace = (struct copy_pace){
+        .guest = guest,
+        .processors = processors,
+        .max_workers = max_workers,
+        .workers = MIN_OF(max_workers, MAX_OF(processors, 2u)),
+    };
+}
+
+static uint64_t count_requests(struct block_device *guest)
+{
+    struct statistics *statistics = block_device_statistics(guest);
+    uint64_t sum = 0;
+
+    for (int operation = 0; operation < BLOCK_OPERATION_COUNT; operation++) {
+        sum += atomic_load_explicit(&statistics->operations[operation].operations,
+                                    memory_order_relaxed);
+    }
+    return sum;
+}
+
+/*
+ * How many workers keep everything busy: as many as there are processors if pieces are all
+ * processor time, more if they mostly wait for storage or a network. Workers that wait for a
+ * processor because there are too many of them must not count as waiting for storage.
+ */
+static unsigned useful_workers(const struct copy_pace *pace)
+{
+    double crowding = MAX_OF((double)pace->workers / pace->processors, 1.0);
+    double waiting = pace->processor_ns > 0 ? pace->wall_ns / pace->processor_ns / crowding : 1;
+    double useful = pace->processors * CLAMP(waiting, 1.0, (double)pace->max_workers);
+
+    return (unsigned)MIN_OF(useful, (double)pace->max_workers);
+}
+
+/*
+ * An idle guest gives the job everything; the number of workers moves by one per tick. A busy
+ * one leaves it a single worker.
+ */
+void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
+{
+    if (now_ns - pace->last_look_ns < COPY_TICK_NS) {
+        return;
+    }
+    if (pace->guest) {
+        uint64_t requests = count_requests(pace->guest);
+
+        pace->guest_is_busy =
+            pace->last_look_ns && requests - pace->guest_requests >= BUSY_REQUESTS;
+        pace->guest_requests = requests;
+    }
+    pace->last_look_ns = now_ns;
+    unsigned useful = useful_workers(pace);
+    if (pace->guest_is_busy) {
+        pace->workers = 1;
+    } else if (pace->workers < useful) {
+        pace->workers++;
+    } else if (pace->workers > MAX_OF(useful, 1u)) {
+        pace->workers--;
+    }
+}
+
+uint64_t copy_pace_chunk(const struct copy_pace *pace, uint64_t max_chunk, uint64_t speed)
+{
+    uint64_t chunk = pace->guest_is_busy ? MIN_OF(max_chunk, BUSY_CHUNK) : max_chunk;
+
+    if (speed) {
+        uint64_t slice = align_down(speed / (NS_PER_SECOND / COPY_SLICE_NS), COPY_CLUSTER);
+
+        chunk = MIN_OF(chunk, MAX_OF(slice, COPY_CLUSTER));
+    }
+    return chunk;
+}
+
+bool copy_pace_may_start(struct copy_pace *pace, uint64_t speed, int64_t now_ns)
+{
+    /* In floating point: neither tiny nor huge speeds may overflow or round to nothing. */
+    double quota = (double)speed * COPY_SLICE_NS / NS_PER_SECOND;
+
+    if (!speed) {
+        pace->slice_bytes = 0;
+        return true;
+    }
+    /* What was let go too much at the end of a slice is paid for in the following ones. */
+    while (now_ns - pace->slice_start_ns >= COPY_SLICE_NS) {
+        if (pace->slice_bytes <= quota) {
+            pace->slice_bytes = 0;
+            pace->slice_start_ns = now_ns;
+            break;
+        }
+        pace->slice_bytes -= quota;
+        pace->slice_start_ns += COPY_SLICE_NS;
+    }
+    return pace->slice_bytes < quota;
+}
+
+void copy_pace_account(struct copy_pace *pace, uint64_t bytes)
+{
+    pace->slice_bytes += (double)bytes;
+}
+
+void copy_pace_measure(struct copy_pace *pace, int64_t wall_ns, int64_t processor_ns)
+{
+    pace->wall_ns = pace->wall_ns * 7 / 8 + (double)wall_ns / 8;
+    pace->processor_ns = pace->processor_ns * 7 / 8 + (double)processor_ns / 8;
+}

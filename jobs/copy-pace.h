@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * How fast a job copies: the rate limit a user set, and the share the guest leaves.
+ *
+ * Used by one thread at a time (under the copy engine's lock).
+ */
+#ifndef LIVEBLK_JOBS_COPY_PACE_H
+#define LIVEBLK_JOBS_COPY_PACE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/device.h"
+
+/* The rate limit's slice and the interval in which the guest is looked at. */
+#define COPY_SLICE_NS (100 * NS_PER_MS)
+#define COPY_TICK_NS  (20 * NS_PER_MS)
+
+struct copy_pace {
+    /* Rate limit: bytes let go in this slice, as QEMU's jobs count them. */
+    int64_t slice_start_ns;
+    double slice_bytes;
+
+    /* The guest, or NULL: requests it made until the last look, and whether it makes any. */
+    struct block_device *guest;
+    uint64_t guest_requests;
+    int64_t last_look_ns;
+    bool guest_is_busy;
+
+    /* How long pieces take, and how much of that is work of this machine's processors; decayed. */
+    double wall_ns;
+    double processor_ns;
+
+    unsigned processors;
+    unsigned max_workers;
+    unsigned workers; /* that may copy now */
+};
+
+/* guest may be NULL; it is borrowed. */
+void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned max_workers);
+
+/* Look at the guest, at most once per tick, and set the number of workers. */
+void copy_pace_look(struct copy_pace *pace, int64_t now_ns);
+
+/* The largest piece to copy at once: smaller when the guest is busy or the rate is low. */
+uint64_t copy_pace_chunk(const struct copy_pace *pace, uint64_t max_chunk, uint64_t speed);
+
+/* True if the rate limit (bytes per second, 0: none) lets something go now. */
+bool copy_pace_may_start(struct copy_pace *pace, uint64_t speed, int64_t now_ns);
+
+/* Count what was let go. */
+void copy_pace_account(struct copy_pace *pace, uint64_t bytes);
+
+/* Take note of how long a piece took, in all and in processor time of its worker. */
+void copy_pace_measure(struct copy_pace *pace, int64_t wall_ns, int64_t processor_ns);
+
+#endif
