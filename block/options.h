@@ -106,7 +106,7 @@ int block_parse_bool(const char *text, bool *value, GError **error);
  * Move the declared options out of the set into target, converting them; options that are not
  * given get their default. BLOCK_OPTION_NODE entries are left in the set for the node layer.
  * On error returns a negative errno, the message names the option, and what was stored is freed.
- * prefix (or NULL) is put before the option's name in messages.
+ * prefix (or NULL) is put before the option's name in messages, as "prefix.name".
  */
 int block_options_extract(struct block_options *options, const struct block_option *table,
                           void *target, const char *prefix, GError **error);

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "block/driver.h"
+
+#include <string.h>
+
+const char *const block_preallocation_names[] = {
+    [BLOCK_PREALLOCATION_OFF] = "off",
+    [BLOCK_PREALLOCATION_METADATA] = "metadata",
+    [BLOCK_PREALLOCATION_FALLOC] = "falloc",
+    [BLOCK_PREALLOCATION_FULL] = "full",
+    NULL,
+};
+
+/*
+ * The registry, NULL-terminated. Written at start-up by one thread and only read later, so it
+ * needs no lock.
+ */
+static const struct block_driver **drivers;
+static size_t driver_count;
+
+void block_driver_register(const struct block_driver *driver)
+{
+    g_assert(driver->name && !block_driver_find(driver->name));
+    drivers = g_renew(const struct block_driver *, drivers, driver_count + 2);
+    drivers[driver_count++] = driver;
+    drivers[driver_count] = NULL;
+}
+
+const struct block_driver *block_driver_find(const char *name)
+{
+    for (size_t i = 0; i < driver_count; i++) {
+        if (strcmp(drivers[i]->name, name) == 0) {
+            return drivers[i];
+        }
+    }
+    return NULL;
+}
+
+const struct block_driver *const *block_driver_list(void)
+{
+    static const struct block_driver *const none[] = {NULL};
+
+    return drivers ? drivers : none;
+}
+
+const struct block_driver *block_driver_probe(const uint8_t *head, size_t bytes,
+                                              const char *filename)
+{
+    const struct block_driver *best = NULL;
+    int best_score = 0;
+
+    for (size_t i = 0; i < driver_count; i++) {
+        int score = drivers[i]->probe ? drivers[i]->probe(head, bytes, filename) : 0;
+
+        if (score > best_score) {
+            best_score = score;
+            best = drivers[i];
+        }
+    }
+    return best ? best : block_driver_find("raw");
+}
+
+void block_info_clear(struct block_info *info)
+{
+    block_options_free(info->format_specific);
+    *info = (struct block_info){0};
+}
+
+void block_snapshot_list_free(struct block_snapshot_info *list, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        g_free(list[i].id);
+        g_free(list[i].name);
+    }
+    g_free(list);
+}
