@@ -27,6 +27,9 @@
 /* Each attempt while opening with a timeout is this far from the last. */
 #define OPEN_RETRY_NS (100 * NS_PER_MS)
 
+/* A server that comes and goes is not logged more often than this. */
+#define LOG_INTERVAL_NS (10 * NS_PER_SECOND)
+
 static void *reconnect_main(void *data);
 
 /* Lock held. A failure to start is tried again by the next request that waits. */
@@ -51,13 +54,25 @@ static void on_answered_write(void *data)
     atomic_fetch_add(&client->answered, 1);
 }
 
+/* Lock held. */
+static void log_loss(struct nbd_client *client, const char *reason)
+{
+    int64_t now_ns = clock_now_ns();
+
+    if (!client->loss_logged_ns || now_ns - client->loss_logged_ns >= LOG_INTERVAL_NS) {
+        client->loss_logged_ns = now_ns;
+        client->loss_logged = true;
+        g_message("Lost a connection to '%s': %s", client->description, reason);
+    }
+}
+
 /* The link's lock is held: no write of this link can be answered meanwhile. */
 static void on_broken(void *data, const char *reason)
 {
     struct nbd_client *client = data;
     SCOPE_LOCK(&client->lock);
 
-    g_message("Lost a connection to '%s': %s", client->description, reason);
+    log_loss(client, reason);
     atomic_fetch_add(&client->changes, 1);
     if (atomic_load(&client->answered) > client->flushed &&
         !atomic_exchange(&client->writes_lost, true)) {
@@ -104,7 +119,7 @@ static void note_failure(struct nbd_client *client, const GError *error)
     }
     client->refusal = error->code == ESTALE ? ESTALE : ENOTCONN;
     if (g_strcmp0(client->last_failure, error->message) != 0) {
-        g_message("Could not connect to '%s' again: %s", client->description, error->message);
+        g_message("%s", error->message);
         g_free(client->last_failure);
         client->last_failure = g_strdup(error->message);
     }
@@ -119,6 +134,7 @@ static struct nbd_handle *connect_again(struct nbd_client *client, int *lifeline
                       &capabilities, lifeline, error);
 
     if (handle && nbd_capabilities_check_same(&client->capabilities, &capabilities, error) < 0) {
+        g_prefix_error(error, "The server at '%s' is not used: ", client->description);
         nbd_disconnect(handle, *lifeline);
         return NULL;
     }
@@ -136,10 +152,12 @@ static bool revive(struct nbd_client *client, struct nbd_link *link)
     handle = connect_again(client, &lifeline, &error);
     if (handle) {
         install(client, link, handle, lifeline);
-        g_message("Connected to '%s' again", client->description);
     }
     pthread_mutex_lock(&client->lock);
-    if (!handle) {
+    if (handle && client->loss_logged) {
+        client->loss_logged = false;
+        g_message("Connected to '%s' again", client->description);
+    } else if (!handle) {
         note_failure(client, error);
     }
     client->attempts++;

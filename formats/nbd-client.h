@@ -53,6 +53,8 @@ struct nbd_client {
     unsigned attempts;      /* ended since lost_ns */
     int refusal;            /* errno for requests that find no connection */
     char *last_failure;     /* logged already */
+    int64_t loss_logged_ns; /* not every loss of a connection that comes and goes is logged */
+    bool loss_logged;
     bool stopping;
     bool thread_started;
     pthread_t thread;

@@ -131,7 +131,23 @@ static int on_completion(void *data, int *error)
 
     request->answered = true;
     request->error = -*error;
+    if (!*error && request->operation == NBD_OPERATION_READ &&
+        request->received != request->bytes) {
+        request->error = -EPROTO;
+    }
     return 1; /* forget the command */
+}
+
+/* The library lets a server end an answer early; the bytes it left out would pass for zeroes. */
+static int on_chunk(void *data, const void *bytes, size_t count, uint64_t offset, unsigned status,
+                    int *error)
+{
+    struct nbd_request *request = data;
+
+    if (status != LIBNBD_READ_ERROR) {
+        request->received += count;
+    }
+    return 0;
 }
 
 static int on_extents(void *data, const char *context, uint64_t offset, uint32_t *entries,
@@ -150,11 +166,13 @@ static int on_extents(void *data, const char *context, uint64_t offset, uint32_t
 static int64_t issue(struct nbd_handle *handle, struct nbd_request *r)
 {
     nbd_completion_callback completion = {.callback = on_completion, .user_data = r};
+    nbd_chunk_callback chunk = {.callback = on_chunk, .user_data = r};
     nbd_extent_callback extents = {.callback = on_extents, .user_data = r};
 
     switch (r->operation) {
     case NBD_OPERATION_READ:
-        return nbd_aio_pread(handle, r->buffer, r->bytes, r->offset, completion, r->flags);
+        return nbd_aio_pread_structured(handle, r->buffer, r->bytes, r->offset, chunk, completion,
+                                        r->flags);
     case NBD_OPERATION_WRITE:
         return nbd_aio_pwrite(handle, r->buffer, r->bytes, r->offset, completion, r->flags);
     case NBD_OPERATION_ZERO:
@@ -306,6 +324,7 @@ enum nbd_outcome nbd_link_run(struct nbd_link *link, struct nbd_request *request
     }
     request->done = request->answered = false;
     request->error = 0;
+    request->received = 0;
     request->deadline_ns =
         link->timeout_ns == INT64_MAX ? INT64_MAX : clock_now_ns() + link->timeout_ns;
     pthread_cond_init(&request->wake, NULL);

@@ -54,6 +54,7 @@ struct nbd_request {
     enum nbd_outcome outcome;
     bool done;
     bool answered;
+    uint64_t received; /* bytes of a read */
     int64_t deadline_ns;
     pthread_cond_t wake;
     TAILQ_ENTRY(nbd_request) entry;
