@@ -13,8 +13,9 @@
 #include "block/request.h"
 
 /*
- * Latency buckets: four per power of two from 1 microsecond up to about 17 minutes. The upper
- * bound of bucket i is statistics_bucket_limit_ns(i); the last has none.
+ * Latency buckets: one below 1 microsecond, then four per power of two up to about 27 minutes.
+ * The upper bound of bucket i, which is not in it, is statistics_bucket_limit_ns(i); the last has
+ * none.
  */
 #define STATISTICS_BUCKETS 124
 
@@ -23,7 +24,7 @@ struct statistics_operation {
     _Atomic uint64_t bytes;      /* that succeeded */
     _Atomic uint64_t failed;
     _Atomic uint64_t invalid; /* refused: out of range, read-only */
-    _Atomic uint64_t total_time_ns;
+    _Atomic uint64_t total_time_ns; /* of those that succeeded and those that failed */
     _Atomic uint64_t buckets[STATISTICS_BUCKETS];
 };
 
