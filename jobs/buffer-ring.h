@@ -31,13 +31,15 @@ struct buffer_ring_slot {
 typedef int buffer_ring_task(struct buffer_ring_slot *slot, void *ring_data);
 
 /*
- * A ring of `buffers` buffers of buffer_size bytes and as many threads at most. At most
- * in_flight tasks (1 to buffers) run at once. NULL with the error set if memory or threads lack.
+ * A ring of `buffers` buffers of buffer_size bytes. At most in_flight tasks (1 to buffers) run at
+ * once, on as many threads, which are created when first needed. NULL with the error set if a
+ * number is out of range, or memory or threads lack. If the system refuses a further thread later,
+ * the ring goes on with those it has.
  */
 struct buffer_ring *buffer_ring_new(unsigned buffers, size_t buffer_size, unsigned in_flight,
                                     buffer_ring_task *task, void *ring_data, GError **error);
 
-/* Waits for running tasks, drops the others' results. */
+/* Waits for running tasks; those not started yet are dropped. NULL is allowed. */
 void buffer_ring_free(struct buffer_ring *ring);
 DEFINE_AUTO(buffer_ring, buffer_ring_free)
 
@@ -47,7 +49,10 @@ DEFINE_AUTO(buffer_ring, buffer_ring_free)
  */
 struct buffer_ring_slot *buffer_ring_get(struct buffer_ring *ring);
 
-/* Submit the slot got last. After a latched error tasks are not run; they complete with it. */
+/*
+ * Submit the slot got last. Tasks start in this order. Once a task has failed no further one is
+ * started; they complete with the latched error.
+ */
 void buffer_ring_submit(struct buffer_ring *ring, struct buffer_ring_slot *slot);
 
 /*
@@ -63,10 +68,16 @@ bool buffer_ring_ready(struct buffer_ring *ring);
 /* Take and release everything outstanding; returns the latched error, or 0. */
 int buffer_ring_flush(struct buffer_ring *ring);
 
-/* The first error of any task in order of submission, or 0. Stays until the ring is freed. */
+/*
+ * The first error of any task in order of submission, or 0 while it is not known (an earlier task
+ * still runs). Stays until the ring is freed.
+ */
 int buffer_ring_error(struct buffer_ring *ring);
 
-/* Change how many tasks may run at once (1 to the number of buffers); effective at once. */
+/*
+ * Change how many tasks may run at once (clamped to 1 and the number of buffers). Effective at
+ * once: more tasks start now, or none starts until fewer than that run.
+ */
 void buffer_ring_set_in_flight(struct buffer_ring *ring, unsigned in_flight);
 
 #endif

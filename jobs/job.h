@@ -9,6 +9,8 @@
  *
  * Everything here may be called from any thread. One lock guards all jobs' states (it is taken
  * before no other lock of ours but the event queue's, and never held across a driver's call).
+ * What waits for a job to end (cancel, finalize, shutdown) must not be called on the main thread
+ * while that runs, as the job's end may need it.
  * State changes, legal verbs, events and error texts follow QEMU's job API.
  */
 #ifndef LIVEBLK_JOBS_JOB_H
@@ -65,9 +67,10 @@ struct job_driver {
      */
     int (*run)(struct job *job, GError **error);
     /*
-     * Something the driver may be waiting in run() for has changed (pause, cancel, speed,
-     * complete): wake its own condition variables. May be called by any thread, with no job
-     * lock held. May be NULL.
+     * Something the driver may be waiting in run() for has changed (pause, resume, cancel, speed,
+     * complete): wake its own condition variables. Called by any thread but only while run() is
+     * going on, with no job lock held, but perhaps the graph lock (by a drain): it takes no lock
+     * under which the driver would call the block core, and does not wait. May be NULL.
      */
     void (*wake)(struct job *job);
     /* The complete verb is legal for this kind (when READY). wake() follows. */
@@ -77,13 +80,14 @@ struct job_driver {
     /*
      * Finalization. All jobs of a transaction are prepared; if all succeed each is committed,
      * else each is aborted. clean follows in either case and frees what run() used: afterwards
-     * the driver holds no node. All may be NULL. Not under the job lock; may block.
+     * the driver holds no node. A job that was cancelled before it ran is aborted and cleaned
+     * without run(). All may be NULL. Not under the job lock; may block.
      */
     int (*prepare)(struct job *job, GError **error);
     void (*commit)(struct job *job);
     void (*abort)(struct job *job);
     void (*clean)(struct job *job);
-    /* Free the state's memory, when the job itself is freed. May be NULL. */
+    /* Free the state's memory and nothing else, when the job itself is freed. May be NULL. */
     void (*free)(struct job *job);
 };
 
@@ -98,7 +102,8 @@ struct job_transaction;
  * Create a job in state CREATED: emits JOB_STATUS_CHANGE created. id must be a valid identifier
  * ("Invalid job ID '%s'") and not in use ("Job ID '%s' already in use"). transaction may be NULL
  * (the job gets one of its own); a reference to it is taken. The returned reference belongs to
- * the caller; the list holds another until the job is dismissed.
+ * the caller; the list holds another until the job is dismissed. All jobs of a transaction are
+ * created before the first is started.
  */
 struct job *job_new(const struct job_driver *driver, const char *id, unsigned flags,
                     struct job_transaction *transaction, GError **error);
@@ -107,7 +112,10 @@ struct job *job_ref(struct job *job);
 void job_unref(struct job *job);
 DEFINE_AUTO(job, job_unref)
 
-/* Start the coordinating thread: CREATED to RUNNING. Returns a negative errno. */
+/*
+ * Start the coordinating thread: CREATED to RUNNING. Returns a negative errno, the job then being
+ * as before. A job that was cancelled meanwhile is started and ends at once.
+ */
 int job_start(struct job *job, GError **error);
 
 /*
@@ -136,17 +144,23 @@ void job_list_free(struct job **list);
 
 /*
  * Verbs. Each checks that it is legal in the job's state: -EPERM "Job '%s' in state '%s' cannot
- * accept command verb '%s'".
+ * accept command verb '%s'". job_check_verb does that alone.
  */
+int job_check_verb(struct job *job, enum job_verb verb, GError **error);
 int job_user_pause(struct job *job, GError **error);  /* "Job is already paused" */
 int job_user_resume(struct job *job, GError **error); /* "Can't resume a job that was not paused" */
 /*
- * Cancel. Returns when the job's thread has ended and it is concluded, as QEMU's does, unless
- * wait is false. A soft cancel (force false) of a user-paused job is refused: "The block job for
- * device '%s' is currently paused".
+ * Cancel. By force the job ends with "Operation canceled", and so do the others of its grouped
+ * transaction. A soft cancel (force false) is the same, except for a READY job of a driver with
+ * soft_cancel_completes: run() is asked to end with success, and the call returns at once. A soft
+ * cancel of a user-paused job is refused: "The block job for device '%s' is currently paused".
+ * wait: return when the job is concluded and its driver is done, as QEMU's does; not for the
+ * job's own threads. A job that was not started yet ends when its creator goes on with it. A job
+ * that is being committed can no longer be cancelled: the verb is refused.
  */
 int job_cancel(struct job *job, bool force, bool wait, GError **error);
 int job_complete(struct job *job, GError **error);
+/* Finalizes all jobs of the transaction on this thread; their failures are told by events. */
 int job_finalize(struct job *job, GError **error);
 int job_dismiss(struct job *job, GError **error);
 int job_set_speed(struct job *job, int64_t speed, GError **error);
@@ -166,19 +180,22 @@ bool job_completion_requested(struct job *job);
 bool job_should_pause(struct job *job);
 
 /*
- * If the job is to pause: state PAUSED (STANDBY when ready) until nobody wants it any more or it
- * is cancelled. Coordinating thread only, with none of the job's I/O in flight.
+ * If the job is to pause: state PAUSED (STANDBY when ready) until nobody wants it any more. A
+ * cancel ends what user and error policy want; a drain holds the job until it is over, as a
+ * cancelled job must not touch a drained node either. Coordinating thread only, with none of the
+ * job's I/O in flight and no lock held.
  */
 void job_pause_point(struct job *job);
 
 /*
  * Sleep on the coordinating thread until the CLOCK_MONOTONIC time in nanoseconds (INT64_MAX: for
- * ever), a verb, a drain or job_kick(). Follow it with job_pause_point().
+ * ever), a verb, a drain or job_kick(). One that came since the last sleep ended counts: then it
+ * returns at once, as it does in a cancelled job. Follow it with job_pause_point().
  */
 void job_sleep_until(struct job *job, int64_t deadline_ns);
 void job_kick(struct job *job);
 
-/* RUNNING to READY, with BLOCK_JOB_READY. */
+/* RUNNING to READY, with BLOCK_JOB_READY. Coordinating thread; nothing if READY already. */
 void job_set_ready(struct job *job);
 
 /* Progress in bytes of work. Lock-free. Totals may grow. */
@@ -195,18 +212,23 @@ int job_set_initial_speed(struct job *job, int64_t speed, GError **error);
 /*
  * An I/O of the job failed: says what to do (REPORT, IGNORE or STOP) and emits BLOCK_JOB_ERROR.
  * For STOP the job is now user-paused and its I/O status set; the driver gets quiet, passes a
- * job_pause_point() and retries. error_number is positive. Any thread of the job.
+ * job_pause_point() and retries. A cancelled job has nothing to say: REPORT, without an event.
+ * error_number is positive. Any thread of the job, which may hold the driver's locks: wake() is
+ * not called.
  */
 enum block_error_policy job_io_error(struct job *job, enum block_error_policy policy, bool is_read,
                                      int error_number);
 
-/* One word for people: what the job is doing ("copying", "flushing"). A string constant. */
+/*
+ * One word for people: what the job is doing ("copying", "flushing"). A string constant; NULL, as
+ * at first and after run(), means the name of its status.
+ */
 void job_set_phase(struct job *job, const char *phase);
 
 /*
  * Claim a node for the job; a drain of the node pauses the job. Owner in messages: "block job
  * 'ID'". A reference to the node is held. The driver's clean releases them with
- * job_release_nodes.
+ * job_release_nodes; what is left then goes right after it.
  */
 int job_claim_node(struct job *job, struct block_node *node, unsigned perms, unsigned shared,
                    GError **error);
