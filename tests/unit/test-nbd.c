@@ -324,7 +324,9 @@ static void test_fork(void)
     }
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
     g_assert_cmpint(status, ==, 0);
+    pthread_mutex_lock(&server->lock);
     g_assert_cmpuint(server->data[0], ==, 9);
+    pthread_mutex_unlock(&server->lock);
     finish(node, server);
 }
 
