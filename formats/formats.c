@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "formats/formats.h"
+
+#include "block/driver.h"
+#include "formats/file.h"
+#include "formats/null.h"
+#include "formats/raw.h"
+
+void formats_register(void)
+{
+    block_driver_register(&file_driver);
+    block_driver_register(&host_device_driver);
+    block_driver_register(&raw_driver);
+    block_driver_register(&null_co_driver);
+    block_driver_register(&null_aio_driver);
+}

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A disk stored byte for byte in its `file` child: all of it, or the window of it that `offset`
+ * and `size` name. Everything is passed on, shifted by the offset; there is nothing to emulate
+ * and no state that a request changes.
+ */
+#include "formats/raw.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include "block/align.h"
+#include "block/checked.h"
+#include "block/error.h"
+#include "block/node.h"
+#include "block/request.h"
+
+/* What `size` is when nobody gave one; no size that is given can be this, see parse_window. */
+#define SIZE_NOT_GIVEN      UINT64_MAX
+#define SIZE_NOT_GIVEN_TEXT "18446744073709551615"
+#define SIZE_UNIT           512
+
+struct raw_options {
+    uint64_t offset;
+    uint64_t size;
+};
+
+static const struct block_option raw_option_table[] = {
+    {
+        .name = "file",
+        .type = BLOCK_OPTION_NODE,
+        .required = true,
+        .help = "Where the data is.",
+    },
+    {
+        .name = "offset",
+        .type = BLOCK_OPTION_SIZE,
+        .offset = offsetof(struct raw_options, offset),
+        .default_text = "0",
+        .help = "Where in the file the disk starts, in bytes.",
+    },
+    {
+        .name = "size",
+        .type = BLOCK_OPTION_SIZE,
+        .offset = offsetof(struct raw_options, size),
+        .default_text = SIZE_NOT_GIVEN_TEXT,
+        .help = "Length of the disk, a multiple of 512 bytes; to the end of the file if not given.",
+    },
+    {.name = NULL},
+};
+
+struct raw_state {
+    uint64_t offset;
+    uint64_t size; /* SIZE_NOT_GIVEN: as far as the file goes */
+};
+
+static int raw_probe(const uint8_t *head, size_t bytes, const char *filename)
+{
+    return 1; /* anything can be a raw disk; whoever knows more goes first */
+}
+
+/* Check the window against the file; the caller stores it. */
+static int parse_window(struct block_node *node, const struct raw_options *options,
+                        struct raw_state *window, GError **error)
+{
+    uint64_t length = block_node_length(node->file);
+    bool has_size = options->size != SIZE_NOT_GIVEN;
+
+    if (options->offset > length) {
+        return block_error(error, EINVAL,
+                           "Offset (%" PRIu64 ") cannot be greater than size of the containing "
+                           "file (%" PRIu64 ")",
+                           options->offset, length);
+    }
+    if (has_size && !is_aligned(options->size, SIZE_UNIT)) {
+        return block_error(error, EINVAL, "Specified size is not multiple of %d", SIZE_UNIT);
+    }
+    if (has_size && !range_within(options->offset, options->size, length)) {
+        return block_error(error, EINVAL,
+                           "The sum of offset (%" PRIu64 ") and size (%" PRIu64
+                           ") has to be smaller or equal to the  actual size of the containing "
+                           "file (%" PRIu64 ")",
+                           options->offset, options->size, length);
+    }
+    *window = (struct raw_state){.offset = options->offset, .size = options->size};
+    return 0;
+}
+
+static int64_t raw_get_length(struct block_node *node)
+{
+    const struct raw_state *state = block_node_state(node);
+    uint64_t length = block_node_length(node->file);
+
+    if (state->size != SIZE_NOT_GIVEN) {
+        return (int64_t)state->size;
+    }
+    return length > state->offset ? (int64_t)(length - state->offset) : 0;
+}
+
+/*
+ * Requests as the file wants them, where the window lies so that they stay aligned when shifted.
+ * Where it does not, any are taken, and the core aligns them below.
+ */
+static void set_limits(struct block_node *node)
+{
+    const struct raw_state *state = block_node_state(node);
+    uint64_t window = state->offset | (uint64_t)raw_get_length(node);
+
+    node->limits = node->file->limits;
+    if (!is_aligned(window, node->limits.request_alignment)) {
+        node->limits.request_alignment = 1;
+    }
+}
+
+static int raw_open(struct block_node *node, void *values, GError **error)
+{
+    int ret = parse_window(node, values, block_node_state(node), error);
+
+    if (ret == 0) {
+        set_limits(node);
+    }
+    return ret;
+}
+
+/* The window stays where it is: a disk that jumped to other data would not be the same disk. */
+static int raw_reopen_prepare(struct block_node *node, void *values,
+                              const struct block_node_options *options, void **prepared,
+                              GError **error)
+{
+    const struct raw_state *state = block_node_state(node);
+    const struct raw_options *wanted = values;
+
+    if (wanted->offset != state->offset) {
+        return block_error(error, EINVAL, "Cannot change the option 'offset'");
+    }
+    if (wanted->size != state->size) {
+        return block_error(error, EINVAL, "Cannot change the option 'size'");
+    }
+    *prepared = NULL;
+    return 0;
+}
+
+static void raw_reopen_commit(struct block_node *node, void *prepared)
+{
+    set_limits(node); /* the file may have been reopened with another cache mode */
+}
+
+static void raw_reopen_abort(struct block_node *node, void *prepared)
+{
+}
+
+static int raw_set_length(struct block_node *node, uint64_t length,
+                          enum block_preallocation preallocation, GError **error)
+{
+    const struct raw_state *state = block_node_state(node);
+    uint64_t file_length;
+
+    if (state->size != SIZE_NOT_GIVEN) {
+        return block_error(error, ENOTSUP, "Cannot resize a raw disk that has a fixed size");
+    }
+    if (!checked_add_u64(length, state->offset, &file_length) || file_length > INT64_MAX) {
+        return block_error(error, EFBIG,
+                           "A raw disk of %" PRIu64 " bytes at offset %" PRIu64
+                           " is more than a file can have",
+                           length, state->offset);
+    }
+    return block_node_set_length(node->file, file_length, preallocation, error);
+}
+
+static bool raw_is_zero_at_creation(struct block_node *node)
+{
+    return block_node_is_zero_at_creation(node->file);
+}
+
+static int raw_get_info(struct block_node *node, struct block_info *info)
+{
+    return block_node_get_info(node->file, info);
+}
+
+static inline uint64_t shifted(const struct block_node *node, uint64_t offset)
+{
+    const struct raw_state *state = block_node_state(node);
+
+    return offset + state->offset;
+}
+
+static int raw_pread(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes,
+                     unsigned flags)
+{
+    return block_node_pread(node->file, buffer, shifted(node, offset), bytes, flags);
+}
+
+static int raw_pwrite(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
+                      unsigned flags)
+{
+    return block_node_pwrite(node->file, buffer, shifted(node, offset), bytes, flags);
+}
+
+static int raw_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes,
+                            unsigned flags)
+{
+    return block_node_write_zeroes(node->file, shifted(node, offset), bytes, flags);
+}
+
+static int raw_discard(struct block_node *node, uint64_t offset, uint64_t bytes)
+{
+    return block_node_discard(node->file, shifted(node, offset), bytes);
+}
+
+static int raw_block_status(struct block_node *node, uint64_t offset, uint64_t bytes,
+                            struct block_extent *extent)
+{
+    return block_node_block_status(node->file, shifted(node, offset), bytes, extent);
+}
+
+static int raw_host_range(struct block_node *node, uint64_t offset, uint64_t *bytes, int *fd,
+                          uint64_t *fd_offset)
+{
+    return block_node_host_range(node->file, shifted(node, offset), bytes, fd, fd_offset);
+}
+
+static int raw_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
+                              uint64_t bytes)
+{
+    return block_node_pwrite_from_fd(node->file, fd, fd_offset, shifted(node, offset), bytes);
+}
+
+static int raw_prefetch(struct block_node *node, uint64_t offset, uint64_t bytes)
+{
+    return block_node_prefetch(node->file, shifted(node, offset), bytes);
+}
+
+const struct block_driver raw_driver = {
+    .name = "raw",
+    .description = "A disk stored byte for byte",
+    .instance_size = sizeof(struct raw_state),
+    .options = raw_option_table,
+    .options_size = sizeof(struct raw_options),
+    .probe = raw_probe,
+    .open = raw_open,
+    .reopen_prepare = raw_reopen_prepare,
+    .reopen_commit = raw_reopen_commit,
+    .reopen_abort = raw_reopen_abort,
+    .get_length = raw_get_length,
+    .set_length = raw_set_length,
+    .is_zero_at_creation = raw_is_zero_at_creation,
+    .get_info = raw_get_info,
+    .pread = raw_pread,
+    .pwrite = raw_pwrite,
+    .handles_fua = true,
+    .write_zeroes = raw_write_zeroes,
+    .discard = raw_discard,
+    .block_status = raw_block_status,
+    .host_range = raw_host_range,
+    .pwrite_from_fd = raw_pwrite_from_fd,
+    .prefetch = raw_prefetch,
+};
