@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Telling on stdout where a server that is just being started can be reached, once it can. */
+#ifndef LIVEBLK_CLI_ANNOUNCE_H
+#define LIVEBLK_CLI_ANNOUNCE_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+struct announcement {
+    const char *name;   /* of the server */
+    const char *admin;  /* absolute path */
+    const char *socket; /* absolute path of the NBD socket; NULL: TCP or somebody else's */
+    const char *host;   /* with port; NULL: not TCP */
+    const char *port;
+    bool tls;
+    bool json;
+};
+
+/*
+ * Start a process that waits until this very process, which is to become the server by exec,
+ * answers on its admin socket; it then prints and ends. If this process ends before that, it
+ * ends without a word.
+ */
+bool announce_when_ready(const struct announcement *announcement, GError **error);
+
+#endif

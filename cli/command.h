@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The subcommands of liveblk. One struct per subcommand drives dispatch, parsing, --help and the
+ * shell's completion.
+ */
+#ifndef LIVEBLK_CLI_COMMAND_H
+#define LIVEBLK_CLI_COMMAND_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+/* Exit statuses: a contract, documented in liveblk(1). */
+enum exit_status {
+    EXIT_OK = 0,
+    EXIT_FAILED = 1,      /* the operation failed */
+    EXIT_USAGE = 2,       /* the command line makes no sense; nothing was done */
+    EXIT_UNREACHABLE = 3, /* no server, the connection was lost, or it speaks no QMP */
+    EXIT_CANCELLED = 4,   /* the job was cancelled */
+    EXIT_LEFT_RUNNING = 5 /* asked to leave: the job goes on, its outcome is not known yet */
+};
+
+/* The GError domain of this folder; the code is the exit status that the error leads to. */
+#define CLI_ERROR cli_error_quark()
+GQuark cli_error_quark(void);
+
+/* What the options that all subcommands share said. */
+struct invocation {
+    bool json;
+    char *admin;         /* --admin, or NULL */
+    char **arguments;    /* the words that are no options; NULL-terminated */
+    char **pass_through; /* the words after "--"; NULL-terminated, may be empty */
+};
+
+enum {
+    COMMAND_ADMIN = 1 << 0,        /* talks to a server: has --admin */
+    COMMAND_JSON = 1 << 1,         /* has --json */
+    COMMAND_PASS_THROUGH = 1 << 2, /* keeps the words after "--" apart */
+    COMMAND_HIDDEN = 1 << 3,       /* not listed in the help */
+};
+
+/*
+ * What completes an option's value or an argument: words separated by spaces, or one of
+ * "@file", "@directory", "@device", "@job", "@socket".
+ */
+struct command_words {
+    const char *option; /* its long name; NULL: the argument at this index */
+    int argument;
+    const char *words; /* NULL ends the table */
+};
+
+struct command {
+    const char *name; /* NULL ends a table */
+    const char *summary;
+    const char *usage; /* what follows the name: "DEVICE --to TARGET" */
+    const char *notes; /* printed after the options in --help; or NULL */
+    unsigned flags;
+    const GOptionEntry *options; /* its own options, or NULL */
+    const struct command_words *words;
+    /* Does the work. An error that is set is printed by the caller and decides the status. */
+    enum exit_status (*run)(const struct invocation *invocation, GError **error);
+};
+
+extern const struct command serve_command, status_command, backup_command, job_command,
+    stats_command, events_command, qmp_command, complete_command;
+
+/* All of them, NULL-terminated. */
+extern const struct command *const all_commands[];
+
+/* The options every subcommand with these flags has beside its own, for completion. */
+const GOptionEntry *common_options(unsigned flags);
+
+const struct command *command_find(const char *name);
+
+/* Fill *error with EXIT_USAGE and return it. */
+enum exit_status usage_error(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+/* The number of words is from minimum to maximum, else a usage error that names what is needed. */
+bool check_arguments(const struct invocation *invocation, unsigned minimum, unsigned maximum,
+                     const char *what, GError **error);
+
+#endif

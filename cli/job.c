@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* liveblk job: look at jobs and steer them. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/command.h"
+#include "cli/follow.h"
+#include "cli/jobs-table.h"
+#include "cli/output.h"
+#include "cli/runtime.h"
+#include "cli/signals.h"
+#include "cli/target.h"
+
+static struct {
+    gboolean quiet;
+} chosen;
+
+static const GOptionEntry options[] = {
+    {"quiet", 'q', 0, G_OPTION_ARG_NONE, &chosen.quiet, "wait: show no progress", NULL},
+    {NULL},
+};
+
+static const struct command_words words[] = {
+    {NULL, 0, "list pause resume cancel speed finalize dismiss wait"},
+    {NULL, 1, "@job"},
+    {NULL},
+};
+
+struct verb {
+    const char *name;
+    const char *qmp_command; /* takes the job's id and nothing else; NULL: see function */
+    unsigned arguments;      /* after the verb */
+    const char *what;        /* they are, for errors */
+    enum exit_status (*function)(const struct invocation *invocation, struct client *client,
+                                 GError **error);
+};
+
+static enum exit_status simple_verb(struct client *client, const char *command, json_t *arguments,
+                                    GError **error)
+{
+    json_t *done = client_call(client, command, arguments, CLIENT_WORK_TIMEOUT_MS, error);
+
+    json_decref(done);
+    return done ? EXIT_OK : EXIT_FAILED;
+}
+
+static enum exit_status list(const struct invocation *invocation, struct client *client,
+                             GError **error)
+{
+    json_t *jobs = query_all_jobs(client, error);
+
+    if (!jobs) {
+        return EXIT_FAILED;
+    }
+    if (invocation->json) {
+        print_json(jobs);
+        return EXIT_OK;
+    }
+    print_jobs(jobs);
+    json_decref(jobs);
+    return EXIT_OK;
+}
+
+static enum exit_status set_speed(const struct invocation *invocation, struct client *client,
+                                  GError **error)
+{
+    const char *text = invocation->arguments[2];
+    int64_t speed;
+
+    if (!parse_size(text, &speed)) {
+        return usage_error(error, "'%s' is no number of bytes per second such as 50M, or 0", text);
+    }
+    return simple_verb(
+        client, "block-job-set-speed",
+        json_pack("{s:s, s:I}", "device", invocation->arguments[1], "speed", (json_int_t)speed),
+        error);
+}
+
+static enum exit_status dismiss(const struct invocation *invocation, struct client *client,
+                                GError **error)
+{
+    const char *id = invocation->arguments[1];
+    enum exit_status status =
+        simple_verb(client, "job-dismiss", json_pack("{s:s}", "id", id), error);
+
+    if (status == EXIT_OK) {
+        target_remove_node(client, id);
+    }
+    return status;
+}
+
+static enum exit_status wait(const struct invocation *invocation, struct client *client,
+                             GError **error)
+{
+    struct follow_options how = {
+        .job_id = invocation->arguments[1],
+        .signal_fd = signals_catch(),
+        .json = invocation->json,
+        .quiet = chosen.quiet,
+    };
+    struct follow_report report = {0};
+    g_autofree char *what = g_strdup_printf("Job '%s'", how.job_id);
+    enum follow_outcome outcome = follow_job(client, &how, &report, error);
+
+    if (outcome <= FOLLOW_CANCELLED) {
+        target_remove_node(client, how.job_id);
+    }
+    return follow_conclude(&how, outcome, &report, what, NULL, error);
+}
+
+static const struct verb verbs[] = {
+    {"list", NULL, 0, "nothing after 'list'", list},
+    {"pause", "job-pause", 1, "pause ID", NULL},
+    {"resume", "job-resume", 1, "resume ID", NULL},
+    {"cancel", "job-cancel", 1, "cancel ID", NULL},
+    {"speed", NULL, 2, "speed ID BYTES", set_speed},
+    {"finalize", "job-finalize", 1, "finalize ID", NULL},
+    {"dismiss", NULL, 1, "dismiss ID", dismiss},
+    {"wait", NULL, 1, "wait ID", wait},
+};
+
+static const struct verb *find_verb(const char *name)
+{
+    for (unsigned i = 0; name && i < G_N_ELEMENTS(verbs); i++) {
+        if (!strcmp(verbs[i].name, name)) {
+            return &verbs[i];
+        }
+    }
+    return NULL;
+}
+
+static enum exit_status run(const struct invocation *invocation, GError **error)
+{
+    const struct verb *verb = find_verb(invocation->arguments[0]);
+
+    if (!verb) {
+        return usage_error(
+            error, "What to do with jobs? Say list, pause, resume, cancel, speed, finalize, "
+                   "dismiss or wait");
+    }
+    if (!check_arguments(invocation, 1 + verb->arguments, 1 + verb->arguments, verb->what, error)) {
+        return EXIT_USAGE;
+    }
+    AUTO_CLIENT client = connect_to_server(invocation, error);
+    if (!client) {
+        return EXIT_UNREACHABLE;
+    }
+    return verb->function ? verb->function(invocation, client, error)
+                          : simple_verb(client, verb->qmp_command,
+                                        json_pack("{s:s}", "id", invocation->arguments[1]), error);
+}
+
+const struct command job_command = {
+    .name = "job",
+    .summary = "List jobs and steer them",
+    .usage = "[OPTION...] list | VERB ID",
+    .notes = "  list            all jobs, those that have ended and were not read included\n"
+             "  pause ID        stop working until resumed\n"
+             "  resume ID       go on; after an error: try again\n"
+             "  cancel ID       end it, without a result\n"
+             "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
+             "  finalize ID     let a job that waits for it take effect\n"
+             "  dismiss ID      forget one that has ended\n"
+             "  wait ID         follow it to its end as 'liveblk backup' does, and dismiss it\n",
+    .flags = COMMAND_ADMIN | COMMAND_JSON,
+    .options = options,
+    .words = words,
+    .run = run,
+};

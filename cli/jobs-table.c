@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "cli/jobs-table.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/output.h"
+
+/* Add the members that only block jobs have to the entry of the same id. */
+static void merge_block_job(json_t *jobs, json_t *block_job)
+{
+    json_t *job;
+    size_t i;
+
+    json_array_foreach (jobs, i, job) {
+        if (!strcmp(member_text(job, "id", ""), member_text(block_job, "device", "?"))) {
+            json_object_update_missing(job, block_job);
+            json_object_del(job, "device"); /* the id again */
+            json_object_del(job, "len");    /* total-progress again */
+            json_object_del(job, "offset"); /* current-progress again */
+        }
+    }
+}
+
+json_t *query_all_jobs(struct client *client, GError **error)
+{
+    json_t *jobs = client_call(client, "query-jobs", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
+    json_t *block_jobs =
+        jobs ? client_call(client, "query-block-jobs", NULL, CLIENT_QUERY_TIMEOUT_MS, error) : NULL;
+    json_t *block_job;
+    size_t i;
+
+    if (!block_jobs) {
+        json_decref(jobs);
+        return NULL;
+    }
+    json_array_foreach (block_jobs, i, block_job) {
+        merge_block_job(jobs, block_job);
+    }
+    json_decref(block_jobs);
+    return jobs;
+}
+
+static char *progress_text(const json_t *job)
+{
+    int64_t done = member_integer(job, "current-progress", 0);
+    int64_t total = member_integer(job, "total-progress", 0);
+    gboolean ended_well =
+        !strcmp(member_text(job, "status", ""), "concluded") && !json_object_get(job, "error");
+
+    if (ended_well) {
+        return g_strdup("100 %");
+    }
+    /* As for a backup's own line: not 100 % before the end. */
+    return total > 0 ? g_strdup_printf("%.1f %%", MIN(done * 1000.0 / total, 999) / 10)
+                     : g_strdup("?");
+}
+
+/* What a person wants to know beside the state: the error, or why it does not move. */
+static const char *remark(const json_t *job)
+{
+    const char *io_status = member_text(job, "io-status", "ok");
+
+    if (member_text(job, "error", NULL)) {
+        return member_text(job, "error", NULL);
+    }
+    return strcmp(io_status, "ok") ? io_status : member_text(job, "phase", "");
+}
+
+void print_jobs(const json_t *jobs)
+{
+    static const char *const headings[] = {"JOB",    "TYPE",   "STATUS",  ">DONE",
+                                           ">TOTAL", ">SPEED", "REMARKS", NULL};
+    struct libscols_table *table;
+    const json_t *job;
+    size_t i;
+
+    if (json_array_size(jobs) == 0) {
+        printf("No jobs.\n");
+        return;
+    }
+    table = table_new(headings);
+    json_array_foreach ((json_t *)jobs, i, job) {
+        int64_t limit = member_integer(job, "speed", 0);
+        g_autofree char *done = progress_text(job);
+        g_autofree char *total = format_size(MAX(member_integer(job, "total-progress", 0), 0));
+        g_autofree char *size = format_size(MAX(limit, 0));
+        g_autofree char *speed = limit > 0 ? g_strconcat(size, "/s", NULL) : g_strdup("-");
+        const char *const cells[] = {member_text(job, "id", "?"),
+                                     member_text(job, "type", "?"),
+                                     member_text(job, "status", "?"),
+                                     done,
+                                     total,
+                                     speed,
+                                     remark(job)};
+        table_add(table, cells);
+    }
+    table_print(table);
+}

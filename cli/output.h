@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the subcommands print: complaints, sizes, times, JSON, tables. */
+#ifndef LIVEBLK_CLI_OUTPUT_H
+#define LIVEBLK_CLI_OUTPUT_H
+
+#include <glib.h>
+#include <jansson.h>
+#include <libsmartcols.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* A sentence on stderr after "liveblk: ". */
+void complain(const char *format, ...) G_GNUC_PRINTF(1, 2);
+
+/* "4.0 GiB"; the caller frees. Plain ASCII. */
+char *format_size(uint64_t bytes);
+
+/* "0:07", "12:40", "3:05:59"; the caller frees. */
+char *format_duration(uint64_t seconds);
+
+/* "850 ns", "12.3 us", "4.56 ms", "1.20 s"; the caller frees. */
+char *format_latency(double ns);
+
+/*
+ * Parse a number of bytes: "1048576", "512K", "50M", "1.5G", "2T", with binary units and an
+ * optional "iB" or "B". Refuses signs, rubbish and what does not fit in an int64_t.
+ */
+bool parse_size(const char *text, int64_t *bytes);
+
+/* One JSON value and a newline on stdout, at once. Takes the reference. */
+void print_json_line(json_t *value);
+/* The same over several lines, for people who look at it. */
+void print_json(json_t *value);
+
+/* Members of replies, whose type is never to be trusted: a default when absent or of another type.
+ */
+const char *member_text(const json_t *object, const char *name, const char *absent);
+int64_t member_integer(const json_t *object, const char *name, int64_t absent);
+bool member_flag(const json_t *object, const char *name);
+
+/* A table with these headings (NULL-terminated); those that start with '>' are right-aligned. */
+struct libscols_table *table_new(const char *const *headings);
+/* Append a line: as many strings as there are columns. They are copied. */
+void table_add(struct libscols_table *table, const char *const *cells);
+/* Print on stdout and free. */
+void table_print(struct libscols_table *table);
+
+#endif

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* liveblk serve: becomes nbdkit with our plugin. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "block/cleanup.h"
+#include "cli/announce.h"
+#include "cli/command.h"
+#include "cli/output.h"
+#include "cli/runtime.h"
+
+#define PLUGIN_FILE "nbdkit-liveblk-plugin.so"
+
+static struct {
+    char *name;
+    char *socket;
+    char *port;
+    char *bind;
+    char *pidfile;
+    gboolean read_only;
+} chosen = {.name = "default"};
+
+static const GOptionEntry options[] = {
+    {"name", 'n', 0, G_OPTION_ARG_STRING, &chosen.name, "Name of the server (default)", "NAME"},
+    {"socket", 's', 0, G_OPTION_ARG_FILENAME, &chosen.socket, "UNIX socket to serve NBD on",
+     "SOCKET"},
+    {"port", 'p', 0, G_OPTION_ARG_STRING, &chosen.port, "Serve NBD on this TCP port instead",
+     "PORT"},
+    {"bind", 'b', 0, G_OPTION_ARG_STRING, &chosen.bind, "Address for --port (localhost)",
+     "ADDRESS"},
+    {"read-only", 'r', 0, G_OPTION_ARG_NONE, &chosen.read_only, "Let nobody write", NULL},
+    {"pidfile", 'P', 0, G_OPTION_ARG_FILENAME, &chosen.pidfile, "Write the process ID here",
+     "FILE"},
+    {NULL},
+};
+
+static const struct command_words words[] = {
+    {"socket", 0, "@file"},
+    {"pidfile", 0, "@file"},
+    {NULL, -1, "@file"},
+    {NULL},
+};
+
+/* Where this server listens. The strings are freed with endpoints_clear. */
+struct endpoints {
+    char *admin;
+    char *socket; /* NULL: TCP, or sockets that were passed to us */
+    bool passed;  /* by socket activation */
+};
+
+static void endpoints_clear(struct endpoints *endpoints)
+{
+    g_free(endpoints->admin);
+    g_free(endpoints->socket);
+}
+
+static bool sockets_were_passed(void)
+{
+    const char *pid = g_getenv("LISTEN_PID");
+
+    return pid && g_getenv("LISTEN_FDS") && atoi(pid) == getpid();
+}
+
+static bool check_options(GError **error)
+{
+    uint64_t port;
+
+    if (!*chosen.name || *chosen.name == '.' || strchr(chosen.name, '/')) {
+        usage_error(error, "--name expects a name that can be part of a file's, not '%s'",
+                    chosen.name);
+        return false;
+    }
+    if (chosen.port && chosen.socket) {
+        usage_error(error, "--port and --socket exclude each other");
+        return false;
+    }
+    if (chosen.bind && !chosen.port) {
+        usage_error(error, "--bind needs --port");
+        return false;
+    }
+    if (chosen.port && !g_ascii_string_to_unsigned(chosen.port, 10, 1, 65535, &port, NULL)) {
+        usage_error(error, "--port expects a number from 1 to 65535, not '%s'", chosen.port);
+        return false;
+    }
+    return true;
+}
+
+static bool choose_endpoints(const struct invocation *invocation, struct endpoints *endpoints,
+                             GError **error)
+{
+    const char *admin = invocation->admin ? invocation->admin : g_getenv("LIVEBLK_ADMIN");
+    bool own_admin = admin && *admin;
+    g_autofree char *directory = NULL;
+
+    endpoints->passed = sockets_were_passed();
+    bool own_socket = chosen.socket || chosen.port || endpoints->passed;
+    if (endpoints->passed && (chosen.socket || chosen.port)) {
+        usage_error(error, "--socket and --port make no sense with sockets that were passed by "
+                           "socket activation");
+        return false;
+    }
+    if ((!own_admin || !own_socket) && !(directory = runtime_directory_make(error))) {
+        return false;
+    }
+    endpoints->admin = own_admin ? g_canonicalize_filename(admin, NULL)
+                                 : runtime_admin_path(directory, chosen.name);
+    if (chosen.socket) {
+        endpoints->socket = g_canonicalize_filename(chosen.socket, NULL);
+    } else if (!own_socket) {
+        endpoints->socket = runtime_nbd_path(directory, chosen.name);
+    }
+    return true;
+}
+
+/* A socket that a killed server left behind is removed; nothing else ever is. */
+static bool clear_the_way(const char *path, GError **error)
+{
+    struct stat status;
+
+    if (lstat(path, &status)) {
+        return true;
+    }
+    if (!S_ISSOCK(status.st_mode)) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED, "'%s' is there and is no socket", path);
+        return false;
+    }
+    if (socket_is_served(path)) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED,
+                    "A server already runs on '%s'; give this one another --name", path);
+        return false;
+    }
+    if (unlink(path)) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED, "Could not remove the stale socket '%s': %s",
+                    path, g_strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+/* LIVEBLK_PLUGIN, else the one built together with this program, else nbdkit's. Caller frees. */
+static char *find_plugin(void)
+{
+    const char *named = g_getenv("LIVEBLK_PLUGIN");
+    g_autofree char *program = g_file_read_link("/proc/self/exe", NULL);
+
+    if (named && *named) {
+        return g_strdup(named);
+    }
+    if (program) {
+        g_autofree char *directory = g_path_get_dirname(program);
+        g_autofree char *built = g_build_filename(directory, "..", "plugins", PLUGIN_FILE, NULL);
+        if (g_file_test(built, G_FILE_TEST_IS_REGULAR)) {
+            return g_steal_pointer(&built);
+        }
+    }
+    return g_strdup("liveblk");
+}
+
+static void add(GPtrArray *argv, const char *word)
+{
+    g_ptr_array_add(argv, g_strdup(word));
+}
+
+static void add_listener(GPtrArray *argv, const struct endpoints *endpoints)
+{
+    if (endpoints->socket) {
+        add(argv, "-U");
+        add(argv, endpoints->socket);
+    } else if (!endpoints->passed) {
+        add(argv, "-p");
+        add(argv, chosen.port);
+        add(argv, "-i");
+        add(argv, chosen.bind ? chosen.bind : "localhost");
+    }
+}
+
+/* nbdkit's command line; free with g_strfreev. */
+static char **make_argv(const struct invocation *invocation, const struct endpoints *endpoints)
+{
+    GPtrArray *argv = g_ptr_array_new();
+
+    add(argv, "nbdkit");
+    add(argv, "-f");
+    add_listener(argv, endpoints);
+    if (chosen.read_only) {
+        add(argv, "-r");
+    }
+    if (chosen.pidfile) {
+        add(argv, "-P");
+        add(argv, chosen.pidfile);
+    }
+    g_ptr_array_add(argv, find_plugin());
+    g_ptr_array_add(argv, g_strconcat("admin=", endpoints->admin, NULL));
+    g_ptr_array_add(argv, g_strconcat("name=", chosen.name, NULL));
+    for (unsigned i = 0; invocation->arguments[i]; i++) {
+        g_ptr_array_add(argv, g_strconcat("disk=", invocation->arguments[i], NULL));
+    }
+    /* nbdkit takes options behind the plugin too, and filters' parameters only there. */
+    for (unsigned i = 0; invocation->pass_through[i]; i++) {
+        add(argv, invocation->pass_through[i]);
+    }
+    g_ptr_array_add(argv, NULL);
+    return (char **)g_ptr_array_free(argv, FALSE);
+}
+
+/* Clients must use TLS: the URIs have to say so. */
+static bool requires_tls(char *const *arguments)
+{
+    for (; *arguments; arguments++) {
+        if (!strcmp(*arguments, "--tls=require") ||
+            (!strcmp(*arguments, "--tls") && !g_strcmp0(arguments[1], "require"))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool prepare(const struct invocation *invocation, const struct endpoints *endpoints,
+                    GError **error)
+{
+    struct announcement announcement = {
+        .name = chosen.name,
+        .admin = endpoints->admin,
+        .socket = endpoints->socket,
+        .host = chosen.port ? (chosen.bind ? chosen.bind : "localhost") : NULL,
+        .port = chosen.port,
+        .tls = requires_tls(invocation->pass_through),
+        .json = invocation->json,
+    };
+
+    return clear_the_way(endpoints->admin, error) &&
+           (!endpoints->socket || clear_the_way(endpoints->socket, error)) &&
+           announce_when_ready(&announcement, error);
+}
+
+static enum exit_status run(const struct invocation *invocation, GError **error)
+{
+    CLEANUP(endpoints_clear) struct endpoints endpoints = {0};
+
+    if (!check_arguments(invocation, 1, 1000, "one or more disks", error) ||
+        !check_options(error)) {
+        return EXIT_USAGE;
+    }
+    if (!choose_endpoints(invocation, &endpoints, error) ||
+        !prepare(invocation, &endpoints, error)) {
+        return EXIT_FAILED;
+    }
+    g_auto(GStrv) argv = make_argv(invocation, &endpoints);
+    /* Sockets, and whatever else the server creates, are for this user alone. */
+    umask(077);
+    execvp(argv[0], argv);
+    g_set_error(error, CLI_ERROR, EXIT_FAILED, "Could not run nbdkit: %s%s", g_strerror(errno),
+                errno == ENOENT ? "; is it installed?" : "");
+    return EXIT_FAILED;
+}
+
+const struct command serve_command = {
+    .name = "serve",
+    .summary = "Serve disks over NBD, in the foreground",
+    .usage = "[OPTION...] DISK... [-- NBDKIT-ARGUMENT...]",
+    .notes = "DISK is a path, or name=vda,file=PATH,format=raw,cache=none,... as described in\n"
+             "nbdkit-liveblk-plugin(1). When the disks can be reached, the URI of each and the\n"
+             "admin socket are printed. Arguments after -- go to nbdkit: filters, TLS, ...\n"
+             "\n"
+             "Without --socket, --port and --admin the sockets are NAME.nbd.sock and\n"
+             "NAME.admin.sock in $XDG_RUNTIME_DIR/liveblk, or /run/liveblk for root.\n",
+    .flags = COMMAND_ADMIN | COMMAND_JSON | COMMAND_PASS_THROUGH,
+    .options = options,
+    .words = words,
+    .run = run,
+};

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "cli/target.h"
+
+#include <string.h>
+#include <sys/stat.h>
+
+#include "block/cleanup.h"
+#include "cli/command.h"
+#include "cli/output.h"
+
+#define NODE_PREFIX       "to-"
+#define LONGEST_NODE_NAME 31
+
+static bool is_nbd_uri(const char *text)
+{
+    static const char *const schemes[] = {"nbd://",       "nbds://",      "nbd+unix://",
+                                          "nbds+unix://", "nbd+vsock://", "nbds+vsock://"};
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(schemes); i++) {
+        if (g_str_has_prefix(text, schemes[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The server opens the URI; here only what the server cannot know: its folder is not ours. */
+static bool check_uri(const char *text, GError **error)
+{
+    g_autoptr(GError) problem = NULL;
+    g_autoptr(GUri) uri = g_uri_parse(text, G_URI_FLAGS_NONE, &problem);
+
+    if (!uri) {
+        usage_error(error, "'%s' is no NBD URI: %s", text, problem->message);
+        return false;
+    }
+    if (!g_str_has_suffix(g_uri_get_scheme(uri), "+unix")) {
+        return true;
+    }
+    const char *query = g_uri_get_query(uri);
+    g_autoptr(GHashTable) parameters =
+        query ? g_uri_parse_params(query, -1, "&", G_URI_PARAMS_NONE, NULL) : NULL;
+    const char *socket = parameters ? g_hash_table_lookup(parameters, "socket") : NULL;
+    if (!socket || !g_path_is_absolute(socket)) {
+        usage_error(error, "'%s' must give the absolute path of a socket: %s:///NAME?socket=/PATH",
+                    text, g_uri_get_scheme(uri));
+        return false;
+    }
+    return true;
+}
+
+static bool parse_file(struct target *target, const char *path, bool existing, GError **error)
+{
+    struct stat status;
+
+    target->kind = TARGET_FILE;
+    /* The server has another working directory. */
+    target->name = g_canonicalize_filename(path, NULL);
+    bool is_there = !stat(target->name, &status);
+    if (is_there && S_ISDIR(status.st_mode)) {
+        usage_error(error, "'%s' is a directory; name a file in it", target->name);
+        return false;
+    }
+    if (is_there && !existing) {
+        usage_error(error,
+                    "'%s' is there already; name another file, or have it overwritten with "
+                    "--existing",
+                    target->name);
+        return false;
+    }
+    return true;
+}
+
+static bool parse(struct target *target, const char *text, bool existing, GError **error)
+{
+    if (g_str_has_prefix(text, "node:")) {
+        target->kind = TARGET_NODE;
+        target->name = g_strdup(text + strlen("node:"));
+    } else if (is_nbd_uri(text)) {
+        target->kind = TARGET_NBD;
+        target->name = g_strdup(text);
+        return check_uri(text, error);
+    } else {
+        return parse_file(target, g_str_has_prefix(text, "file:") ? text + strlen("file:") : text,
+                          existing, error);
+    }
+    return true;
+}
+
+struct target *target_parse(const char *text, bool existing, GError **error)
+{
+    struct target *target = g_new0(struct target, 1);
+
+    if (!parse(target, text, existing, error)) {
+        target_free(target);
+        return NULL;
+    }
+    return target;
+}
+
+void target_free(struct target *target)
+{
+    if (target) {
+        g_free(target->name);
+        g_free(target);
+    }
+}
+
+char *target_node_name(const char *job_id)
+{
+    if (strlen(NODE_PREFIX) + strlen(job_id) <= LONGEST_NODE_NAME) {
+        return g_strconcat(NODE_PREFIX, job_id, NULL);
+    }
+    g_autofree char *digest = g_compute_checksum_for_string(G_CHECKSUM_SHA256, job_id, -1);
+    return g_strdup_printf(NODE_PREFIX "%.*s", LONGEST_NODE_NAME - (int)strlen(NODE_PREFIX),
+                           digest);
+}
+
+bool target_add_node(struct client *client, const struct target *target, const char *node_name,
+                     GError **error)
+{
+    json_t *done = client_call(client, "blockdev-add",
+                               json_pack("{s:s, s:s, s:s, s:s}", "driver", "nbd", "node-name",
+                                         node_name, "uri", target->name, "discard", "unmap"),
+                               CLIENT_WORK_TIMEOUT_MS, error);
+
+    if (!done) {
+        g_prefix_error(error, "Could not open the target '%s': ", target->name);
+    }
+    json_decref(done);
+    return done;
+}
+
+static bool has_nbd_node(struct client *client, const char *node_name)
+{
+    json_t *nodes = client_call_if_known(client, "query-named-block-nodes", NULL);
+    bool found = false;
+    json_t *node;
+    size_t i;
+
+    json_array_foreach (nodes, i, node) {
+        found |= !strcmp(member_text(node, "node-name", ""), node_name) &&
+                 !strcmp(member_text(node, "drv", ""), "nbd");
+    }
+    json_decref(nodes);
+    return found;
+}
+
+void target_remove_node(struct client *client, const char *job_id)
+{
+    g_autofree char *node_name = target_node_name(job_id);
+    g_autoptr(GError) error = NULL;
+
+    if (!has_nbd_node(client, node_name)) {
+        return;
+    }
+    json_t *done = client_call(client, "blockdev-del", json_pack("{s:s}", "node-name", node_name),
+                               CLIENT_WORK_TIMEOUT_MS, &error);
+    if (!done) {
+        complain("The target's node '%s' could not be removed: %s", node_name, error->message);
+    }
+    json_decref(done);
+}
