@@ -30,7 +30,7 @@ struct dirty_bitmap;
 /*
  * A clear, enabled bitmap for length bytes. name may be NULL (anonymous) and is copied.
  * granularity is a power of two from 512 to 2 GiB. Returns NULL with the error set (bad
- * granularity, no address space).
+ * granularity, name or length too long, no address space).
  */
 struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t length, uint64_t granularity,
                                       GError **error);
@@ -54,7 +54,7 @@ void dirty_bitmap_set(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t byt
 /* Clear every granule the range touches. */
 void dirty_bitmap_reset(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t bytes);
 
-/* Clear all; gives the memory back. */
+/* Clear all; gives the memory back but for the summary levels, a 63rd at most. */
 void dirty_bitmap_clear(struct dirty_bitmap *bitmap);
 
 /* True if the granule that holds offset is set. Lock-free. */
@@ -71,7 +71,7 @@ uint64_t dirty_bitmap_next_clean(struct dirty_bitmap *bitmap, uint64_t offset, u
 
 /*
  * The next dirty range in [offset, end): at most max_bytes long, clipped to the arguments and
- * the length. Returns false if there is none.
+ * the length. Returns false if there is none, or max_bytes is 0.
  */
 bool dirty_bitmap_next_range(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end,
                              uint64_t max_bytes, uint64_t *range_offset, uint64_t *range_bytes);
@@ -85,8 +85,9 @@ int dirty_bitmap_merge(struct dirty_bitmap *target, struct dirty_bitmap *source,
 
 /*
  * Follow a new length: bits beyond it are dropped, new granules are clear (grown_dirty false) or
- * set. Not beside anything else on the bitmap: the node is drained. Returns a negative errno
- * without change if memory does not suffice.
+ * set; so is then a granule that was the short last one. Not beside anything else on the bitmap:
+ * the node is drained. Returns -EINVAL (longer than INT64_MAX) or -ENOMEM without change; never
+ * fails for a length not above the largest the bitmap has had, so that a resize can be undone.
  */
 int dirty_bitmap_resize(struct dirty_bitmap *bitmap, uint64_t length, bool grown_dirty);
 

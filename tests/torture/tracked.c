@@ -5,7 +5,8 @@
  * who is in it.
  */
 #include <glib.h>
-#include <stdio.h>
+#include <sched.h>
+#include <string.h>
 
 #include "block/tracked.h"
 

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Dirty bitmaps: granules of a disk in a tree of bits. */
+#include "block/dirty-bitmap.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "block/align.h"
+#include "block/bit-tree.h"
+#include "block/checked.h"
+#include "block/cleanup.h"
+#include "block/error.h"
+
+struct dirty_bitmap {
+    char *name;
+    uint64_t length; /* at most INT64_MAX, so granules rounded up to bytes fit 64 bits */
+    unsigned shift;  /* a granule is 1 << shift bytes */
+    _Atomic bool enabled;
+    pthread_mutex_t lock; /* clearing and searching in the tree; innermost */
+    struct bit_tree tree;
+};
+
+static int check_parameters(const char *name, uint64_t length, uint64_t granularity, GError **error)
+{
+    if (name && strlen(name) > DIRTY_BITMAP_NAME_MAX) {
+        return block_error(error, EINVAL, "Bitmap name too long: %s", name);
+    }
+    if (!is_power_of_2(granularity) || granularity < DIRTY_BITMAP_GRANULARITY_MIN) {
+        return block_error(error, EINVAL, "Granularity must be power of 2 and at least %" PRIu64,
+                           DIRTY_BITMAP_GRANULARITY_MIN);
+    }
+    if (granularity > DIRTY_BITMAP_GRANULARITY_MAX) {
+        return block_error(error, EINVAL, "Granularity must be at most %" PRIu64,
+                           DIRTY_BITMAP_GRANULARITY_MAX);
+    }
+    if (length > INT64_MAX) {
+        return block_error(error, EINVAL, "A dirty bitmap cannot cover %" PRIu64 " bytes", length);
+    }
+    return 0;
+}
+
+struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t length, uint64_t granularity,
+                                      GError **error)
+{
+    struct dirty_bitmap *bitmap;
+
+    if (check_parameters(name, length, granularity, error) < 0) {
+        return NULL;
+    }
+    bitmap = g_aligned_alloc0(1, sizeof(*bitmap), _Alignof(struct dirty_bitmap));
+    if (bit_tree_init(&bitmap->tree, div_round_up(length, granularity)) < 0) {
+        g_aligned_free(bitmap);
+        block_error(error, ENOMEM,
+                    "Not enough address space for a dirty bitmap of %" PRIu64
+                    " bytes with a granularity of %" PRIu64,
+                    length, granularity);
+        return NULL;
+    }
+    bitmap->name = g_strdup(name);
+    bitmap->length = length;
+    bitmap->shift = log2_of(granularity);
+    atomic_init(&bitmap->enabled, true);
+    pthread_mutex_init(&bitmap->lock, NULL);
+    return bitmap;
+}
+
+void dirty_bitmap_free(struct dirty_bitmap *bitmap)
+{
+    if (bitmap) {
+        bit_tree_destroy(&bitmap->tree);
+        pthread_mutex_destroy(&bitmap->lock);
+        g_free(bitmap->name);
+        g_aligned_free(bitmap);
+    }
+}
+
+const char *dirty_bitmap_name(const struct dirty_bitmap *bitmap)
+{
+    return bitmap->name;
+}
+
+uint64_t dirty_bitmap_granularity(const struct dirty_bitmap *bitmap)
+{
+    return UINT64_C(1) << bitmap->shift;
+}
+
+uint64_t dirty_bitmap_length(const struct dirty_bitmap *bitmap)
+{
+    return bitmap->length;
+}
+
+bool dirty_bitmap_enabled(const struct dirty_bitmap *bitmap)
+{
+    return atomic_load_explicit(&bitmap->enabled, memory_order_acquire);
+}
+
+void dirty_bitmap_set_enabled(struct dirty_bitmap *bitmap, bool enabled)
+{
+    atomic_store_explicit(&bitmap->enabled, enabled, memory_order_release);
+}
+
+uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap)
+{
+    uint64_t granules = bit_tree_count(&bitmap->tree);
+    uint64_t missing = (bitmap->tree.bits << bitmap->shift) - bitmap->length;
+    uint64_t bytes = granules << bitmap->shift;
+
+    /* The short last granule. Beside other threads it may be set and not counted or reversely. */
+    if (granules > 0 && missing > 0 && bit_tree_get(&bitmap->tree, bitmap->tree.bits - 1)) {
+        bytes -= missing;
+    }
+    return MIN_OF(bytes, bitmap->length);
+}
+
+void dirty_bitmap_set(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t bytes)
+{
+    assert(range_within(offset, bytes, bitmap->length));
+    if (bytes > 0) {
+        bit_tree_set(&bitmap->tree, offset >> bitmap->shift, (offset + bytes - 1) >> bitmap->shift);
+    }
+}
+
+void dirty_bitmap_reset(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t bytes)
+{
+    assert(range_within(offset, bytes, bitmap->length));
+    if (bytes > 0) {
+        SCOPE_LOCK(&bitmap->lock);
+        bit_tree_reset(&bitmap->tree, offset >> bitmap->shift,
+                       (offset + bytes - 1) >> bitmap->shift);
+    }
+}
+
+void dirty_bitmap_clear(struct dirty_bitmap *bitmap)
+{
+    SCOPE_LOCK(&bitmap->lock);
+    bit_tree_clear(&bitmap->tree);
+}
+
+bool dirty_bitmap_get(const struct dirty_bitmap *bitmap, uint64_t offset)
+{
+    assert(offset < bitmap->length);
+    return bit_tree_get(&bitmap->tree, offset >> bitmap->shift);
+}
+
+/* The byte a bit found in the tree stands for, if it is before end; never below offset. */
+static uint64_t byte_of_bit(const struct dirty_bitmap *bitmap, uint64_t bit, uint64_t offset,
+                            uint64_t end)
+{
+    if (bit == BIT_TREE_NONE || bit << bitmap->shift >= end) {
+        return UINT64_MAX;
+    }
+    return MAX_OF(bit << bitmap->shift, offset);
+}
+
+/* Called with the lock held and offset < end <= length, as is next_clean. */
+static uint64_t next_dirty(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end)
+{
+    uint64_t bit = bit_tree_next_set(&bitmap->tree, offset >> bitmap->shift);
+
+    return byte_of_bit(bitmap, bit, offset, end);
+}
+
+static uint64_t next_clean(const struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end)
+{
+    uint64_t bit = bit_tree_next_clear(&bitmap->tree, offset >> bitmap->shift,
+                                       ((end - 1) >> bitmap->shift) + 1);
+
+    return byte_of_bit(bitmap, bit, offset, end);
+}
+
+uint64_t dirty_bitmap_next_dirty(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end)
+{
+    SCOPE_LOCK(&bitmap->lock);
+    end = MIN_OF(end, bitmap->length);
+    return offset < end ? next_dirty(bitmap, offset, end) : UINT64_MAX;
+}
+
+uint64_t dirty_bitmap_next_clean(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end)
+{
+    SCOPE_LOCK(&bitmap->lock);
+    end = MIN_OF(end, bitmap->length);
+    return offset < end ? next_clean(bitmap, offset, end) : UINT64_MAX;
+}
+
+bool dirty_bitmap_next_range(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t end,
+                             uint64_t max_bytes, uint64_t *range_offset, uint64_t *range_bytes)
+{
+    uint64_t start, stop;
+
+    SCOPE_LOCK(&bitmap->lock);
+    end = MIN_OF(end, bitmap->length);
+    if (offset >= end || max_bytes == 0) {
+        return false;
+    }
+    start = next_dirty(bitmap, offset, end);
+    if (start == UINT64_MAX) {
+        return false;
+    }
+    end = start + MIN_OF(max_bytes, end - start);
+    stop = MIN_OF(next_clean(bitmap, start, end), end);
+    *range_offset = start;
+    *range_bytes = stop - start;
+    return true;
+}
+
+static void merge_ranges(struct dirty_bitmap *target, struct dirty_bitmap *source)
+{
+    uint64_t granularity = dirty_bitmap_granularity(target);
+    uint64_t offset = 0, bytes;
+
+    while (dirty_bitmap_next_range(source, offset, UINT64_MAX, UINT64_MAX, &offset, &bytes)) {
+        dirty_bitmap_set(target, offset, bytes);
+        offset = align_up(offset + bytes, granularity); /* all set up to there */
+    }
+}
+
+int dirty_bitmap_merge(struct dirty_bitmap *target, struct dirty_bitmap *source, GError **error)
+{
+    if (target->length != source->length) {
+        return block_error(error, EINVAL,
+                           "Bitmaps are of different sizes (destination size is %" PRIu64
+                           ", source size is %" PRIu64 ") and can't be merged",
+                           target->length, source->length);
+    }
+    if (target == source) {
+        return 0;
+    }
+    if (target->shift == source->shift) {
+        /* The target is only set, so its lock is not needed: no order of two bitmap locks. */
+        SCOPE_LOCK(&source->lock);
+        bit_tree_merge(&target->tree, &source->tree);
+    } else {
+        merge_ranges(target, source);
+    }
+    return 0;
+}
+
+int dirty_bitmap_resize(struct dirty_bitmap *bitmap, uint64_t length, bool grown_dirty)
+{
+    uint64_t old_length = bitmap->length;
+
+    if (length > INT64_MAX) {
+        return -EINVAL;
+    }
+    {
+        SCOPE_LOCK(&bitmap->lock);
+        int status =
+            bit_tree_resize(&bitmap->tree, div_round_up(length, dirty_bitmap_granularity(bitmap)));
+
+        if (status < 0) {
+            return status;
+        }
+        bitmap->length = length;
+    }
+    if (grown_dirty && length > old_length) {
+        dirty_bitmap_set(bitmap, old_length, length - old_length);
+    }
+    return 0;
+}
