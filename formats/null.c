@@ -15,7 +15,7 @@
 #include "block/node.h"
 
 struct null_options {
-    int64_t size;
+    uint64_t size;
     uint64_t latency_ns;
     bool read_zeroes;
 };
@@ -23,9 +23,9 @@ struct null_options {
 static const struct block_option null_option_table[] = {
     {
         .name = "size",
-        .type = BLOCK_OPTION_INT,
+        .type = BLOCK_OPTION_SIZE,
         .offset = offsetof(struct null_options, size),
-        .default_text = "1073741824",
+        .default_text = "1G",
         .help = "Length in bytes.",
     },
     {
@@ -56,12 +56,11 @@ static int null_open(struct block_node *node, void *values, GError **error)
     struct null_state *state = block_node_state(node);
     const struct null_options *options = values;
 
-    if (options->size < 0) {
-        return block_error(error, EINVAL,
-                           "The size of a null disk cannot be negative (%" PRId64 ")",
+    if (options->size > INT64_MAX) {
+        return block_error(error, EFBIG, "A null disk of %" PRIu64 " bytes is too large",
                            options->size);
     }
-    state->length = options->size;
+    state->length = (int64_t)options->size;
     state->latency = (struct timespec){
         .tv_sec = (time_t)(options->latency_ns / (uint64_t)NS_PER_SECOND),
         .tv_nsec = (long)(options->latency_ns % (uint64_t)NS_PER_SECOND),
