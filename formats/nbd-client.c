@@ -66,6 +66,49 @@ static void log_loss(struct nbd_client *client, const char *reason)
     }
 }
 
+static bool in_doubt(const struct nbd_client *client)
+{
+    return client->doubtful > client->flushed;
+}
+
+/* True if a link that lives was there before all doubts. Lock held. */
+static bool has_voucher(struct nbd_client *client)
+{
+    for (unsigned i = 0; i < client->count; i++) {
+        if (atomic_load(&client->links[i].usable) && atomic_load(&client->links[i].vouches)) {
+            return client->capabilities.can_flush;
+        }
+    }
+    return false;
+}
+
+/* A connection was lost, and its link is not usable any more. Lock held. */
+static void doubt_writes(struct nbd_client *client)
+{
+    uint64_t answered = atomic_load(&client->answered);
+
+    if (answered <= client->flushed) {
+        return;
+    }
+    client->doubtful = answered;
+    if (!has_voucher(client) && !atomic_exchange(&client->writes_lost, true)) {
+        g_message("Writes to '%s' that were not flushed may be lost with the connection: flushes "
+                  "fail from now on, until the node is closed and opened again",
+                  client->description);
+    }
+}
+
+/* What was answered up to here is durable. Lock held. */
+static void note_flushed(struct nbd_client *client, uint64_t covered)
+{
+    bool was_in_doubt = in_doubt(client);
+
+    client->flushed = MAX_OF(client->flushed, covered);
+    for (unsigned i = 0; was_in_doubt && !in_doubt(client) && i < client->count; i++) {
+        atomic_store(&client->links[i].vouches, true);
+    }
+}
+
 /* The link's lock is held: no write of this link can be answered meanwhile. */
 static void on_broken(void *data, const char *reason)
 {
@@ -74,12 +117,7 @@ static void on_broken(void *data, const char *reason)
 
     log_loss(client, reason);
     atomic_fetch_add(&client->changes, 1);
-    if (atomic_load(&client->answered) > client->flushed &&
-        !atomic_exchange(&client->writes_lost, true)) {
-        g_message("Writes to '%s' that were not flushed may be lost with the connection: flushes "
-                  "fail from now on, until the node is closed and opened again",
-                  client->description);
-    }
+    doubt_writes(client);
     if (--client->live == 0) {
         client->lost_ns = clock_now_ns();
         client->attempts = 0;
@@ -105,6 +143,7 @@ static void install(struct nbd_client *client, struct nbd_link *link, struct nbd
     SCOPE_LOCK(&link->lock);
     SCOPE_LOCK(&client->lock);
 
+    atomic_store(&link->vouches, !in_doubt(client));
     nbd_link_install(link, handle, lifeline);
     client->live++;
     client->connected_ns = clock_now_ns();
@@ -195,7 +234,7 @@ static void *reconnect_main(void *data)
 }
 
 /* The usable link with the fewest requests in flight, or NULL. */
-static struct nbd_link *choose(struct nbd_client *client)
+static struct nbd_link *choose_link(struct nbd_client *client, bool vouching)
 {
     struct nbd_link *best = NULL;
     unsigned best_load = UINT32_MAX;
@@ -204,12 +243,21 @@ static struct nbd_link *choose(struct nbd_client *client)
         struct nbd_link *link = &client->links[i];
         unsigned load = atomic_load_explicit(&link->load, memory_order_relaxed);
 
-        if (atomic_load(&link->usable) && load < best_load) {
+        if (load < best_load && atomic_load(&link->usable) &&
+            (!vouching || atomic_load(&link->vouches))) {
             best = link;
             best_load = load;
         }
     }
     return best;
+}
+
+/* A flush goes where it says most; without doubts every link vouches. */
+static struct nbd_link *choose(struct nbd_client *client, enum nbd_operation operation)
+{
+    struct nbd_link *link = operation == NBD_OPERATION_FLUSH ? choose_link(client, true) : NULL;
+
+    return link ? link : choose_link(client, false);
 }
 
 static int64_t delay_ns(const struct nbd_client *client)
@@ -251,7 +299,7 @@ int nbd_client_run(struct nbd_client *client, struct nbd_request *request)
 
     request->timed_out = false;
     for (;;) {
-        struct nbd_link *link = choose(client);
+        struct nbd_link *link = choose(client, request->operation);
         enum nbd_outcome outcome = link ? nbd_link_run(link, request) : NBD_OUTCOME_UNSENT;
         int ret;
 
@@ -294,10 +342,10 @@ int nbd_client_flush(struct nbd_client *client)
     }
     /* A connection lost meanwhile may have been the one the writes went through. */
     SCOPE_LOCK(&client->lock);
-    if (atomic_load(&client->writes_lost)) {
+    if (atomic_load(&client->writes_lost) || (in_doubt(client) && !request.vouched)) {
         return -EIO;
     }
-    client->flushed = MAX_OF(client->flushed, covered);
+    note_flushed(client, covered);
     return 0;
 }
 

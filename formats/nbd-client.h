@@ -10,12 +10,15 @@
  *
  * What a lost connection means for data. A server may have been killed and started again: what
  * it answered but had not been told to flush can be gone, and no later flush brings it back. So
- * if any write was answered since the last good flush when a connection is lost, every flush
- * fails with -EIO from then on, until the node is closed and opened again. Failing just the first
- * would not do: whoever flushes cannot be told apart here, so that a job could take the failure
- * and the guest (or the job's own second try after an error policy's pause) be told "done" for
- * data that is gone. Reads and writes go on. Only what a flush would have covered counts: reads,
- * trims and writes that were made durable on their own (FUA) leave no doubt behind.
+ * writes that were answered since the last good flush are in doubt when a connection is lost.
+ * With several connections one that was there before the loss can still vouch for them: that it
+ * lives shows that the server does, and multi-conn promises that a flush on it covers them. Once
+ * no such connection is left, the writes count as lost, and every flush fails with -EIO until the
+ * node is closed and opened again. Failing just the first would not do: whoever flushes cannot be
+ * told apart here, so that a job could take the failure and the guest (or the job's own second
+ * try after an error policy's pause) be told "done" for data that is gone. Reads and writes go
+ * on. Only what a flush would have covered counts: reads, trims and writes that were made durable
+ * on their own (FUA) leave no doubt behind.
  */
 #ifndef LIVEBLK_FORMATS_NBD_CLIENT_H
 #define LIVEBLK_FORMATS_NBD_CLIENT_H
@@ -40,13 +43,14 @@ struct nbd_client {
 
     _Atomic uint64_t changes;  /* counts what may have changed data or its allocation */
     _Atomic uint64_t answered; /* writes answered that need a flush */
-    _Atomic bool writes_lost;  /* answered and not flushed when a connection was lost */
+    _Atomic bool writes_lost;  /* some answered and not flushed, and nobody can vouch for them */
 
     /* Guards what follows. Innermost: taken with a link's lock held, nothing is taken in it. */
     pthread_mutex_t lock;
     pthread_cond_t changed; /* an attempt to connect has ended */
     pthread_cond_t work;    /* for the thread: a link broke, or it shall stop */
     uint64_t flushed;       /* of answered: durable */
+    uint64_t doubtful;      /* of answered: in doubt if beyond flushed */
     unsigned live;          /* links with a connection */
     int64_t lost_ns;        /* when the last live link was lost */
     int64_t connected_ns;   /* when the last connection was made */

@@ -332,6 +332,7 @@ enum nbd_outcome nbd_link_run(struct nbd_link *link, struct nbd_request *request
     if (send_request(link, request)) {
         wait_until_done(link, request);
     }
+    request->vouched = atomic_load(&link->vouches);
     atomic_fetch_sub_explicit(&link->load, 1, memory_order_relaxed);
     pthread_cond_destroy(&request->wake);
     return request->outcome;

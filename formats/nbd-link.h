@@ -49,6 +49,7 @@ struct nbd_request {
     /* The answer: 0 or a negative errno. */
     int error;
     bool timed_out;
+    bool vouched; /* the link that answered vouches, see there */
 
     /* The link's, under its lock. */
     enum nbd_outcome outcome;
@@ -78,6 +79,9 @@ struct nbd_link {
     /* Readable without the lock, for choosing a link. */
     _Atomic bool usable;
     _Atomic unsigned load;
+
+    /* The connection is older than all doubts about unflushed writes; kept by the client. */
+    _Atomic bool vouches;
 
     /* Called with the lock held. Constant. */
     void (*on_answered_write)(void *data); /* of a request that needs_flush */

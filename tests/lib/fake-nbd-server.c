@@ -295,8 +295,8 @@ static void *listen_main(void *data)
         connection->server = server;
         connection->fd = fd;
         g_assert_cmpuint(server->connection_count, <, FAKE_NBD_CONNECTIONS_MAX);
-        atomic_fetch_add(&server->accepted, 1);
         server->connections[server->connection_count++] = connection;
+        atomic_fetch_add(&server->accepted, 1);
         pthread_create(&connection->thread, NULL, connection_main, connection);
     }
 }

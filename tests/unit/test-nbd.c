@@ -716,6 +716,71 @@ static void test_lost_in_flush(void)
     finish(node, server);
 }
 
+/* Two connections, and a write that was answered and not flushed. */
+static struct block_node *open_two(struct fake_nbd_server *server)
+{
+    struct nbd_options options = nbd_test_options(server->path);
+    struct block_node *node;
+
+    server->flags |= FAKE_NBD_CAN_MULTI_CONN;
+    fake_nbd_server_start(server);
+    options.connections = 2;
+    options.reconnect_delay = 60;
+    node = nbd_test_open(options, true, NULL);
+    g_assert_cmpuint(server->accepted, ==, 2);
+    g_assert_cmpint(write_byte(node, 0, 1, 0), ==, 0);
+    return node;
+}
+
+static _Atomic(struct fake_nbd_connection *) served_on;
+
+static bool note_connection(struct fake_nbd_connection *connection,
+                            struct fake_nbd_request *request)
+{
+    served_on = connection;
+    return false;
+}
+
+/* Lose one of the two and wait until it is back. */
+static void lose_first(struct block_node *node, struct fake_nbd_server *server)
+{
+    uint8_t byte;
+
+    server->hook = hang_up_once;
+    g_assert_cmpint(read_byte(node, 0, &byte), ==, 0);
+    server->hook = note_connection;
+    do {
+        expect_byte(node, 0, 1);
+    } while (server->accepted < 3 || served_on != server->connections[2]);
+}
+
+static void test_survivor_vouches(void)
+{
+    struct fake_nbd_server *server = fake_nbd_server_new(DISK_BYTES);
+    struct block_node *node = open_two(server);
+
+    lose_first(node, server);
+    g_assert_cmpint(nbd_test_flush(node), ==, 0);
+    g_assert_true(served_on == server->connections[1]);
+    /* The doubt is over: now the new connection may vouch for what follows. */
+    g_assert_cmpint(write_byte(node, 0, 2, 0), ==, 0);
+    fake_nbd_hang_up(server->connections[1]);
+    g_assert_cmpint(nbd_test_flush(node), ==, 0);
+    finish(node, server);
+}
+
+static void test_no_survivor(void)
+{
+    struct fake_nbd_server *server = fake_nbd_server_new(DISK_BYTES);
+    struct block_node *node = open_two(server);
+
+    lose_first(node, server);
+    fake_nbd_hang_up(server->connections[1]);
+    g_assert_cmpint(nbd_test_flush(node), ==, -EIO);
+    g_assert_cmpint(nbd_test_flush(node), ==, -EIO);
+    finish(node, server);
+}
+
 /* Extents. */
 
 static bool send_extents(struct fake_nbd_connection *connection, struct fake_nbd_request *request)
@@ -897,6 +962,8 @@ static void add_failure_tests(void)
     g_test_add_func("/nbd/lost-writes-are-never-flushed", test_lost_writes);
     g_test_add_func("/nbd/flushed-writes-are-not-lost", test_nothing_lost);
     g_test_add_func("/nbd/a-flush-sent-again-does-not-cover-lost-writes", test_lost_in_flush);
+    g_test_add_func("/nbd/a-connection-that-survives-vouches-for-writes", test_survivor_vouches);
+    g_test_add_func("/nbd/a-connection-made-later-does-not-vouch", test_no_survivor);
     for (unsigned i = 0; i < G_N_ELEMENTS(nonsense); i++) {
         g_test_add_data_func(nonsense[i].name, &nonsense[i].hook, test_nonsense);
     }
