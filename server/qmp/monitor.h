@@ -31,7 +31,8 @@ void qmp_monitor_start(struct qmp_monitor *monitor);
 
 /*
  * Stop accepting, send what replies are ready, close the clients, remove the socket, wait for
- * commands in progress. Not from the main thread.
+ * commands in progress, whose replies are still sent. Not from the main thread, and before
+ * main_loop_stop, since commands end on the main thread.
  */
 void qmp_monitor_free(struct qmp_monitor *monitor);
 

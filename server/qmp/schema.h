@@ -16,7 +16,7 @@ enum qmp_kind {
     QMP_KIND_INT, /* signed 64 bits */
     QMP_KIND_UINT16,
     QMP_KIND_UINT32,
-    QMP_KIND_UINT64, /* as QEMU: negative numbers wrap */
+    QMP_KIND_UINT64, /* as QEMU: negative numbers wrap, see qmp_check */
     QMP_KIND_SIZE,   /* as UINT64 */
     QMP_KIND_NUMBER,
     QMP_KIND_NULL,
@@ -103,7 +103,11 @@ enum qmp_error_class {
 /*
  * Check a value against a type as section 1.4 of the QMP surface says: schema order, full paths
  * in missing/unexpected/type errors, leaf names in enum and alternate errors. Returns a negative
- * errno with QEMU's text.
+ * errno with QEMU's text. name is the outermost value's, NULL for a command's arguments.
+ *
+ * Afterwards an argument of type uint64 or size is (uint64_t)json_integer_value(value): one above
+ * INT64_MAX, which jansson cannot hold, has been replaced in its object or array by the negative
+ * integer of the same 64 bits (which means the same to QEMU). One of type number has become a real.
  */
 int qmp_check(const struct qmp_type *type, json_t *value, const char *name, GError **error);
 
