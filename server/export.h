@@ -38,7 +38,7 @@ const char *export_description(struct export_handle *handle);
 /* The length when the handle was opened: a client's view of the size never changes under it. */
 uint64_t export_length(struct export_handle *handle);
 bool export_is_read_only(struct export_handle *handle);
-/* Fast zero: write-zeroes without fallback may be tried. */
+/* Sizes to tell clients, in bytes. */
 void export_block_size(struct export_handle *handle, uint32_t *minimum, uint32_t *preferred,
                        uint32_t *maximum);
 

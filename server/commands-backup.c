@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/commands-backup.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include <string.h>
+
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "jobs/backup.h"
+#include "jobs/copy-engine.h"
+#include "server/lookup.h"
+#include "server/types.h"
+
+static const char *const sync_names[] = {"full", "none", NULL};
+static const struct qmp_type sync_type = {
+    .name = "MirrorSyncMode",
+    .kind = QMP_KIND_ENUM,
+    .values = sync_names,
+    .doc = "full: everything; none: only what the guest overwrites, until cancelled.",
+};
+
+static const struct qmp_member performance_members[] = {
+    {"use-copy-range", &qmp_type_bool, .optional = true, .default_text = "false",
+     .doc = "Let the kernel copy where source and target are files."},
+    {"max-workers", &qmp_type_int, .optional = true, .default_text = "16",
+     .doc = "Most requests in flight."},
+    {"max-chunk", &qmp_type_int, .optional = true, .default_text = "0",
+     .doc = "Most bytes to copy in one piece; 0: the default, 1 MiB."},
+    {NULL},
+};
+static const struct qmp_type performance_type = {
+    .name = "BackupPerf",
+    .kind = QMP_KIND_OBJECT,
+    .members = performance_members,
+};
+
+static const struct qmp_member common_members[] = {
+    {"job-id", &qmp_type_string, .optional = true,
+     .doc = "The new job's ID; the device's name by default."},
+    {"device", &qmp_type_string, .doc = "What to back up: a device or a node."},
+    {"sync", &sync_type, .doc = "How much of it."},
+    {"speed", &qmp_type_int, .optional = true, .default_text = "0",
+     .doc = "Limit in bytes per second; 0: none."},
+    {"compress", &qmp_type_bool, .optional = true, .default_text = "false",
+     .doc = "Compress; refused where the target's format cannot."},
+    {"on-source-error", &on_error_type, .optional = true, .default_text = "report",
+     .doc = "What to do when reading fails."},
+    {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
+     .doc = "What to do when writing fails."},
+    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
+     .doc = "Finalize when the work is done; else wait for job-finalize."},
+    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
+     .doc = "Forget the job when it has ended; else wait for job-dismiss."},
+    {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10",
+     .doc = "Seconds that a guest's write may wait for the job before the job is given up; 0: for "
+            "ever. An extension of liveblk's."},
+    {"x-perf", &performance_type, .optional = true, .doc = "How to go about it."},
+    {NULL},
+};
+static const struct qmp_type common_type = {
+    .name = "BackupCommon",
+    .kind = QMP_KIND_OBJECT,
+    .members = common_members,
+};
+
+static const struct qmp_member blockdev_members[] = {
+    {"target", &qmp_type_string, .doc = "The node to write."},
+    {NULL},
+};
+const struct qmp_type blockdev_backup_type = {
+    .name = "BlockdevBackup",
+    .kind = QMP_KIND_OBJECT,
+    .base = &common_type,
+    .members = blockdev_members,
+};
+
+static const char *const mode_names[] = {"absolute-paths", "existing", NULL};
+static const struct qmp_type mode_type = {
+    .name = "NewImageMode",
+    .kind = QMP_KIND_ENUM,
+    .values = mode_names,
+    .doc = "absolute-paths: create the target; existing: write an image that is there.",
+};
+static const struct qmp_member drive_members[] = {
+    {"target", &qmp_type_string, .doc = "The file to write."},
+    {"format", &qmp_type_string, .optional = true, .default_text = "raw",
+     .doc = "The target's format."},
+    {"mode", &mode_type, .optional = true, .default_text = "absolute-paths",
+     .doc = "Whether to create it."},
+    {NULL},
+};
+const struct qmp_type drive_backup_type = {
+    .name = "DriveBackup",
+    .kind = QMP_KIND_OBJECT,
+    .base = &common_type,
+    .members = drive_members,
+};
+
+static int64_t integer(json_t *object, const char *name, int64_t default_value)
+{
+    json_t *value = json_object_get(object, name);
+
+    return value ? json_integer_value(value) : default_value;
+}
+
+static int check_workers(json_t *performance, GError **error)
+{
+    if (integer(performance, "max-workers", 1) < 1) {
+        return block_error(error, EINVAL, "max-workers must be between 1 and %d", COPY_MAX_WORKERS);
+    }
+    return 0;
+}
+
+static int start(json_t *arguments, struct block_node *source, struct block_node *target,
+                 GError **error)
+{
+    json_t *performance = json_object_get(arguments, "x-perf");
+    const char *id = json_string_value(json_object_get(arguments, "job-id"));
+    struct backup_options options = {
+        .job_id = id ? id : json_string_value(json_object_get(arguments, "device")),
+        .source = source,
+        .target = target,
+        .sync = (enum backup_sync)lookup_enum(json_object_get(arguments, "sync"), sync_names),
+        .speed = integer(arguments, "speed", 0),
+        .on_source_error = lookup_on_error(arguments, "on-source-error"),
+        .on_target_error = lookup_on_error(arguments, "on-target-error"),
+        .use_copy_range = lookup_bool(performance, "use-copy-range", false),
+        .max_workers = integer(performance, "max-workers", 0),
+        .max_chunk = integer(performance, "max-chunk", 0),
+        .guest_timeout_s = integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
+    };
+
+    options.job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
+    options.job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
+    if (check_workers(performance, error) < 0) {
+        return -EINVAL;
+    }
+    if (lookup_bool(arguments, "compress", false)) {
+        return block_error(error, ENOTSUP, "Compression is not supported for this drive %s",
+                           target->name);
+    }
+    return backup_start(&options, error);
+}
+
+json_t *blockdev_backup(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    const char *device = json_string_value(json_object_get(arguments, "device"));
+    const char *target_name = json_string_value(json_object_get(arguments, "target"));
+    AUTO(block_node) source = lookup_device_or_node(device, error);
+    AUTO(block_node) target = source ? lookup_device_or_node(target_name, error) : NULL;
+
+    return target && start(arguments, source, target, error) == 0 ? json_object() : NULL;
+}
+
+/* ---- drive-backup: the target is a file, opened for the job and closed after it ------------- */
+
+static int create_target(const char *filename, const char *format, uint64_t length, GError **error)
+{
+    AUTO(block_options) options = block_options_new();
+    g_autofree char *size = g_strdup_printf("%" PRIu64, length);
+
+    block_options_set(options, "driver", "file");
+    block_options_set(options, "filename", filename);
+    block_options_set(options, "size", size);
+    if (strcmp(format, "raw")) {
+        return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", format);
+    }
+    return block_create(options, NULL, NULL, error);
+}
+
+static struct block_node *open_target(const char *filename, const char *format, GError **error)
+{
+    AUTO(block_options) options = block_options_new();
+
+    block_options_set(options, "driver", format);
+    block_options_set(options, "discard", "unmap");
+    block_options_set(options, "file.driver", "file");
+    block_options_set(options, "file.filename", filename);
+    return block_node_open(options, true, error);
+}
+
+json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    const char *device = json_string_value(json_object_get(arguments, "device"));
+    const char *filename = json_string_value(json_object_get(arguments, "target"));
+    const char *format = json_string_value(json_object_get(arguments, "format"));
+    json_t *mode = json_object_get(arguments, "mode");
+    bool create = !mode || lookup_enum(mode, mode_names) == 0;
+    AUTO(block_node) source = lookup_device_or_node(device, error);
+    AUTO(block_node) target = NULL;
+
+    if (!source) {
+        return NULL;
+    }
+    if (!format) {
+        format = "raw";
+    }
+    if (create && create_target(filename, format, block_node_length(source), error) < 0) {
+        return NULL;
+    }
+    target = open_target(filename, format, error);
+    return target && start(arguments, source, target, error) == 0 ? json_object() : NULL;
+}

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Commands that control and query jobs, and the jobs' events. */
+#include <errno.h>
+#include <string.h>
+
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "jobs/job.h"
+#include "server/commands-backup.h"
+#include "server/commands.h"
+#include "server/lookup.h"
+#include "server/types.h"
+
+/* ---- Types ---------------------------------------------------------------------------------- */
+
+static const struct qmp_member id_members[] = {
+    {"id", &qmp_type_string, .doc = "The job."},
+    {NULL},
+};
+static const struct qmp_type id_type = {
+    .name = "JobId",
+    .kind = QMP_KIND_OBJECT,
+    .members = id_members,
+};
+static const struct qmp_member device_members[] = {
+    {"device", &qmp_type_string, .doc = "The job's ID."},
+    {NULL},
+};
+static const struct qmp_type device_type = {
+    .name = "BlockJobId",
+    .kind = QMP_KIND_OBJECT,
+    .members = device_members,
+};
+static const struct qmp_member cancel_members[] = {
+    {"device", &qmp_type_string, .doc = "The job's ID."},
+    {"force", &qmp_type_bool, .optional = true, .default_text = "false",
+     .doc = "Even if it is paused; do not let it finish first."},
+    {NULL},
+};
+static const struct qmp_type cancel_type = {
+    .name = "BlockJobCancel",
+    .kind = QMP_KIND_OBJECT,
+    .members = cancel_members,
+};
+static const struct qmp_member set_speed_members[] = {
+    {"device", &qmp_type_string, .doc = "The job's ID."},
+    {"speed", &qmp_type_int, .doc = "Bytes per second; 0: unlimited."},
+    {NULL},
+};
+static const struct qmp_type set_speed_type = {
+    .name = "BlockJobSetSpeed",
+    .kind = QMP_KIND_OBJECT,
+    .members = set_speed_members,
+};
+
+static const char *const job_types[] = {"backup", "create", NULL};
+static const struct qmp_type job_type_type = {
+    .name = "JobType",
+    .kind = QMP_KIND_ENUM,
+    .values = job_types,
+};
+static const struct qmp_type job_status_type = {
+    .name = "JobStatus",
+    .kind = QMP_KIND_ENUM,
+    .values = job_status_names,
+};
+static const struct qmp_type job_io_status_type = {
+    .name = "BlockDeviceIoStatus",
+    .kind = QMP_KIND_ENUM,
+    .values = block_io_status_names,
+};
+static const struct qmp_member change_members[] = {
+    {"id", &qmp_type_string, .doc = "The job."},
+    {"type", &job_type_type, .doc = "The job's type."},
+    {NULL},
+};
+static const struct qmp_type change_type = {
+    .name = "BlockJobChangeOptions",
+    .kind = QMP_KIND_OBJECT,
+    .members = change_members,
+};
+
+static const struct qmp_member job_info_members[] = {
+    {"id", &qmp_type_string, .doc = "The job's ID."},
+    {"type", &job_type_type, .doc = "Its type."},
+    {"status", &job_status_type, .doc = "Its state."},
+    {"current-progress", &qmp_type_int, .doc = "Bytes of work done."},
+    {"total-progress", &qmp_type_int, .doc = "Bytes of work in all; may grow."},
+    {"error", &qmp_type_string, .optional = true, .doc = "Why it failed."},
+    {"phase", &qmp_type_string, .doc = "What it is doing, in a word."},
+    {NULL},
+};
+static const struct qmp_type job_info_type = {
+    .name = "JobInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = job_info_members,
+};
+static const struct qmp_type job_info_list_type = {
+    .name = "JobInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &job_info_type,
+};
+
+static const struct qmp_member block_job_info_members[] = {
+    {"type", &job_type_type, .doc = "The job's type."},
+    {"device", &qmp_type_string, .doc = "Its ID."},
+    {"len", &qmp_type_int, .doc = "Bytes of work in all; may grow."},
+    {"offset", &qmp_type_int, .doc = "Bytes of work done."},
+    {"busy", &qmp_type_bool, .doc = "It is working."},
+    {"paused", &qmp_type_bool, .doc = "Somebody wants it to pause."},
+    {"speed", &qmp_type_int, .doc = "Its rate limit; 0: none."},
+    {"io-status", &job_io_status_type, .doc = "How its last I/O ended."},
+    {"ready", &qmp_type_bool, .doc = "It may be completed."},
+    {"status", &job_status_type, .doc = "Its state."},
+    {"auto-finalize", &qmp_type_bool, .doc = "It finalizes by itself."},
+    {"auto-dismiss", &qmp_type_bool, .doc = "It vanishes when it has ended."},
+    {"error", &qmp_type_string, .optional = true, .doc = "Why it failed."},
+    {NULL},
+};
+static const struct qmp_type block_job_info_type = {
+    .name = "BlockJobInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = block_job_info_members,
+};
+static const struct qmp_type block_job_info_list_type = {
+    .name = "BlockJobInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &block_job_info_type,
+};
+
+/* ---- Verbs ---------------------------------------------------------------------------------- */
+
+/* The two families differ in the argument's name and in how they say that there is no such job. */
+static struct job *find_job(json_t *arguments, GError **error)
+{
+    const char *id = json_string_value(json_object_get(arguments, "id"));
+    struct job *job = job_find(id);
+
+    if (!job) {
+        block_error(error, ENOENT, "Job not found");
+    }
+    return job;
+}
+
+static struct job *find_block_job(json_t *arguments, const char *member, GError **error)
+{
+    const char *id = json_string_value(json_object_get(arguments, member));
+    AUTO(job) job = job_find(id);
+
+    if (!job || !job_driver_of(job)->is_block_job) {
+        g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_ACTIVE, "Block job '%s' not found", id);
+        return NULL;
+    }
+    return STEAL(job);
+}
+
+static json_t *answer(int status)
+{
+    return status < 0 ? NULL : json_object();
+}
+
+/* block_member: what the block-job command calls its argument. */
+#define DEFINE_VERB(verb, function, block_member)                                                  \
+    static json_t *job_##verb##_command(struct qmp_request *request, json_t *arguments,            \
+                                        GError **error)                                            \
+    {                                                                                              \
+        AUTO(job) job = find_job(arguments, error);                                                \
+                                                                                                   \
+        return job ? answer(function(job, error)) : NULL;                                          \
+    }                                                                                              \
+    static json_t *block_job_##verb##_command(struct qmp_request *request, json_t *arguments,      \
+                                              GError **error)                                      \
+    {                                                                                              \
+        AUTO(job) job = find_block_job(arguments, block_member, error);                            \
+                                                                                                   \
+        return job ? answer(function(job, error)) : NULL;                                          \
+    }
+
+DEFINE_VERB(pause, job_user_pause, "device")
+DEFINE_VERB(resume, job_user_resume, "device")
+DEFINE_VERB(complete, job_complete, "device")
+DEFINE_VERB(finalize, job_finalize, "id")
+DEFINE_VERB(dismiss, job_dismiss, "id")
+
+static json_t *job_cancel_command(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    AUTO(job) job = find_job(arguments, error);
+
+    return job ? answer(job_cancel(job, true, true, error)) : NULL;
+}
+
+static json_t *block_job_cancel_command(struct qmp_request *request, json_t *arguments,
+                                        GError **error)
+{
+    AUTO(job) job = find_block_job(arguments, "device", error);
+    bool force = lookup_bool(arguments, "force", false);
+
+    return job ? answer(job_cancel(job, force, true, error)) : NULL;
+}
+
+static json_t *block_job_set_speed(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    AUTO(job) job = find_block_job(arguments, "device", error);
+    json_int_t speed = json_integer_value(json_object_get(arguments, "speed"));
+
+    return job ? answer(job_set_speed(job, speed, error)) : NULL;
+}
+
+static json_t *block_job_change(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    AUTO(job) job = find_block_job(arguments, "id", error);
+
+    if (job) {
+        block_error(error, ENOTSUP, "Job type does not support change");
+    }
+    return NULL;
+}
+
+/* ---- Queries -------------------------------------------------------------------------------- */
+
+static void set_error(json_t *object, const struct job_info *info)
+{
+    if (info->error) {
+        json_object_set_new(object, "error", json_string(info->error));
+    }
+}
+
+static json_t *job_object(const struct job_info *info)
+{
+    json_t *object = json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "id", info->id, "type", info->type,
+                               "status", job_status_names[info->status], "current-progress",
+                               (json_int_t)info->current_progress, "total-progress",
+                               (json_int_t)info->total_progress, "phase", info->phase);
+
+    set_error(object, info);
+    return object;
+}
+
+static json_t *block_job_object(const struct job_info *info)
+{
+    json_t *object = json_pack(
+        "{s:s, s:s, s:I, s:I, s:b, s:b, s:I, s:s, s:b, s:s, s:b, s:b}", "type", info->type,
+        "device", info->id, "len", (json_int_t)info->total_progress, "offset",
+        (json_int_t)info->current_progress, "busy", info->busy, "paused", info->paused, "speed",
+        (json_int_t)info->speed, "io-status", block_io_status_names[info->io_status], "ready",
+        info->ready, "status", job_status_names[info->status], "auto-finalize", info->auto_finalize,
+        "auto-dismiss", info->auto_dismiss);
+
+    set_error(object, info);
+    return object;
+}
+
+static json_t *query(bool block_jobs_only, json_t *to_object(const struct job_info *info))
+{
+    struct job **jobs = job_list();
+    json_t *list = json_array();
+
+    for (struct job **job = jobs; *job; job++) {
+        struct job_info info;
+
+        job_get_info(*job, &info);
+        if (info.is_block_job || !block_jobs_only) {
+            json_array_append_new(list, to_object(&info));
+        }
+        job_info_clear(&info);
+    }
+    job_list_free(jobs);
+    return list;
+}
+
+static json_t *query_jobs(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return query(false, job_object);
+}
+
+static json_t *query_block_jobs(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return query(true, block_job_object);
+}
+
+const struct qmp_command job_commands[] = {
+    {"blockdev-backup", &blockdev_backup_type, NULL, blockdev_backup, 0,
+     "Back a device or node up to a node, as it is now."},
+    {"drive-backup", &drive_backup_type, NULL, drive_backup, 0,
+     "Back a device or node up to a file, as it is now."},
+    {"job-pause", &id_type, NULL, job_pause_command, QMP_COMMAND_QUICK, "Pause a job."},
+    {"job-resume", &id_type, NULL, job_resume_command, QMP_COMMAND_QUICK, "Let it go on."},
+    {"job-cancel", &id_type, NULL, job_cancel_command, 0,
+     "Cancel a job by force; answers when it has ended."},
+    {"job-complete", &id_type, NULL, job_complete_command, QMP_COMMAND_QUICK,
+     "Complete a job that is ready."},
+    {"job-finalize", &id_type, NULL, job_finalize_command, 0,
+     "Finalize a pending job, and with it its transaction."},
+    {"job-dismiss", &id_type, NULL, job_dismiss_command, QMP_COMMAND_QUICK,
+     "Forget a concluded job."},
+    {"block-job-pause", &device_type, NULL, block_job_pause_command, QMP_COMMAND_QUICK,
+     "As job-pause."},
+    {"block-job-resume", &device_type, NULL, block_job_resume_command, QMP_COMMAND_QUICK,
+     "As job-resume."},
+    {"block-job-cancel", &cancel_type, NULL, block_job_cancel_command, 0,
+     "Cancel a job; answers when it has ended."},
+    {"block-job-complete", &device_type, NULL, block_job_complete_command, QMP_COMMAND_QUICK,
+     "As job-complete."},
+    {"block-job-finalize", &id_type, NULL, block_job_finalize_command, 0, "As job-finalize."},
+    {"block-job-dismiss", &id_type, NULL, block_job_dismiss_command, QMP_COMMAND_QUICK,
+     "As job-dismiss."},
+    {"block-job-set-speed", &set_speed_type, NULL, block_job_set_speed, QMP_COMMAND_QUICK,
+     "Limit a job's rate; takes effect at once."},
+    {"block-job-change", &change_type, NULL, block_job_change, QMP_COMMAND_QUICK,
+     "Change a running job; no type of job supports it yet."},
+    {"query-jobs", NULL, &job_info_list_type, query_jobs, QMP_COMMAND_QUICK,
+     "All jobs, newest first."},
+    {"query-block-jobs", NULL, &block_job_info_list_type, query_block_jobs, QMP_COMMAND_QUICK,
+     "The jobs on nodes, newest first."},
+    {NULL},
+};
+
+/* ---- Events --------------------------------------------------------------------------------- */
+
+static const struct qmp_member status_change_members[] = {
+    {"id", &qmp_type_string, .doc = "The job."},
+    {"status", &job_status_type, .doc = "Its new state."},
+    {NULL},
+};
+static const struct qmp_type status_change_type = {
+    .name = "JobStatusChangeEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = status_change_members,
+};
+static const struct qmp_member progress_members[] = {
+    {"type", &job_type_type, .doc = "The job's type."},
+    {"device", &qmp_type_string, .doc = "Its ID."},
+    {"len", &qmp_type_int, .doc = "Bytes of work in all."},
+    {"offset", &qmp_type_int, .doc = "Bytes of work done."},
+    {"speed", &qmp_type_int, .doc = "Its rate limit."},
+    {NULL},
+};
+static const struct qmp_type progress_type = {
+    .name = "BlockJobEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = progress_members,
+};
+static const struct qmp_member completed_members[] = {
+    {"error", &qmp_type_string, .optional = true, .doc = "Why it failed; absent if it did not."},
+    {NULL},
+};
+static const struct qmp_type completed_type = {
+    .name = "BlockJobCompletedEvent",
+    .kind = QMP_KIND_OBJECT,
+    .base = &progress_type,
+    .members = completed_members,
+};
+static const struct qmp_member pending_members[] = {
+    {"type", &job_type_type, .doc = "The job's type."},
+    {"id", &qmp_type_string, .doc = "Its ID."},
+    {NULL},
+};
+static const struct qmp_type pending_type = {
+    .name = "BlockJobPendingEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = pending_members,
+};
+static const struct qmp_member error_members[] = {
+    {"device", &qmp_type_string, .doc = "The job's ID."},
+    {"operation", &qmp_type_string, .doc = "read or write."},
+    {"action", &qmp_type_string, .doc = "ignore, report or stop."},
+    {NULL},
+};
+static const struct qmp_type error_type = {
+    .name = "BlockJobErrorEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = error_members,
+};
+
+const struct qmp_event_type job_events[] = {
+    {"JOB_STATUS_CHANGE", &status_change_type, "A job changed its state."},
+    {"BLOCK_JOB_COMPLETED", &completed_type, "A job ended, well or with an error."},
+    {"BLOCK_JOB_CANCELLED", &progress_type, "A job was cancelled."},
+    {"BLOCK_JOB_READY", &progress_type, "A job may be completed."},
+    {"BLOCK_JOB_PENDING", &pending_type, "A job waits for job-finalize."},
+    {"BLOCK_JOB_ERROR", &error_type, "An I/O of a job failed."},
+    {NULL},
+};

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/disk.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "block/error.h"
+#include "block/options.h"
+#include "server/throttle-limits.h"
+
+enum disk_cache { DISK_CACHE_WRITEBACK, DISK_CACHE_NONE, DISK_CACHE_UNSAFE };
+
+static const char *const cache_names[] = {"writeback", "none", "unsafe", NULL};
+static const char *const discard_names[] = {"unmap", "ignore", NULL};
+static const char *const detect_zeroes_names[] = {"off", "on", "unmap", NULL};
+static const char *const locking_names[] = {"auto", "on", "off", NULL};
+
+struct disk_values {
+    char *name;
+    char *file;
+    char *format;
+    char *node_name;
+    bool read_only;
+    int cache;
+    int discard;
+    int detect_zeroes;
+    int locking;
+    int read_error;
+    int write_error;
+};
+
+struct disk {
+    struct disk_values values;
+    struct throttle_limits limits;
+    struct block_options *file_options; /* "file.driver=...": instead of file=, or NULL */
+};
+
+static const struct block_option disk_options[] = {
+    {"name", BLOCK_OPTION_STRING, offsetof(struct disk_values, name),
+     .help = "The device's and export's name; vda, vdb, ... by default."},
+    {"file", BLOCK_OPTION_STRING, offsetof(struct disk_values, file),
+     .help = "A file, a block device or an NBD URI."},
+    {"format", BLOCK_OPTION_STRING, offsetof(struct disk_values, format), .default_text = "raw",
+     .help = "The image's format."},
+    {"node-name", BLOCK_OPTION_STRING, offsetof(struct disk_values, node_name),
+     .help = "The root node's name; made up by default."},
+    {"read-only", BLOCK_OPTION_BOOL, offsetof(struct disk_values, read_only), .default_text = "off",
+     .help = "Open the image read-only."},
+    {"cache", BLOCK_OPTION_ENUM, offsetof(struct disk_values, cache), .default_text = "writeback",
+     .enum_values = cache_names,
+     .help = "Use the host's page cache (writeback), bypass it (none), or ignore flushes too "
+             "(unsafe)."},
+    {"discard", BLOCK_OPTION_ENUM, offsetof(struct disk_values, discard), .default_text = "unmap",
+     .enum_values = discard_names,
+     .help = "Pass the guest's discards on to the storage, or ignore them."},
+    {"detect-zeroes", BLOCK_OPTION_ENUM, offsetof(struct disk_values, detect_zeroes),
+     .default_text = "off", .enum_values = detect_zeroes_names,
+     .help = "Turn writes of zeroes into write-zeroes requests."},
+    {"locking", BLOCK_OPTION_ENUM, offsetof(struct disk_values, locking), .default_text = "auto",
+     .enum_values = locking_names, .help = "Lock the image against other programs."},
+    {"rerror", BLOCK_OPTION_ENUM, offsetof(struct disk_values, read_error),
+     .default_text = "report", .enum_values = block_error_policy_names,
+     .help = "What to do when a guest's read fails."},
+    {"werror", BLOCK_OPTION_ENUM, offsetof(struct disk_values, write_error),
+     .default_text = "report", .enum_values = block_error_policy_names,
+     .help = "What to do when a guest's write fails."},
+    {.name = NULL},
+};
+
+char *disk_default_name(unsigned index)
+{
+    GString *letters = g_string_new(NULL);
+
+    do {
+        g_string_prepend_c(letters, (char)('a' + index % 26));
+        index /= 26;
+    } while (index-- > 0);
+    g_string_prepend(letters, "vd");
+    return g_string_free(letters, FALSE);
+}
+
+static bool is_uri(const char *text)
+{
+    return g_str_has_prefix(text, "nbd://") || g_str_has_prefix(text, "nbds://") ||
+           g_str_has_prefix(text, "nbd+unix://") || g_str_has_prefix(text, "nbds+unix://") ||
+           g_str_has_prefix(text, "nbd+vsock://") || g_str_has_prefix(text, "nbds+vsock://");
+}
+
+/* A description with no "=" before its first comma is a path, commas and all. */
+static bool is_bare_path(const char *text)
+{
+    const char *equals = strchr(text, '=');
+    const char *slash = strchr(text, '/');
+
+    return !equals || is_uri(text) || (slash && slash < equals);
+}
+
+static struct block_options *parse_text(const char *text, GError **error)
+{
+    struct block_options *options;
+
+    if (!is_bare_path(text)) {
+        return block_options_parse(text, NULL, error);
+    }
+    options = block_options_new();
+    block_options_set(options, "file", text);
+    return options;
+}
+
+static int check_storage(struct disk *disk, GError **error)
+{
+    bool has_nested = disk->file_options != NULL;
+    bool has_file = disk->values.file && *disk->values.file;
+
+    if (has_file && has_nested) {
+        return block_error(error, EINVAL, "Disk '%s': give either file= or file.driver=, not both",
+                           disk->values.name);
+    }
+    if (!has_file && !has_nested) {
+        return block_error(error, EINVAL,
+                           "Disk '%s': file= is missing; write disk=PATH or "
+                           "disk=name=NAME,file=PATH",
+                           disk->values.name);
+    }
+    if (has_file && !is_uri(disk->values.file)) {
+        char *absolute = g_canonicalize_filename(disk->values.file, NULL);
+
+        g_free(disk->values.file);
+        disk->values.file = absolute;
+    }
+    return 0;
+}
+
+struct disk *disk_parse(const char *text, unsigned index, GError **error)
+{
+    AUTO(block_options) options = parse_text(text, error);
+    AUTO(disk) disk = g_new0(struct disk, 1);
+
+    if (!options) {
+        return NULL;
+    }
+    if (!block_options_get(options, "file") && block_options_has(options, "file")) {
+        disk->file_options = block_options_take_nested(options, "file");
+    }
+    if (block_options_extract(options, disk_options, &disk->values, NULL, error) < 0 ||
+        limits_take_options(options, &disk->limits, error) < 0 ||
+        block_options_expect_empty(options, NULL, error) < 0) {
+        g_prefix_error(error, "disk=%s: ", text);
+        return NULL;
+    }
+    if (!disk->values.name) {
+        disk->values.name = disk_default_name(index);
+    }
+    if (check_storage(disk, error) < 0) {
+        return NULL;
+    }
+    return STEAL(disk);
+}
+
+void disk_free(struct disk *disk)
+{
+    block_options_clear_target(disk_options, &disk->values);
+    if (disk->file_options) {
+        block_options_free(disk->file_options);
+    }
+    g_free(disk);
+}
+
+const char *disk_name(const struct disk *disk)
+{
+    return disk->values.name;
+}
+
+static void set_storage_options(const struct disk *disk, struct block_options *options)
+{
+    const struct disk_values *values = &disk->values;
+
+    if (disk->file_options) {
+        char **keys = block_options_keys(disk->file_options);
+
+        for (char **key = keys; *key; key++) {
+            g_autofree char *nested = g_strdup_printf("file.%s", *key);
+
+            block_options_set(options, nested, block_options_get(disk->file_options, *key));
+        }
+        g_strfreev(keys);
+    } else if (is_uri(values->file)) {
+        block_options_set(options, "file.driver", "nbd");
+        block_options_set(options, "file.uri", values->file);
+    } else {
+        block_options_set(options, "file.driver", "file");
+        block_options_set(options, "file.filename", values->file);
+        block_options_set(options, "file.locking", locking_names[values->locking]);
+    }
+}
+
+static struct block_options *root_options(const struct disk *disk, bool read_only)
+{
+    const struct disk_values *values = &disk->values;
+    struct block_options *options = block_options_new();
+
+    block_options_set(options, "driver", values->format);
+    if (values->node_name) {
+        block_options_set(options, "node-name", values->node_name);
+    }
+    if (values->read_only || read_only) {
+        block_options_set(options, "read-only", "on");
+    } else {
+        block_options_set(options, "auto-read-only", "on");
+    }
+    block_options_set(options, "discard", discard_names[values->discard]);
+    block_options_set(options, "detect-zeroes", detect_zeroes_names[values->detect_zeroes]);
+    block_options_set(options, "cache.direct", values->cache == DISK_CACHE_NONE ? "on" : "off");
+    block_options_set(options, "cache.no-flush", values->cache == DISK_CACHE_UNSAFE ? "on" : "off");
+    set_storage_options(disk, options);
+    return options;
+}
+
+int disk_open(struct disk *disk, bool read_only, GError **error)
+{
+    AUTO(block_options) options = root_options(disk, read_only);
+    AUTO(block_node) root = block_node_open(options, true, error);
+    struct block_device *device = root ? block_device_new(disk->values.name, root, error) : NULL;
+
+    if (!device) {
+        g_prefix_error(error, "Disk '%s': ", disk->values.name);
+        return -EINVAL;
+    }
+    block_device_set_error_policies(device, disk->values.read_error, disk->values.write_error);
+    throttle_set_limits(block_device_throttle(device), &disk->limits);
+    return 0;
+}

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/export.h"
+
+#include <errno.h>
+
+#include "block/checked.h"
+#include "block/cleanup.h"
+#include "block/device.h"
+#include "block/error.h"
+
+struct export_handle {
+    struct block_device *device;
+    char *description;
+    uint64_t length;
+    bool read_only;
+    struct block_limits limits;
+};
+
+static char *describe(struct block_device *device)
+{
+    AUTO(block_node) root = block_device_root(device);
+    g_autofree char *filename = root ? block_node_get_filename(root) : NULL;
+
+    return root ? g_strdup_printf("%s: %s, %s", block_device_name(device), root->driver->name,
+                                  filename)
+                : g_strdup_printf("%s: removed", block_device_name(device));
+}
+
+struct export_entry *export_list(void)
+{
+    struct block_device **devices = block_device_list();
+    GArray *list = g_array_new(TRUE, TRUE, sizeof(struct export_entry));
+
+    for (struct block_device **device = devices; *device; device++) {
+        struct export_entry entry = {
+            .name = g_strdup(block_device_name(*device)),
+            .description = describe(*device),
+        };
+
+        g_array_append_val(list, entry);
+    }
+    block_device_list_free(devices);
+    return (struct export_entry *)g_array_free(list, FALSE);
+}
+
+void export_list_free(struct export_entry *list)
+{
+    for (struct export_entry *entry = list; entry->name; entry++) {
+        g_free(entry->name);
+        g_free(entry->description);
+    }
+    g_free(list);
+}
+
+char *export_default_name(void)
+{
+    struct block_device **devices = block_device_list();
+    char *name = devices[0] ? g_strdup(block_device_name(devices[0])) : NULL;
+
+    block_device_list_free(devices);
+    return name;
+}
+
+struct export_handle *export_open(const char *name, bool read_only, GError **error)
+{
+    g_autofree char *default_name = *name ? NULL : export_default_name();
+    AUTO(block_device) device = block_device_find(default_name ? default_name : name);
+    AUTO(block_node) root = device ? block_device_root(device) : NULL;
+    struct export_handle *handle;
+
+    if (!root) {
+        block_error(error, ENOENT, "There is no export named '%s'", name);
+        return NULL;
+    }
+    handle = g_new0(struct export_handle, 1);
+    handle->description = describe(device);
+    handle->length = block_node_length(root);
+    handle->read_only = read_only || root->options.read_only;
+    handle->limits = root->limits;
+    handle->device = STEAL(device);
+    return handle;
+}
+
+void export_close(struct export_handle *handle)
+{
+    block_device_unref(handle->device);
+    g_free(handle->description);
+    g_free(handle);
+}
+
+const char *export_description(struct export_handle *handle)
+{
+    return handle->description;
+}
+
+uint64_t export_length(struct export_handle *handle)
+{
+    return handle->length;
+}
+
+bool export_is_read_only(struct export_handle *handle)
+{
+    return handle->read_only;
+}
+
+void export_block_size(struct export_handle *handle, uint32_t *minimum, uint32_t *preferred,
+                       uint32_t *maximum)
+{
+    /* Any byte range is served: what the storage cannot do the core reads, modifies and writes. */
+    *minimum = 1;
+    *preferred = handle->limits.preferred_size ? handle->limits.preferred_size : 4096;
+    *preferred = CLAMP(*preferred, 512, 32u << 20);
+    *maximum = 32u << 20;
+}
+
+/* Beyond the size the client was told, or a write it may not make. */
+static int check(struct export_handle *handle, bool changes, uint64_t offset, uint64_t bytes)
+{
+    if (changes && handle->read_only) {
+        return -EPERM;
+    }
+    if (!range_within(offset, bytes, handle->length)) {
+        return changes ? -ENOSPC : -EINVAL;
+    }
+    return 0;
+}
+
+int export_pread(struct export_handle *handle, void *buffer, uint64_t offset, uint64_t bytes)
+{
+    int status = check(handle, false, offset, bytes);
+
+    return status < 0 ? status : block_device_pread(handle->device, buffer, offset, bytes);
+}
+
+int export_pwrite(struct export_handle *handle, const void *buffer, uint64_t offset, uint64_t bytes,
+                  bool fua)
+{
+    int status = check(handle, true, offset, bytes);
+
+    return status < 0 ? status
+                      : block_device_pwrite(handle->device, buffer, offset, bytes,
+                                            fua ? BLOCK_REQUEST_FUA : 0);
+}
+
+int export_write_zeroes(struct export_handle *handle, uint64_t offset, uint64_t bytes,
+                        unsigned flags)
+{
+    int status = check(handle, true, offset, bytes);
+
+    return status < 0 ? status : block_device_write_zeroes(handle->device, offset, bytes, flags);
+}
+
+int export_discard(struct export_handle *handle, uint64_t offset, uint64_t bytes, bool fua)
+{
+    int status = check(handle, true, offset, bytes);
+
+    return status < 0
+               ? status
+               : block_device_discard(handle->device, offset, bytes, fua ? BLOCK_REQUEST_FUA : 0);
+}
+
+int export_flush(struct export_handle *handle)
+{
+    return block_device_flush(handle->device);
+}
+
+int export_prefetch(struct export_handle *handle, uint64_t offset, uint64_t bytes)
+{
+    int status = check(handle, false, offset, bytes);
+
+    return status < 0 ? status : block_device_prefetch(handle->device, offset, bytes);
+}
+
+int export_block_status(struct export_handle *handle, uint64_t offset, uint64_t bytes,
+                        struct block_extent *extent)
+{
+    int status = check(handle, false, offset, bytes);
+
+    return status < 0 ? status : block_device_block_status(handle->device, offset, bytes, extent);
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/lookup.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/cleanup.h"
+#include "block/error.h"
+
+struct block_node *lookup_device_or_node(const char *name, GError **error)
+{
+    AUTO(block_device) device = block_device_find(name);
+    struct block_node *node = device ? block_device_root(device) : block_node_find(name);
+
+    if (!node) {
+        block_error(error, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
+    }
+    return node;
+}
+
+int lookup_enum(json_t *value, const char *const *names)
+{
+    for (int i = 0; names[i]; i++) {
+        if (!strcmp(json_string_value(value), names[i])) {
+            return i;
+        }
+    }
+    g_assert_not_reached();
+}
+
+enum block_error_policy lookup_on_error(json_t *arguments, const char *name)
+{
+    const char *value = json_string_value(json_object_get(arguments, name));
+
+    if (!value) {
+        return BLOCK_ERROR_POLICY_REPORT;
+    }
+    if (!strcmp(value, "auto")) {
+        return BLOCK_ERROR_POLICY_ENOSPC; /* as QEMU's jobs take it */
+    }
+    return (enum block_error_policy)lookup_enum(json_object_get(arguments, name),
+                                                block_error_policy_names);
+}
+
+bool lookup_bool(json_t *arguments, const char *name, bool default_value)
+{
+    json_t *value = json_object_get(arguments, name);
+
+    return value ? json_is_true(value) : default_value;
+}

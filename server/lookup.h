@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Finding what a command's arguments name. */
+#ifndef LIVEBLK_SERVER_LOOKUP_H
+#define LIVEBLK_SERVER_LOOKUP_H
+
+#include <glib.h>
+#include <jansson.h>
+
+#include "block/device.h"
+#include "block/node.h"
+
+/*
+ * The node a `device` argument means: a device's root, else a node of that name. A new reference,
+ * or NULL with "Cannot find device='%s' nor node-name='%s'".
+ */
+struct block_node *lookup_device_or_node(const char *name, GError **error);
+
+/* The index of a checked enum value in a list of names. */
+int lookup_enum(json_t *value, const char *const *names);
+
+/* The policy a checked on-error argument means; report if it is not given. */
+enum block_error_policy lookup_on_error(json_t *arguments, const char *name);
+
+/* A checked boolean argument that may be missing. */
+bool lookup_bool(json_t *arguments, const char *name, bool default_value);
+
+#endif

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/query.h"
+
+#include <string.h>
+
+#include "block/clock.h"
+#include "server/qmp/json-value.h"
+#include "server/throttle-limits.h"
+
+char *query_qdev(const struct block_device *device)
+{
+    return g_strdup_printf("/machine/peripheral/%s", block_device_name(device));
+}
+
+static json_t *query_image(struct block_node *node, const char *filename)
+{
+    int64_t allocated = block_node_get_allocated_size(node);
+    struct block_info info;
+    json_t *image = json_object();
+
+    json_object_set_new(image, "filename", json_value_from_text(filename));
+    json_object_set_new(image, "format", json_string(node->driver->name));
+    json_object_set_new(image, "virtual-size", json_integer((json_int_t)block_node_length(node)));
+    if (allocated >= 0) {
+        json_object_set_new(image, "actual-size", json_integer(allocated));
+    }
+    if (block_node_get_info(node, &info) == 0) {
+        if (info.cluster_size) {
+            json_object_set_new(image, "cluster-size", json_integer(info.cluster_size));
+        }
+        json_object_set_new(image, "dirty-flag", json_boolean(info.is_dirty));
+        block_info_clear(&info);
+    }
+    return image;
+}
+
+static bool is_basic(const struct limits_field *field)
+{
+    return !strstr(field->name, "_max") && strcmp(field->name, "iops_size");
+}
+
+/* The plain rates are always there, the rest only where something is set. */
+static void add_limits(json_t *object, struct block_device *device)
+{
+    struct throttle_limits limits = {0};
+
+    if (device) {
+        throttle_get_limits(block_device_throttle(device), &limits);
+    }
+    for (const struct limits_field *field = limits_fields; field->name; field++) {
+        uint64_t value = *limits_value(&limits, field);
+
+        if (value || is_basic(field)) {
+            json_object_set_new(object, field->name, json_value_from_u64(value));
+        }
+    }
+}
+
+static int backing_depth(struct block_node *node)
+{
+    int depth = 0;
+
+    for (; node->backing; node = node->backing) {
+        depth++;
+    }
+    return depth;
+}
+
+json_t *query_node(struct block_node *node, struct block_device *device)
+{
+    static const char *const detect_zeroes[] = {"off", "on", "unmap"};
+    g_autofree char *filename = block_node_get_filename(node);
+    json_t *object = json_object();
+
+    json_object_set_new(object, "file", json_value_from_text(filename));
+    json_object_set_new(object, "node-name", json_string(node->name));
+    json_object_set_new(object, "ro", json_boolean(node->options.read_only));
+    json_object_set_new(object, "drv", json_string(node->driver->name));
+    json_object_set_new(object, "backing_file_depth", json_integer(backing_depth(node)));
+    json_object_set_new(object, "active", json_true());
+    json_object_set_new(object, "encrypted", json_false());
+    json_object_set_new(object, "detect_zeroes",
+                        json_string(detect_zeroes[node->options.detect_zeroes]));
+    add_limits(object, device);
+    json_object_set_new(object, "image", query_image(node, filename));
+    json_object_set_new(object, "cache",
+                        json_pack("{s:b, s:b, s:b}", "writeback", true, "direct",
+                                  node->options.cache_direct, "no-flush",
+                                  node->options.cache_no_flush));
+    json_object_set_new(object, "write_threshold", json_integer(0));
+    return object;
+}
+
+json_t *query_device(struct block_device *device)
+{
+    AUTO(block_node) root = block_device_root(device);
+    g_autofree char *qdev = query_qdev(device);
+    json_t *object = json_object();
+
+    json_object_set_new(object, "device", json_string(block_device_name(device)));
+    json_object_set_new(object, "qdev", json_string(qdev));
+    json_object_set_new(object, "type", json_string("unknown"));
+    json_object_set_new(object, "removable", json_false());
+    json_object_set_new(object, "locked", json_false());
+    json_object_set_new(object, "io-status",
+                        json_string(block_io_status_names[block_device_io_status(device)]));
+    if (root) {
+        json_object_set_new(object, "inserted", query_node(root, device));
+    }
+    return object;
+}
+
+/* Requests of one or two of our operations (a write and a write-zeroes) as one of QEMU's. */
+struct operation_sum {
+    uint64_t operations, bytes, failed, invalid, total_time_ns;
+    uint64_t buckets[STATISTICS_BUCKETS];
+};
+
+static void add_operation(struct operation_sum *sum, const struct statistics_snapshot *snapshot,
+                          enum block_operation operation)
+{
+    sum->operations += snapshot->operations[operation].operations;
+    sum->bytes += snapshot->operations[operation].bytes;
+    sum->failed += snapshot->operations[operation].failed;
+    sum->invalid += snapshot->operations[operation].invalid;
+    sum->total_time_ns += snapshot->operations[operation].total_time_ns;
+    for (unsigned i = 0; i < STATISTICS_BUCKETS; i++) {
+        sum->buckets[i] += snapshot->operations[operation].buckets[i];
+    }
+}
+
+static json_t *histogram(const struct operation_sum *sum)
+{
+    json_t *boundaries = json_array();
+    json_t *bins = json_array();
+
+    for (unsigned i = 0; i < STATISTICS_BUCKETS; i++) {
+        if (i + 1 < STATISTICS_BUCKETS) {
+            json_array_append_new(boundaries, json_value_from_u64(statistics_bucket_limit_ns(i)));
+        }
+        json_array_append_new(bins, json_value_from_u64(sum->buckets[i]));
+    }
+    return json_pack("{s:o, s:o}", "boundaries", boundaries, "bins", bins);
+}
+
+static void set_number(json_t *object, const char *prefix, const char *name, const char *suffix,
+                       uint64_t number)
+{
+    g_autofree char *key = g_strconcat(prefix, name, suffix, NULL);
+
+    json_object_set_new(object, key, json_value_from_u64(number));
+}
+
+static void add_sum(json_t *object, const char *name, const struct operation_sum *sum,
+                    bool has_bytes)
+{
+    if (has_bytes) {
+        set_number(object, "", name, "_bytes", sum->bytes);
+        set_number(object, "", name, "_merged", 0);
+    }
+    set_number(object, "", name, "_operations", sum->operations);
+    set_number(object, "", name, "_total_time_ns", sum->total_time_ns);
+    set_number(object, "failed_", name, "_operations", sum->failed);
+    set_number(object, "invalid_", name, "_operations", sum->invalid);
+    if (sum->operations) {
+        g_autofree char *key = g_strconcat(name, "_latency_histogram", NULL);
+
+        json_object_set_new(object, key, histogram(sum));
+    }
+}
+
+static json_t *statistics_object(const struct statistics_snapshot *snapshot)
+{
+    struct operation_sum reads = {0}, writes = {0}, unmaps = {0}, flushes = {0};
+    json_t *object = json_object();
+
+    add_operation(&reads, snapshot, BLOCK_OPERATION_READ);
+    add_operation(&writes, snapshot, BLOCK_OPERATION_WRITE);
+    add_operation(&writes, snapshot, BLOCK_OPERATION_WRITE_ZEROES);
+    add_operation(&unmaps, snapshot, BLOCK_OPERATION_DISCARD);
+    add_operation(&flushes, snapshot, BLOCK_OPERATION_FLUSH);
+    add_sum(object, "rd", &reads, true);
+    add_sum(object, "wr", &writes, true);
+    add_sum(object, "unmap", &unmaps, true);
+    add_sum(object, "flush", &flushes, false);
+    set_number(object, "", "wr_highest_offset", "", snapshot->highest_written);
+    if (snapshot->last_access_ns) {
+        set_number(object, "", "idle_time_ns", "",
+                   (uint64_t)(clock_now_ns() - snapshot->last_access_ns));
+    }
+    json_object_set_new(object, "account_invalid", json_true());
+    json_object_set_new(object, "account_failed", json_true());
+    return object;
+}
+
+json_t *query_device_statistics(struct block_device *device)
+{
+    AUTO(block_node) root = block_device_root(device);
+    g_autofree char *qdev = query_qdev(device);
+    struct statistics_snapshot snapshot;
+    json_t *object = json_object();
+
+    statistics_read(block_device_statistics(device), &snapshot);
+    json_object_set_new(object, "device", json_string(block_device_name(device)));
+    json_object_set_new(object, "qdev", json_string(qdev));
+    if (root) {
+        json_object_set_new(object, "node-name", json_string(root->name));
+    }
+    json_object_set_new(object, "stats", statistics_object(&snapshot));
+    return object;
+}
+
+json_t *query_node_statistics(struct block_node *node)
+{
+    struct statistics_snapshot snapshot = {
+        .highest_written = atomic_load(&node->highest_written),
+    };
+
+    return json_pack("{s:s, s:o}", "node-name", node->name, "stats", statistics_object(&snapshot));
+}

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/server.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/device.h"
+#include "block/driver.h"
+#include "block/error.h"
+#include "block/main-loop.h"
+#include "formats/formats.h"
+#include "jobs/job.h"
+#include "server/commands.h"
+#include "server/disk.h"
+#include "server/qmp/monitor.h"
+
+struct server {
+    GPtrArray *disks;
+    char *admin;
+    char *name;
+    bool read_only;
+    struct qmp_monitor *monitor;
+    void (*quit)(void *data);
+    void *quit_data;
+    bool started;
+};
+
+/* The server of this process: commands such as query-name and quit ask it. */
+static struct server *current;
+
+static const struct qmp_command *const command_tables[] = {
+    qmp_commands_control, server_commands, block_commands, job_commands, NULL,
+};
+
+static const struct qmp_event_type *const event_tables[] = {block_events, job_events, NULL};
+
+static void register_drivers(void)
+{
+    static bool registered;
+
+    if (!registered) {
+        formats_register();
+        registered = true;
+    }
+}
+
+struct server *server_new(void)
+{
+    struct server *server = g_new0(struct server, 1);
+
+    register_drivers();
+    server->disks = g_ptr_array_new_with_free_func((GDestroyNotify)disk_free);
+    current = server;
+    return server;
+}
+
+int server_add_disk(struct server *server, const char *text, GError **error)
+{
+    struct disk *disk = disk_parse(text, server->disks->len, error);
+
+    if (!disk) {
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < server->disks->len; i++) {
+        if (!strcmp(disk_name(g_ptr_array_index(server->disks, i)), disk_name(disk))) {
+            block_error(error, EEXIST,
+                        "Two disks are named '%s'; give each its own name=", disk_name(disk));
+            disk_free(disk);
+            return -EEXIST;
+        }
+    }
+    g_ptr_array_add(server->disks, disk);
+    return 0;
+}
+
+int server_set_admin(struct server *server, const char *path, GError **error)
+{
+    if (server->admin) {
+        return block_error(error, EINVAL, "The admin socket was named twice");
+    }
+    if (!*path) {
+        return block_error(error, EINVAL, "The admin socket's path is empty");
+    }
+    server->admin = g_canonicalize_filename(path, NULL);
+    return 0;
+}
+
+void server_set_name(struct server *server, const char *name)
+{
+    g_free(server->name);
+    server->name = g_strdup(name);
+}
+
+void server_set_read_only(struct server *server, bool read_only)
+{
+    server->read_only = read_only;
+}
+
+static int remove_device(struct block_device *device)
+{
+    int status = block_device_remove(device);
+
+    if (status < 0) {
+        g_warning("Device '%s': the last flush failed: %s", block_device_name(device),
+                  g_strerror(-status));
+    }
+    return status;
+}
+
+static void remove_devices(void)
+{
+    struct block_device **devices = block_device_list();
+
+    for (struct block_device **device = devices; *device; device++) {
+        remove_device(*device);
+    }
+    block_device_list_free(devices);
+}
+
+int server_prepare(struct server *server, GError **error)
+{
+    int status = 0;
+
+    main_loop_init();
+    if (server->disks->len == 0) {
+        return block_error(error, EINVAL, "No disk was given: use disk=PATH");
+    }
+    for (unsigned i = 0; i < server->disks->len && status == 0; i++) {
+        status = disk_open(g_ptr_array_index(server->disks, i), server->read_only, error);
+    }
+    if (status == 0 && server->admin) {
+        server->monitor = qmp_monitor_new(server->admin, command_tables, event_tables, error);
+        status = server->monitor ? 0 : -EINVAL;
+    }
+    if (status < 0) {
+        remove_devices();
+    }
+    return status;
+}
+
+int server_start(struct server *server, void (*quit)(void *data), void *quit_data, GError **error)
+{
+    int status = main_loop_start();
+
+    if (status < 0) {
+        return block_error_errno(error, -status, "Could not start the main thread");
+    }
+    server->quit = quit;
+    server->quit_data = quit_data;
+    server->started = true;
+    if (server->monitor) {
+        qmp_monitor_start(server->monitor);
+    }
+    return 0;
+}
+
+/*
+ * Jobs first, while clients can still hear how they end; then the clients, who could start new
+ * ones; then the jobs those had begun; then the disks.
+ */
+void server_stop(struct server *server)
+{
+    block_device_shutdown_all();
+    if (server->started) {
+        job_cancel_all();
+    }
+    if (server->monitor) {
+        qmp_monitor_free(server->monitor);
+        server->monitor = NULL;
+    }
+    if (server->started) {
+        job_cancel_all();
+    }
+    remove_devices();
+    block_node_remove_all();
+    if (server->started) {
+        main_loop_stop();
+        server->started = false;
+    }
+}
+
+void server_free(struct server *server)
+{
+    server_stop(server);
+    g_ptr_array_unref(server->disks);
+    g_free(server->admin);
+    g_free(server->name);
+    g_free(server);
+    current = NULL;
+}
+
+void server_quit(void)
+{
+    if (current && current->quit) {
+        current->quit(current->quit_data);
+    }
+}
+
+const char *server_name(void)
+{
+    return current ? current->name : NULL;
+}
+
+const char *server_version(void)
+{
+    return LIVEBLK_VERSION;
+}
+
+char *server_driver_names(void)
+{
+    GString *names = g_string_new(NULL);
+
+    register_drivers();
+    for (const struct block_driver *const *driver = block_driver_list(); *driver; driver++) {
+        g_string_append_printf(names, "%s%s", names->len ? " " : "", (*driver)->name);
+    }
+    return g_string_free(names, FALSE);
+}
+
+char *server_job_types(void)
+{
+    return g_strdup("backup create");
+}

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The names of throttling limits: one table under the disk option, block_set_io_throttle and the
+ * reports in query-block.
+ */
+#ifndef LIVEBLK_SERVER_THROTTLE_LIMITS_H
+#define LIVEBLK_SERVER_THROTTLE_LIMITS_H
+
+#include <glib.h>
+#include <stddef.h>
+
+#include "block/options.h"
+#include "block/throttle.h"
+
+/* One named number of struct throttle_limits. */
+struct limits_field {
+    const char *name; /* as in QMP: "bps", "bps_rd_max", "iops_size"; NULL ends the table */
+    size_t offset;    /* of the uint64_t in struct throttle_limits */
+};
+extern const struct limits_field limits_fields[];
+
+static inline uint64_t *limits_value(struct throttle_limits *limits,
+                                     const struct limits_field *field)
+{
+    return (uint64_t *)((char *)limits + field->offset);
+}
+
+/* Move limits out of a disk's options and check them. Returns a negative errno. */
+int limits_take_options(struct block_options *options, struct throttle_limits *limits,
+                        GError **error);
+
+#endif

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The types of what the query commands for nodes and devices answer. */
+#include "server/types.h"
+
+#include "block/device.h"
+
+static const struct qmp_member image_info_members[] = {
+    {"filename", &qmp_type_string, .doc = "Where the image is."},
+    {"format", &qmp_type_string, .doc = "Its format."},
+    {"virtual-size", &qmp_type_size, .doc = "Its length in bytes, as a guest sees it."},
+    {"actual-size", &qmp_type_size, .optional = true, .doc = "Bytes allocated for it."},
+    {"cluster-size", &qmp_type_size, .optional = true, .doc = "Its cluster size in bytes."},
+    {"dirty-flag", &qmp_type_bool, .optional = true, .doc = "It was not closed cleanly."},
+    {NULL},
+};
+static const struct qmp_type image_info_type = {
+    .name = "ImageInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = image_info_members,
+};
+
+static const struct qmp_member cache_members[] = {
+    {"writeback", &qmp_type_bool, .doc = "Writes are answered before they are on storage."},
+    {"direct", &qmp_type_bool, .doc = "The host's page cache is bypassed."},
+    {"no-flush", &qmp_type_bool, .doc = "Flushes are ignored."},
+    {NULL},
+};
+static const struct qmp_type cache_type = {
+    .name = "BlockdevCacheInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = cache_members,
+};
+
+static const char *const detect_zeroes_values[] = {"off", "on", "unmap", NULL};
+static const struct qmp_type detect_zeroes_type = {
+    .name = "BlockdevDetectZeroesOptions",
+    .kind = QMP_KIND_ENUM,
+    .values = detect_zeroes_values,
+};
+
+#define LIMIT_MEMBERS(name_, doc_)                                                                 \
+    {                                                                                              \
+        name_, &qmp_type_int, .doc = doc_ " per second; 0: unlimited."                             \
+    }
+#define LIMIT_BURST_MEMBERS(name_)                                                                 \
+    {name_ "_max", &qmp_type_int, .optional = true, .doc = "The same in bursts."},                 \
+    {                                                                                              \
+        name_ "_max_length", &qmp_type_int, .optional = true,                                      \
+                                            .doc = "Length of bursts in seconds."                  \
+    }
+
+static const struct qmp_member device_info_members[] = {
+    {"file", &qmp_type_string, .doc = "Where the image is."},
+    {"node-name", &qmp_type_string, .optional = true, .doc = "The node's name."},
+    {"ro", &qmp_type_bool, .doc = "Read-only."},
+    {"drv", &qmp_type_string, .doc = "The driver."},
+    {"backing_file_depth", &qmp_type_int, .doc = "Number of backing files below."},
+    {"active", &qmp_type_bool, .doc = "Always true."},
+    {"encrypted", &qmp_type_bool, .doc = "The image is encrypted."},
+    {"detect_zeroes", &detect_zeroes_type, .doc = "See blockdev-add."},
+    LIMIT_MEMBERS("bps", "Bytes"),
+    LIMIT_MEMBERS("bps_rd", "Bytes read"),
+    LIMIT_MEMBERS("bps_wr", "Bytes written"),
+    LIMIT_MEMBERS("iops", "Operations"),
+    LIMIT_MEMBERS("iops_rd", "Reads"),
+    LIMIT_MEMBERS("iops_wr", "Writes"),
+    LIMIT_BURST_MEMBERS("bps"),
+    LIMIT_BURST_MEMBERS("bps_rd"),
+    LIMIT_BURST_MEMBERS("bps_wr"),
+    LIMIT_BURST_MEMBERS("iops"),
+    LIMIT_BURST_MEMBERS("iops_rd"),
+    LIMIT_BURST_MEMBERS("iops_wr"),
+    {"iops_size", &qmp_type_int, .optional = true, .doc = "Bytes that count as one operation."},
+    {"image", &image_info_type, .doc = "The image."},
+    {"cache", &cache_type, .doc = "How it is cached."},
+    {"write_threshold", &qmp_type_int, .doc = "Always 0: no threshold is set."},
+    {NULL},
+};
+const struct qmp_type block_device_info_type = {
+    .name = "BlockDeviceInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = device_info_members,
+};
+const struct qmp_type block_device_info_list_type = {
+    .name = "BlockDeviceInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &block_device_info_type,
+};
+
+static const struct qmp_type io_status_type = {
+    .name = "BlockDeviceIoStatus",
+    .kind = QMP_KIND_ENUM,
+    .values = block_io_status_names,
+};
+static const struct qmp_member block_info_members[] = {
+    {"device", &qmp_type_string, .doc = "The device's name."},
+    {"qdev", &qmp_type_string, .optional = true, .doc = "A path that names the device."},
+    {"type", &qmp_type_string, .doc = "Always \"unknown\"."},
+    {"removable", &qmp_type_bool, .doc = "Always false."},
+    {"locked", &qmp_type_bool, .doc = "Always false."},
+    {"io-status", &io_status_type, .optional = true, .doc = "How the last I/O ended."},
+    {"inserted", &block_device_info_type, .optional = true, .doc = "The root node."},
+    {NULL},
+};
+static const struct qmp_type block_info_type = {
+    .name = "BlockInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = block_info_members,
+};
+const struct qmp_type block_info_list_type = {
+    .name = "BlockInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &block_info_type,
+};
+
+static const struct qmp_type numbers_type = {
+    .name = "uint64List",
+    .kind = QMP_KIND_ARRAY,
+    .element = &qmp_type_uint64,
+};
+static const struct qmp_member histogram_members[] = {
+    {"boundaries", &numbers_type, .doc = "Limits between the intervals, in nanoseconds."},
+    {"bins", &numbers_type, .doc = "Requests per interval; one more than boundaries."},
+    {NULL},
+};
+static const struct qmp_type histogram_type = {
+    .name = "BlockLatencyHistogramInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = histogram_members,
+};
+
+#define OPERATION_MEMBERS(name_)                                                                   \
+    {name_ "_bytes", &qmp_type_int, .doc = "Bytes of successful requests."},                       \
+        {name_ "_operations", &qmp_type_int, .doc = "Successful requests."},                       \
+        {name_ "_total_time_ns", &qmp_type_int, .doc = "Time spent on requests."},                 \
+        {name_ "_merged", &qmp_type_int, .doc = "Always 0."},                                      \
+        {"failed_" name_ "_operations", &qmp_type_int, .doc = "Failed requests."},                 \
+        {"invalid_" name_ "_operations", &qmp_type_int, .doc = "Refused requests."},               \
+    {                                                                                              \
+        name_ "_latency_histogram", &histogram_type, .optional = true, .doc = "Latencies."         \
+    }
+
+static const struct qmp_member statistics_members[] = {
+    OPERATION_MEMBERS("rd"),
+    OPERATION_MEMBERS("wr"),
+    OPERATION_MEMBERS("unmap"),
+    {"flush_operations", &qmp_type_int, .doc = "Successful flushes."},
+    {"flush_total_time_ns", &qmp_type_int, .doc = "Time spent on flushes."},
+    {"failed_flush_operations", &qmp_type_int, .doc = "Failed flushes."},
+    {"invalid_flush_operations", &qmp_type_int, .doc = "Refused flushes."},
+    {"flush_latency_histogram", &histogram_type, .optional = true, .doc = "Latencies."},
+    {"wr_highest_offset", &qmp_type_int, .doc = "End of the highest byte written."},
+    {"idle_time_ns", &qmp_type_int, .optional = true, .doc = "Time since the last request."},
+    {"account_invalid", &qmp_type_bool, .doc = "Always true."},
+    {"account_failed", &qmp_type_bool, .doc = "Always true."},
+    {NULL},
+};
+static const struct qmp_type statistics_type = {
+    .name = "BlockDeviceStats",
+    .kind = QMP_KIND_OBJECT,
+    .members = statistics_members,
+};
+static const struct qmp_member block_statistics_members[] = {
+    {"device", &qmp_type_string, .optional = true, .doc = "The device's name."},
+    {"qdev", &qmp_type_string, .optional = true, .doc = "A path that names the device."},
+    {"node-name", &qmp_type_string, .optional = true, .doc = "The node's name."},
+    {"stats", &statistics_type, .doc = "The numbers."},
+    {NULL},
+};
+static const struct qmp_type block_statistics_type = {
+    .name = "BlockStats",
+    .kind = QMP_KIND_OBJECT,
+    .members = block_statistics_members,
+};
+const struct qmp_type block_statistics_list_type = {
+    .name = "BlockStatsList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &block_statistics_type,
+};

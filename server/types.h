@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * QMP types of the block subset, and the bridge from JSON to a driver's options. The types for
+ * blockdev-add and blockdev-create are made from the drivers' own option tables.
+ */
+#ifndef LIVEBLK_SERVER_TYPES_H
+#define LIVEBLK_SERVER_TYPES_H
+
+#include <jansson.h>
+
+#include "block/options.h"
+#include "server/qmp/schema.h"
+
+/* Filled in by types_init(), once, after the drivers are registered. */
+extern struct qmp_type blockdev_options_type;
+extern struct qmp_type blockdev_create_options_type;
+void types_init(void);
+
+extern const struct qmp_type on_error_type;
+extern const struct qmp_type block_device_info_type; /* one node */
+extern const struct qmp_type block_device_info_list_type;
+extern const struct qmp_type block_info_list_type;
+extern const struct qmp_type block_statistics_list_type;
+
+/*
+ * Checked JSON as flat options: nested objects become dotted keys, lists numbered ones, null the
+ * empty string. The caller owns the result.
+ */
+struct block_options *options_from_json(json_t *object);
+
+#endif
