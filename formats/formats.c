@@ -3,6 +3,7 @@
 
 #include "block/driver.h"
 #include "formats/file.h"
+#include "formats/nbd.h"
 #include "formats/null.h"
 #include "formats/raw.h"
 
@@ -13,4 +14,5 @@ void formats_register(void)
     block_driver_register(&raw_driver);
     block_driver_register(&null_co_driver);
     block_driver_register(&null_aio_driver);
+    block_driver_register(&nbd_driver);
 }

@@ -13,6 +13,10 @@
 
 #include "block/align.h"
 #include "block/clock.h"
+#include "block/error.h"
+#include "block/options.h"
+#include "block/request.h"
+#include "formats/formats.h"
 #include "formats/nbd.h"
 #include "tests/lib/nbd-node.h"
 
@@ -261,6 +265,48 @@ static void test_killed(void)
     kill_server(server, SIGTERM);
 }
 
+static struct block_node *open_in_core(const char *text, GError **error)
+{
+    struct block_options *options = block_options_parse(text, NULL, error);
+
+    struct block_node *node;
+
+    g_assert_nonnull(options);
+    node = block_node_open(options, true, error);
+    block_options_free(options);
+    return node;
+}
+
+/* Options as a user gives them, and unaligned requests, which the core takes apart. */
+static void test_core(void)
+{
+    g_autofree char *path = in_folder("core");
+    GPid server = spawn("nbdkit -f -U %s --filter=blocksize-policy memory 8M "
+                        "blocksize-minimum=4096 blocksize-preferred=65536 "
+                        "blocksize-maximum=1M blocksize-error-policy=error",
+                        path);
+    g_autofree char *text = g_strdup_printf(
+        "driver=nbd,server.type=unix,server.path=%s,open-timeout=60,reconnect-delay=5", path);
+    g_autofree uint8_t *out = g_malloc(3 * MIB);
+    g_autofree uint8_t *in = g_malloc(3 * MIB);
+    g_autoptr(GError) error = NULL;
+    struct block_node *node = open_in_core(text, &error);
+
+    g_assert_no_error(error);
+    g_assert_cmpuint(block_node_length(node), ==, 8 * MIB);
+    for (unsigned i = 0; i < 3 * MIB; i++) {
+        out[i] = (uint8_t)(i * 2654435761u >> 11);
+    }
+    g_assert_cmpint(block_node_pwrite(node, out, 1234567, 3 * MIB, 0), ==, 0);
+    g_assert_cmpint(block_node_pread(node, in, 1234567, 3 * MIB, 0), ==, 0);
+    g_assert_cmpint(memcmp(in, out, 3 * MIB), ==, 0);
+    g_assert_cmpint(block_node_flush(node), ==, 0);
+    block_node_unref(node);
+    g_assert_null(open_in_core("driver=nbd,uri=http://x", &error));
+    g_assert_error(error, BLOCK_ERROR, EINVAL);
+    kill_server(server, SIGTERM);
+}
+
 /* TLS. */
 
 static void make_certificates(const char *to)
@@ -485,11 +531,13 @@ int main(int argc, char **argv)
     int ret;
 
     g_test_init(&argc, &argv, NULL);
+    formats_register();
     folder = g_dir_make_tmp("liveblk-nbd-live-XXXXXX", NULL);
     g_test_add_func("/nbd-live/many-threads-read-what-they-wrote", test_memory);
     g_test_add_func("/nbd-live/the-largest-request-arrives-whole", test_large);
     g_test_add_func("/nbd-live/extents-follow-the-data", test_extents);
     g_test_add_func("/nbd-live/a-server-killed-in-the-middle-loses-no-request", test_killed);
+    g_test_add_func("/nbd-live/the-core-opens-it-by-its-options", test_core);
     g_test_add_func("/nbd-live/tls-with-certificates", test_certificates);
     g_test_add_func("/nbd-live/tls-with-a-shared-key", test_psk);
     g_test_add_func("/nbd-live/a-uri-names-the-export", test_uri);
