@@ -33,13 +33,13 @@ static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct call_list queue = STAILQ_HEAD_INITIALIZER(queue);
 static bool stop_requested;
 
-/* While true, everything queued will be run by the main thread. */
+/* While true, everything queued will be run by the main thread. Set under both locks. */
 static atomic_bool is_running;
 
 /*
  * While no main thread runs, the threads that call main_loop_call_wait take its place one at a
- * time by holding this lock, the outermost of all. In the thread that holds it, and in the main
- * thread, acts_as_main is true.
+ * time by holding this lock, the outermost of all; the main thread starts when none does. In the
+ * thread that holds it, and in the main thread, acts_as_main is true.
  */
 static pthread_mutex_t stand_in_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local bool acts_as_main;
@@ -139,7 +139,9 @@ int main_loop_start(void)
 {
     int status;
 
+    g_assert(!acts_as_main);
     main_loop_init();
+    SCOPE_LOCK(&stand_in_lock);
     SCOPE_LOCK(&queue_lock); /* nobody queues a call for a thread that fails to start */
     g_assert(!atomic_load(&is_running));
     stop_requested = false;
@@ -222,21 +224,29 @@ static bool call_wait_on_main_thread(main_loop_function *function, void *data)
     return true;
 }
 
-static void call_in_its_place(main_loop_function *function, void *data)
+/* Returns false if a main thread was started meanwhile. */
+static bool call_in_its_place(main_loop_function *function, void *data)
 {
     SCOPE_LOCK(&stand_in_lock);
 
+    if (atomic_load(&is_running)) {
+        return false;
+    }
     acts_as_main = true;
     run_queued();
     function(data);
     acts_as_main = false;
+    return true;
 }
 
 void main_loop_call_wait(main_loop_function *function, void *data)
 {
-    if (acts_as_main) {
+    bool has_run = acts_as_main;
+
+    if (has_run) {
         function(data);
-    } else if (!call_wait_on_main_thread(function, data)) {
-        call_in_its_place(function, data);
+    }
+    while (!has_run) {
+        has_run = call_wait_on_main_thread(function, data) || call_in_its_place(function, data);
     }
 }
