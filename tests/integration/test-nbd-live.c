@@ -2,6 +2,7 @@
 /* The nbd driver with real servers: nbdkit and qemu-nbd. */
 #include <errno.h>
 #include <glib/gstdio.h>
+#include <libnbd.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
@@ -352,7 +353,7 @@ static struct nbd_options certificate_options(unsigned port, const char *host,
     options.server.host = g_strdup(host);
     options.server.port = g_strdup_printf("%u", port);
     if (certificates) {
-        options.tls = 2;
+        options.tls = LIBNBD_TLS_REQUIRE;
         options.tls_certificates = g_strdup(certificates);
     }
     return options;
@@ -395,6 +396,24 @@ static void test_certificates(void)
     nbd_test_close(node);
 }
 
+/* A server without TLS is not talked to in the clear where TLS is required. */
+static void test_tls_required(const char *keys)
+{
+    g_autofree char *path = in_folder("clear-socket");
+    GPid server = spawn("nbdkit -f -U %s memory 8M", path);
+
+    nbd_test_close(open_or_fail(patient(path)));
+    for (unsigned i = 0; i < 2; i++) {
+        struct nbd_options options = patient(i ? path : NULL);
+
+        options.uri = i ? NULL : g_strdup_printf("nbd+unix:///?socket=%s", path);
+        options.tls = LIBNBD_TLS_REQUIRE;
+        options.tls_psk_file = g_strdup(keys);
+        expect_refusal(options, "TLS");
+    }
+    kill_server(server, SIGTERM);
+}
+
 static void test_psk(void)
 {
     g_autofree char *path = in_folder("psk-socket");
@@ -410,14 +429,19 @@ static void test_psk(void)
     node = open_or_fail(options);
     exercise(node);
     nbd_test_close(node);
-    options = patient(path);
-    options.tls = 2;
-    options.tls_psk_file = g_strdup(keys);
-    options.tls_username = g_strdup("liveblk");
-    node = open_or_fail(options);
-    exercise(node);
-    nbd_test_close(node);
+    /* With "on" and "require", by address and by a URI that does not ask for TLS itself. */
+    for (unsigned i = 0; i < 4; i++) {
+        options = patient(i & 1 ? path : NULL);
+        options.uri = i & 1 ? NULL : g_strdup_printf("nbd+unix:///?socket=%s", path);
+        options.tls = i & 2 ? LIBNBD_TLS_REQUIRE : LIBNBD_TLS_ALLOW;
+        options.tls_psk_file = g_strdup(keys);
+        options.tls_username = g_strdup("liveblk");
+        node = open_or_fail(options);
+        exercise(node);
+        nbd_test_close(node);
+    }
     kill_server(server, SIGTERM);
+    test_tls_required(keys);
 }
 
 static void test_uri(void)
