@@ -23,7 +23,7 @@ struct statistics_operation {
     _Atomic uint64_t operations; /* that succeeded */
     _Atomic uint64_t bytes;      /* that succeeded */
     _Atomic uint64_t failed;
-    _Atomic uint64_t invalid; /* refused: out of range, read-only */
+    _Atomic uint64_t invalid;       /* refused: out of range, read-only */
     _Atomic uint64_t total_time_ns; /* of those that succeeded and those that failed */
     _Atomic uint64_t buckets[STATISTICS_BUCKETS];
 };
