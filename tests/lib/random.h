@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Random numbers for tests: fast, good enough, and repeatable from a printed seed.
+ *
+ * A generator belongs to one thread. Give each thread its own with test_random_split.
+ */
+#ifndef LIVEBLK_TESTS_LIB_RANDOM_H
+#define LIVEBLK_TESTS_LIB_RANDOM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct test_random {
+    uint64_t state;
+};
+
+/*
+ * The seed of this run: LIVEBLK_TEST_SEED from the environment, else a fresh one. Prints it as a
+ * TAP comment, in the form in which it can be given again. The same for the whole process.
+ */
+uint64_t test_seed(void);
+
+struct test_random test_random_new(uint64_t seed);
+
+/* A generator for another thread, independent of this one and of those split off before. */
+struct test_random test_random_split(struct test_random *random);
+
+uint64_t test_random_u64(struct test_random *random);
+
+/* A number from 0 to limit - 1; limit must not be 0. */
+uint64_t test_random_below(struct test_random *random, uint64_t limit);
+
+/* A number from minimum to maximum, both included. */
+uint64_t test_random_between(struct test_random *random, uint64_t minimum, uint64_t maximum);
+
+/* True in about percent of 100 cases. */
+bool test_random_chance(struct test_random *random, unsigned percent);
+
+/*
+ * A range on a disk of length bytes: aligned to sector, from one sector to maximum bytes long.
+ * length, sector and maximum are multiples of sector.
+ */
+void test_random_range(struct test_random *random, uint64_t length, uint64_t sector,
+                       uint64_t maximum, uint64_t *offset, uint64_t *bytes);
+
+#endif
