@@ -17,7 +17,10 @@ typedef void main_loop_function(void *data);
  */
 void main_loop_init(void);
 
-/* Start the main thread. Call once, after the last fork. Returns a negative errno. */
+/*
+ * Start the main thread, after the last fork; again only after main_loop_stop. Returns a negative
+ * errno.
+ */
 int main_loop_start(void);
 
 /*
@@ -32,12 +35,16 @@ GMainContext *main_loop_context(void);
 /* True on the main thread, and on every thread while no main thread runs (start-up, tests). */
 bool main_loop_is_current(void);
 
-/* Queue a function for the main thread and return at once. Any thread. Order is kept. */
+/*
+ * Queue a function for the main thread and return at once. Any thread. Order is kept. While no
+ * main thread runs, it waits for the next main_loop_call_wait or main_loop_start.
+ */
 void main_loop_call(main_loop_function *function, void *data);
 
 /*
  * Run a function on the main thread and wait until it has returned; directly when already
- * there. Functions queued earlier run first. Hold no lock that a queued function may want.
+ * there. Functions queued earlier run first, unless called on the main thread. Hold no lock that a
+ * queued function may want. While no main thread runs, callers take its place one at a time.
  */
 void main_loop_call_wait(main_loop_function *function, void *data);
 
