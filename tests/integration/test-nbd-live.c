@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #include "block/align.h"
-#include "block/clock.h"
 #include "block/error.h"
 #include "block/options.h"
 #include "block/request.h"
