@@ -7,6 +7,7 @@
 #include "block/align.h"
 #include "block/error.h"
 #include "block/queue.h"
+#include "jobs/thread.h"
 
 #define BUFFER_ALIGNMENT 4096
 
@@ -119,7 +120,7 @@ static void *ring_thread(void *data)
 /* Lock held. Returns a negative errno. */
 static int add_thread_locked(struct buffer_ring *ring)
 {
-    int error_number = pthread_create(&ring->threads[ring->thread_count], NULL, ring_thread, ring);
+    int error_number = thread_create(&ring->threads[ring->thread_count], ring_thread, ring);
 
     if (error_number == 0) {
         ring->thread_count++;

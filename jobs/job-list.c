@@ -5,6 +5,7 @@
 #include "block/error.h"
 #include "block/graph.h"
 #include "jobs/job-internal.h"
+#include "jobs/thread.h"
 
 /* All of these: job lock. */
 static struct job_queue jobs = TAILQ_HEAD_INITIALIZER(jobs); /* newest first; references */
@@ -33,7 +34,8 @@ static int list_locked(struct job *job, GError **error)
     if (status < 0) {
         return status;
     }
-    TAILQ_INSERT_HEAD(&jobs, job_ref(job), list_entry);
+    job_ref(job);
+    TAILQ_INSERT_HEAD(&jobs, job, list_entry);
     job_set_status_locked(job, JOB_STATUS_CREATED);
     return 0;
 }
@@ -108,7 +110,7 @@ void job_list_free(struct job **list)
 
 int job_thread_create_locked(pthread_t *thread, void *(*function)(void *), void *data)
 {
-    int error_number = pthread_create(thread, NULL, function, data);
+    int error_number = thread_create(thread, function, data);
 
     if (error_number == 0) {
         live_threads++;

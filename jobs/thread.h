@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Threads of jobs. */
+#ifndef LIVEBLK_JOBS_THREAD_H
+#define LIVEBLK_JOBS_THREAD_H
+
+#include <pthread.h>
+#include <signal.h>
+
+/*
+ * As pthread_create, with all signals blocked in the new thread: they are for the threads of the
+ * program around us. Returns a positive errno.
+ */
+static inline int thread_create(pthread_t *thread, void *(*function)(void *), void *data)
+{
+    sigset_t all, previous;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous);
+    int error_number = pthread_create(thread, NULL, function, data);
+    pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    return error_number;
+}
+
+#endif

@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "tests/lib/scripted-job.h"
+
+#include <errno.h>
+
+#include "block/cleanup.h"
+#include "block/drain.h"
+#include "block/error.h"
+#include "tests/lib/event-log.h"
+
+enum order { ORDER_NONE, ORDER_RETURN, ORDER_READY, ORDER_IO_ERROR, ORDER_SLEEP, ORDER_WOKEN };
+
+struct script {
+    pthread_mutex_t lock; /* guards all below */
+    pthread_cond_t changed;
+    enum order order;
+    int result;
+    const char *message;
+    enum block_error_policy policy;
+    bool is_read;
+    int64_t deadline_ns;
+    bool woken;
+    bool idle;
+    bool stubborn;
+    bool in_run;
+    bool has_run;
+    enum block_error_policy last_action;
+    const char *held;
+    int prepare_result;
+    const char *prepare_message;
+    struct block_node *drained;
+};
+
+static _Atomic unsigned freed;
+
+static enum order next_order(struct script *script)
+{
+    SCOPE_LOCK(&script->lock);
+    enum order order;
+
+    script->idle = true;
+    pthread_cond_broadcast(&script->changed);
+    while (script->order == ORDER_NONE && !(script->woken && !script->stubborn)) {
+        pthread_cond_wait(&script->changed, &script->lock);
+    }
+    script->idle = false;
+    order = script->order == ORDER_NONE ? ORDER_WOKEN : script->order;
+    script->order = ORDER_NONE;
+    script->woken = false;
+    pthread_cond_broadcast(&script->changed);
+    return order;
+}
+
+static void meet_error(struct job *job, struct script *script)
+{
+    enum block_error_policy action =
+        job_io_error(job, script->policy, script->is_read, -script->result);
+
+    SCOPE_LOCK(&script->lock);
+    script->last_action = action;
+}
+
+static bool is_stubborn(struct script *script)
+{
+    SCOPE_LOCK(&script->lock);
+
+    return script->stubborn;
+}
+
+static int loop(struct job *job, struct script *script, GError **error)
+{
+    for (;;) {
+        enum order order = next_order(script);
+
+        if (order == ORDER_RETURN) {
+            if (script->message) {
+                block_error(error, -script->result, "%s", script->message);
+            }
+            return script->result;
+        }
+        if (order == ORDER_READY) {
+            job_set_ready(job);
+        } else if (order == ORDER_IO_ERROR) {
+            meet_error(job, script);
+        } else if (order == ORDER_SLEEP) {
+            job_sleep_until(job, script->deadline_ns);
+        }
+        if (is_stubborn(script)) {
+            continue;
+        }
+        job_pause_point(job);
+        if (job_is_cancelled(job)) {
+            return -ECANCELED;
+        }
+        if (job_completion_requested(job) || job_cancel_requested(job)) {
+            return 0;
+        }
+    }
+}
+
+static void set_in_run(struct script *script, bool in_run)
+{
+    SCOPE_LOCK(&script->lock);
+
+    script->in_run = in_run;
+    script->has_run = true;
+}
+
+static int run(struct job *job, GError **error)
+{
+    struct script *script = job_state(job);
+
+    set_in_run(script, true);
+    int result = loop(job, script, error);
+    set_in_run(script, false);
+    return result;
+}
+
+/* Never called but around run(), which the job code promises. */
+static void wake(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->woken = true;
+    pthread_cond_broadcast(&script->changed);
+}
+
+static void report_call(struct job *job, const char *call)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    g_assert_false(script->in_run);
+    event_log_call(job_id(job), call);
+    while (script->held && g_str_equal(script->held, call)) {
+        pthread_cond_wait(&script->changed, &script->lock);
+    }
+}
+
+static int prepare(struct job *job, GError **error)
+{
+    struct script *script = job_state(job);
+
+    report_call(job, "prepare");
+    if (script->prepare_message) {
+        return block_error(error, -script->prepare_result, "%s", script->prepare_message);
+    }
+    return script->prepare_result;
+}
+
+static void end(struct job *job, const char *call)
+{
+    struct script *script = job_state(job);
+
+    report_call(job, call);
+    if (script->drained) {
+        block_drain_end(block_drain_begin(&script->drained, 1, BLOCK_PERM_ALL));
+    }
+}
+
+static void commit(struct job *job)
+{
+    end(job, "commit");
+}
+
+static void abort_(struct job *job)
+{
+    end(job, "abort");
+}
+
+static void clean(struct job *job)
+{
+    report_call(job, "clean");
+}
+
+static void free_(struct job *job)
+{
+    struct script *script = job_state(job);
+
+    pthread_mutex_destroy(&script->lock);
+    pthread_cond_destroy(&script->changed);
+    freed++;
+}
+
+#define SCRIPTED                                                                                   \
+    .instance_size = sizeof(struct script), .run = run, .wake = wake, .prepare = prepare,          \
+    .commit = commit, .abort = abort_, .clean = clean, .free = free_
+
+const struct job_driver scripted_backup = {.type = "backup", .is_block_job = true, SCRIPTED};
+const struct job_driver scripted_mirror = {
+    .type = "mirror",
+    .is_block_job = true,
+    .can_complete = true,
+    .soft_cancel_completes = true,
+    SCRIPTED,
+};
+const struct job_driver scripted_create = {.type = "create", SCRIPTED};
+
+struct job *scripted_job_new(const struct job_driver *driver, const char *id, unsigned flags,
+                             struct job_transaction *transaction)
+{
+    g_autoptr(GError) error = NULL;
+    struct job *job = job_new(driver, id, flags, transaction, &error);
+
+    g_assert_no_error(error);
+    struct script *script = job_state(job);
+    pthread_mutex_init(&script->lock, NULL);
+    pthread_cond_init(&script->changed, NULL);
+    return job;
+}
+
+void scripted_job_start(struct job *job)
+{
+    g_autoptr(GError) error = NULL;
+
+    g_assert_cmpint(job_start(job, &error), ==, 0);
+    g_assert_no_error(error);
+}
+
+/* Lock held. */
+static void give_order_locked(struct script *script, enum order order)
+{
+    g_assert_cmpint(script->order, ==, ORDER_NONE);
+    script->order = order;
+    pthread_cond_broadcast(&script->changed);
+    while (script->order != ORDER_NONE) {
+        pthread_cond_wait(&script->changed, &script->lock);
+    }
+}
+
+void scripted_return(struct job *job, int result, const char *message)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->result = result;
+    script->message = message;
+    give_order_locked(script, ORDER_RETURN);
+}
+
+void scripted_ready(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    give_order_locked(script, ORDER_READY);
+}
+
+void scripted_io_error(struct job *job, enum block_error_policy policy, bool is_read,
+                       int error_number)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->policy = policy;
+    script->is_read = is_read;
+    script->result = -error_number;
+    give_order_locked(script, ORDER_IO_ERROR);
+}
+
+void scripted_sleep(struct job *job, int64_t deadline_ns)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->deadline_ns = deadline_ns;
+    give_order_locked(script, ORDER_SLEEP);
+}
+
+enum block_error_policy scripted_last_action(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    return script->last_action;
+}
+
+void scripted_wait_idle(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    while (!script->idle || (script->woken && !script->stubborn)) {
+        pthread_cond_wait(&script->changed, &script->lock);
+    }
+}
+
+void scripted_make_stubborn(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->stubborn = true;
+}
+
+void scripted_hold(struct job *job, const char *call)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->held = call;
+}
+
+void scripted_release(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->held = NULL;
+    pthread_cond_broadcast(&script->changed);
+}
+
+void scripted_set_prepare_result(struct job *job, int result, const char *message)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->prepare_result = result;
+    script->prepare_message = message;
+}
+
+void scripted_drain_in_end(struct job *job, struct block_node *node)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->drained = node;
+}
+
+bool scripted_has_run(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    return script->has_run;
+}
+
+unsigned scripted_freed(void)
+{
+    return freed;
+}
