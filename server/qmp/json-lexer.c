@@ -222,7 +222,8 @@ size_t json_lexer_feed(struct json_lexer *lexer, const char *bytes, size_t lengt
     lexer->completed = false;
     while (used < length && !lexer->completed) {
         if (lexer->state == LEXER_STRING) {
-            size_t run = plain_run(lexer, bytes + used, MIN(length - used, 4096));
+            size_t run = plain_run(lexer, bytes + used,
+                                   MIN(length - used, JSON_MAX_TOKEN_BYTES - lexer->text->len));
 
             g_string_append_len(lexer->text, bytes + used, (gssize)run);
             used += run;
