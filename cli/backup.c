@@ -215,8 +215,10 @@ static enum exit_status follow_backup(const struct invocation *invocation, struc
     }
     g_autofree char *what =
         g_strdup_printf("The backup of '%s' to '%s'", invocation->arguments[0], target->name);
-    g_autofree char *remains =
+    g_autofree char *warning =
         g_strdup_printf("Do not use '%s': it is not a complete copy", target->name);
+    /* With sync=none the copy never is complete, and a cancel is its usual end. */
+    const char *remains = g_strcmp0(chosen.sync, "none") ? warning : NULL;
     return follow_conclude(&how, outcome, &report, what, remains, error);
 }
 

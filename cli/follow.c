@@ -36,8 +36,9 @@ struct follow {
     int64_t next_query_ns;
     int64_t next_line_ns;
     int64_t query_sent_ns;
-    int query_ticket;  /* 0: none under way */
-    int cancel_ticket; /* 0: none under way */
+    uint64_t first_done; /* when it was listed for the first time */
+    int query_ticket;    /* 0: none under way */
+    int cancel_ticket;   /* 0: none under way */
     /* What the events said. */
     bool saw_completed;
     bool saw_cancelled;
@@ -144,6 +145,9 @@ static void take_query(struct follow *follow, const json_t *reply)
         progress_update(&follow->progress, clock_now_ns(),
                         MAX(member_integer(job, "current-progress", 0), 0),
                         MAX(member_integer(job, "total-progress", 0), 0), phase_of(job));
+        if (!follow->saw_job) {
+            follow->first_done = follow->progress.done;
+        }
         follow->saw_job = true;
         if (!strcmp(member_text(job, "status", ""), "concluded")) {
             follow->progress.done = MAX(member_integer(job, "current-progress", 0), 0);
@@ -355,6 +359,8 @@ static void dismiss_job(struct follow *follow)
 static void fill_report(struct follow *follow)
 {
     follow->report->bytes_done = follow->progress.done;
+    follow->report->bytes_seen =
+        follow->progress.done > follow->first_done ? follow->progress.done - follow->first_done : 0;
     follow->report->bytes_total = follow->progress.total;
     follow->report->seconds = (double)(clock_now_ns() - follow->progress.start_ns) / NS_PER_SECOND;
 }
@@ -418,10 +424,14 @@ static void print_success(const struct follow_report *report, const char *what)
 {
     g_autofree char *size = format_size(report->bytes_done);
     g_autofree char *time = format_duration((uint64_t)report->seconds);
-    g_autofree char *rate =
-        format_size(report->seconds > 0 ? report->bytes_done / report->seconds : 0);
 
-    printf("%s is complete: %s in %s, %s/s\n", what, size, time, rate);
+    printf("%s is complete: %s", what, size);
+    /* Of a job that was only met near its end the rate would be nonsense. */
+    if (report->seconds >= 1) {
+        g_autofree char *rate = format_size(report->bytes_seen / report->seconds);
+        printf(" in %s, %s/s", time, rate);
+    }
+    printf("\n");
     fflush(stdout);
 }
 

@@ -32,6 +32,7 @@ struct follow_options {
 struct follow_report {
     char *failure; /* why it failed; NULL otherwise; the caller frees */
     uint64_t bytes_done;
+    uint64_t bytes_seen; /* done while we followed */
     uint64_t bytes_total;
     double seconds;
 };

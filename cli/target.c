@@ -62,7 +62,7 @@ static bool parse_file(struct target *target, const char *path, bool existing, G
         return false;
     }
     if (is_there && !existing) {
-        usage_error(error,
+        g_set_error(error, CLI_ERROR, EXIT_FAILED,
                     "'%s' is there already; name another file, or have it overwritten with "
                     "--existing",
                     target->name);
