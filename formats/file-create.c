@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "block/align.h"
@@ -147,21 +148,34 @@ static int grow_written(const struct growth *growth)
     return 0;
 }
 
+/*
+ * Refuse what cannot fit before trying: filling the file system up to find out would take the
+ * last space from everybody else on it.
+ */
+static int check_space(const struct growth *growth)
+{
+    struct statvfs facts;
+
+    if (fstatvfs(growth->fd, &facts) < 0) {
+        return -errno;
+    }
+    return (growth->to - growth->from) / facts.f_frsize > facts.f_bfree ? -ENOSPC : 0;
+}
+
 /* Make the file longer; after a failure it is as long as before. */
 static int grow(const struct growth *growth, enum block_preallocation preallocation)
 {
     int ret;
 
-    switch (preallocation) {
-    case BLOCK_PREALLOCATION_FALLOC:
-        ret = grow_allocated(growth);
-        break;
-    case BLOCK_PREALLOCATION_FULL:
-        ret = grow_written(growth);
-        break;
-    default:
+    if (preallocation == BLOCK_PREALLOCATION_OFF) {
         return truncate_to(growth->fd, growth->to);
     }
+    ret = check_space(growth);
+    if (ret < 0) {
+        return ret;
+    }
+    ret =
+        preallocation == BLOCK_PREALLOCATION_FALLOC ? grow_allocated(growth) : grow_written(growth);
     if (ret < 0) {
         truncate_to(growth->fd, growth->from);
     }

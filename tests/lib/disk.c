@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "tests/lib/disk.h"
+
+#include <fcntl.h>
+#include <glib/gstdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "block/options.h"
+
+char *test_directory_new(bool in_memory)
+{
+    g_autofree char *template =
+        g_strdup_printf("%s/liveblk-test-XXXXXX", in_memory ? "/dev/shm" : g_get_tmp_dir());
+    char *directory = g_mkdtemp(g_steal_pointer(&template));
+
+    g_assert_nonnull(directory);
+    return directory;
+}
+
+void test_directory_free(char *directory)
+{
+    GDir *entries = g_dir_open(directory, 0, NULL);
+    const char *name;
+
+    while ((name = g_dir_read_name(entries))) {
+        g_autofree char *path = test_path(directory, name);
+
+        g_remove(path);
+    }
+    g_dir_close(entries);
+    g_assert_cmpint(g_rmdir(directory), ==, 0);
+    g_free(directory);
+}
+
+char *test_path(const char *directory, const char *name)
+{
+    return g_build_filename(directory, name, NULL);
+}
+
+void test_make_file(const char *path, uint64_t length)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(ftruncate(fd, (off_t)length), ==, 0);
+    close(fd);
+}
+
+uint64_t test_allocated(const char *path)
+{
+    struct stat st;
+
+    g_assert_cmpint(stat(path, &st), ==, 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static struct block_node *open_text(const char *format, va_list args, GError **error)
+{
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    AUTO(block_options) options = block_options_parse(text, NULL, error);
+
+    return options ? block_node_open(options, true, error) : NULL;
+}
+
+struct block_node *test_open(const char *format, ...)
+{
+    GError *error = NULL;
+    struct block_node *node;
+    va_list args;
+
+    va_start(args, format);
+    node = open_text(format, args, &error);
+    va_end(args);
+    g_assert_no_error(error);
+    g_assert_nonnull(node);
+    return node;
+}
+
+char *test_open_error(const char *format, ...)
+{
+    g_autoptr(GError) error = NULL;
+    struct block_node *node;
+    va_list args;
+
+    va_start(args, format);
+    node = open_text(format, args, &error);
+    va_end(args);
+    g_assert_null(node);
+    g_assert_nonnull(error);
+    return g_strdup(error->message);
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Directories for images, and nodes opened from one line of options, for tests. */
+#ifndef LIVEBLK_TESTS_LIB_DISK_H
+#define LIVEBLK_TESTS_LIB_DISK_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/node.h"
+
+/* A new directory for images, in memory (tmpfs) or on the disk below TMPDIR. */
+char *test_directory_new(bool in_memory);
+
+/* Remove it with the files in it, and free the name. */
+void test_directory_free(char *directory);
+
+/* A path in the directory; the caller frees it. */
+char *test_path(const char *directory, const char *name);
+
+/* A sparse file of this length. */
+void test_make_file(const char *path, uint64_t length);
+
+/* Bytes the file occupies on its file system. */
+uint64_t test_allocated(const char *path);
+
+/* Open a node from options as on a command line; the test fails if it cannot be opened. */
+struct block_node *test_open(const char *format, ...) G_GNUC_PRINTF(1, 2);
+
+/* Open a node that must be refused: returns the error's message, which the caller frees. */
+char *test_open_error(const char *format, ...) G_GNUC_PRINTF(1, 2);
+
+#endif
