@@ -116,7 +116,8 @@ static void test_foreign(void)
     check(0, written.address, &only_42, PATTERN_IS_FOREIGN);
 }
 
-/* tests/integration/test-harness.py checks the same sector: the two languages agree on the format. */
+/* tests/integration/test-harness.py checks the same sector: the two languages agree on the format.
+ */
 static void test_golden_sector(void)
 {
     g_autofree char *sum = NULL;
