@@ -130,6 +130,7 @@ static void test_we_write(struct fixture *fixture, const void *unused)
     g_autofree char *info = g_strdup_printf("qemu-img info %s", fixture->qcow2);
     char data[4];
 
+    g_assert_nonnull(qcow2);
     g_assert_cmpint(block_node_pwrite(raw, "abc", 0, 4, 0), ==, 0);
     assert_refused(write_raw, WRITE_LOCK);
     assert_refused(write_qcow2, WRITE_LOCK);
@@ -151,6 +152,7 @@ static void test_we_read(struct fixture *fixture, const void *unused)
     g_autofree char *write_raw =
         g_strdup_printf("qemu-io -f raw -c 'write 0 512' %s", fixture->raw);
 
+    g_assert_true(raw && qcow2);
     assert_refused(write_raw, WRITE_LOCK);
     g_assert_cmpint(run(NULL, "qemu-io -r -f raw -c 'read 0 512' %s", fixture->raw), ==, 0);
     g_assert_cmpint(run(NULL, "qemu-img info %s", fixture->qcow2), ==, 0);
@@ -168,9 +170,11 @@ static void test_qemu_writes(struct fixture *fixture, const void *unused)
     assert_we_are_refused(fixture->qcow2, ",read-only=on", SHARED_LOCK);
     AUTO(block_node)
     peeper = test_open("driver=file,filename=%s,read-only=on,force-share=on", fixture->raw);
+    g_assert_nonnull(peeper);
     let_go(raw);
     let_go(qcow2);
     AUTO(block_node) writer = test_open("driver=file,filename=%s", fixture->raw);
+    g_assert_nonnull(writer);
 }
 
 static void test_qemu_reads(struct fixture *fixture, const void *unused)
@@ -179,6 +183,7 @@ static void test_qemu_reads(struct fixture *fixture, const void *unused)
 
     assert_we_are_refused(fixture->qcow2, "", WRITE_LOCK);
     AUTO(block_node) reader = test_open("driver=file,filename=%s,read-only=on", fixture->qcow2);
+    g_assert_nonnull(reader);
     let_go(qcow2);
 }
 

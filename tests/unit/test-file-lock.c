@@ -75,8 +75,7 @@ static void test_overrides(struct fixture *fixture, const void *unused)
     AUTO(block_node) peeper = open_disk(fixture, ",read-only=on,force-share=on");
     AUTO(block_node) other = open_disk(fixture, ",locking=off");
 
-    g_assert_nonnull(peeper);
-    g_assert_nonnull(other);
+    g_assert_true(writer && peeper && other);
 }
 
 /* Reopen as the core does; commits, or aborts if told so. Returns what prepare said. */
