@@ -39,6 +39,7 @@ struct follow {
     uint64_t first_done; /* when it was listed for the first time */
     int query_ticket;    /* 0: none under way */
     int cancel_ticket;   /* 0: none under way */
+    bool cancelling;     /* asked for, and not refused */
     /* What the events said. */
     bool saw_completed;
     bool saw_cancelled;
@@ -213,6 +214,7 @@ static bool take_messages(struct follow *follow, GError **error)
         follow->cancel_ticket = 0;
         /* One that is gone, or finishing, needs no cancelling; the loop will see it. */
         if (reply_error(message)) {
+            follow->cancelling = false;
             say(follow, "Job '%s' was not cancelled: %s", follow->options->job_id,
                 reply_error(message));
         }
@@ -235,9 +237,12 @@ static bool take_messages(struct follow *follow, GError **error)
     return !error || !*error;
 }
 
+/* One signal may arrive several times, from the terminal and from whoever started us. */
 static void cancel_job(struct follow *follow, GError **error)
 {
-    if (!follow->cancel_ticket) {
+    if (!follow->cancelling) {
+        follow->cancelling = true;
+        say(follow, "Cancelling job '%s'", follow->options->job_id);
         client_post(follow->client, "job-cancel", json_pack("{s:s}", "id", follow->options->job_id),
                     &follow->cancel_ticket, error);
     }
@@ -264,7 +269,6 @@ static void take_answer(struct follow *follow, GError **error)
 
     follow->asking = false;
     if (got > 0 && g_ascii_tolower(line[0]) == 'c') {
-        fprintf(stderr, "Cancelling.\n");
         cancel_job(follow, error);
     } else if (got > 0 && g_ascii_tolower(line[0]) == 'd') {
         finish(follow, FOLLOW_LEFT, NULL);
@@ -291,7 +295,6 @@ static void take_signal(struct follow *follow, int number, GError **error)
         /* fall through */
     case SIGTERM:
         follow->asking = false;
-        say(follow, "Cancelling job '%s'", follow->options->job_id);
         cancel_job(follow, error);
         break;
     }

@@ -107,7 +107,7 @@ bool parse_size(const char *text, int64_t *bytes)
 
 static void print_json_with(json_t *value, size_t flags)
 {
-    char *text = json_dumps(value, flags | JSON_ENCODE_ANY);
+    char *text = json_dumps(value, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
 
     printf("%s\n", text ? text : "null");
     fflush(stdout);

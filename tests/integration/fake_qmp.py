@@ -109,6 +109,7 @@ class FakeQmp:
                     connection.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass
+        self.listener.shutdown(socket.SHUT_RDWR)  # close() alone would wait for accept()
         self.listener.close()
 
     # What the test does with the job.

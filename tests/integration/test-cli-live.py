@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""The liveblk command with a real server, from serve to the end.
+Usage: test-cli-live.py PROGRAM (the plugin lies beside it in the build tree)"""
+import filecmp
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import tap
+
+PROGRAM = os.path.abspath(sys.argv[1])
+FOLDER = tempfile.mkdtemp(prefix="liveblk-live-")
+DISK = os.path.join(FOLDER, "disk.img")
+ENVIRONMENT = dict({k: v for k, v in os.environ.items() if not k.startswith("LIVEBLK")},
+                   XDG_RUNTIME_DIR=FOLDER)
+SIZE = 32 << 20
+
+
+def inside(name):
+    return os.path.join(FOLDER, name)
+
+
+def run(*words):
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=120,
+                          stdin=subprocess.DEVNULL, env=ENVIRONMENT)
+
+
+def output_of(*words):
+    result = run(*words)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def serve():
+    process = subprocess.Popen([PROGRAM, "serve", f"name=vda,file={DISK}", "--json"], text=True,
+                               stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=ENVIRONMENT)
+    return process, json.loads(process.stdout.readline())
+
+
+def spawn_slow_backup(target):
+    """A backup that takes minutes unless something happens to it; it has started."""
+    process = subprocess.Popen([PROGRAM, "backup", "vda", "--to", target, "--speed", "64K",
+                                "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               stdin=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    assert json.loads(process.stdout.readline())["message_type"] == "status"
+    return process
+
+
+def test_serve():
+    """when serve has told the URI, clients can use it, and nobody else can use the sockets"""
+    uri = announced["exports"][0]["uri"]
+    size = subprocess.run(["nbdinfo", "--size", uri], capture_output=True, text=True, check=True)
+    assert int(size.stdout) == SIZE and announced["pid"] == server.pid
+    for path in [announced["admin"], announced["admin"].replace("admin.sock", "nbd.sock")]:
+        assert stat.S_IMODE(os.stat(path).st_mode) & 0o022 == 0, path
+
+
+def test_second_server():
+    """a second server of the same name is refused and does the first no harm"""
+    result = run("serve", DISK)
+    assert result.returncode == 1 and "already runs" in result.stderr, result.stderr
+    output_of("status")
+
+
+def test_status():
+    """status shows the device and its export"""
+    status = json.loads(output_of("status", "--json"))
+    assert [d["device"] for d in status["devices"]] == ["vda"]
+    assert [e["id"] for e in status["exports"]] == ["vda"]
+    assert status["devices"][0]["inserted"]["image"]["virtual-size"] == SIZE
+
+
+def test_backup():
+    """a backup that is said to be complete equals the disk, and leaves no job behind"""
+    assert "is complete" in output_of("backup", "vda", "--to", inside("copy.img"))
+    assert filecmp.cmp(DISK, inside("copy.img"), shallow=False)
+    assert json.loads(output_of("job", "list", "--json")) == []
+
+
+def test_nbd_backup():
+    """a backup to an NBD URI leaves no node behind"""
+    with open(inside("remote.img"), "wb") as image:
+        image.truncate(SIZE)
+    before = output_of("qmp", "query-named-block-nodes", "flat=true")
+    socket = inside("remote.sock")
+    subprocess.run(
+        ["nbdkit", "-U", socket, "file", inside("remote.img"), "--run",
+         f"{PROGRAM} backup vda --to 'nbd+unix:///?socket={socket}'"],
+        check=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    assert filecmp.cmp(DISK, inside("remote.img"), shallow=False)
+    assert output_of("qmp", "query-named-block-nodes", "flat=true") == before
+
+
+def test_cancel():
+    """SIGTERM cancels a running backup, which exits with 4"""
+    process = spawn_slow_backup(inside("cancelled.img"))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 4 and "was cancelled" in err, err
+    assert json.loads(out.splitlines()[-1])["outcome"] == "cancelled"
+    assert json.loads(output_of("job", "list", "--json")) == []
+
+
+def test_detached():
+    """a detached backup can be paused, sped up, and waited for"""
+    job = output_of("backup", "vda", "--to", inside("detached.img"), "-d", "--speed", "64K",
+                    "--job-id", "night").strip()
+    assert job == "night"
+    for verb in [["pause", job], ["resume", job], ["speed", job, "0"], ["wait", job]]:
+        output_of("job", *verb)
+    assert filecmp.cmp(DISK, inside("detached.img"), shallow=False)
+
+
+def test_stats():
+    """stats counts a client's requests"""
+    subprocess.run(["nbdcopy", announced["exports"][0]["uri"], "null:"], check=True)
+    entries = json.loads(output_of("stats", "--json"))
+    read = [e for e in entries if e["operation"] == "read"][0]
+    assert read["bytes"] > 0 and read["mean_ns"] > 0 and read["p99_ns"] >= read["p50_ns"] > 0
+
+
+def test_death():
+    """a backup whose server is killed exits with 3, and the next server starts in its place"""
+    process = spawn_slow_backup(inside("lost.img"))
+    server.kill()
+    server.wait()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 3 and "not a complete copy" in err, err
+    successor, _ = serve()
+    output_of("status")
+    successor.terminate()
+    assert successor.wait(timeout=60) == 0
+
+
+if __name__ == "__main__":
+    with open(DISK, "wb") as image:
+        image.write(random.Random(1).randbytes(SIZE // 2))
+        image.truncate(SIZE)
+    server, announced = serve()
+    try:
+        status = tap.run([f for n, f in list(globals().items()) if n.startswith("test_")])
+    finally:
+        server.kill()
+        shutil.rmtree(FOLDER)
+    sys.exit(status)
