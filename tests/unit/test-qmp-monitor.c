@@ -430,6 +430,7 @@ static void test_events(struct fixture *fixture, gconstpointer data)
     struct qmp_peer *silent = qmp_peer_connect(fixture->path);
     g_autofree char *greeting = qmp_peer_line(silent);
 
+    g_assert_nonnull(greeting);
     event_emit("STOP");
     event_emit("JOB", EVENT_STRING("id", "j\xff"), EVENT_INT("n", -7), EVENT_BOOL("b", true),
                EVENT_STRING("none", NULL));
