@@ -7,12 +7,13 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "block/device.h"
+#include "block/event.h"
+#include "block/main-loop.h"
 #include "block/main-loop.h"
 #include "server/export.h"
 #include "server/server.h"
@@ -21,10 +22,12 @@
 
 static struct server *server;
 
-/* Watches for nbdkit's shutdown, so that requests held by an error policy do not block it. */
+/*
+ * Watches for nbdkit's shutdown, so that requests held by an error policy or by `stop` do not
+ * keep it from ending: it waits for its connections for ever. Main thread, until cleanup.
+ */
 static pthread_t shutdown_watch;
 static bool shutdown_watch_runs;
-static _Atomic bool stopping;
 
 static int fail(GError *error)
 {
@@ -124,36 +127,45 @@ static void quit(void *data)
     nbdkit_shutdown();
 }
 
-/* nbdkit_nanosleep ends early when the server shuts down; nothing else tells a plugin. */
+/*
+ * nbdkit_nanosleep ends early when nbdkit shuts down; nothing else tells a plugin. It also logs
+ * that it did, so nobody sleeps before a request is held for the first time.
+ */
 static void *watch_shutdown(void *data)
 {
-    while (!atomic_load(&stopping)) {
-        if (nbdkit_nanosleep(3600, 0) < 0) {
-            break;
-        }
+    while (nbdkit_nanosleep(24 * 3600, 0) == 0) {
     }
     block_device_shutdown_all();
     return NULL;
+}
+
+static void watch_for_stop(const struct event *event, void *data)
+{
+    if (!shutdown_watch_runs && !strcmp(event->name, "STOP")) {
+        shutdown_watch_runs = pthread_create(&shutdown_watch, NULL, watch_shutdown, NULL) == 0;
+    }
 }
 
 static int liveblk_after_fork(void)
 {
     GError *error = NULL;
 
+    event_add_listener(watch_for_stop, NULL);
     if (server_start(server, quit, NULL, &error) < 0) {
         return fail(error);
     }
-    if (pthread_create(&shutdown_watch, NULL, watch_shutdown, NULL)) {
-        nbdkit_error("could not start a thread");
-        return -1;
-    }
-    shutdown_watch_runs = true;
     return 0;
 }
 
+static void stop_watching(void *data)
+{
+    event_remove_listener(watch_for_stop, NULL);
+}
+
+/* The connections are closed. */
 static void liveblk_cleanup(void)
 {
-    atomic_store(&stopping, true);
+    main_loop_call_wait(stop_watching, NULL);
     if (shutdown_watch_runs) {
         pthread_join(shutdown_watch, NULL);
         shutdown_watch_runs = false;

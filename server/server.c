@@ -13,6 +13,7 @@
 #include "server/commands.h"
 #include "server/disk.h"
 #include "server/qmp/monitor.h"
+#include "server/types.h"
 
 struct server {
     GPtrArray *disks;
@@ -40,6 +41,7 @@ static void register_drivers(void)
 
     if (!registered) {
         formats_register();
+        types_init();
         registered = true;
     }
 }
