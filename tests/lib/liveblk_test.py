@@ -275,6 +275,8 @@ class Server:
         self.nbd = test.path(f"{name}.nbd")
         self.admin = test.path(f"{name}.admin")
         self.pid_file = test.path(f"{name}.pid")
+        for left_over in (self.pid_file, self.nbd):  # by a server of this name that ended
+            left_over.unlink(missing_ok=True)
         ours = plugin is None
         words = [f"disk={disk}" for disk in disks] + ([f"admin={self.admin}"] if ours else [])
         self.process = test.start(
