@@ -11,7 +11,7 @@
  *
  * Values are jansson's, with two additions: whole numbers above INT64_MAX (json-value.h) and
  * U+0000 in strings (json-utf8.h). A number too large for a double is an error (QEMU takes it and
- * answers "inf", which is no JSON).
+ * answers "inf", which is no JSON). "0e1" is a number, which QEMU does not know.
  */
 #ifndef LIVEBLK_SERVER_QMP_JSON_STREAM_H
 #define LIVEBLK_SERVER_QMP_JSON_STREAM_H
