@@ -90,6 +90,9 @@ static void announce(const struct announcement *announcement, pid_t server, int 
     } else if (devices) {
         print_text(announcement, devices);
     }
+    if (!devices && announcement->listener) {
+        unix_socket_unlisten(announcement->listener);
+    }
     json_decref(devices);
 }
 
@@ -99,10 +102,13 @@ static void fork_announcer(const struct announcement *announcement, pid_t server
     if (fork() != 0) {
         _exit(0);
     }
-    /* Descriptors meant for the server (socket activation) must not stay open here. */
-    dup2(server_fd, 3);
-    close_range(4, ~0U, 0);
-    announce(announcement, server, 3);
+    if (!announcement->listener) {
+        /* Descriptors meant for the server (socket activation) must not stay open here. */
+        dup2(server_fd, 3);
+        close_range(4, ~0U, 0);
+        server_fd = 3;
+    }
+    announce(announcement, server, server_fd);
     _exit(0);
 }
 

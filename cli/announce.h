@@ -6,11 +6,14 @@
 #include <glib.h>
 #include <stdbool.h>
 
+#include "server/unix-socket.h"
+
 struct announcement {
     const char *name;   /* of the server */
     const char *admin;  /* absolute path */
     const char *socket; /* absolute path of the NBD socket; NULL: TCP or somebody else's */
-    const char *host;   /* with port; NULL: not TCP */
+    struct unix_listener *listener; /* on that socket; NULL without one */
+    const char *host;               /* with port; NULL: not TCP */
     const char *port;
     bool tls;
     bool json;
@@ -19,7 +22,7 @@ struct announcement {
 /*
  * Start a process that waits until this very process, which is to become the server by exec,
  * answers on its admin socket; it then prints and ends. If this process ends before that, it
- * ends without a word.
+ * removes the NBD socket and ends without a word.
  */
 bool announce_when_ready(const struct announcement *announcement, GError **error);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* liveblk serve: becomes nbdkit with our plugin. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/cleanup.h"
@@ -11,8 +11,12 @@
 #include "cli/command.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "server/unix-socket.h"
 
-#define PLUGIN_FILE "nbdkit-liveblk-plugin.so"
+/* Where a program that is started by socket activation finds its first socket. */
+#define ACTIVATION_FD 3
+
+#define PLUGIN_FILE   "nbdkit-liveblk-plugin.so"
 
 static struct {
     char *name;
@@ -115,28 +119,50 @@ static bool choose_endpoints(const struct invocation *invocation, struct endpoin
     return true;
 }
 
-/* A socket that a killed server left behind is removed; nothing else ever is. */
-static bool clear_the_way(const char *path, GError **error)
+/* Says early, and in the user's terms, what listening there would fail with. */
+static bool check_not_served(const char *path, GError **error)
 {
-    struct stat status;
-
-    if (lstat(path, &status)) {
-        return true;
-    }
-    if (!S_ISSOCK(status.st_mode)) {
-        g_set_error(error, CLI_ERROR, EXIT_FAILED, "'%s' is there and is no socket", path);
-        return false;
-    }
     if (socket_is_served(path)) {
         g_set_error(error, CLI_ERROR, EXIT_FAILED,
                     "A server already runs on '%s'; give this one another --name", path);
         return false;
     }
-    if (unlink(path)) {
-        g_set_error(error, CLI_ERROR, EXIT_FAILED, "Could not remove the stale socket '%s': %s",
-                    path, g_strerror(errno));
+    return true;
+}
+
+/*
+ * The NBD socket is made here, because nbdkit makes sockets that everybody on the machine can
+ * connect to. It takes over a listening socket that it is passed by socket activation.
+ */
+static bool listen_for_clients(const char *path, struct unix_listener *listener, GError **error)
+{
+    g_autoptr(GError) cause = NULL;
+
+    if (!check_not_served(path, error)) {
         return false;
     }
+    if (unix_socket_listen(path, listener, &cause) < 0) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED, "%s", cause->message);
+        return false;
+    }
+    return true;
+}
+
+/* Leave the socket where nbdkit looks for it after exec. */
+static bool pass_socket(const struct unix_listener *listener, GError **error)
+{
+    g_autofree char *pid = g_strdup_printf("%d", (int)getpid());
+    int result = listener->fd == ACTIVATION_FD ? fcntl(ACTIVATION_FD, F_SETFD, 0)
+                                               : dup2(listener->fd, ACTIVATION_FD);
+
+    if (result < 0) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED, "Could not pass the NBD socket on: %s",
+                    g_strerror(errno));
+        return false;
+    }
+    g_setenv("LISTEN_FDS", "1", true);
+    g_setenv("LISTEN_PID", pid, true);
+    g_unsetenv("LISTEN_FDNAMES");
     return true;
 }
 
@@ -164,19 +190,6 @@ static void add(GPtrArray *argv, const char *word)
     g_ptr_array_add(argv, g_strdup(word));
 }
 
-static void add_listener(GPtrArray *argv, const struct endpoints *endpoints)
-{
-    if (endpoints->socket) {
-        add(argv, "-U");
-        add(argv, endpoints->socket);
-    } else if (!endpoints->passed) {
-        add(argv, "-p");
-        add(argv, chosen.port);
-        add(argv, "-i");
-        add(argv, chosen.bind ? chosen.bind : "localhost");
-    }
-}
-
 /* nbdkit's command line; free with g_strfreev. */
 static char **make_argv(const struct invocation *invocation, const struct endpoints *endpoints)
 {
@@ -184,7 +197,12 @@ static char **make_argv(const struct invocation *invocation, const struct endpoi
 
     add(argv, "nbdkit");
     add(argv, "-f");
-    add_listener(argv, endpoints);
+    if (chosen.port) {
+        add(argv, "-p");
+        add(argv, chosen.port);
+        add(argv, "-i");
+        add(argv, chosen.bind ? chosen.bind : "localhost");
+    }
     if (chosen.read_only) {
         add(argv, "-r");
     }
@@ -195,6 +213,9 @@ static char **make_argv(const struct invocation *invocation, const struct endpoi
     g_ptr_array_add(argv, find_plugin());
     g_ptr_array_add(argv, g_strconcat("admin=", endpoints->admin, NULL));
     g_ptr_array_add(argv, g_strconcat("name=", chosen.name, NULL));
+    if (chosen.read_only) {
+        add(argv, "read-only=true");
+    }
     for (unsigned i = 0; invocation->arguments[i]; i++) {
         g_ptr_array_add(argv, g_strconcat("disk=", invocation->arguments[i], NULL));
     }
@@ -218,22 +239,33 @@ static bool requires_tls(char *const *arguments)
     return false;
 }
 
+/* Listen, and have a process of its own tell the user when the server answers. */
 static bool prepare(const struct invocation *invocation, const struct endpoints *endpoints,
                     GError **error)
 {
+    struct unix_listener listener = {.fd = -1, .directory_fd = -1};
     struct announcement announcement = {
         .name = chosen.name,
         .admin = endpoints->admin,
         .socket = endpoints->socket,
+        .listener = endpoints->socket ? &listener : NULL,
         .host = chosen.port ? (chosen.bind ? chosen.bind : "localhost") : NULL,
         .port = chosen.port,
         .tls = requires_tls(invocation->pass_through),
         .json = invocation->json,
     };
 
-    return clear_the_way(endpoints->admin, error) &&
-           (!endpoints->socket || clear_the_way(endpoints->socket, error)) &&
-           announce_when_ready(&announcement, error);
+    if (!check_not_served(endpoints->admin, error) ||
+        (endpoints->socket && !listen_for_clients(endpoints->socket, &listener, error))) {
+        return false;
+    }
+    if (!announce_when_ready(&announcement, error)) {
+        if (endpoints->socket) {
+            unix_socket_unlisten(&listener);
+        }
+        return false;
+    }
+    return !endpoints->socket || pass_socket(&listener, error);
 }
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
@@ -249,8 +281,6 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
         return EXIT_FAILED;
     }
     g_auto(GStrv) argv = make_argv(invocation, &endpoints);
-    /* Sockets, and whatever else the server creates, are for this user alone. */
-    umask(077);
     execvp(argv[0], argv);
     g_set_error(error, CLI_ERROR, EXIT_FAILED, "Could not run nbdkit: %s%s", g_strerror(errno),
                 errno == ENOENT ? "; is it installed?" : "");

@@ -288,10 +288,11 @@ static int set_attributes(int fd, const struct file_create_options *options, GEr
     return 0;
 }
 
+/* A guest's disk is nobody else's business: a new file is for its owner alone. */
 static int open_for_creation(const char *filename, bool *is_new, GError **error)
 {
     struct stat st;
-    AUTO_CLOSE int fd = open(filename, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    AUTO_CLOSE int fd = open(filename, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     int ret;
 
     *is_new = fd >= 0;

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import tap
@@ -26,6 +27,10 @@ SIZE = 32 << 20
 
 def inside(name):
     return os.path.join(FOLDER, name)
+
+
+def mode_of(path):
+    return stat.S_IMODE(os.stat(path).st_mode)
 
 
 def run(*words):
@@ -60,7 +65,29 @@ def test_serve():
     size = subprocess.run(["nbdinfo", "--size", uri], capture_output=True, text=True, check=True)
     assert int(size.stdout) == SIZE and announced["pid"] == server.pid
     for path in [announced["admin"], announced["admin"].replace("admin.sock", "nbd.sock")]:
-        assert stat.S_IMODE(os.stat(path).st_mode) & 0o022 == 0, path
+        assert mode_of(path) == 0o600, path
+
+
+def test_failed_start():
+    """a server that cannot start leaves no socket behind"""
+    result = run("serve", "--name", "failing", inside("missing.img"))
+    assert result.returncode == 1 and "No such file" in result.stderr, result.stderr
+    # A process of its own removes it.
+    socket = announced["admin"].replace("default.admin.sock", "failing.nbd.sock")
+    deadline = time.monotonic() + 60
+    while os.path.exists(socket) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(socket)
+
+
+def test_occupied_socket():
+    """a file that is in the socket's place is left alone"""
+    with open(inside("precious"), "w") as file:
+        file.write("data")
+    result = run("serve", "--name", "other", "--socket", inside("precious"), DISK)
+    assert result.returncode == 1 and "is not a socket" in result.stderr, result.stderr
+    with open(inside("precious")) as file:
+        assert file.read() == "data"
 
 
 def test_second_server():
@@ -79,9 +106,10 @@ def test_status():
 
 
 def test_backup():
-    """a backup that is said to be complete equals the disk, and leaves no job behind"""
+    """a backup that is said to be complete equals the disk, is private, and leaves no job"""
     assert "is complete" in output_of("backup", "vda", "--to", inside("copy.img"))
     assert filecmp.cmp(DISK, inside("copy.img"), shallow=False)
+    assert mode_of(inside("copy.img")) == 0o600
     assert json.loads(output_of("job", "list", "--json")) == []
 
 

@@ -522,30 +522,33 @@ def test_question_overtaken():
 
 
 def serve_with_fake_nbdkit(*words):
-    """What serve runs: (arguments, umask), and its result."""
+    """What serve runs: its arguments, what it is told of sockets; the folder and the result."""
     folder = path("bin")
     os.mkdir(folder)
     with open(folder + "/nbdkit", "w") as script:
-        script.write('#!/bin/sh\numask > "$0.umask"\nfor word; do echo "$word"; done > "$0.args"\n')
+        script.write('#!/bin/sh\nfor word; do echo "$word"; done > "$0.args"\n'
+                     'echo "$LISTEN_FDS" $((LISTEN_PID == $$)) $(readlink /proc/$$/fd/3)'
+                     ' > "$0.sockets"\n')
     os.chmod(folder + "/nbdkit", 0o755)
     runtime = path("runtime")
     os.mkdir(runtime, 0o700)
     result = run("serve", *words, env=environment(
         PATH=folder + ":" + os.environ["PATH"], XDG_RUNTIME_DIR=runtime, LIVEBLK_PLUGIN="PLUGIN"))
-    with open(folder + "/nbdkit.args") as args, open(folder + "/nbdkit.umask") as umask:
-        return args.read().splitlines(), umask.read().strip(), runtime + "/liveblk", result
+    with open(folder + "/nbdkit.args") as args, open(folder + "/nbdkit.sockets") as sockets:
+        return args.read().splitlines(), sockets.read().strip(), runtime + "/liveblk", result
 
 
 def test_serve_arguments():
     """serve runs nbdkit with private sockets and passes on what follows --"""
-    args, umask, folder, result = serve_with_fake_nbdkit(
+    args, sockets, folder, result = serve_with_fake_nbdkit(
         "a.img", "name=b,file=c", "--name", "vm1", "--read-only", "--", "--filter=cow")
     expect(result, 0)
-    assert args == ["-f", "-U", folder + "/vm1.nbd.sock", "-r", "PLUGIN",
-                    f"admin={folder}/vm1.admin.sock", "name=vm1", "disk=a.img",
-                    "disk=name=b,file=c", "--filter=cow"], args
-    assert umask == "0077" and stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-    args = serve_with_fake_nbdkit("a.img", "--port", "10810", "--pidfile", "/x")[0]
+    assert args == ["-f", "-r", "PLUGIN", f"admin={folder}/vm1.admin.sock", "name=vm1",
+                    "read-only=true", "disk=a.img", "disk=name=b,file=c", "--filter=cow"], args
+    assert sockets.startswith("1 1 socket:"), sockets
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    args, sockets = serve_with_fake_nbdkit("a.img", "--port", "10810", "--pidfile", "/x")[:2]
+    assert not sockets.startswith("1"), sockets
     assert args[:7] == ["-f", "-p", "10810", "-i", "localhost", "-P", "/x"], args
 
 
@@ -555,7 +558,7 @@ def test_serve_occupied():
     expect(run("serve", "x", "-a", server.path, "--socket", path("nbd")), 1, "already runs")
     plain = path("plain")
     open(plain, "w").close()
-    expect(run("serve", "x", "-a", path("admin"), "--socket", plain), 1, "is no socket")
+    expect(run("serve", "x", "-a", path("admin"), "--socket", plain), 1, "is not a socket")
     assert os.path.exists(plain)
 
 

@@ -327,6 +327,24 @@ static void test_no_flush(struct fixture *fixture, const void *in_memory)
     assert_pattern(node, 0, 4 * KIB);
 }
 
+static void test_created_private(struct fixture *fixture, const void *in_memory)
+{
+    g_autofree char *path = test_path(fixture->directory, "new");
+    g_autofree char *text = g_strdup_printf("driver=file,filename=%s,size=1M", path);
+    g_autoptr(GError) error = NULL;
+    AUTO(block_options) options = block_options_parse(text, NULL, &error);
+    AUTO(block_options) again = block_options_parse(text, NULL, &error);
+    struct stat status;
+
+    g_assert_cmpint(block_create(STEAL(options), NULL, NULL, &error), ==, 0);
+    g_assert_cmpint(stat(path, &status), ==, 0);
+    g_assert_cmpuint(status.st_mode & 07777, ==, 0600);
+    g_assert_cmpint(chmod(path, 0644), ==, 0);
+    g_assert_cmpint(block_create(STEAL(again), NULL, NULL, &error), ==, 0);
+    g_assert_cmpint(stat(path, &status), ==, 0);
+    g_assert_cmpuint(status.st_mode & 07777, ==, 0644);
+}
+
 static void add_test(const char *name, void (*function)(struct fixture *, const void *))
 {
     g_autofree char *in_memory = g_strdup_printf("/file/tmpfs/%s", name);
@@ -353,6 +371,7 @@ int main(int argc, char **argv)
     add_test("what-is-no-disk-is-refused-with-a-reason", test_refused);
     add_test("auto-read-only-falls-back-where-writing-is-forbidden", test_auto_read_only);
     add_test("a-new-length-keeps-data-and-adds-zeroes", test_set_length);
+    add_test("a-new-file-is-private-and-an-old-one-keeps-its-mode", test_created_private);
     add_test("the-kernel-copies-between-files", test_copy_range);
     add_test("no-flush-writes-all-the-same", test_no_flush);
     return g_test_run();
