@@ -115,7 +115,8 @@ static int write_fully(struct block_node *node, const void *buffer, uint64_t off
 
     while (bytes) {
         struct iovec vector = {.iov_base = (void *)from, .iov_len = bytes};
-        ssize_t put = pwritev2(state->fd, &vector, 1, (off_t)offset, how);
+        ssize_t put = how ? pwritev2(state->fd, &vector, 1, (off_t)offset, how)
+                          : pwrite(state->fd, from, bytes, (off_t)offset);
         uint64_t step;
 
         if (put < 0) {
