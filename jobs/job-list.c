@@ -9,8 +9,15 @@
 
 /* All of these: job lock. */
 static struct job_queue jobs = TAILQ_HEAD_INITIALIZER(jobs); /* newest first; references */
+static size_t job_count;
 static unsigned live_threads;
-static GArray *ended_threads; /* of pthread_t, to be joined */
+
+struct ended_thread {
+    pthread_t thread;
+    SLIST_ENTRY(ended_thread) entry;
+};
+SLIST_HEAD(ended_thread_list, ended_thread);
+static struct ended_thread_list ended_threads = SLIST_HEAD_INITIALIZER(ended_threads);
 static pthread_cond_t thread_ended = PTHREAD_COND_INITIALIZER;
 
 static struct job *find_locked(const char *id)
@@ -36,6 +43,7 @@ static int list_locked(struct job *job, GError **error)
     }
     job_ref(job);
     TAILQ_INSERT_HEAD(&jobs, job, list_entry);
+    job_count++;
     job_set_status_locked(job, JOB_STATUS_CREATED);
     return 0;
 }
@@ -72,6 +80,7 @@ struct job *job_new(const struct job_driver *driver, const char *id, unsigned fl
 void job_dismiss_locked(struct job *job)
 {
     TAILQ_REMOVE(&jobs, job, list_entry);
+    job_count--;
     job_set_status_locked(job, JOB_STATUS_NULL);
 }
 
@@ -88,16 +97,16 @@ struct job *job_find(const char *id)
 
 struct job **job_list(void)
 {
-    GPtrArray *list = g_ptr_array_new();
+    size_t count = 0;
     struct job *job;
 
     job_lock();
+    struct job **list = g_new0(struct job *, job_count + 1);
     TAILQ_FOREACH (job, &jobs, list_entry) {
-        g_ptr_array_add(list, job_ref(job));
+        list[count++] = job_ref(job);
     }
     job_unlock();
-    g_ptr_array_add(list, NULL);
-    return (struct job **)g_ptr_array_free(list, FALSE);
+    return list;
 }
 
 void job_list_free(struct job **list)
@@ -120,26 +129,26 @@ int job_thread_create_locked(pthread_t *thread, void *(*function)(void *), void 
 
 void job_thread_ended_locked(void)
 {
-    pthread_t self = pthread_self();
+    struct ended_thread *ended = g_new(struct ended_thread, 1);
 
-    if (!ended_threads) {
-        ended_threads = g_array_new(FALSE, FALSE, sizeof(pthread_t));
-    }
-    g_array_append_val(ended_threads, self);
+    ended->thread = pthread_self();
+    SLIST_INSERT_HEAD(&ended_threads, ended, entry);
     live_threads--;
     pthread_cond_broadcast(&thread_ended);
 }
 
 void job_reap_threads(void)
 {
+    struct ended_thread *ended;
+
     job_lock();
-    GArray *threads = STEAL(ended_threads);
+    struct ended_thread_list threads = ended_threads;
+    SLIST_INIT(&ended_threads);
     job_unlock();
-    for (guint i = 0; threads && i < threads->len; i++) {
-        pthread_join(g_array_index(threads, pthread_t, i), NULL);
-    }
-    if (threads) {
-        g_array_unref(threads);
+    while ((ended = SLIST_FIRST(&threads))) {
+        SLIST_REMOVE_HEAD(&threads, entry);
+        pthread_join(ended->thread, NULL);
+        g_free(ended);
     }
 }
 

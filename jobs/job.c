@@ -16,8 +16,13 @@ const char *const job_status_names[] = {"undefined", "created",   "running", "pa
 /* job-internal.h says what it guards. */
 static pthread_mutex_t the_job_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* Jobs whose driver's wake() is called at unlock; each counted in its wakers. */
-static GSList *to_wake;
+/* Jobs whose driver's wake() is called at unlock; each counted in its wakers. Job lock. */
+struct wake {
+    struct job *job;
+    SLIST_ENTRY(wake) entry;
+};
+SLIST_HEAD(wake_list, wake);
+static struct wake_list to_wake = SLIST_HEAD_INITIALIZER(to_wake);
 
 void job_lock(void)
 {
@@ -26,37 +31,33 @@ void job_lock(void)
 
 void job_unlock(void)
 {
-    GSList *woken = STEAL(to_wake);
+    struct wake_list woken = to_wake;
+    struct wake *wake;
 
+    SLIST_INIT(&to_wake);
     pthread_mutex_unlock(&the_job_lock);
-    if (!woken) {
-        return;
-    }
-    for (GSList *link = woken; link; link = link->next) {
-        struct job *job = link->data;
+    while ((wake = SLIST_FIRST(&woken))) {
+        struct job *job = wake->job;
 
+        SLIST_REMOVE_HEAD(&woken, entry);
+        g_free(wake);
         job->driver->wake(job);
-    }
-    pthread_mutex_lock(&the_job_lock);
-    for (GSList *link = woken; link; link = link->next) {
-        struct job *job = link->data;
-
+        pthread_mutex_lock(&the_job_lock);
         job->wakers--;
         pthread_cond_broadcast(&job->wakeup);
+        pthread_mutex_unlock(&the_job_lock);
     }
-    pthread_mutex_unlock(&the_job_lock);
-    g_slist_free(woken);
 }
 
 void job_wait_locked(pthread_cond_t *condition)
 {
-    g_assert(!to_wake); /* or they would be woken by a thread that expects it less */
+    g_assert(SLIST_EMPTY(&to_wake)); /* or they would be woken by a thread that expects it less */
     pthread_cond_wait(condition, &the_job_lock);
 }
 
 int job_wait_until_locked(pthread_cond_t *condition, int64_t deadline_ns)
 {
-    g_assert(!to_wake);
+    g_assert(SLIST_EMPTY(&to_wake));
     return clock_cond_wait_until(condition, &the_job_lock, deadline_ns);
 }
 
@@ -65,8 +66,11 @@ void job_notify_locked(struct job *job)
     job->kicked = true;
     pthread_cond_broadcast(&job->wakeup);
     if (job->in_run && job->driver->wake) {
+        struct wake *wake = g_new(struct wake, 1);
+
+        wake->job = job;
         job->wakers++;
-        to_wake = g_slist_prepend(to_wake, job);
+        SLIST_INSERT_HEAD(&to_wake, wake, entry);
     }
 }
 

@@ -8,17 +8,21 @@
 #include "block/error.h"
 #include "tests/lib/event-log.h"
 
-enum order { ORDER_NONE, ORDER_RETURN, ORDER_READY, ORDER_IO_ERROR, ORDER_SLEEP, ORDER_WOKEN };
+enum order_kind { ORDER_NONE, ORDER_RETURN, ORDER_READY, ORDER_IO_ERROR, ORDER_SLEEP };
 
-struct script {
-    pthread_mutex_t lock; /* guards all below */
-    pthread_cond_t changed;
-    enum order order;
+struct order {
+    enum order_kind kind;
     int result;
     const char *message;
     enum block_error_policy policy;
     bool is_read;
     int64_t deadline_ns;
+};
+
+struct script {
+    pthread_mutex_t lock; /* guards all below */
+    pthread_cond_t changed;
+    struct order order; /* until run() takes it up */
     bool woken;
     bool idle;
     bool stubborn;
@@ -33,28 +37,29 @@ struct script {
 
 static _Atomic unsigned freed;
 
-static enum order next_order(struct script *script)
+/* ORDER_NONE if run() was woken. */
+static struct order next_order(struct script *script)
 {
     SCOPE_LOCK(&script->lock);
-    enum order order;
+    struct order order;
 
     script->idle = true;
     pthread_cond_broadcast(&script->changed);
-    while (script->order == ORDER_NONE && !(script->woken && !script->stubborn)) {
+    while (script->order.kind == ORDER_NONE && !(script->woken && !script->stubborn)) {
         pthread_cond_wait(&script->changed, &script->lock);
     }
     script->idle = false;
-    order = script->order == ORDER_NONE ? ORDER_WOKEN : script->order;
-    script->order = ORDER_NONE;
+    order = script->order;
+    script->order.kind = ORDER_NONE;
     script->woken = false;
     pthread_cond_broadcast(&script->changed);
     return order;
 }
 
-static void meet_error(struct job *job, struct script *script)
+static void meet_error(struct job *job, struct script *script, const struct order *order)
 {
     enum block_error_policy action =
-        job_io_error(job, script->policy, script->is_read, -script->result);
+        job_io_error(job, order->policy, order->is_read, -order->result);
 
     SCOPE_LOCK(&script->lock);
     script->last_action = action;
@@ -70,20 +75,20 @@ static bool is_stubborn(struct script *script)
 static int loop(struct job *job, struct script *script, GError **error)
 {
     for (;;) {
-        enum order order = next_order(script);
+        struct order order = next_order(script);
 
-        if (order == ORDER_RETURN) {
-            if (script->message) {
-                block_error(error, -script->result, "%s", script->message);
+        if (order.kind == ORDER_RETURN) {
+            if (order.message) {
+                block_error(error, -order.result, "%s", order.message);
             }
-            return script->result;
+            return order.result;
         }
-        if (order == ORDER_READY) {
+        if (order.kind == ORDER_READY) {
             job_set_ready(job);
-        } else if (order == ORDER_IO_ERROR) {
-            meet_error(job, script);
-        } else if (order == ORDER_SLEEP) {
-            job_sleep_until(job, script->deadline_ns);
+        } else if (order.kind == ORDER_IO_ERROR) {
+            meet_error(job, script, &order);
+        } else if (order.kind == ORDER_SLEEP) {
+            job_sleep_until(job, order.deadline_ns);
         }
         if (is_stubborn(script)) {
             continue;
@@ -218,54 +223,41 @@ void scripted_job_start(struct job *job)
     g_assert_no_error(error);
 }
 
-/* Lock held. */
-static void give_order_locked(struct script *script, enum order order)
+static void give_order(struct job *job, struct order order)
 {
-    g_assert_cmpint(script->order, ==, ORDER_NONE);
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    g_assert_cmpint(script->order.kind, ==, ORDER_NONE);
     script->order = order;
     pthread_cond_broadcast(&script->changed);
-    while (script->order != ORDER_NONE) {
+    while (script->order.kind != ORDER_NONE) {
         pthread_cond_wait(&script->changed, &script->lock);
     }
 }
 
 void scripted_return(struct job *job, int result, const char *message)
 {
-    struct script *script = job_state(job);
-    SCOPE_LOCK(&script->lock);
-
-    script->result = result;
-    script->message = message;
-    give_order_locked(script, ORDER_RETURN);
+    give_order(job, (struct order){.kind = ORDER_RETURN, .result = result, .message = message});
 }
 
 void scripted_ready(struct job *job)
 {
-    struct script *script = job_state(job);
-    SCOPE_LOCK(&script->lock);
-
-    give_order_locked(script, ORDER_READY);
+    give_order(job, (struct order){.kind = ORDER_READY});
 }
 
 void scripted_io_error(struct job *job, enum block_error_policy policy, bool is_read,
                        int error_number)
 {
-    struct script *script = job_state(job);
-    SCOPE_LOCK(&script->lock);
-
-    script->policy = policy;
-    script->is_read = is_read;
-    script->result = -error_number;
-    give_order_locked(script, ORDER_IO_ERROR);
+    give_order(job, (struct order){.kind = ORDER_IO_ERROR,
+                                   .policy = policy,
+                                   .is_read = is_read,
+                                   .result = -error_number});
 }
 
 void scripted_sleep(struct job *job, int64_t deadline_ns)
 {
-    struct script *script = job_state(job);
-    SCOPE_LOCK(&script->lock);
-
-    script->deadline_ns = deadline_ns;
-    give_order_locked(script, ORDER_SLEEP);
+    give_order(job, (struct order){.kind = ORDER_SLEEP, .deadline_ns = deadline_ns});
 }
 
 enum block_error_policy scripted_last_action(struct job *job)
@@ -289,8 +281,9 @@ void scripted_wait_idle(struct job *job)
 void scripted_make_stubborn(struct job *job)
 {
     struct script *script = job_state(job);
-    SCOPE_LOCK(&script->lock);
 
+    scripted_wait_idle(job);
+    SCOPE_LOCK(&script->lock);
     script->stubborn = true;
 }
 

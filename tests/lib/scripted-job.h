@@ -31,7 +31,7 @@ enum block_error_policy scripted_last_action(struct job *job);
 /* Wait until run() waits for orders again. */
 void scripted_wait_idle(struct job *job);
 
-/* run() looks neither at pauses nor at cancels until it is told to return. */
+/* run(), once it waits for orders, looks neither at pauses nor at cancels until it returns. */
 void scripted_make_stubborn(struct job *job);
 
 /* The callback "prepare", "commit", "abort" or "clean" logs its call and waits for release. */
