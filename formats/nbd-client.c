@@ -277,11 +277,11 @@ static int64_t patience_ends_ns(const struct nbd_client *client)
 }
 
 /* Wait for a connection, at most until give_up_ns. Returns 0 or the errno to fail with. */
-static int wait_connected(struct nbd_client *client, int64_t give_up_ns)
+static int wait_connected(struct nbd_client *client, int64_t give_up_ns, uint64_t cancels)
 {
     SCOPE_LOCK(&client->lock);
 
-    while (!client->live) {
+    while (!client->live && atomic_load(&client->cancels) == cancels) {
         int64_t deadline_ns = MIN_OF(give_up_ns, patience_ends_ns(client));
 
         if (!nbd_options_can_reconnect(client->options) || clock_now_ns() >= deadline_ns) {
@@ -296,9 +296,10 @@ static int wait_connected(struct nbd_client *client, int64_t give_up_ns)
 int nbd_client_run(struct nbd_client *client, struct nbd_request *request)
 {
     int64_t give_up_ns = INT64_MAX;
+    uint64_t cancels = atomic_load(&client->cancels);
 
     request->timed_out = false;
-    for (;;) {
+    while (atomic_load(&client->cancels) == cancels) {
         struct nbd_link *link = choose(client, request->operation);
         enum nbd_outcome outcome = link ? nbd_link_run(link, request) : NBD_OUTCOME_UNSENT;
         int ret;
@@ -318,11 +319,22 @@ int nbd_client_run(struct nbd_client *client, struct nbd_request *request)
                 return request->timed_out ? -ETIMEDOUT : -ENOTCONN;
             }
         }
-        ret = wait_connected(client, give_up_ns);
+        ret = wait_connected(client, give_up_ns, cancels);
         if (ret) {
             return request->timed_out ? -ETIMEDOUT : ret;
         }
     }
+    return -ECANCELED;
+}
+
+void nbd_client_cancel(struct nbd_client *client)
+{
+    atomic_fetch_add(&client->cancels, 1);
+    for (unsigned i = 0; i < client->count; i++) {
+        nbd_link_cancel(&client->links[i]);
+    }
+    SCOPE_LOCK(&client->lock);
+    pthread_cond_broadcast(&client->changed);
 }
 
 int nbd_client_flush(struct nbd_client *client)

@@ -43,6 +43,7 @@ struct nbd_client {
 
     _Atomic uint64_t changes;  /* counts what may have changed data or its allocation */
     _Atomic uint64_t answered; /* writes answered that need a flush */
+    _Atomic uint64_t cancels;  /* requests that were there before the last one give up */
     _Atomic bool writes_lost;  /* some answered and not flushed, and nobody can vouch for them */
 
     /* Guards what follows. Innermost: taken with a link's lock held, nothing is taken in it. */
@@ -75,6 +76,12 @@ void nbd_client_close(struct nbd_client *client);
 
 /* Carry out one request. Any thread. Returns 0 or a negative errno. */
 int nbd_client_run(struct nbd_client *client, struct nbd_request *request);
+
+/*
+ * Make the requests there are now fail with -ECANCELED instead of waiting for a server that does
+ * not answer or is gone. Later ones are carried out as ever. Any thread.
+ */
+void nbd_client_cancel(struct nbd_client *client);
 
 /* Make durable what was answered before the call, or fail. Any thread. */
 int nbd_client_flush(struct nbd_client *client);

@@ -337,3 +337,12 @@ enum nbd_outcome nbd_link_run(struct nbd_link *link, struct nbd_request *request
     pthread_cond_destroy(&request->wake);
     return request->outcome;
 }
+
+void nbd_link_cancel(struct nbd_link *link)
+{
+    SCOPE_LOCK(&link->lock);
+
+    if (link->handle && !TAILQ_EMPTY(&link->in_flight)) {
+        break_link(link, "requests in flight were cancelled");
+    }
+}

@@ -104,4 +104,7 @@ void nbd_link_install(struct nbd_link *link, struct nbd_handle *handle, int life
  */
 enum nbd_outcome nbd_link_run(struct nbd_link *link, struct nbd_request *request);
 
+/* Give the connection up if requests are in flight on it; they are lost. Any thread. */
+void nbd_link_cancel(struct nbd_link *link);
+
 #endif

@@ -314,6 +314,13 @@ static int nbd_node_block_status(struct block_node *node, uint64_t offset, uint6
     return 0;
 }
 
+static void nbd_node_cancel_in_flight(struct block_node *node)
+{
+    struct nbd_state *state = block_node_state(node);
+
+    nbd_client_cancel(&state->client);
+}
+
 const struct block_driver nbd_driver = {
     .name = "nbd",
     .description = "An export of an NBD server",
@@ -335,4 +342,5 @@ const struct block_driver nbd_driver = {
     .flush = nbd_node_flush,
     .block_status = nbd_node_block_status,
     .prefetch = nbd_node_prefetch,
+    .cancel_in_flight = nbd_node_cancel_in_flight,
 };

@@ -186,6 +186,30 @@ static void test_request_timeout(void)
     nbd_fixture_finish(node, server);
 }
 
+static struct block_node *node_to_cancel;
+
+/* The request is in flight now: cancel it from another thread, as a job's coordinator does. */
+static bool hold_back_and_cancel(struct fake_nbd_connection *connection,
+                                 struct fake_nbd_request *request)
+{
+    nbd_driver.cancel_in_flight(node_to_cancel);
+    return true;
+}
+
+static void test_cancel(void)
+{
+    struct fake_nbd_server *server = nbd_fixture_start(hold_back_and_cancel);
+    uint8_t byte;
+
+    node_to_cancel = nbd_fixture_open(server, 3600);
+    g_assert_cmpint(nbd_fixture_read(node_to_cancel, 0, &byte), ==, -ECANCELED);
+    server->hook = NULL;
+    nbd_fixture_wait(node_to_cancel);
+    g_assert_cmpint(nbd_fixture_write(node_to_cancel, 0, 1, 0), ==, 0);
+    nbd_fixture_expect(node_to_cancel, 0, 1);
+    nbd_fixture_finish(node_to_cancel, server);
+}
+
 static bool refuse_everything(struct fake_nbd_connection *connection,
                               struct fake_nbd_request *request)
 {
@@ -391,6 +415,7 @@ int main(int argc, char **argv)
     g_test_add_func("/nbd/a-server-gone-for-good-fails-requests", test_gone_for_good);
     g_test_add_func("/nbd/a-server-that-shuts-down-is-reconnected", test_shut_down);
     g_test_add_func("/nbd/a-request-timeout-ends-the-connection", test_request_timeout);
+    g_test_add_func("/nbd/requests-that-hang-can-be-cancelled", test_cancel);
     g_test_add_func("/nbd/a-server-error-is-passed-on", test_server_error);
     g_test_add_func("/nbd/a-shrunk-export-is-refused", test_shrunk);
     g_test_add_func("/nbd/close-does-not-wait-for-an-attempt", test_close_while_connecting);
