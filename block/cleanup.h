@@ -61,7 +61,7 @@ static inline pthread_mutex_t *scope_lock_acquire(pthread_mutex_t *lock)
             function(*pointer);                                                                    \
         }                                                                                          \
     }
-#define AUTO(name)             CLEANUP(auto_release_##name) struct name *
+#define AUTO(name)             CLEANUP(auto_release_##name) __attribute__((unused)) struct name *
 
 #define SCOPE_LOCK_NAME_(line) scope_lock_##line##_
 #define SCOPE_LOCK_NAME(line)  SCOPE_LOCK_NAME_(line)
