@@ -13,6 +13,7 @@
 #include "server/commands.h"
 #include "server/disk.h"
 #include "server/qmp/monitor.h"
+#include "server/qmp/schema.h"
 #include "server/types.h"
 
 struct server {
@@ -217,6 +218,12 @@ char *server_driver_names(void)
         g_string_append_printf(names, "%s%s", names->len ? " " : "", (*driver)->name);
     }
     return g_string_free(names, FALSE);
+}
+
+char *server_qmp_document(const char *introduction)
+{
+    register_drivers();
+    return qmp_schema_document(introduction, command_tables, event_tables);
 }
 
 char *server_job_types(void)

@@ -50,4 +50,7 @@ const char *server_version(void);
 char *server_driver_names(void);
 char *server_job_types(void);
 
+/* docs/qmp.md: an introduction and every command, event and type; the caller frees. */
+char *server_qmp_document(const char *introduction);
+
 #endif

@@ -2,30 +2,89 @@
 /* docs/qmp.md: every command, event and type of the tables. */
 #include "server/qmp/schema-internal.h"
 
-static bool has_own_section(const struct qmp_type *type)
+struct document {
+    GString *text;
+    GHashTable *sections; /* set of the types that have a section of their own */
+};
+
+static void append(struct document *document, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+static void append(struct document *document, const char *format, ...)
 {
-    return (type->kind == QMP_KIND_OBJECT && type != &qmp_type_empty) ||
-           type->kind == QMP_KIND_ENUM || type->kind == QMP_KIND_ALTERNATE;
+    va_list arguments;
+
+    va_start(arguments, format);
+    g_string_append_vprintf(document->text, format, arguments);
+    va_end(arguments);
+}
+
+/* Enums that have nothing to say but their values are spelled out where they are used. */
+static void add_section(struct document *document, const struct qmp_type *type)
+{
+    while (type && type->kind == QMP_KIND_ARRAY) {
+        type = type->element;
+    }
+    if (type && ((type->kind == QMP_KIND_OBJECT && type != &qmp_type_empty) ||
+                 (type->kind == QMP_KIND_ENUM && type->doc) || type->kind == QMP_KIND_ALTERNATE)) {
+        g_hash_table_add(document->sections, (void *)type);
+    }
+}
+
+static void add_member_sections(struct document *document, const struct qmp_type *type)
+{
+    for (; type; type = type->base) {
+        for (const struct qmp_member *member = type->members; member && member->name; member++) {
+            add_section(document, member->type);
+        }
+    }
+}
+
+/*
+ * Types of members and results have sections. What is only a command's arguments, an event's
+ * data, a base or a branch is written out there.
+ */
+static void choose_sections(struct document *document, GPtrArray *types,
+                            const struct qmp_command *const *command_tables)
+{
+    for (guint n = 0; n < types->len; n++) {
+        add_member_sections(document, g_ptr_array_index(types, n));
+    }
+    for (; *command_tables; command_tables++) {
+        for (const struct qmp_command *command = *command_tables; command->name; command++) {
+            add_section(document, command->returns);
+        }
+    }
+}
+
+static void append_values(struct document *document, const struct qmp_type *type)
+{
+    for (const char *const *value = type->values; *value; value++) {
+        append(document, "%s`%s`", value == type->values ? "" : ", ", *value);
+    }
 }
 
 /* A type's name, linked to its section if it has one. */
-static void append_type(GString *out, const struct qmp_type *type)
+static void append_type(struct document *document, const struct qmp_type *type)
 {
     if (type->kind == QMP_KIND_ARRAY) {
-        g_string_append(out, "array of ");
-        append_type(out, type->element);
-    } else if (has_own_section(type)) {
+        append(document, "array of ");
+        append_type(document, type->element);
+    } else if (g_hash_table_contains(document->sections, type)) {
         g_autofree char *anchor = g_ascii_strdown(type->name, -1);
 
-        g_string_append_printf(out, "[%s](#%s)", type->name, anchor);
+        append(document, "[%s](#%s)", type->name, anchor);
+    } else if (type->kind == QMP_KIND_ENUM) {
+        append_values(document, type);
     } else {
-        g_string_append(out, type == &qmp_type_empty ? "{}" : type->name);
+        append(document, "%s", type == &qmp_type_empty ? "{}" : type->name);
     }
 }
 
 /* A table's cell: a bar would end it. */
-static void append_cell(GString *out, const char *text)
+static void append_cell(struct document *document, const char *text)
 {
+    GString *out = document->text;
+
     for (; text && *text; text++) {
         if (*text == '|') {
             g_string_append_c(out, '\\');
@@ -34,38 +93,28 @@ static void append_cell(GString *out, const char *text)
     }
 }
 
-static void append_row(GString *out, const struct qmp_member *member, const char *condition)
+static void append_row(struct document *document, const struct qmp_member *member)
 {
-    g_string_append_printf(out, "| `%s` | ", member->name);
-    append_type(out, member->type);
-    g_string_append_printf(out, " | %s", member->optional ? "optional" : "required");
-    if (member->default_text) {
-        g_string_append(out, ", default ");
-        append_cell(out, member->default_text);
+    append(document, "| `%s` | ", member->name);
+    append_type(document, member->type);
+    append(document, " | %s", member->optional ? "optional" : "required");
+    if (member->default_text && *member->default_text) {
+        append(document, ", default `");
+        append_cell(document, member->default_text);
+        append(document, "`");
     }
-    g_string_append_printf(out, " | %s", condition);
-    append_cell(out, member->doc);
-    g_string_append(out, " |\n");
+    append(document, " | ");
+    append_cell(document, member->doc);
+    append(document, " |\n");
 }
 
-static void append_rows(GString *out, const struct qmp_type *type, const char *condition)
+static void append_rows(struct document *document, const struct qmp_type *type)
 {
-    const struct qmp_member *member;
-    const struct qmp_variant *variant;
-
     if (type->base) {
-        append_rows(out, type->base, condition);
+        append_rows(document, type->base);
     }
-    for (member = type->members; member && member->name; member++) {
-        append_row(out, member, condition);
-    }
-    for (variant = type->variants; variant && variant->value; variant++) {
-        if (variant->type) {
-            g_autofree char *inner =
-                g_strdup_printf("%s`%s` = `%s`: ", condition, type->discriminator, variant->value);
-
-            append_rows(out, variant->type, inner);
-        }
+    for (const struct qmp_member *member = type->members; member && member->name; member++) {
+        append_row(document, member);
     }
 }
 
@@ -79,72 +128,76 @@ static bool has_members(const struct qmp_type *type)
     return false;
 }
 
-static void append_members(GString *out, const struct qmp_type *type)
+static void append_table(struct document *document, const struct qmp_type *type)
 {
-    g_string_append(out, "| Name | Type | | Meaning |\n|---|---|---|---|\n");
-    append_rows(out, type, "");
-    g_string_append_c(out, '\n');
+    append(document, "| Name | Type | | Meaning |\n|---|---|---|---|\n");
+    append_rows(document, type);
+    append(document, "\n");
 }
 
-static void append_heading(GString *out, const char *name, const char *doc)
+static void append_members(struct document *document, const struct qmp_type *type)
 {
-    g_string_append_printf(out, "### %s\n\n", name);
+    append_table(document, type);
+    for (const struct qmp_variant *variant = type->variants; variant && variant->value; variant++) {
+        if (has_members(variant->type)) {
+            append(document, "If `%s` is `%s`, also:\n\n", type->discriminator, variant->value);
+            append_members(document, variant->type);
+        }
+    }
+}
+
+static void append_heading(struct document *document, const char *name, const char *doc)
+{
+    append(document, "\n### %s\n\n", name);
     if (doc) {
-        g_string_append_printf(out, "%s\n\n", doc);
+        append(document, "%s\n\n", doc);
     }
 }
 
-static void append_command(GString *out, const struct qmp_command *command)
+static void append_command(struct document *document, const struct qmp_command *command)
 {
-    append_heading(out, command->name, command->doc);
-    if (command->arguments && has_members(command->arguments)) {
-        g_string_append(out, "Arguments:\n\n");
-        append_members(out, command->arguments);
+    append_heading(document, command->name, command->doc);
+    if (has_members(command->arguments)) {
+        append(document, "Arguments:\n\n");
+        append_members(document, command->arguments);
     } else {
-        g_string_append(out, "Arguments: none\n\n");
+        append(document, "Arguments: none\n\n");
     }
-    g_string_append(out, "Returns: ");
-    append_type(out, command->returns ? command->returns : &qmp_type_empty);
-    g_string_append(out, "\n\n");
+    append(document, "Returns: ");
+    append_type(document, command->returns ? command->returns : &qmp_type_empty);
+    append(document, "\n");
 }
 
-static void append_event(GString *out, const struct qmp_event_type *event)
+static void append_event(struct document *document, const struct qmp_event_type *event)
 {
-    append_heading(out, event->name, event->doc);
-    if (event->data && has_members(event->data)) {
-        g_string_append(out, "Data:\n\n");
-        append_members(out, event->data);
+    append_heading(document, event->name, event->doc);
+    if (has_members(event->data)) {
+        append(document, "Data:\n\n");
+        append_members(document, event->data);
     } else {
-        g_string_append(out, "Data: none\n\n");
+        append(document, "Data: none\n");
     }
 }
 
-static void append_type_section(GString *out, const struct qmp_type *type)
+static void append_type_section(struct document *document, const struct qmp_type *type)
 {
-    const struct qmp_member *branch;
-    const char *const *value;
-
-    append_heading(out, type->name, type->doc);
+    append_heading(document, type->name, type->doc);
     switch (type->kind) {
     case QMP_KIND_ENUM:
-        g_string_append(out, "One of:\n\n");
-        for (value = type->values; *value; value++) {
-            g_string_append_printf(out, "- `%s`\n", *value);
-        }
-        g_string_append_c(out, '\n');
+        append(document, "One of ");
+        append_values(document, type);
+        append(document, ".\n");
         break;
     case QMP_KIND_ALTERNATE:
-        g_string_append(out, "One of:\n\n");
-        for (branch = type->members; branch->name; branch++) {
-            g_string_append(out, "- ");
-            append_type(out, branch->type);
-            g_string_append_printf(out, "%s%s\n", branch->doc ? ": " : "",
-                                   branch->doc ? branch->doc : "");
+        append(document, "One of:\n\n");
+        for (const struct qmp_member *branch = type->members; branch->name; branch++) {
+            append(document, "- ");
+            append_type(document, branch->type);
+            append(document, "%s%s\n", branch->doc ? ": " : "", branch->doc ? branch->doc : "");
         }
-        g_string_append_c(out, '\n');
         break;
     default:
-        append_members(out, type);
+        append_members(document, type);
         break;
     }
 }
@@ -157,48 +210,60 @@ static int compare_types(const void *a, const void *b)
     return g_strcmp0((*left)->name, (*right)->name);
 }
 
-static void append_types(GString *out, const struct qmp_command *const *command_tables,
-                         const struct qmp_event_type *const *event_tables)
+static void append_commands(struct document *document, const struct qmp_command *const *tables)
 {
-    g_autoptr(GPtrArray) types = qmp_schema_types(command_tables, event_tables);
-    guint n;
-
-    g_ptr_array_sort(types, compare_types);
-    for (n = 0; n < types->len; n++) {
-        const struct qmp_type *type = g_ptr_array_index(types, n);
-
-        if (has_own_section(type)) {
-            append_type_section(out, type);
+    append(document, "\n## Commands\n");
+    for (; *tables; tables++) {
+        for (const struct qmp_command *command = *tables; command->name; command++) {
+            append_command(document, command);
         }
     }
 }
 
-char *qmp_schema_document(const struct qmp_command *const *command_tables,
+static void append_events(struct document *document, const struct qmp_event_type *const *tables)
+{
+    append(document, "\n## Events\n");
+    for (; *tables; tables++) {
+        for (const struct qmp_event_type *event = *tables; event->name; event++) {
+            append_event(document, event);
+        }
+    }
+}
+
+static void append_types(struct document *document, GPtrArray *types)
+{
+    append(document, "\n## Types\n");
+    g_ptr_array_sort(types, compare_types);
+    for (guint n = 0; n < types->len; n++) {
+        const struct qmp_type *type = g_ptr_array_index(types, n);
+
+        if (g_hash_table_contains(document->sections, type)) {
+            append_type_section(document, type);
+        }
+    }
+}
+
+/* A blank line between any two things, and none at the end. */
+static char *finish(GString *text)
+{
+    while (g_string_replace(text, "\n\n\n", "\n\n", 0) > 0) {
+    }
+    while (g_str_has_suffix(text->str, "\n\n")) {
+        g_string_truncate(text, text->len - 1);
+    }
+    return g_string_free(text, FALSE);
+}
+
+char *qmp_schema_document(const char *introduction, const struct qmp_command *const *command_tables,
                           const struct qmp_event_type *const *event_tables)
 {
-    GString *out =
-        g_string_new("<!-- Made from the command tables in server/qmp; do not edit. -->\n"
-                     "# The admin channel: commands and events\n\n"
-                     "## Commands\n\n");
-    const struct qmp_command *const *commands;
-    const struct qmp_event_type *const *events;
+    g_autoptr(GPtrArray) types = qmp_schema_types(command_tables, event_tables);
+    g_autoptr(GHashTable) sections = g_hash_table_new(NULL, NULL);
+    struct document document = {.text = g_string_new(introduction), .sections = sections};
 
-    for (commands = command_tables; *commands; commands++) {
-        const struct qmp_command *command;
-
-        for (command = *commands; command->name; command++) {
-            append_command(out, command);
-        }
-    }
-    g_string_append(out, "## Events\n\n");
-    for (events = event_tables; *events; events++) {
-        const struct qmp_event_type *event;
-
-        for (event = *events; event->name; event++) {
-            append_event(out, event);
-        }
-    }
-    g_string_append(out, "## Types\n\n");
-    append_types(out, command_tables, event_tables);
-    return g_string_free(out, FALSE);
+    choose_sections(&document, types, command_tables);
+    append_commands(&document, command_tables);
+    append_events(&document, event_tables);
+    append_types(&document, types);
+    return finish(document.text);
 }

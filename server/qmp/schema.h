@@ -115,8 +115,8 @@ int qmp_check(const struct qmp_type *type, json_t *value, const char *name, GErr
 json_t *qmp_schema_introspect(const struct qmp_command *const *command_tables,
                               const struct qmp_event_type *const *event_tables);
 
-/* docs/qmp.md as text, from the same tables; the caller frees. */
-char *qmp_schema_document(const struct qmp_command *const *command_tables,
+/* docs/qmp.md: an introduction (Markdown) and what the same tables say; the caller frees. */
+char *qmp_schema_document(const char *introduction, const struct qmp_command *const *command_tables,
                           const struct qmp_event_type *const *event_tables);
 
 #endif

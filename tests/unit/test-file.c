@@ -336,11 +336,11 @@ static void test_created_private(struct fixture *fixture, const void *in_memory)
     AUTO(block_options) again = block_options_parse(text, NULL, &error);
     struct stat status;
 
-    g_assert_cmpint(block_create(STEAL(options), NULL, NULL, &error), ==, 0);
+    g_assert_cmpint(block_create(options, NULL, NULL, &error), ==, 0);
     g_assert_cmpint(stat(path, &status), ==, 0);
     g_assert_cmpuint(status.st_mode & 07777, ==, 0600);
     g_assert_cmpint(chmod(path, 0644), ==, 0);
-    g_assert_cmpint(block_create(STEAL(again), NULL, NULL, &error), ==, 0);
+    g_assert_cmpint(block_create(again, NULL, NULL, &error), ==, 0);
     g_assert_cmpint(stat(path, &status), ==, 0);
     g_assert_cmpuint(status.st_mode & 07777, ==, 0644);
 }

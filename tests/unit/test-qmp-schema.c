@@ -434,18 +434,20 @@ static void test_introspect_closed(void)
 
 static void test_document(void)
 {
-    g_autofree char *document = qmp_schema_document(command_tables, event_tables);
+    g_autofree char *document = qmp_schema_document("# Title\n", command_tables, event_tables);
 
+    g_assert_true(g_str_has_prefix(document, "# Title\n\n## Commands\n\n"));
     g_assert_nonnull(strstr(document, "### blockdev-add\n\nAdd a node.\n\nArguments:"));
-    g_assert_nonnull(strstr(document, "| `driver` | [BlockdevDriver](#blockdevdriver) | required | "
+    g_assert_nonnull(strstr(document, "| `driver` | `file`, `raw`, `qcow2`, `null-co` | required | "
                                       "The driver \\| format. |"));
-    g_assert_nonnull(strstr(document, "| `direct` | bool | optional, default false |"));
-    g_assert_nonnull(strstr(document, "`driver` = `file`: "));
+    g_assert_nonnull(strstr(document, "| `direct` | bool | optional, default `false` |"));
+    g_assert_nonnull(strstr(document, "If `driver` is `file`, also:\n\n|"));
     g_assert_nonnull(strstr(document, "Returns: array of [Numbers](#numbers)\n"));
     g_assert_nonnull(strstr(document, "### quit\n\nArguments: none\n\nReturns: {}\n"));
     g_assert_nonnull(strstr(document, "### STOP\n\nData: none\n"));
     g_assert_nonnull(strstr(document, "### BlockdevRef\n\nOne of:\n"));
-    g_assert_nonnull(strstr(document, "- `null-co`\n"));
+    g_assert_null(strstr(document, "\n\n\n"));
+    g_assert_true(g_str_has_suffix(document, "\n") && !g_str_has_suffix(document, "\n\n"));
 }
 
 int main(int argc, char **argv)
