@@ -149,26 +149,46 @@ static struct copy_engine *new_engine(struct job *job, const struct backup_optio
     return copy_engine_new(job, &engine_options, error);
 }
 
+static struct copy_engine *open_target_and_engine(struct job *job,
+                                                  const struct backup_options *options,
+                                                  GError **error)
+{
+    struct backup_options complete = *options;
+    AUTO(block_node) opened = options->open_target(options->open_target_data, error);
+
+    complete.target = opened;
+    ((struct backup *)job_state(job))->target = opened;
+    return opened && check_nodes(&complete, error) == 0 ? new_engine(job, &complete, error) : NULL;
+}
+
+static int set_up(struct job *job, const struct backup_options *options, GError **error)
+{
+    struct backup *backup = job_state(job);
+
+    backup->sync = options->sync;
+    backup->length = block_node_length(options->source);
+    if (job_set_initial_speed(job, options->speed, error) < 0) {
+        return -EINVAL;
+    }
+    backup->target = options->target;
+    backup->engine = options->target ? new_engine(job, options, error)
+                                     : open_target_and_engine(job, options, error);
+    return backup->engine ? 0 : -EINVAL;
+}
+
 struct job *backup_new(const struct backup_options *options, GError **error)
 {
     AUTO(job) job = NULL;
-    struct backup *backup;
 
-    if (check_nodes(options, error) < 0 || check_performance_options(options, error) < 0) {
+    if ((options->target && check_nodes(options, error) < 0) ||
+        check_performance_options(options, error) < 0) {
         return NULL;
     }
     job = job_new(&backup_driver, options->job_id, options->job_flags, options->transaction, error);
     if (!job) {
         return NULL;
     }
-    backup = job_state(job);
-    backup->sync = options->sync;
-    backup->length = block_node_length(options->source);
-    backup->target = options->target;
-    if (job_set_initial_speed(job, options->speed, error) == 0) {
-        backup->engine = new_engine(job, options, error);
-    }
-    if (!backup->engine) {
+    if (set_up(job, options, error) < 0) {
         job_early_fail(job);
         return NULL;
     }

@@ -18,7 +18,13 @@ enum backup_sync {
 struct backup_options {
     const char *job_id;
     struct block_node *source; /* borrowed; the job takes references */
-    struct block_node *target;
+    struct block_node *target; /* as source; or NULL with open_target */
+    /*
+     * Makes the target when all else has been checked, the job's ID and speed included, so that a
+     * refused backup does not empty a file. Called at most once; a new reference, or NULL.
+     */
+    struct block_node *(*open_target)(void *data, GError **error);
+    void *open_target_data;
     enum backup_sync sync;
     int64_t speed; /* bytes per second; 0: unlimited */
     enum block_error_policy on_source_error;

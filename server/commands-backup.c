@@ -113,15 +113,15 @@ static int check_workers(json_t *performance, GError **error)
     return 0;
 }
 
-static int start(json_t *arguments, struct block_node *source, struct block_node *target,
-                 GError **error)
+static void read_options(json_t *arguments, struct block_node *source,
+                         struct backup_options *options)
 {
     json_t *performance = json_object_get(arguments, "x-perf");
     const char *id = json_string_value(json_object_get(arguments, "job-id"));
-    struct backup_options options = {
+
+    *options = (struct backup_options){
         .job_id = id ? id : json_string_value(json_object_get(arguments, "device")),
         .source = source,
-        .target = target,
         .sync = (enum backup_sync)lookup_enum(json_object_get(arguments, "sync"), sync_names),
         .speed = integer(arguments, "speed", 0),
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
@@ -131,17 +131,22 @@ static int start(json_t *arguments, struct block_node *source, struct block_node
         .max_chunk = integer(performance, "max-chunk", 0),
         .guest_timeout_s = integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
     };
+    options->job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
+    options->job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
+}
 
-    options.job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
-    options.job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
-    if (check_workers(performance, error) < 0) {
+/* target: the target's name, for messages. */
+static int start(json_t *arguments, const struct backup_options *options, const char *target,
+                 GError **error)
+{
+    if (check_workers(json_object_get(arguments, "x-perf"), error) < 0) {
         return -EINVAL;
     }
     if (lookup_bool(arguments, "compress", false)) {
         return block_error(error, ENOTSUP, "Compression is not supported for this drive %s",
-                           target->name);
+                           target);
     }
-    return backup_start(&options, error);
+    return backup_start(options, error);
 }
 
 json_t *blockdev_backup(struct qmp_request *request, json_t *arguments, GError **error)
@@ -150,56 +155,73 @@ json_t *blockdev_backup(struct qmp_request *request, json_t *arguments, GError *
     const char *target_name = json_string_value(json_object_get(arguments, "target"));
     AUTO(block_node) source = lookup_device_or_node(device, error);
     AUTO(block_node) target = source ? lookup_device_or_node(target_name, error) : NULL;
+    struct backup_options options;
 
-    return target && start(arguments, source, target, error) == 0 ? json_object() : NULL;
+    if (!target) {
+        return NULL;
+    }
+    read_options(arguments, source, &options);
+    options.target = target;
+    return start(arguments, &options, target->name, error) == 0 ? json_object() : NULL;
 }
 
 /* ---- drive-backup: the target is a file, opened for the job and closed after it ------------- */
 
-static int create_target(const char *filename, const char *format, uint64_t length, GError **error)
+struct target_file {
+    const char *filename;
+    const char *format;
+    uint64_t length;
+    bool create;
+};
+
+static int create_target(const struct target_file *file, GError **error)
 {
     AUTO(block_options) options = block_options_new();
-    g_autofree char *size = g_strdup_printf("%" PRIu64, length);
+    g_autofree char *size = g_strdup_printf("%" PRIu64, file->length);
 
-    block_options_set(options, "driver", "file");
-    block_options_set(options, "filename", filename);
-    block_options_set(options, "size", size);
-    if (strcmp(format, "raw")) {
-        return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", format);
+    if (strcmp(file->format, "raw")) {
+        return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", file->format);
     }
+    block_options_set(options, "driver", "file");
+    block_options_set(options, "filename", file->filename);
+    block_options_set(options, "size", size);
     return block_create(options, NULL, NULL, error);
 }
 
-static struct block_node *open_target(const char *filename, const char *format, GError **error)
+static struct block_node *open_target(void *data, GError **error)
 {
+    const struct target_file *file = data;
     AUTO(block_options) options = block_options_new();
 
-    block_options_set(options, "driver", format);
+    if (file->create && create_target(file, error) < 0) {
+        return NULL;
+    }
+    block_options_set(options, "driver", file->format);
     block_options_set(options, "discard", "unmap");
     block_options_set(options, "file.driver", "file");
-    block_options_set(options, "file.filename", filename);
+    block_options_set(options, "file.filename", file->filename);
     return block_node_open(options, true, error);
 }
 
 json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **error)
 {
     const char *device = json_string_value(json_object_get(arguments, "device"));
-    const char *filename = json_string_value(json_object_get(arguments, "target"));
     const char *format = json_string_value(json_object_get(arguments, "format"));
     json_t *mode = json_object_get(arguments, "mode");
-    bool create = !mode || lookup_enum(mode, mode_names) == 0;
     AUTO(block_node) source = lookup_device_or_node(device, error);
-    AUTO(block_node) target = NULL;
+    struct backup_options options;
 
     if (!source) {
         return NULL;
     }
-    if (!format) {
-        format = "raw";
-    }
-    if (create && create_target(filename, format, block_node_length(source), error) < 0) {
-        return NULL;
-    }
-    target = open_target(filename, format, error);
-    return target && start(arguments, source, target, error) == 0 ? json_object() : NULL;
+    struct target_file file = {
+        .filename = json_string_value(json_object_get(arguments, "target")),
+        .format = format ? format : "raw",
+        .length = block_node_length(source),
+        .create = !mode || lookup_enum(mode, mode_names) == 0,
+    };
+    read_options(arguments, source, &options);
+    options.open_target = open_target;
+    options.open_target_data = &file;
+    return start(arguments, &options, file.filename, error) == 0 ? json_object() : NULL;
 }
