@@ -33,12 +33,24 @@ void *block_node_alloc_buffer(struct block_node *node, size_t bytes)
 {
     size_t alignment = MAX_OF(node->limits.memory_alignment, 4096u);
 
-    return aligned_alloc(alignment, align_up(bytes, alignment));
+    return bytes <= PTRDIFF_MAX - alignment ? aligned_alloc(alignment, align_up(bytes, alignment))
+                                            : NULL;
 }
 
 static bool buffer_is_aligned(const struct block_node *node, const void *buffer)
 {
     return is_aligned((uintptr_t)buffer, node->limits.memory_alignment);
+}
+
+/*
+ * How large a buffer of ours is for a request of this length. Requests go through it in pieces of
+ * its size, so it holds whole sectors, and whole clusters, which compressed data comes in.
+ */
+static uint64_t buffer_size(const struct block_node *node, uint64_t bytes)
+{
+    uint64_t unit = MAX_OF(node->limits.request_alignment, node->limits.cluster_size);
+
+    return MIN_OF(bytes, MAX_OF(ZERO_BUFFER_SIZE, unit));
 }
 
 static bool range_is_aligned(const struct block_node *node, uint64_t offset, uint64_t bytes)
@@ -93,7 +105,7 @@ static int driver_pwrite(struct block_node *node, const void *buffer, uint64_t o
 static int write_zeroes_as_data(struct block_node *node, uint64_t offset, uint64_t bytes,
                                 unsigned flags)
 {
-    uint64_t size = MIN_OF(bytes, ZERO_BUFFER_SIZE);
+    uint64_t size = buffer_size(node, bytes);
     AUTO_FREE void *zeroes = block_node_alloc_buffer(node, size);
 
     if (!zeroes) {
@@ -132,6 +144,8 @@ static int driver_write_zeroes(struct block_node *node, uint64_t offset, uint64_
         if (status < 0) {
             return status;
         }
+        /* A refusal means that nothing has changed: what is begun is brought to its end. */
+        flags &= ~(unsigned)BLOCK_REQUEST_NO_FALLBACK;
         offset += piece;
         bytes -= piece;
     }
@@ -254,7 +268,8 @@ static int run_change(struct block_node *node, const struct change *change)
 /*
  * A write or write-zeroes that does not fit the alignment: read the aligned range around it, put
  * the new bytes in, write it back. Serialised, or a neighbour's write between the read and the
- * write would be undone. buffer NULL means zeroes.
+ * write would be undone. buffer NULL means zeroes. There is no aligned sector inside, so the range
+ * read is two sectors at most.
  */
 static int read_modify_write(struct block_node *node, const void *buffer, uint64_t offset,
                              uint64_t bytes, unsigned flags)
@@ -277,11 +292,7 @@ static int read_modify_write(struct block_node *node, const void *buffer, uint64
         return -ENOMEM;
     }
     tracked_request_begin(&node->tracked, &tracked, start, size, true);
-    status = driver_pread(node, bounce, start, alignment, 0);
-    if (status == 0 && size > alignment) {
-        status =
-            driver_pread(node, bounce + size - alignment, start + size - alignment, alignment, 0);
-    }
+    status = driver_pread(node, bounce, start, size, 0);
     if (status == 0) {
         if (buffer) {
             memcpy(bounce + (offset - start), buffer, bytes);
@@ -311,7 +322,7 @@ static int check_change(struct block_node *node, uint64_t offset, uint64_t bytes
 static int write_bounced(struct block_node *node, const char *buffer, uint64_t offset,
                          uint64_t bytes, unsigned flags)
 {
-    uint64_t size = MIN_OF(bytes, ZERO_BUFFER_SIZE);
+    uint64_t size = buffer_size(node, bytes);
     AUTO_FREE void *bounce = block_node_alloc_buffer(node, size);
 
     if (!bounce) {
@@ -632,6 +643,15 @@ int block_node_block_status(struct block_node *node, uint64_t offset, uint64_t b
     return 0;
 }
 
+/* The layer a reader sees where this one has nothing; filters are no layers. */
+static struct block_node *node_below(struct block_node *node)
+{
+    while (node->driver->is_filter && node->file) {
+        node = node->file;
+    }
+    return node->backing;
+}
+
 int block_node_block_status_chain(struct block_node *node, uint64_t offset, uint64_t bytes,
                                   struct block_extent *extent, unsigned *depth)
 {
@@ -647,7 +667,7 @@ int block_node_block_status_chain(struct block_node *node, uint64_t offset, uint
             break;
         }
         bytes = extent->bytes;
-        node = node->backing;
+        node = node_below(node);
         if (!node || block_node_length(node) <= offset) {
             /* Nothing below, or below its end: zeroes that no layer holds. */
             *extent = (struct block_extent){.bytes = bytes, .flags = BLOCK_STATUS_ZERO};
@@ -676,14 +696,22 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
 
 static int driver_pwrite_from_fd(struct block_node *node, const struct change *change)
 {
-    if (node->driver->pwrite_from_fd) {
-        return node->driver->pwrite_from_fd(node, change->fd, change->fd_offset, change->offset,
-                                            change->bytes);
+    if (!node->driver->pwrite_from_fd) {
+        return node->driver->is_filter
+                   ? block_node_pwrite_from_fd(node->file, change->fd, change->fd_offset,
+                                               change->offset, change->bytes)
+                   : -ENOTSUP;
     }
-    return node->driver->is_filter
-               ? block_node_pwrite_from_fd(node->file, change->fd, change->fd_offset,
-                                           change->offset, change->bytes)
-               : -ENOTSUP;
+    for (uint64_t done = 0, piece; done < change->bytes; done += piece) {
+        piece = MIN_OF(change->bytes - done, node->limits.max_transfer);
+        int status = node->driver->pwrite_from_fd(node, change->fd, change->fd_offset + done,
+                                                  change->offset + done, piece);
+
+        if (status < 0) {
+            return status;
+        }
+    }
+    return 0;
 }
 
 int block_node_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
@@ -718,6 +746,9 @@ int block_node_copy_range(struct block_node *source, uint64_t source_offset,
         int fd;
 
         status = block_node_host_range(source, source_offset, &piece, &fd, &fd_offset);
+        if (status == 0 && piece == 0) {
+            status = -EIO; /* the driver broke its promise; do not loop on it */
+        }
         if (status == 0) {
             piece = MIN_OF(piece, bytes);
             status = block_node_pwrite_from_fd(target, fd, fd_offset, target_offset, piece);

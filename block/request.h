@@ -85,8 +85,8 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
  * One node's side of that: write a range with what a host file holds. For drivers that pass it
  * on to their child.
  */
-int block_node_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offset,
-                              uint64_t offset, uint64_t bytes);
+int block_node_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
+                              uint64_t bytes);
 
 /* Write data a compressing format compresses; whole clusters. -ENOTSUP where none can. */
 int block_node_pwrite_compressed(struct block_node *node, const void *buffer, uint64_t offset,
