@@ -156,17 +156,15 @@ static const struct block_claim_operations device_claim_operations = {
 
 /* ---- Life ----------------------------------------------------------------------------------- */
 
-static void set_root_permissions(struct block_claim *claim, const struct block_node *root)
+static unsigned root_perms(const struct block_node *root)
 {
-    claim->perms = BLOCK_PERM_READ;
-    if (!root->options.read_only) {
-        claim->perms |= BLOCK_PERM_WRITE;
-    }
-    /* A guest owns the contents; the graph under it and its length are the administrator's. */
-    claim->shared = BLOCK_PERM_READ | BLOCK_PERM_RESIZE | BLOCK_PERM_GRAPH;
-    if (root->options.read_only) {
-        claim->shared |= BLOCK_PERM_WRITE;
-    }
+    return root->options.read_only ? BLOCK_PERM_READ : BLOCK_PERM_READ | BLOCK_PERM_WRITE;
+}
+
+/* A guest owns the contents; the graph under it and its length are the administrator's. */
+static unsigned root_shared(const struct block_node *root)
+{
+    return root->options.read_only ? BLOCK_PERM_ALL : BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_WRITE;
 }
 
 static void free_device(struct block_device *device)
@@ -199,9 +197,10 @@ static int insert_device(struct block_device *device, GError **error)
     if (find_locked(device->name)) {
         return block_error(error, EEXIST, "Device '%s' exists already", device->name);
     }
-    device->stopped = run_paused;
-    atomic_store(&device->closed, run_paused);
     TAILQ_INSERT_TAIL(&devices, device, entry);
+    SCOPE_LOCK(&device->lock);
+    device->stopped = run_paused;
+    update_closed(device); /* its claim may have joined a drained section already */
     return 0;
 }
 
@@ -224,7 +223,8 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
     pthread_cond_init(&device->changed, NULL);
     device->root.owner = g_strdup_printf("block device '%s'", name);
     device->root.operations = &device_claim_operations;
-    set_root_permissions(&device->root, root);
+    device->root.perms = root_perms(root);
+    device->root.shared = root_shared(root);
     if (block_claim_acquire(&device->root, root, error) < 0) {
         free_device(device);
         return NULL;
@@ -266,6 +266,7 @@ int block_device_remove(struct block_device *device)
     TAILQ_REMOVE(&devices, device, entry);
     pthread_mutex_unlock(&devices_lock);
 
+    throttle_suspend(device->throttle); /* requests that wait there are refused at the gate */
     pthread_mutex_lock(&device->lock);
     device->removed = true;
     update_closed(device);
@@ -328,17 +329,7 @@ struct block_node *block_device_root(struct block_device *device)
 
 int block_device_set_root(struct block_device *device, struct block_node *root, GError **error)
 {
-    unsigned old_perms = device->root.perms;
-    unsigned old_shared = device->root.shared;
-    int status;
-
-    set_root_permissions(&device->root, root);
-    status = block_claim_move(&device->root, root, error);
-    if (status < 0) {
-        device->root.perms = old_perms;
-        device->root.shared = old_shared;
-    }
-    return status;
+    return block_claim_move(&device->root, root, root_perms(root), root_shared(root), error);
 }
 
 void block_device_set_error_policies(struct block_device *device, enum block_error_policy on_read,
@@ -620,19 +611,29 @@ int block_device_block_status(struct block_device *device, uint64_t offset, uint
 
 /* ---- stop, cont, shutdown ------------------------------------------------------------------- */
 
+/* For all devices in one go: of a stop and a cont at the same time, one has its way with all. */
+static void set_all_stopped(bool stopped)
+{
+    SCOPE_LOCK(&devices_lock);
+    struct block_device *device;
+
+    run_paused = stopped;
+    TAILQ_FOREACH (device, &devices, entry) {
+        SCOPE_LOCK(&device->lock);
+        device->stopped = stopped;
+        if (!stopped) {
+            device->io_status = BLOCK_IO_STATUS_OK;
+        }
+        update_closed(device);
+    }
+}
+
 void block_device_stop_all(void)
 {
     struct block_device **list;
 
-    pthread_mutex_lock(&devices_lock);
-    run_paused = true;
-    pthread_mutex_unlock(&devices_lock);
+    set_all_stopped(true);
     list = block_device_list();
-    for (struct block_device **device = list; *device; device++) {
-        SCOPE_LOCK(&(*device)->lock);
-        (*device)->stopped = true;
-        update_closed(*device);
-    }
     for (struct block_device **device = list; *device; device++) {
         SCOPE_LOCK(&(*device)->lock);
         wait_until_quiet(*device);
@@ -642,19 +643,7 @@ void block_device_stop_all(void)
 
 void block_device_continue_all(void)
 {
-    struct block_device **list;
-
-    pthread_mutex_lock(&devices_lock);
-    run_paused = false;
-    pthread_mutex_unlock(&devices_lock);
-    list = block_device_list();
-    for (struct block_device **device = list; *device; device++) {
-        SCOPE_LOCK(&(*device)->lock);
-        (*device)->io_status = BLOCK_IO_STATUS_OK;
-        (*device)->stopped = false;
-        update_closed(*device);
-    }
-    block_device_list_free(list);
+    set_all_stopped(false);
 }
 
 const char *block_device_run_state(void)

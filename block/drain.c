@@ -118,12 +118,24 @@ void block_drain_end(struct block_drain *drain)
     g_free(drain);
 }
 
-void block_drain_claim_added(struct block_claim *claim)
+static bool has_joined(const struct block_drain *drain, const struct block_claim *claim)
+{
+    const struct drained_claim *drained;
+
+    TAILQ_FOREACH (drained, &drain->claims, entry) {
+        if (drained->claim == claim) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void block_drain_claim_changed(struct block_claim *claim)
 {
     struct block_drain *drain;
 
     TAILQ_FOREACH (drain, &sections, entry) {
-        if (!g_hash_table_contains(drain->nodes, claim->node)) {
+        if (!g_hash_table_contains(drain->nodes, claim->node) || has_joined(drain, claim)) {
             continue;
         }
         if (claim->parent) {

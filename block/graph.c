@@ -41,16 +41,19 @@ static int check_conflicts(const struct block_claim *claim, struct block_node *n
     return 0;
 }
 
-/* A node above its own child would wait for itself for ever. Graph lock held. */
+/*
+ * Whether a node is another or stands somewhere above it. Searched from below: nothing is above
+ * a node that is being opened, however much is under it. Graph lock held.
+ */
 static bool is_above(const struct block_node *node, const struct block_node *other)
 {
-    const struct block_child *child;
+    const struct block_claim *claim;
 
     if (node == other) {
         return true;
     }
-    TAILQ_FOREACH (child, &node->children, entry) {
-        if (is_above(child->claim.node, other)) {
+    TAILQ_FOREACH (claim, &other->claims, entry) {
+        if (claim->parent && is_above(node, claim->parent)) {
             return true;
         }
     }
@@ -58,19 +61,21 @@ static bool is_above(const struct block_node *node, const struct block_node *oth
 }
 
 /* Graph lock held. */
-static int check_claim(const struct block_claim *claim, struct block_node *node, GError **error)
+static int check_claim(const struct block_claim *claim, struct block_node *node, unsigned perms,
+                       unsigned shared, GError **error)
 {
+    /* A node under itself would wait for itself for ever. */
     if (claim->parent && is_above(node, claim->parent)) {
         return block_error(error, ELOOP, "Making '%s' a child of '%s' would create a cycle",
                            node->name, claim->parent->name);
     }
-    return check_conflicts(claim, node, claim->perms, claim->shared, error);
+    return check_conflicts(claim, node, perms, shared, error);
 }
 
 int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error)
 {
     SCOPE_LOCK(&block_graph_lock);
-    int status = check_claim(claim, node, error);
+    int status = check_claim(claim, node, claim->perms, claim->shared, error);
 
     if (status < 0) {
         return status;
@@ -78,7 +83,7 @@ int block_claim_acquire(struct block_claim *claim, struct block_node *node, GErr
     claim->node = node;
     node->references++;
     TAILQ_INSERT_TAIL(&node->claims, claim, entry);
-    block_drain_claim_added(claim);
+    block_drain_claim_changed(claim);
     return 0;
 }
 
@@ -90,6 +95,7 @@ int block_claim_change(struct block_claim *claim, unsigned perms, unsigned share
     if (status == 0) {
         claim->perms = perms;
         claim->shared = shared;
+        block_drain_claim_changed(claim);
     }
     return status;
 }
@@ -109,17 +115,21 @@ void block_claim_release(struct block_claim *claim)
     block_node_unref(node);
 }
 
-int block_claim_move(struct block_claim *claim, struct block_node *node, GError **error)
+int block_claim_move(struct block_claim *claim, struct block_node *node, unsigned perms,
+                     unsigned shared, GError **error)
 {
     struct block_node *old_node = claim->node;
 
     pthread_mutex_lock(&block_graph_lock);
-    int status = check_claim(claim, node, error);
+    int status = check_claim(claim, node, perms, shared, error);
     if (status == 0) {
         TAILQ_REMOVE(&old_node->claims, claim, entry);
         TAILQ_INSERT_TAIL(&node->claims, claim, entry);
         node->references++;
         claim->node = node;
+        claim->perms = perms;
+        claim->shared = shared;
+        block_drain_claim_changed(claim);
     }
     pthread_mutex_unlock(&block_graph_lock);
     if (status == 0) {
@@ -128,18 +138,25 @@ int block_claim_move(struct block_claim *claim, struct block_node *node, GError 
     return status;
 }
 
-int block_node_check_resize(struct block_node *node, GError **error)
+/* Graph lock held. parent: who passes the new length on, or NULL. */
+static int check_resize(struct block_node *node, const struct block_node *parent, GError **error)
 {
-    SCOPE_LOCK(&block_graph_lock);
     struct block_claim *claim;
 
     TAILQ_FOREACH (claim, &node->claims, entry) {
-        if (!(claim->shared & BLOCK_PERM_RESIZE)) {
+        if (!(claim->shared & BLOCK_PERM_RESIZE) && !(parent && claim->parent == parent)) {
             return block_error(error, EBUSY, "Node '%s' is busy: %s does not let it be resized",
                                node->name, claim->owner);
         }
     }
-    return 0;
+    return node->driver->is_filter ? check_resize(node->file, node, error) : 0;
+}
+
+int block_node_check_resize(struct block_node *node, GError **error)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    return check_resize(node, NULL, error);
 }
 
 /* A new NULL-terminated copy of a list with one entry more or less; frees the old one. */

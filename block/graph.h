@@ -11,11 +11,12 @@
 bool block_identifier_is_valid(const char *name);
 
 /*
- * Called by claims, graph lock held: a claim that appears on a node in a drained section joins
- * it, so that a new user cannot start I/O inside; one that goes leaves it, once nobody waits
- * for it any more (the lock is dropped meanwhile).
+ * Called by claims, graph lock held: a claim that appears on a node in a drained section, or that
+ * only now uses what the section is about, joins it, so that nobody starts I/O inside. One that
+ * moves away stays in the sections it was in. One that goes leaves, once nobody waits for it any
+ * more (the lock is dropped meanwhile).
  */
-void block_drain_claim_added(struct block_claim *claim);
+void block_drain_claim_changed(struct block_claim *claim);
 void block_drain_claim_removed(struct block_claim *claim);
 
 #endif

@@ -262,18 +262,24 @@ static void set_child_permissions(const struct block_node *parent, struct block_
     if (writes) {
         child->claim.perms |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
     }
+    /* A filter is as long as its file, so the length is changed through it or not at all. */
     if (parent->driver->is_filter && child->role == BLOCK_ROLE_FILE) {
         child->claim.perms &= ~(unsigned)BLOCK_PERM_RESIZE;
-        child->claim.shared = BLOCK_PERM_ALL;
+        child->claim.shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
     }
 }
 
 static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
                         GError **error)
 {
-    struct block_child *child = g_new0(struct block_child, 1);
+    struct block_child *child;
     int status;
 
+    if (node->height >= BLOCK_NODE_HEIGHT_MAX) {
+        return block_error(error, ELOOP, "There are too many nodes under each other (%u)",
+                           node->height);
+    }
+    child = g_new0(struct block_child, 1);
     child->role = role_of(name);
     child->name = g_strdup(name);
     child->claim.owner = g_strdup_printf("node '%s'", parent->name ? parent->name : "(new)");
@@ -287,6 +293,7 @@ static int attach_child(struct block_node *parent, const char *name, struct bloc
         return status;
     }
     TAILQ_INSERT_TAIL(&parent->children, child, entry);
+    parent->height = MAX_OF(parent->height, node->height + 1);
     if (child->role == BLOCK_ROLE_FILE) {
         parent->file = node;
     } else if (child->role == BLOCK_ROLE_BACKING) {
@@ -295,14 +302,18 @@ static int attach_child(struct block_node *parent, const char *name, struct bloc
     return 0;
 }
 
-/* What an inline child takes over from its parent unless it says otherwise. */
-static void inherit_options(const struct block_node *parent, struct block_options *nested)
+/*
+ * What an inline child takes over from its parent unless it says otherwise. A backing file is
+ * only read, and may be shared with other disks.
+ */
+static void inherit_options(const struct block_node *parent, enum block_role role,
+                            struct block_options *nested)
 {
     const struct {
         const char *key;
         bool value;
     } inherited[] = {
-        {"read-only", parent->options.read_only},
+        {"read-only", parent->options.read_only || role == BLOCK_ROLE_BACKING},
         {"auto-read-only", parent->options.auto_read_only},
         {"force-share", parent->options.force_share},
         {"cache.direct", parent->options.cache_direct},
@@ -331,7 +342,7 @@ static int open_child(struct block_node *parent, const struct block_option *opti
     } else if (block_options_has(options, option->name)) {
         AUTO(block_options) nested = block_options_take_nested(options, option->name);
 
-        inherit_options(parent, nested);
+        inherit_options(parent, role_of(option->name), nested);
         node = block_node_open(nested, true, error);
     } else if (option->required) {
         return block_error(error, EINVAL, "Parameter '%s' is missing", option->name);
@@ -397,6 +408,11 @@ static int extract_common(struct block_node *node, struct block_options *options
     return 0;
 }
 
+static uint64_t usable_maximum(uint64_t maximum, uint64_t unit)
+{
+    return MAX_OF(align_down(maximum ? MIN_OF(maximum, GIB) : GIB, unit), unit);
+}
+
 /* Sizes the rest of the core divides by and loops over must make sense whatever a driver says. */
 static int check_limits(struct block_node *node, GError **error)
 {
@@ -410,14 +426,11 @@ static int check_limits(struct block_node *node, GError **error)
     }
     g_assert(is_power_of_2(limits->request_alignment));
     g_assert(is_power_of_2(limits->memory_alignment));
-    uint64_t *maxima[] = {&limits->max_transfer, &limits->max_write_zeroes, &limits->max_discard};
-    for (size_t i = 0; i < G_N_ELEMENTS(maxima); i++) {
-        *maxima[i] =
-            align_down(*maxima[i] ? MIN_OF(*maxima[i], GIB) : GIB, limits->request_alignment);
-        if (!*maxima[i]) {
-            *maxima[i] = limits->request_alignment;
-        }
-    }
+    /* The pieces of a split transfer begin where memory is aligned, too. */
+    limits->max_transfer = usable_maximum(
+        limits->max_transfer, MAX_OF(limits->request_alignment, limits->memory_alignment));
+    limits->max_write_zeroes = usable_maximum(limits->max_write_zeroes, limits->request_alignment);
+    limits->max_discard = usable_maximum(limits->max_discard, limits->request_alignment);
     if (!is_aligned(block_node_length(node), limits->request_alignment)) {
         return block_error(error, EINVAL,
                            "The length of node '%s' (%" PRIu64 " bytes) is not a multiple of the "
@@ -538,6 +551,7 @@ struct block_node *block_node_open(struct block_options *options, bool allow_ano
     node = g_new0(struct block_node, 1);
     node->driver = driver;
     node->references = 1;
+    node->height = 1;
     node->state = g_malloc0(driver->instance_size ? driver->instance_size : 1);
     TAILQ_INIT(&node->children);
     TAILQ_INIT(&node->claims);
@@ -621,10 +635,22 @@ static int resize_bitmaps(struct block_node *node, uint64_t length)
     return 0;
 }
 
+static int driver_set_length(struct block_node *node, uint64_t length,
+                             enum block_preallocation preallocation, GError **error)
+{
+    if (node->driver->set_length) {
+        return node->driver->set_length(node, length, preallocation, error);
+    }
+    if (node->driver->is_filter) {
+        return block_node_set_length(node->file, length, preallocation, error);
+    }
+    return block_error(error, ENOTSUP, "Driver '%s' cannot resize node '%s'", node->driver->name,
+                       node->name);
+}
+
 int block_node_set_length(struct block_node *node, uint64_t length,
                           enum block_preallocation preallocation, GError **error)
 {
-    uint64_t old_length = block_node_length(node);
     int status;
 
     if (node->options.read_only) {
@@ -634,25 +660,19 @@ int block_node_set_length(struct block_node *node, uint64_t length,
         return block_error(error, EINVAL, "The new size must be a multiple of %u",
                            node->limits.request_alignment);
     }
-    if (resize_bitmaps(node, length) < 0) {
-        resize_bitmaps(node, old_length);
+    /* Bitmaps grow first, because they may fail to, and shrink last, because they forget then. */
+    if (length > block_node_length(node) && resize_bitmaps(node, length) < 0) {
+        resize_bitmaps(node, block_node_length(node));
         return block_error(error, ENOMEM, "Not enough memory for the dirty bitmaps of node '%s'",
                            node->name);
     }
-    if (node->driver->set_length) {
-        status = node->driver->set_length(node, length, preallocation, error);
-    } else if (node->driver->is_filter) {
-        status = block_node_set_length(node->file, length, preallocation, error);
-    } else {
-        status = block_error(error, ENOTSUP, "Driver '%s' cannot resize node '%s'",
-                             node->driver->name, node->name);
-    }
+    status = driver_set_length(node, length, preallocation, error);
     if (status == 0) {
         status = refresh_length(node, error);
     }
-    if (block_node_length(node) != length) {
-        resize_bitmaps(node, block_node_length(node));
-    }
+    resize_bitmaps(node, block_node_length(node));
+    /* A length is to be flushed as data is, also one that was changed half. */
+    atomic_fetch_add_explicit(&node->write_generation, 1, memory_order_release);
     return status;
 }
 

@@ -29,6 +29,9 @@
 
 #define BLOCK_NODE_NAME_MAX 31
 
+/* How many nodes may lie under each other: requests, drains and closing recurse that deep. */
+#define BLOCK_NODE_HEIGHT_MAX 1000
+
 enum block_detect_zeroes {
     BLOCK_DETECT_ZEROES_OFF,
     BLOCK_DETECT_ZEROES_ON,
@@ -97,7 +100,8 @@ struct block_node {
     const struct block_driver *driver;
     struct block_node_options options;
     struct block_limits limits;
-    void *state; /* the driver's */
+    void *state;     /* the driver's */
+    unsigned height; /* of the tree: 1 if the node has no children; constant once it is open */
 
     /* The child requests pass to: the `file` child, or NULL. Constant while not drained. */
     struct block_node *file;
@@ -192,7 +196,10 @@ static inline bool block_node_is_read_only(const struct block_node *node)
 int block_node_set_length(struct block_node *node, uint64_t length,
                           enum block_preallocation preallocation, GError **error);
 
-/* -EBUSY with the owner named if a claim on the node does not share resizing. */
+/*
+ * -EBUSY with the owner named if a claim on the node, or on those below that a filter passes the
+ * length on to, does not share resizing.
+ */
 int block_node_check_resize(struct block_node *node, GError **error);
 
 /* See struct block_driver for these; emulated or refused (-ENOTSUP) in one place. */
@@ -219,10 +226,11 @@ int block_claim_change(struct block_claim *claim, unsigned perms, unsigned share
 void block_claim_release(struct block_claim *claim);
 
 /*
- * Move a claim to another node, for pivots and filters: checked as a new claim there. Main
- * thread, both nodes drained.
+ * Move a claim to another node, for pivots and filters, where it uses and shares what is given:
+ * checked as a new claim there; nothing changes on error. Main thread, both nodes drained.
  */
-int block_claim_move(struct block_claim *claim, struct block_node *node, GError **error);
+int block_claim_move(struct block_claim *claim, struct block_node *node, unsigned perms,
+                     unsigned shared, GError **error);
 
 /* Bitmaps and notifiers of a node: main thread, node drained. */
 void block_node_add_notifier(struct block_node *node, struct write_notifier *notifier);
