@@ -297,6 +297,8 @@ def drive_backups(test):
     refused(qmp, "drive-backup", f"Could not open '{target}': No such file or directory",
             job__id="j", device="vda", target=str(target), sync="full", mode="existing")  # fmt: skip
     assert not target.exists()
+    assert statuses(qmp, "j") in ([], ["created", "null"])
+    qmp.events.clear()
     backup(qmp, "j", target)
     wait_null(qmp, "j")
     assert same_contents(disk, target)
