@@ -145,7 +145,8 @@ class SmallDisk:
         test.cleanup.callback(self.unmount)
 
     def unmount(self):
-        subprocess.run(["umount", "-l", str(self.path)], check=False, timeout=60)
+        if self.path.is_mount():
+            subprocess.run(["umount", "-l", str(self.path)], check=True, timeout=60)
 
     def grow(self, test, size):
         test.run("mount", "-o", f"remount,size={size}", self.path)
