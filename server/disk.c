@@ -9,6 +9,7 @@
 #include "block/options.h"
 #include "server/throttle-limits.h"
 
+enum disk_locking { DISK_LOCKING_AUTO, DISK_LOCKING_ON, DISK_LOCKING_OFF };
 enum disk_cache { DISK_CACHE_WRITEBACK, DISK_CACHE_NONE, DISK_CACHE_UNSAFE };
 
 static const char *const cache_names[] = {"writeback", "none", "unsafe", NULL};
@@ -108,6 +109,25 @@ static struct block_options *parse_text(const char *text, GError **error)
     return options;
 }
 
+/* `locking` is passed on to a local file only; where it would mean nothing it is refused. */
+static int check_locking(const struct disk *disk, GError **error)
+{
+    if (disk->values.locking == DISK_LOCKING_AUTO) {
+        return 0;
+    }
+    if (disk->file_options) {
+        return block_error(error, EINVAL,
+                           "Disk '%s': with file.driver= write file.locking= instead of locking=",
+                           disk->values.name);
+    }
+    if (is_uri(disk->values.file)) {
+        return block_error(error, EINVAL,
+                           "Disk '%s': a remote disk cannot be locked; leave locking= out",
+                           disk->values.name);
+    }
+    return 0;
+}
+
 static int check_storage(struct disk *disk, GError **error)
 {
     bool has_nested = disk->file_options != NULL;
@@ -122,6 +142,9 @@ static int check_storage(struct disk *disk, GError **error)
                            "Disk '%s': file= is missing; write disk=PATH or "
                            "disk=name=NAME,file=PATH",
                            disk->values.name);
+    }
+    if (check_locking(disk, error) < 0) {
+        return -EINVAL;
     }
     if (has_file && !is_uri(disk->values.file)) {
         char *absolute = g_canonicalize_filename(disk->values.file, NULL);
