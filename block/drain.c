@@ -13,6 +13,7 @@
 
 struct drained_claim {
     struct block_claim *claim;
+    bool begun;   /* drain_begin was called */
     bool waiting; /* a thread is in the claim's drain_wait; it must not go away */
     TAILQ_ENTRY(drained_claim) entry;
 };
@@ -20,6 +21,7 @@ struct drained_claim {
 struct block_drain {
     GHashTable *nodes; /* set of struct block_node * it covers; not references, never followed */
     unsigned perms;
+    bool others_quiet; /* it is the turn of those who are drained last */
     TAILQ_HEAD(, drained_claim) claims;
     TAILQ_ENTRY(block_drain) entry;
 };
@@ -27,6 +29,12 @@ struct block_drain {
 /* Graph lock. */
 static TAILQ_HEAD(, block_drain) sections = TAILQ_HEAD_INITIALIZER(sections);
 static pthread_cond_t waiting_ended = PTHREAD_COND_INITIALIZER;
+
+static void begin(struct drained_claim *drained)
+{
+    drained->begun = true;
+    drained->claim->operations->drain_begin(drained->claim);
+}
 
 /* Graph lock held. */
 static void join(struct block_drain *drain, struct block_claim *claim)
@@ -39,7 +47,9 @@ static void join(struct block_drain *drain, struct block_claim *claim)
     drained = g_new0(struct drained_claim, 1);
     drained->claim = claim;
     TAILQ_INSERT_TAIL(&drain->claims, drained, entry);
-    claim->operations->drain_begin(claim);
+    if (!claim->operations->drain_last || drain->others_quiet) {
+        begin(drained);
+    }
 }
 
 /* Graph lock held: cover a node and everything above it. */
@@ -60,18 +70,17 @@ static void cover(struct block_drain *drain, struct block_node *node)
 }
 
 /*
- * Wait for each user in turn. The lock is dropped while waiting; the entry stays because a claim
- * that is waited for cannot leave.
+ * Wait for each user that was told to stop. The lock is held, but dropped while waiting; the entry
+ * stays because a claim that is waited for cannot leave.
  */
 static void wait_for_claims(struct block_drain *drain)
 {
     struct drained_claim *drained, *next;
-    SCOPE_LOCK(&block_graph_lock);
 
     for (drained = TAILQ_FIRST(&drain->claims); drained; drained = next) {
         const struct block_claim_operations *operations = drained->claim->operations;
 
-        if (operations->drain_wait) {
+        if (operations->drain_wait && drained->begun) {
             drained->waiting = true;
             pthread_mutex_unlock(&block_graph_lock);
             operations->drain_wait(drained->claim);
@@ -80,6 +89,19 @@ static void wait_for_claims(struct block_drain *drain)
             pthread_cond_broadcast(&waiting_ended);
         }
         next = TAILQ_NEXT(drained, entry);
+    }
+}
+
+/* Graph lock held. */
+static void begin_last(struct block_drain *drain)
+{
+    struct drained_claim *drained;
+
+    drain->others_quiet = true;
+    TAILQ_FOREACH (drained, &drain->claims, entry) {
+        if (!drained->begun) {
+            begin(drained);
+        }
     }
 }
 
@@ -95,8 +117,10 @@ struct block_drain *block_drain_begin(struct block_node *const *nodes, size_t co
     for (size_t i = 0; i < count; i++) {
         cover(drain, nodes[i]);
     }
-    pthread_mutex_unlock(&block_graph_lock);
     wait_for_claims(drain);
+    begin_last(drain);
+    wait_for_claims(drain);
+    pthread_mutex_unlock(&block_graph_lock);
     return drain;
 }
 
@@ -110,7 +134,9 @@ void block_drain_end(struct block_drain *drain)
     pthread_mutex_lock(&block_graph_lock);
     TAILQ_REMOVE(&sections, drain, entry);
     TAILQ_FOREACH_SAFE (drained, &drain->claims, entry, next) {
-        drained->claim->operations->drain_end(drained->claim);
+        if (drained->begun) {
+            drained->claim->operations->drain_end(drained->claim);
+        }
         g_free(drained);
     }
     pthread_mutex_unlock(&block_graph_lock);
@@ -174,7 +200,9 @@ void block_drain_claim_removed(struct block_claim *claim)
         TAILQ_FOREACH_SAFE (drained, &drain->claims, entry, next) {
             if (drained->claim == claim) {
                 TAILQ_REMOVE(&drain->claims, drained, entry);
-                claim->operations->drain_end(claim);
+                if (drained->begun) {
+                    claim->operations->drain_end(claim);
+                }
                 g_free(drained);
             }
         }

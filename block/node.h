@@ -70,6 +70,11 @@ struct block_claim_operations {
     void (*drain_wait)(struct block_claim *claim);
     /* Undo one drain_begin. Must not block. */
     void (*drain_end)(struct block_claim *claim);
+    /*
+     * Others' requests in flight may wait for this user (a guest's write for a job to save old
+     * data), so in a section that covers both it is told to stop when the others are quiet.
+     */
+    bool drain_last;
 };
 
 /* One user of one node. Embedded in the user; registered with block_claim_acquire. */
