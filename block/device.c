@@ -15,6 +15,7 @@
 #include "block/event.h"
 #include "block/graph.h"
 #include "block/queue.h"
+#include "block/sharded-counter.h"
 
 const char *const block_error_policy_names[] = {"report", "ignore", "stop", "enospc", NULL};
 const char *const block_io_status_names[] = {"ok", "failed", "nospace", NULL};
@@ -29,10 +30,12 @@ struct block_device {
 
     /*
      * The gate. A request raises in_flight, then looks at closed; who shuts the gate sets closed,
-     * then looks at in_flight: with sequential consistency one of them sees the other.
+     * then looks at in_flight: with sequential consistency one of them sees the other. A request
+     * leaves by the shard it came in by, so that no shard is ever below 0 and makes up for a
+     * request in another.
      */
-    _Atomic unsigned in_flight;
     _Atomic bool closed;
+    struct sharded_counter in_flight;
 
     /* Guards what follows and changes of `closed`. Innermost but for the event queue. */
     pthread_mutex_t lock;
@@ -70,9 +73,10 @@ static void update_closed(struct block_device *device)
     pthread_cond_broadcast(&device->changed);
 }
 
-static void leave(struct block_device *device)
+static void leave(struct block_device *device, unsigned shard)
 {
-    if (atomic_fetch_sub(&device->in_flight, 1) == 1 && atomic_load(&device->closed)) {
+    sharded_counter_add(&device->in_flight, shard, UINT64_MAX); /* -1 */
+    if (G_UNLIKELY(atomic_load(&device->closed))) {
         SCOPE_LOCK(&device->lock);
         pthread_cond_broadcast(&device->changed);
     }
@@ -92,16 +96,18 @@ static int wait_for_gate(struct block_device *device)
     return 0;
 }
 
-static int admit(struct block_device *device)
+/* *shard is for leave(). */
+static int admit(struct block_device *device, unsigned *shard)
 {
     while (true) {
         int status;
 
-        atomic_fetch_add(&device->in_flight, 1);
+        *shard = shard_here();
+        sharded_counter_add(&device->in_flight, *shard, 1);
         if (G_LIKELY(!atomic_load(&device->closed))) {
             return 0;
         }
-        leave(device);
+        leave(device, *shard);
         status = wait_for_gate(device);
         if (status < 0) {
             return status;
@@ -126,7 +132,7 @@ static void drain_begin(struct block_claim *claim)
 /* Device lock held. */
 static void wait_until_quiet(struct block_device *device)
 {
-    while (atomic_load(&device->in_flight)) {
+    while (sharded_counter_sum(&device->in_flight)) {
         pthread_cond_wait(&device->changed, &device->lock);
     }
 }
@@ -489,10 +495,11 @@ static int check_request(struct block_node *root, const struct guest_request *re
 static int run_request(struct block_device *device, const struct guest_request *request,
                        bool *refused)
 {
+    unsigned shard;
     int status;
 
     do {
-        status = admit(device);
+        status = admit(device, &shard);
         *refused = status < 0;
         if (status < 0) {
             return status;
@@ -502,7 +509,7 @@ static int run_request(struct block_device *device, const struct guest_request *
         if (status == 0) {
             status = run_on_root(device->root.node, request);
         }
-        leave(device);
+        leave(device, shard);
     } while (G_UNLIKELY(status < 0) && !*refused && !is_refusal(request, status) &&
              handle_error(device, request, &status));
     return status;
@@ -588,11 +595,12 @@ int block_device_flush(struct block_device *device)
 
 int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t bytes)
 {
-    int status = admit(device);
+    unsigned shard;
+    int status = admit(device, &shard);
 
     if (status == 0) {
         status = block_node_prefetch(device->root.node, offset, bytes);
-        leave(device);
+        leave(device, shard);
     }
     return status;
 }
@@ -600,11 +608,12 @@ int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t
 int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
                               struct block_extent *extent)
 {
-    int status = admit(device);
+    unsigned shard;
+    int status = admit(device, &shard);
 
     if (status == 0) {
         status = block_node_block_status_chain(device->root.node, offset, bytes, extent, NULL);
-        leave(device);
+        leave(device, shard);
     }
     return status;
 }

@@ -187,7 +187,7 @@ static void free_node(struct block_node *node)
     g_free(node->bitmaps);
     g_free(node->name);
     g_free(node->state);
-    g_free(node);
+    g_aligned_free(node);
 }
 
 void block_node_unref(struct block_node *node)
@@ -548,7 +548,8 @@ struct block_node *block_node_open(struct block_options *options, bool allow_ano
         block_error(error, EINVAL, "Parameter 'driver' does not accept value '%s'", driver_name);
         return NULL;
     }
-    node = g_new0(struct block_node, 1);
+    /* Its tracked slots have a cache line each. */
+    node = g_aligned_alloc0(1, sizeof(*node), _Alignof(struct block_node));
     node->driver = driver;
     node->references = 1;
     node->height = 1;
@@ -672,7 +673,7 @@ int block_node_set_length(struct block_node *node, uint64_t length,
     }
     resize_bitmaps(node, block_node_length(node));
     /* A length is to be flushed as data is, also one that was changed half. */
-    atomic_fetch_add_explicit(&node->write_generation, 1, memory_order_release);
+    sharded_counter_add(&node->write_generation, shard_here(), 1);
     return status;
 }
 

@@ -25,6 +25,7 @@
 #include "block/cleanup.h"
 #include "block/driver.h"
 #include "block/queue.h"
+#include "block/sharded-counter.h"
 #include "block/tracked.h"
 
 #define BLOCK_NODE_NAME_MAX 31
@@ -113,9 +114,9 @@ struct block_node {
     struct block_node *backing;
 
     _Atomic uint64_t length;
-    _Atomic uint64_t write_generation;   /* counts finished writes */
-    _Atomic uint64_t flushed_generation; /* writes up to here are on stable storage */
-    _Atomic uint64_t highest_written;    /* end of the highest byte written, as wr_highest_offset */
+    struct sharded_counter write_generation; /* counts finished writes */
+    _Atomic uint64_t flushed_generation;     /* writes up to here are on stable storage */
+    _Atomic uint64_t highest_written; /* end of the highest byte written, as wr_highest_offset */
 
     struct tracked_requests tracked;
 

@@ -229,7 +229,7 @@ static void record_change(struct block_node *node, const struct change *change)
     if (change->operation != BLOCK_OPERATION_DISCARD) {
         raise_highest_written(node, change->offset + change->bytes);
     }
-    atomic_fetch_add_explicit(&node->write_generation, 1, memory_order_release);
+    sharded_counter_add(&node->write_generation, shard_here(), 1);
 }
 
 /* The steps inside tracking: notifiers, driver, records, and forced unit access. */
@@ -583,7 +583,7 @@ static int driver_flush(struct block_node *node)
 
 int block_node_flush(struct block_node *node)
 {
-    uint64_t generation = atomic_load_explicit(&node->write_generation, memory_order_acquire);
+    uint64_t generation = sharded_counter_sum(&node->write_generation);
     uint64_t flushed = atomic_load_explicit(&node->flushed_generation, memory_order_acquire);
     int status;
 

@@ -61,7 +61,8 @@ void statistics_record(struct statistics *statistics, enum block_operation opera
                        uint64_t offset, uint64_t bytes, int status, int64_t start_ns,
                        int64_t end_ns)
 {
-    struct statistics_operation *counters = &statistics->operations[operation];
+    struct statistics_shard *shard = &statistics->shards[shard_here()];
+    struct statistics_operation *counters = &shard->operations[operation];
     uint64_t latency_ns = end_ns > start_ns ? (uint64_t)(end_ns - start_ns) : 0;
 
     if (status < 0) {
@@ -70,36 +71,57 @@ void statistics_record(struct statistics *statistics, enum block_operation opera
         add(&counters->operations, 1);
         add(&counters->bytes, bytes);
         if (operation == BLOCK_OPERATION_WRITE || operation == BLOCK_OPERATION_WRITE_ZEROES) {
-            raise_to(&statistics->highest_written, offset + bytes);
+            raise_to(&shard->highest_written, offset + bytes);
         }
     }
     add(&counters->total_time_ns, latency_ns);
     add(&counters->buckets[statistics_bucket_of(latency_ns)], 1);
-    atomic_store_explicit(&statistics->last_access_ns, end_ns, memory_order_relaxed);
+    atomic_store_explicit(&shard->last_access_ns, end_ns, memory_order_relaxed);
 }
 
 void statistics_record_invalid(struct statistics *statistics, enum block_operation operation)
 {
-    add(&statistics->operations[operation].invalid, 1);
+    add(&statistics->shards[shard_here()].operations[operation].invalid, 1);
+}
+
+static void read_shard(struct statistics_shard *shard, struct statistics_snapshot *snapshot)
+{
+    int64_t last_access_ns = atomic_load_explicit(&shard->last_access_ns, memory_order_relaxed);
+
+    for (unsigned i = 0; i < BLOCK_OPERATION_COUNT; i++) {
+        struct statistics_operation *counters = &shard->operations[i];
+
+        snapshot->operations[i].operations += get(&counters->operations);
+        snapshot->operations[i].bytes += get(&counters->bytes);
+        snapshot->operations[i].failed += get(&counters->failed);
+        snapshot->operations[i].invalid += get(&counters->invalid);
+        snapshot->operations[i].total_time_ns += get(&counters->total_time_ns);
+        for (unsigned bucket = 0; bucket < STATISTICS_BUCKETS; bucket++) {
+            snapshot->operations[i].buckets[bucket] += get(&counters->buckets[bucket]);
+        }
+    }
+    snapshot->highest_written = MAX_OF(snapshot->highest_written, get(&shard->highest_written));
+    snapshot->last_access_ns = MAX_OF(snapshot->last_access_ns, last_access_ns);
 }
 
 void statistics_read(struct statistics *statistics, struct statistics_snapshot *snapshot)
 {
-    for (unsigned i = 0; i < BLOCK_OPERATION_COUNT; i++) {
-        struct statistics_operation *counters = &statistics->operations[i];
+    *snapshot = (struct statistics_snapshot){0};
+    for (unsigned i = 0; i < SHARDS; i++) {
+        read_shard(&statistics->shards[i], snapshot);
+    }
+}
 
-        snapshot->operations[i].operations = get(&counters->operations);
-        snapshot->operations[i].bytes = get(&counters->bytes);
-        snapshot->operations[i].failed = get(&counters->failed);
-        snapshot->operations[i].invalid = get(&counters->invalid);
-        snapshot->operations[i].total_time_ns = get(&counters->total_time_ns);
-        for (unsigned bucket = 0; bucket < STATISTICS_BUCKETS; bucket++) {
-            snapshot->operations[i].buckets[bucket] = get(&counters->buckets[bucket]);
+uint64_t statistics_count(struct statistics *statistics)
+{
+    uint64_t sum = 0;
+
+    for (unsigned i = 0; i < SHARDS; i++) {
+        for (unsigned operation = 0; operation < BLOCK_OPERATION_COUNT; operation++) {
+            sum += get(&statistics->shards[i].operations[operation].operations);
         }
     }
-    snapshot->highest_written = get(&statistics->highest_written);
-    snapshot->last_access_ns =
-        atomic_load_explicit(&statistics->last_access_ns, memory_order_relaxed);
+    return sum;
 }
 
 uint64_t statistics_percentile_ns(const struct statistics_snapshot *snapshot,

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "block/request.h"
+#include "block/sharded-counter.h"
 
 /*
  * Latency buckets: one below 1 microsecond, then four per power of two up to about 27 minutes.
@@ -28,10 +29,13 @@ struct statistics_operation {
     _Atomic uint64_t buckets[STATISTICS_BUCKETS];
 };
 
+/* One part per processor: on a fast path a shared counter costs more than the request's checks. */
 struct statistics {
-    struct statistics_operation operations[BLOCK_OPERATION_COUNT];
-    _Atomic uint64_t highest_written; /* end of the highest byte written */
-    _Atomic int64_t last_access_ns;   /* CLOCK_MONOTONIC; 0: never */
+    struct statistics_shard {
+        struct statistics_operation operations[BLOCK_OPERATION_COUNT];
+        _Atomic uint64_t highest_written; /* end of the highest byte written */
+        _Atomic int64_t last_access_ns;   /* CLOCK_MONOTONIC; 0: never */
+    } shards[SHARDS];
 };
 
 /* A plain copy, for reports and differences between two moments. */
@@ -53,6 +57,9 @@ void statistics_record(struct statistics *statistics, enum block_operation opera
 void statistics_record_invalid(struct statistics *statistics, enum block_operation operation);
 
 void statistics_read(struct statistics *statistics, struct statistics_snapshot *snapshot);
+
+/* Successful requests of all kinds so far: cheap, for who looks often. */
+uint64_t statistics_count(struct statistics *statistics);
 
 /* Upper bound of a bucket, UINT64_MAX for the last; the lower bound is the one before's. */
 uint64_t statistics_bucket_limit_ns(unsigned bucket);

@@ -25,18 +25,6 @@ void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned
     };
 }
 
-static uint64_t count_requests(struct block_device *guest)
-{
-    struct statistics *statistics = block_device_statistics(guest);
-    uint64_t sum = 0;
-
-    for (int operation = 0; operation < BLOCK_OPERATION_COUNT; operation++) {
-        sum += atomic_load_explicit(&statistics->operations[operation].operations,
-                                    memory_order_relaxed);
-    }
-    return sum;
-}
-
 /*
  * How many workers keep everything busy: as many as there are processors if pieces are all
  * processor time, more if they mostly wait for storage or a network. Workers that wait for a
@@ -61,7 +49,7 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
         return;
     }
     if (pace->guest) {
-        uint64_t requests = count_requests(pace->guest);
+        uint64_t requests = statistics_count(block_device_statistics(pace->guest));
 
         pace->guest_is_busy =
             pace->last_look_ns && requests - pace->guest_requests >= BUSY_REQUESTS;
