@@ -38,12 +38,7 @@ static int run_backup(struct job *job, GError **error)
         return status;
     }
     job_set_phase(job, "flushing");
-    status = block_node_flush(backup->target);
-    if (status < 0) {
-        return block_error_errno(error, -status, "Could not flush target node '%s'",
-                                 backup->target->name);
-    }
-    return 0;
+    return copy_engine_flush(backup->engine, error);
 }
 
 static void wake_backup(struct job *job)

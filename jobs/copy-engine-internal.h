@@ -47,11 +47,15 @@ struct copy_engine {
     struct copy_map *map;
     TAILQ_HEAD(, copy_read) reads;
     TAILQ_HEAD(, copy_task) tasks;
-    uint64_t cursor;      /* nothing before it is unsaved, but for reads that failed */
-    uint64_t memory_used; /* by workers' buffers in use and by tasks */
+    TAILQ_HEAD(, copy_task) writing; /* tasks a worker has taken */
+    uint64_t cursor;                 /* nothing before it is unsaved, but for reads that failed */
+    uint64_t memory_used;            /* by workers' buffers in use and by tasks */
     uint64_t memory_limit;
+    uint64_t memory_released; /* in all: how far the target has come, for those who wait */
+    unsigned guests_waiting;  /* for memory: background copying leaves it to them */
 
     unsigned drains;            /* of the target: workers start nothing */
+    unsigned source_drains;     /* of the source's readers: workers start no read */
     bool background_held;       /* the job is pausing */
     bool tasks_held;            /* the target failed and the policy is to wait */
     int64_t retry_after_ns;     /* the policy is to try again, but not at once */
@@ -60,6 +64,7 @@ struct copy_engine {
 
     struct copy_pace pace;
     GError *error; /* the first; the engine is over */
+    int flush_status;
 
     GPtrArray *workers; /* pthread_t */
     bool workers_end;
@@ -77,6 +82,12 @@ struct copy_read *copy_engine_overlapping_read(struct copy_engine *engine, uint6
 /* Queue saved bytes for the target; takes buffer over, whose bytes are in memory_used already. */
 void copy_engine_queue_task(struct copy_engine *engine, void *buffer, uint64_t offset,
                             uint64_t bytes);
+
+/* Memory that memory_used included is free again. */
+void copy_engine_release_memory(struct copy_engine *engine, uint64_t bytes);
+
+/* Whether saved bytes of the range are not on the target yet. */
+bool copy_engine_task_overlaps(struct copy_engine *engine, uint64_t offset, uint64_t end);
 
 /* ---- copy-io.c: the work itself. Lock not held. ---- */
 

@@ -18,6 +18,7 @@
 #include "block/error.h"
 #include "block/main-loop.h"
 #include "jobs/copy-engine-internal.h"
+#include "jobs/thread.h"
 
 /* How long requests that are in flight at the end get before hanging ones are cut off. */
 #define END_GRACE_NS NS_PER_SECOND
@@ -67,6 +68,30 @@ void copy_engine_queue_task(struct copy_engine *engine, void *buffer, uint64_t o
     pthread_cond_signal(&engine->work);
 }
 
+void copy_engine_release_memory(struct copy_engine *engine, uint64_t bytes)
+{
+    engine->memory_used -= bytes;
+    engine->memory_released += bytes;
+    pthread_cond_broadcast(&engine->changed);
+}
+
+bool copy_engine_task_overlaps(struct copy_engine *engine, uint64_t offset, uint64_t end)
+{
+    const struct copy_task *task;
+
+    TAILQ_FOREACH (task, &engine->tasks, entry) {
+        if (ranges_overlap(task->offset, task->bytes, offset, end - offset)) {
+            return true;
+        }
+    }
+    TAILQ_FOREACH (task, &engine->writing, entry) {
+        if (ranges_overlap(task->offset, task->bytes, offset, end - offset)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* ---- Choosing work. Lock held. -------------------------------------------------------------- */
 
 static bool memory_allows(const struct copy_engine *engine, uint64_t bytes)
@@ -77,6 +102,7 @@ static bool memory_allows(const struct copy_engine *engine, uint64_t bytes)
 static bool background_may_start(struct copy_engine *engine, uint64_t chunk, int64_t now_ns)
 {
     return engine->options.copy_all && !engine->background_held && !engine->tasks_held &&
+           !engine->source_drains && !engine->guests_waiting &&
            engine->active_background < engine->pace.workers && now_ns >= engine->retry_after_ns &&
            memory_allows(engine, chunk) &&
            copy_pace_may_start(&engine->pace, job_speed(engine->job), now_ns);
@@ -116,6 +142,7 @@ static struct copy_task *choose_task(struct copy_engine *engine, int64_t now_ns)
         return NULL;
     }
     TAILQ_REMOVE(&engine->tasks, task, entry);
+    TAILQ_INSERT_TAIL(&engine->writing, task, entry);
     return task;
 }
 
@@ -176,7 +203,7 @@ static bool run_background(struct copy_engine *engine, void **buffer, int64_t no
 
     pthread_mutex_lock(&engine->lock);
     copy_pace_measure(&engine->pace, clock_now_ns() - now_ns, used_ns);
-    engine->memory_used -= chunk;
+    copy_engine_release_memory(engine, chunk);
     engine->active--;
     engine->active_background--;
     return true;
@@ -213,7 +240,7 @@ static void start_workers(struct copy_engine *engine)
 
     while (engine->workers->len < MIN_OF(wanted, engine->options.max_workers)) {
         pthread_t thread;
-        int status = pthread_create(&thread, NULL, worker_thread, engine);
+        int status = thread_create(&thread, worker_thread, engine);
 
         if (status) {
             GError *error = NULL;
@@ -320,13 +347,70 @@ int copy_engine_run(struct copy_engine *engine, GError **error)
     } while (go_on);
     come_to_rest(engine);
     end_workers(engine);
+    /* Guests may be in the notifier still, and fail to save what nobody wants any more. */
+    SCOPE_LOCK(&engine->lock);
     if (engine->error) {
         int status = block_error_code(engine->error);
 
-        g_propagate_error(error, STEAL(engine->error));
+        g_propagate_error(error, g_error_copy(engine->error));
         return status;
     }
     return job_is_cancelled(engine->job) ? -ECANCELED : 0;
+}
+
+/* ---- Flushing the target -------------------------------------------------------------------- */
+
+static void *flush_thread(void *data)
+{
+    struct copy_engine *engine = data;
+    int status = block_node_flush(engine->options.target);
+    SCOPE_LOCK(&engine->lock);
+
+    engine->flush_status = status;
+    engine->active--;
+    pthread_cond_broadcast(&engine->changed);
+    return NULL;
+}
+
+/* Begin to flush as soon as the target is not drained, unless the job is cancelled before. */
+static int start_flush(struct copy_engine *engine, pthread_t *thread)
+{
+    SCOPE_LOCK(&engine->lock);
+
+    while (engine->drains && !job_is_cancelled(engine->job)) {
+        pthread_cond_wait(&engine->changed, &engine->lock);
+    }
+    if (job_is_cancelled(engine->job)) {
+        return -ECANCELED;
+    }
+    int status = thread_create(thread, flush_thread, engine);
+    if (status == 0) {
+        engine->active++;
+    }
+    return -status;
+}
+
+int copy_engine_flush(struct copy_engine *engine, GError **error)
+{
+    pthread_t thread;
+    int status = start_flush(engine, &thread);
+
+    if (status == 0) {
+        pthread_mutex_lock(&engine->lock);
+        while (engine->active && !job_is_cancelled(engine->job)) {
+            pthread_cond_wait(&engine->changed, &engine->lock);
+        }
+        pthread_mutex_unlock(&engine->lock);
+        come_to_rest(engine);
+        pthread_join(thread, NULL);
+        status = engine->flush_status;
+    }
+    if (job_is_cancelled(engine->job)) {
+        return -ECANCELED;
+    }
+    return status < 0 ? block_error_errno(error, -status, "Could not flush target node '%s'",
+                                          engine->options.target->name)
+                      : 0;
 }
 
 void copy_engine_wake(struct copy_engine *engine)
@@ -336,7 +420,7 @@ void copy_engine_wake(struct copy_engine *engine)
     wake_all(engine);
 }
 
-/* ---- Draining the target -------------------------------------------------------------------- */
+/* ---- Drains --------------------------------------------------------------------------------- */
 
 static struct copy_engine *engine_of_target(struct block_claim *claim)
 {
@@ -367,13 +451,55 @@ static void drain_end(struct block_claim *claim)
     SCOPE_LOCK(&engine->lock);
 
     engine->drains--;
-    pthread_cond_broadcast(&engine->work);
+    wake_all(engine);
 }
 
+/* Guests' writes in flight may wait for the target, so they are to be quiet first. */
 static const struct block_claim_operations target_operations = {
     .drain_begin = drain_begin,
     .drain_wait = drain_wait,
     .drain_end = drain_end,
+    .drain_last = true,
+};
+
+static struct copy_engine *engine_of_source(struct block_claim *claim)
+{
+    return (struct copy_engine *)((char *)claim - offsetof(struct copy_engine, source_claim));
+}
+
+static void source_drain_begin(struct block_claim *claim)
+{
+    struct copy_engine *engine = engine_of_source(claim);
+    SCOPE_LOCK(&engine->lock);
+
+    engine->source_drains++;
+}
+
+/* Only for what is being read, not for what is on its way to a target that may hang. */
+static void source_drain_wait(struct block_claim *claim)
+{
+    struct copy_engine *engine = engine_of_source(claim);
+    SCOPE_LOCK(&engine->lock);
+
+    while (!TAILQ_EMPTY(&engine->reads)) {
+        pthread_cond_wait(&engine->changed, &engine->lock);
+    }
+}
+
+static void source_drain_end(struct block_claim *claim)
+{
+    struct copy_engine *engine = engine_of_source(claim);
+    SCOPE_LOCK(&engine->lock);
+
+    engine->source_drains--;
+    pthread_cond_broadcast(&engine->work);
+}
+
+static const struct block_claim_operations source_operations = {
+    .drain_begin = source_drain_begin,
+    .drain_wait = source_drain_wait,
+    .drain_end = source_drain_end,
+    .drain_last = true,
 };
 
 /* ---- Life ----------------------------------------------------------------------------------- */
@@ -388,6 +514,7 @@ static int claim_nodes(struct copy_engine *engine, GError **error)
     int status;
 
     engine->source_claim.owner = g_strdup_printf("block job '%s'", id);
+    engine->source_claim.operations = &source_operations;
     engine->source_claim.perms = BLOCK_PERM_READ;
     engine->source_claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_GRAPH;
     engine->target_claim.owner = g_strdup_printf("block job '%s'", id);
@@ -429,6 +556,7 @@ struct copy_engine *copy_engine_new(struct job *job, const struct copy_engine_op
     pthread_cond_init(&engine->work, NULL);
     TAILQ_INIT(&engine->reads);
     TAILQ_INIT(&engine->tasks);
+    TAILQ_INIT(&engine->writing);
     copy_pace_init(&engine->pace, options->guest, engine->options.max_workers);
     if (options->guest) {
         block_device_ref(options->guest);

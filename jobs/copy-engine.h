@@ -34,7 +34,11 @@ struct copy_engine;
 struct copy_engine_options {
     struct block_node *source;
     struct block_node *target; /* at least as long as the source */
-    /* Save everything, or (false) only what the guest overwrites, until cancelled. */
+    /*
+     * Save everything, or (false) only what the guest overwrites, until cancelled: then the
+     * target is for those who look at the moment meanwhile, so a guest's write waits until what
+     * it overwrites is there.
+     */
     bool copy_all;
     bool use_copy_range;  /* let the kernel copy where both ends can */
     unsigned max_workers; /* 1 to COPY_MAX_WORKERS; 0: the default */
@@ -66,6 +70,12 @@ void copy_engine_uninstall(struct copy_engine *engine);
  * Returns a negative errno with the error set.
  */
 int copy_engine_run(struct copy_engine *engine, GError **error);
+
+/*
+ * Flush the target, after a run that succeeded and copy_engine_uninstall. Ends soon when the job
+ * is cancelled, also if the target hangs. Returns a negative errno with the error set.
+ */
+int copy_engine_flush(struct copy_engine *engine, GError **error);
 
 /* Something the engine may be waiting for has changed: struct job_driver's wake. Any thread. */
 void copy_engine_wake(struct copy_engine *engine);

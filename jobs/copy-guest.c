@@ -20,17 +20,26 @@
 /* Areas larger than this are worth asking whether there is anything in them at all. */
 #define ASK_STATUS (64 * KIB)
 
+/* What a guest may wait for, and until when. */
+struct patience {
+    int64_t deadline_ns; /* 0: not set yet */
+    uint64_t released;   /* how far the target had come then */
+};
+
 /* Wait for a change; false (and the job broken) if none came in time. Lock held. */
-static bool wait_for_change(struct copy_engine *engine, int64_t *deadline_ns)
+static bool wait_for_change(struct copy_engine *engine, struct patience *patience)
 {
     GError *error = NULL;
 
-    if (*deadline_ns == 0) {
+    /* As long as the target moves it is slow, not dead. */
+    if (patience->deadline_ns == 0 || patience->released != engine->memory_released) {
         int64_t timeout_ns = engine->options.guest_timeout_ns;
 
-        *deadline_ns = timeout_ns ? clock_now_ns() + timeout_ns : INT64_MAX;
+        patience->deadline_ns = timeout_ns ? clock_now_ns() + timeout_ns : INT64_MAX;
+        patience->released = engine->memory_released;
     }
-    if (clock_cond_wait_until(&engine->changed, &engine->lock, *deadline_ns) != ETIMEDOUT) {
+    if (clock_cond_wait_until(&engine->changed, &engine->lock, patience->deadline_ns) !=
+        ETIMEDOUT) {
         return true;
     }
     block_error(&error, ETIMEDOUT,
@@ -44,22 +53,18 @@ static bool wait_for_change(struct copy_engine *engine, int64_t *deadline_ns)
 /* Lock held. Memory for a piece; false if the engine is over. */
 static bool reserve_memory(struct copy_engine *engine, uint64_t bytes)
 {
-    int64_t deadline_ns = 0;
+    struct patience patience = {0};
+    bool go_on = true;
 
-    while (engine->memory_used && engine->memory_used + bytes > engine->memory_limit) {
-        if (atomic_load(&engine->over)) {
-            return false;
-        }
-        uint64_t before = engine->memory_used;
-        if (!wait_for_change(engine, &deadline_ns)) {
-            return false;
-        }
-        if (engine->memory_used < before) {
-            deadline_ns = 0; /* the target moves: it is slow, not dead */
-        }
+    engine->guests_waiting++;
+    while (go_on && engine->memory_used && engine->memory_used + bytes > engine->memory_limit) {
+        go_on = !atomic_load(&engine->over) && wait_for_change(engine, &patience);
     }
-    engine->memory_used += bytes;
-    return true;
+    engine->guests_waiting--;
+    if (go_on) {
+        engine->memory_used += bytes;
+    }
+    return go_on;
 }
 
 /*
@@ -87,7 +92,7 @@ static void save_data(struct copy_engine *engine, struct copy_read *read)
         GError *error = NULL;
 
         free(buffer);
-        engine->memory_used -= bytes;
+        copy_engine_release_memory(engine, bytes);
         block_error_errno(&error, -status,
                           "Could not save what a guest's write overwrites of node '%s' at offset "
                           "%" PRIu64,
@@ -134,9 +139,9 @@ static void save_some(struct copy_engine *engine, uint64_t offset, uint64_t byte
     struct copy_read read = {.offset = offset, .end = offset + bytes};
 
     if (other && other->offset <= offset) {
-        int64_t deadline_ns = 0;
+        struct patience patience = {0};
 
-        wait_for_change(engine, &deadline_ns);
+        wait_for_change(engine, &patience);
         return;
     }
     if (other) {
@@ -157,8 +162,17 @@ static void save_some(struct copy_engine *engine, uint64_t offset, uint64_t byte
         !copy_engine_overlapping_read(engine, read.offset, read.end)) {
         save_data(engine, &read);
     } else {
-        engine->memory_used -= read.end - read.offset;
-        pthread_cond_broadcast(&engine->changed);
+        copy_engine_release_memory(engine, read.end - read.offset);
+    }
+}
+
+/* Until nothing of the range is on its way to the target, or the engine is over. Locked. */
+static void await_target(struct copy_engine *engine, uint64_t start, uint64_t end)
+{
+    struct patience patience = {0};
+
+    while (!atomic_load(&engine->over) && copy_engine_task_overlaps(engine, start, end) &&
+           wait_for_change(engine, &patience)) {
     }
 }
 
@@ -173,7 +187,7 @@ int copy_guest_before_write(struct write_notifier *notifier, enum block_operatio
 
     /* A disk that grew has new bytes at its end, which are none of the job's business. */
     if (start >= end || atomic_load_explicit(&engine->over, memory_order_acquire) ||
-        copy_map_is_saved(engine->map, start, end - start)) {
+        (engine->options.copy_all && copy_map_is_saved(engine->map, start, end - start))) {
         return 0;
     }
     SCOPE_LOCK(&engine->lock);
@@ -181,6 +195,9 @@ int copy_guest_before_write(struct write_notifier *notifier, enum block_operatio
            copy_map_next_unsaved(engine->map, start, end, UINT64_MAX & ~(COPY_UNIT - 1),
                                  &run_offset, &run_bytes)) {
         save_some(engine, run_offset, run_bytes);
+    }
+    if (!engine->options.copy_all) {
+        await_target(engine, start, end);
     }
     return 0;
 }

@@ -253,17 +253,19 @@ void copy_io_task(struct copy_engine *engine, struct copy_task *task)
     int status = task->buffer ? write_data(engine, task->buffer, task->offset, task->bytes)
                               : write_zeroes(engine, task->offset, task->bytes);
 
-    if (status < 0 && try_again(engine, false, task->offset, -status)) {
-        SCOPE_LOCK(&engine->lock);
+    bool again = status < 0 && try_again(engine, false, task->offset, -status);
+
+    if (status == 0) {
+        job_progress_add(engine->job, task->bytes);
+    }
+    pthread_mutex_lock(&engine->lock);
+    TAILQ_REMOVE(&engine->writing, task, entry);
+    if (again) {
         copy_engine_queue_task(engine, STEAL(task->buffer), task->offset, task->bytes);
     } else {
-        if (status == 0) {
-            job_progress_add(engine->job, task->bytes);
-        }
-        SCOPE_LOCK(&engine->lock);
-        engine->memory_used -= task->buffer ? task->bytes : 0;
-        pthread_cond_broadcast(&engine->changed);
+        copy_engine_release_memory(engine, task->buffer ? task->bytes : 0);
     }
+    pthread_mutex_unlock(&engine->lock);
     free(task->buffer);
     g_free(task);
 }
