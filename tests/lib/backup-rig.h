@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A guest's disk under many writers, with a model of it beside, and backups of it: what the tests
+ * of the data path stand on. One rig at a time; the main thread must run (rig_main).
+ */
+#ifndef LIVEBLK_TESTS_LIB_BACKUP_RIG_H
+#define LIVEBLK_TESTS_LIB_BACKUP_RIG_H
+
+#include <glib.h>
+
+#include "block/device.h"
+#include "jobs/backup.h"
+#include "tests/lib/fault-driver.h"
+#include "tests/lib/model.h"
+#include "tests/lib/random.h"
+
+#define RIG_WRITERS_MAX 16
+#define RIG_SECTOR      512
+
+struct rig;
+
+struct rig_writer {
+    struct rig *rig;
+    uint32_t number; /* from 1 */
+    struct test_random random;
+    pthread_t thread;
+};
+
+struct rig {
+    char *directory;
+    uint64_t length;
+    struct block_node *source; /* a fault node on a raw file */
+    struct block_device *device;
+    struct model *model;
+    struct test_random random;
+
+    struct rig_writer writers[RIG_WRITERS_MAX];
+    unsigned writer_count;
+    _Atomic bool stop;
+    _Atomic uint64_t requests; /* answered */
+    _Atomic uint64_t failed;   /* of these */
+    uint64_t max_bytes;        /* of a writer's request; set before rig_write */
+};
+
+/* g_test's main() with the drivers registered and the main thread running. */
+int rig_main(int argc, char **argv, void (*add_tests)(void));
+
+/*
+ * A disk of zeroes with a device 'vda'. alignment: request size of the disk (1 to 4096); length
+ * is a multiple of it and of 512.
+ */
+struct rig *rig_new(uint64_t length, uint64_t alignment);
+/* Stops the writers; checks that the disk equals the model and that nobody uses its node. */
+void rig_free(struct rig *rig);
+
+/* One guest request of the writer's choice: writes, zeroes, discards, flushes, reads. */
+void rig_step(struct rig_writer *writer);
+/* A write through device and model; returns the device's answer. */
+int rig_pwrite(struct rig *rig, uint32_t writer, uint64_t offset, uint64_t bytes);
+/* Write all of the disk once. */
+void rig_fill(struct rig *rig);
+
+/* Start so many threads that call rig_step() until rig_stop(). */
+void rig_write(struct rig *rig, unsigned writers);
+void rig_stop(struct rig *rig);
+/* Wait until the guest has had so many more answers. */
+void rig_wait_requests(struct rig *rig, uint64_t more);
+
+/* A new target, a fault node on a file of the disk's length; junk: full of other bytes. */
+struct block_node *rig_target(struct rig *rig, const char *name, bool junk);
+
+/* The default options of a full backup, with policy report. The id is not copied. */
+struct backup_options rig_options(struct rig *rig, const char *id, struct block_node *target);
+
+/*
+ * Start backups at one moment and, unless snapshot is NULL, take the model's snapshot of it. All
+ * are JOB_MANUAL_DISMISS, started, and the caller owns the references.
+ */
+void rig_backup(struct rig *rig, const struct backup_options *options, size_t count,
+                struct job **jobs, struct model **snapshot);
+
+/* Wait until a job is in this state, or has concluded; the state is returned. */
+enum job_status rig_wait_status(struct job *job, enum job_status status);
+
+/*
+ * Wait for the end of a job, dismiss it and drop the reference. Returns its error message, which
+ * the caller frees, or NULL if it succeeded; then its progress was complete.
+ */
+char *rig_end(struct job *job);
+
+/* The node holds what the model says. */
+void rig_assert_equal(struct model *model, struct block_node *node);
+
+/* Nobody claims the node, it has no notifier, and ours is the last reference; drops it. */
+void rig_assert_unused(struct block_node *node);
+
+/* Only the device uses the source, and no notifier is left. */
+void rig_assert_source_quiet(struct rig *rig);
+
+#endif

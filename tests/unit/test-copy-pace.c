@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "jobs/copy-pace.h"
+
+#include <glib.h>
+
+#include "block/align.h"
+#include "block/clock.h"
+#include "jobs/copy-map.h"
+
+/* Bytes let go from start to end, tried every millisecond in pieces. */
+static uint64_t let_go(struct copy_pace *pace, uint64_t speed, uint64_t piece, int64_t start_ns,
+                       int64_t end_ns)
+{
+    uint64_t sum = 0;
+
+    for (int64_t now_ns = start_ns; now_ns < end_ns; now_ns += NS_PER_MS) {
+        while (copy_pace_may_start(pace, speed, now_ns) && sum < 10 * GIB) {
+            copy_pace_account(pace, piece);
+            sum += piece;
+        }
+    }
+    return sum;
+}
+
+static void test_speed(void)
+{
+    static const uint64_t speeds[] = {64 * KIB, MIB, 10 * MIB, 333 * MIB};
+
+    for (size_t i = 0; i < G_N_ELEMENTS(speeds); i++) {
+        struct copy_pace pace;
+        int64_t seconds = 100;
+
+        copy_pace_init(&pace, NULL, 4);
+        uint64_t piece = copy_pace_chunk(&pace, MIB, speeds[i]);
+        uint64_t sum = let_go(&pace, speeds[i], piece, NS_PER_SECOND,
+                              NS_PER_SECOND + seconds * NS_PER_SECOND / 10);
+        g_assert_cmpuint(sum, <=, speeds[i] * 10 + speeds[i] / 10 + piece);
+        g_assert_cmpuint(sum + piece, >=, speeds[i] * 10 * 9 / 10);
+    }
+}
+
+static void test_no_limit(void)
+{
+    struct copy_pace pace;
+
+    copy_pace_init(&pace, NULL, 4);
+    for (unsigned i = 0; i < 1000; i++) {
+        g_assert_true(copy_pace_may_start(&pace, 0, NS_PER_SECOND));
+        copy_pace_account(&pace, GIB);
+    }
+    /* What was copied without a limit is not held against one that is set later. */
+    g_assert_true(copy_pace_may_start(&pace, 0, NS_PER_SECOND));
+    g_assert_true(copy_pace_may_start(&pace, MIB, NS_PER_SECOND + COPY_SLICE_NS));
+}
+
+/* A first piece always goes, also at one byte a second; the next waits until it is paid for. */
+static void test_extremes(void)
+{
+    struct copy_pace pace;
+
+    copy_pace_init(&pace, NULL, 4);
+    g_assert_true(copy_pace_may_start(&pace, 1, NS_PER_SECOND));
+    copy_pace_account(&pace, 2);
+    g_assert_false(copy_pace_may_start(&pace, 1, 2 * NS_PER_SECOND));
+    g_assert_true(copy_pace_may_start(&pace, 1, 4 * NS_PER_SECOND));
+    copy_pace_init(&pace, NULL, 4);
+    for (unsigned i = 0; i < 1000; i++) {
+        g_assert_true(copy_pace_may_start(&pace, INT64_MAX, NS_PER_SECOND));
+        copy_pace_account(&pace, MIB);
+    }
+}
+
+static void test_chunk(void)
+{
+    struct copy_pace pace;
+
+    copy_pace_init(&pace, NULL, 4);
+    g_assert_cmpuint(copy_pace_chunk(&pace, MIB, 0), ==, MIB);
+    g_assert_cmpuint(copy_pace_chunk(&pace, MIB, 1), ==, COPY_CLUSTER);
+    g_assert_cmpuint(copy_pace_chunk(&pace, MIB, 5 * MIB), ==, 512 * KIB);
+    g_assert_cmpuint(copy_pace_chunk(&pace, MIB, INT64_MAX), ==, MIB);
+    pace.guest_is_busy = true;
+    g_assert_cmpuint(copy_pace_chunk(&pace, MIB, 0), <, MIB);
+    g_assert_cmpuint(copy_pace_chunk(&pace, COPY_CLUSTER, 0), ==, COPY_CLUSTER);
+    g_assert_cmpuint(copy_pace_chunk(&pace, MIB, 0) % COPY_CLUSTER, ==, 0);
+}
+
+/* However pieces took: there is always a worker, and never one too many. */
+static void test_workers(void)
+{
+    struct copy_pace pace;
+    int64_t now_ns = NS_PER_SECOND;
+
+    copy_pace_init(&pace, NULL, 7);
+    for (unsigned i = 0; i < 200; i++) {
+        copy_pace_measure(&pace, i % 3 ? 100 * NS_PER_MS : 0, i % 5 ? NS_PER_MS / 10 : 0);
+        now_ns += COPY_TICK_NS;
+        copy_pace_look(&pace, now_ns);
+        g_assert_cmpuint(pace.workers, >=, 1);
+        g_assert_cmpuint(pace.workers, <=, 7);
+    }
+    g_assert_cmpuint(pace.workers, ==, 7); /* they wait for storage: all are of use */
+    copy_pace_init(&pace, NULL, 1);
+    copy_pace_look(&pace, now_ns);
+    g_assert_cmpuint(pace.workers, ==, 1);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/copy-pace/the-rate-is-kept", test_speed);
+    g_test_add_func("/copy-pace/no-limit-is-none", test_no_limit);
+    g_test_add_func("/copy-pace/the-smallest-and-the-largest-rate", test_extremes);
+    g_test_add_func("/copy-pace/pieces-fit-the-rate-and-the-guest", test_chunk);
+    g_test_add_func("/copy-pace/workers-stay-in-bounds", test_workers);
+    return g_test_run();
+}
