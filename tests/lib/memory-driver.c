@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -155,6 +156,15 @@ static int enter(struct block_node *node, enum block_operation operation, uint64
     return 0;
 }
 
+/* Bytes move as on a disk: a sector that is read while it is written is old or new. */
+static void move_bytes(struct block_node *node, void *to, const void *from, uint64_t bytes)
+{
+    struct memory_disk *disk = block_node_state(node);
+    SCOPE_LOCK(&disk->lock);
+
+    memcpy(to, from, bytes);
+}
+
 static void check_transfer(struct block_node *node, const void *buffer, uint64_t bytes)
 {
     g_assert_true(is_aligned((uintptr_t)buffer, node->limits.memory_alignment));
@@ -170,7 +180,8 @@ static int memory_pread(struct block_node *node, void *buffer, uint64_t offset, 
 
     check_transfer(node, buffer, bytes);
     if (status == 0) {
-        memcpy(buffer, disk->data + offset, bytes);
+        move_bytes(node, buffer, disk->data + offset, bytes);
+        sched_yield(); /* what was read may be old by now */
     }
     return status;
 }
@@ -183,7 +194,7 @@ static int memory_pwrite(struct block_node *node, const void *buffer, uint64_t o
 
     check_transfer(node, buffer, bytes);
     if (status == 0) {
-        memcpy(disk->data + offset, buffer, bytes);
+        move_bytes(node, disk->data + offset, buffer, bytes);
     }
     return status;
 }

@@ -3,6 +3,7 @@
 #include "block/request.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 
 #include "block/align.h"
@@ -156,6 +157,47 @@ static void test_no_write_is_lost(const void *options)
     g_assert_cmpint(block_node_pread(node, seen, 4096 + 84, 16, 0), ==, 0);
     memset(expected, 0, sizeof(expected));
     g_assert_cmpmem(seen, 16, expected, 16);
+}
+
+struct rewrite {
+    struct block_node *node;
+    uint64_t offset;
+    pthread_t thread;
+};
+
+static void *rewrite_byte(void *data)
+{
+    struct rewrite *rewrite = data;
+    uint8_t byte = 0x5a;
+
+    g_assert_cmpint(block_node_pwrite(rewrite->node, &byte, rewrite->offset, 1, 0), ==, 0);
+    return NULL;
+}
+
+/* One stands between reading and writing its sector: nobody else may read the old contents. */
+static void test_rewrites_are_serialised(void)
+{
+    AUTO(block_node) node = test_open("driver=memory,request-alignment=4096");
+    struct rewrite rewrites[3];
+
+    memory_disk_hold(node, BLOCK_OPERATION_WRITE);
+    for (unsigned i = 0; i < 3; i++) {
+        rewrites[i] = (struct rewrite){.node = node, .offset = 8192 + 10 * i};
+        g_assert_cmpint(pthread_create(&rewrites[i].thread, NULL, rewrite_byte, &rewrites[i]), ==,
+                        0);
+    }
+    memory_disk_wait_held(node, 1);
+    for (int i = 0; i < 100; i++) {
+        sched_yield();
+    }
+    g_assert_cmpuint(memory_disk_count(node, BLOCK_OPERATION_READ), ==, 1);
+    memory_disk_release(node);
+    for (unsigned i = 0; i < 3; i++) {
+        pthread_join(rewrites[i].thread, NULL);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        g_assert_cmpuint(memory_disk_data(node)[8192 + 10 * i], ==, 0x5a);
+    }
 }
 
 /* ---- Limits -----------------------------------------------------------------------------------
@@ -673,6 +715,7 @@ int main(int argc, char **argv)
     g_test_add_data_func("/request/unaligned-writes-of-one-sector-lose-nothing/filter",
                          "driver=memory-filter,file.driver=memory,file.request-alignment=4096",
                          test_no_write_is_lost);
+    g_test_add_func("/request/one-rewrites-a-sector-at-a-time", test_rewrites_are_serialised);
     g_test_add_func("/request/large-requests-are-split", test_splitting);
     g_test_add_func("/request/split-pieces-stay-aligned", test_split_pieces_stay_aligned);
     g_test_add_func("/request/misaligned-memory-is-bounced", test_misaligned_memory);
