@@ -252,7 +252,8 @@ struct block_driver {
                           uint64_t bytes);
     /*
      * Make requests that hang in a driver (an unresponsive server) fail soon, because the job
-     * that made them was cancelled. The node need not work afterwards. NULL: passed to children.
+     * that made them was cancelled. The node need not work afterwards. NULL: passed to the children
+     * but `backing`.
      */
     void (*cancel_in_flight)(struct block_node *node);
     /* Advise that a range will be read soon. NULL: does nothing. */

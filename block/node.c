@@ -9,12 +9,17 @@
 #include "block/align.h"
 #include "block/checked.h"
 #include "block/cleanup.h"
+#include "block/clock.h"
 #include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/graph.h"
 #include "block/request.h"
 
+/* How long removing a node waits for those who look at it in passing. */
+#define REMOVE_GRACE_NS (2 * NS_PER_SECOND)
+
 pthread_mutex_t block_graph_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t reference_dropped = PTHREAD_COND_INITIALIZER; /* with the graph lock */
 
 /* All published nodes, oldest first, and the number of the next made-up name. Graph lock. */
 static TAILQ_HEAD(block_node_list_head, block_node) all_nodes = TAILQ_HEAD_INITIALIZER(all_nodes);
@@ -200,6 +205,7 @@ void block_node_unref(struct block_node *node)
     if (last && node->published) {
         TAILQ_REMOVE(&all_nodes, node, entry);
     }
+    pthread_cond_broadcast(&reference_dropped);
     pthread_mutex_unlock(&block_graph_lock);
     if (!last) {
         return;
@@ -582,6 +588,20 @@ int block_node_add(struct block_options *options, GError **error)
     return 0;
 }
 
+/*
+ * A query may just be looking at the node. Who removes a node expects its file to be closed and
+ * unlocked afterwards, so wait until only the monitor's reference and the caller's are left; but
+ * not for ever, and not for somebody who has begun to use the node. Graph lock held.
+ */
+static void wait_for_passing_references(struct block_node *node)
+{
+    int64_t deadline_ns = clock_now_ns() + REMOVE_GRACE_NS;
+
+    while (node->references > 2 && TAILQ_EMPTY(&node->claims) &&
+           clock_cond_wait_until(&reference_dropped, &block_graph_lock, deadline_ns) == 0) {
+    }
+}
+
 int block_node_remove(const char *name, GError **error)
 {
     AUTO(block_node) node = block_node_find(name);
@@ -599,6 +619,7 @@ int block_node_remove(const char *name, GError **error)
             block_error(error, EBUSY, "Node '%s' is busy: it is in use by %s", name, user->owner);
     } else {
         node->named = false;
+        wait_for_passing_references(node);
     }
     pthread_mutex_unlock(&block_graph_lock);
     if (status == 0) {

@@ -762,10 +762,16 @@ int block_node_copy_range(struct block_node *source, uint64_t source_offset,
 
 void block_node_cancel_in_flight(struct block_node *node)
 {
+    const struct block_child *child;
+
     if (node->driver->cancel_in_flight) {
         node->driver->cancel_in_flight(node);
-    } else if (node->file) {
-        block_node_cancel_in_flight(node->file);
+        return;
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role != BLOCK_ROLE_BACKING) { /* a backing file serves others, too */
+            block_node_cancel_in_flight(child->claim.node);
+        }
     }
 }
 
