@@ -219,8 +219,8 @@ static void check_read(struct rig *rig, uint64_t offset, uint64_t bytes)
     int status = block_device_pread(rig->device, memory, offset, bytes);
 
     model_read_end(rig->model, read, status < 0 ? NULL : memory, &report);
-    /* Beside a write in flight the page cache may give a reader half a sector. */
-    if (report.wrong > report.verdicts[PATTERN_IS_TORN]) {
+    /* Beside a write in flight the page cache may give a reader a mixture. */
+    if (report.wrong > report.verdicts[PATTERN_IS_TORN] + report.verdicts[PATTERN_IS_FOREIGN]) {
         g_error("the guest read wrong data:\n%s", report.details ? report.details->str : "");
     }
     model_report_clear(&report);

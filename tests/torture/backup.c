@@ -19,7 +19,8 @@
 static const char *const target_names[TARGETS] = {"target0", "target1", "target2"};
 static const char *const job_ids[TARGETS] = {"job0", "job1", "job2"};
 
-static _Atomic bool over; /* the meddlers are to end */
+static bool meddled;      /* there are meddlers */
+static _Atomic bool over; /* they are to end */
 static _Atomic unsigned completed, cancelled, broken;
 
 struct meddler {
@@ -151,8 +152,10 @@ static struct backup_options choose_options(struct rig *rig, unsigned i, struct 
     options.max_workers = (int64_t)test_random_between(random, 1, 8);
     options.max_chunk = (int64_t)test_random_between(random, 64 * KIB, 512 * KIB);
     options.use_copy_range = test_random_chance(random, 30);
+    /* Alone, nobody would resume a job that an error has stopped. */
     options.on_target_error =
-        (enum block_error_policy)test_random_below(random, BLOCK_ERROR_POLICY_ENOSPC + 1);
+        (enum block_error_policy)(meddled ? test_random_below(random, BLOCK_ERROR_POLICY_ENOSPC + 1)
+                                          : test_random_below(random, BLOCK_ERROR_POLICY_STOP));
     if (test_random_chance(random, 30)) {
         options.speed = (int64_t)test_random_between(random, 1, 16) << 20;
     }
@@ -228,6 +231,7 @@ static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
     completed = cancelled = broken = 0;
     rig_fill(rig);
     rig_write(rig, WRITERS);
+    meddled = with_meddlers;
     if (with_meddlers) {
         start_meddlers(rig, meddlers);
     }
