@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A guest's load with a model beside it, and small disks that fill up."""
 
+import random
 import subprocess
 import threading
 
 from liveblk_test import DiskModel, connect, wait_until
 
 SECTOR = 4096
+
+
+def hang_up(handle):
+    """End a connection that may be broken already: nbdkit waits for its clients to go."""
+    try:
+        handle.shutdown()
+    except Exception:  # it is gone, then
+        pass
 
 
 class Writers:
@@ -70,8 +79,6 @@ class Writers:
             return sectors, self.model.write(at, length)
 
     def run(self, handle, seed):
-        import random
-
         generator = random.Random(seed)
         try:
             while (request := self.begin(generator)) is not None:
@@ -88,8 +95,9 @@ class Writers:
             handle.shutdown()
         except Exception as error:
             with self.lock:
-                self.errors.append(error)
+                self.errors.append(error.with_traceback(None))  # or it would keep the handle
                 self.changed.notify_all()
+            hang_up(handle)
 
     def held(self):
         """A context in which no request is under way; gives a snapshot of the model."""
