@@ -23,6 +23,7 @@ struct copy_task {
     void *buffer; /* NULL: zeroes */
     uint64_t offset;
     uint64_t bytes;
+    uint64_t memory; /* what of memory_used it holds */
     TAILQ_ENTRY(copy_task) entry;
 };
 
@@ -49,8 +50,9 @@ struct copy_engine {
     TAILQ_HEAD(, copy_task) tasks;
     TAILQ_HEAD(, copy_task) writing; /* tasks a worker has taken */
     uint64_t cursor;                 /* nothing before it is unsaved, but for reads that failed */
-    uint64_t memory_used;            /* by workers' buffers in use and by tasks */
+    uint64_t memory_used;            /* by workers' buffers and by tasks */
     uint64_t memory_limit;
+    unsigned buffers;         /* that workers have for background copying */
     uint64_t memory_released; /* in all: how far the target has come, for those who wait */
     unsigned guests_waiting;  /* for memory: background copying leaves it to them */
 
@@ -79,9 +81,12 @@ void copy_engine_fail(struct copy_engine *engine, GError *error);
 struct copy_read *copy_engine_overlapping_read(struct copy_engine *engine, uint64_t offset,
                                                uint64_t end);
 
-/* Queue saved bytes for the target; takes buffer over, whose bytes are in memory_used already. */
+/*
+ * Queue saved bytes for the target; takes the buffer over, and with it so much of memory_used as
+ * memory says.
+ */
 void copy_engine_queue_task(struct copy_engine *engine, void *buffer, uint64_t offset,
-                            uint64_t bytes);
+                            uint64_t bytes, uint64_t memory);
 
 /* Memory that memory_used included is free again. */
 void copy_engine_release_memory(struct copy_engine *engine, uint64_t bytes);
@@ -92,10 +97,11 @@ bool copy_engine_task_overlaps(struct copy_engine *engine, uint64_t offset, uint
 /* ---- copy-io.c: the work itself. Lock not held. ---- */
 
 /*
- * Save and write the first piece of a run that is in the list of reads; buffer holds max_bytes.
- * Takes the read out of the list.
+ * Save and write the first piece of a run that is in the list of reads; the buffer holds
+ * max_bytes. Takes the read out of the list. If the bytes must be written later, *buffer is kept
+ * for that, and NULL afterwards.
  */
-void copy_io_run(struct copy_engine *engine, struct copy_read *read, void *buffer,
+void copy_io_run(struct copy_engine *engine, struct copy_read *read, void **buffer,
                  uint64_t max_bytes);
 
 /* Write a task's bytes and free it, or put it back. */

@@ -23,6 +23,12 @@
 /* How long requests that are in flight at the end get before hanging ones are cut off. */
 #define END_GRACE_NS NS_PER_SECOND
 
+/*
+ * Memory is bounded by workers times the chunk; with fewer workers than this, as for this many,
+ * or guests would wait for each piece that is copied.
+ */
+#define MEMORY_CHUNKS_MIN 4u
+
 /* ---- Bookkeeping ---------------------------------------------------------------------------- */
 
 /* Lock held. */
@@ -59,11 +65,16 @@ struct copy_read *copy_engine_overlapping_read(struct copy_engine *engine, uint6
 }
 
 void copy_engine_queue_task(struct copy_engine *engine, void *buffer, uint64_t offset,
-                            uint64_t bytes)
+                            uint64_t bytes, uint64_t memory)
 {
     struct copy_task *task = g_new(struct copy_task, 1);
 
-    *task = (struct copy_task){.buffer = buffer, .offset = offset, .bytes = bytes};
+    *task = (struct copy_task){
+        .buffer = buffer,
+        .offset = offset,
+        .bytes = bytes,
+        .memory = memory,
+    };
     TAILQ_INSERT_TAIL(&engine->tasks, task, entry);
     pthread_cond_signal(&engine->work);
 }
@@ -94,17 +105,25 @@ bool copy_engine_task_overlaps(struct copy_engine *engine, uint64_t offset, uint
 
 /* ---- Choosing work. Lock held. -------------------------------------------------------------- */
 
-static bool memory_allows(const struct copy_engine *engine, uint64_t bytes)
+/*
+ * Whether one more worker may have a buffer. A quarter of the memory is the guests' alone, so that
+ * a slow target that keeps all workers busy does not at once hold them up.
+ */
+static bool memory_allows_buffer(const struct copy_engine *engine)
 {
-    return engine->memory_used == 0 || engine->memory_used + bytes <= engine->memory_limit;
+    uint64_t size = engine->options.max_chunk;
+
+    return engine->buffers == 0
+               ? engine->memory_used == 0 || engine->memory_used + size <= engine->memory_limit
+               : engine->memory_used + size <= engine->memory_limit &&
+                     (engine->buffers + 1) * size <= engine->memory_limit / 4 * 3;
 }
 
-static bool background_may_start(struct copy_engine *engine, uint64_t chunk, int64_t now_ns)
+static bool background_may_start(struct copy_engine *engine, int64_t now_ns)
 {
     return engine->options.copy_all && !engine->background_held && !engine->tasks_held &&
            !engine->source_drains && !engine->guests_waiting &&
            engine->active_background < engine->pace.workers && now_ns >= engine->retry_after_ns &&
-           memory_allows(engine, chunk) &&
            copy_pace_may_start(&engine->pace, job_speed(engine->job), now_ns);
 }
 
@@ -172,38 +191,62 @@ static bool run_task(struct copy_engine *engine, int64_t now_ns)
     return true;
 }
 
-/* The same for background copying. *buffer is the worker's own, made when first needed. */
+/* Lock held, as in the functions that follow. */
+static void drop_buffer(struct copy_engine *engine, void **buffer)
+{
+    if (*buffer) {
+        free(STEAL(*buffer));
+        engine->buffers--;
+        copy_engine_release_memory(engine, engine->options.max_chunk);
+    }
+}
+
+/* A worker keeps its buffer from piece to piece, as new memory costs more than what is copied. */
+static bool have_buffer(struct copy_engine *engine, void **buffer)
+{
+    GError *error = NULL;
+
+    if (*buffer) {
+        return true;
+    }
+    if (!memory_allows_buffer(engine)) {
+        return false;
+    }
+    *buffer = block_node_alloc_buffer(engine->options.source, engine->options.max_chunk);
+    if (!*buffer) {
+        block_error(&error, ENOMEM, "Not enough memory to copy");
+        copy_engine_fail(engine, error);
+        return false;
+    }
+    engine->buffers++;
+    engine->memory_used += engine->options.max_chunk;
+    return true;
+}
+
+/* The same for background copying. *buffer is the worker's own. */
 static bool run_background(struct copy_engine *engine, void **buffer, int64_t now_ns)
 {
     uint64_t chunk =
         copy_pace_chunk(&engine->pace, engine->options.max_chunk, job_speed(engine->job));
     struct copy_read run;
 
-    if (!background_may_start(engine, chunk, now_ns) || !choose_run(engine, chunk, &run)) {
-        return false;
-    }
-    if (!*buffer &&
-        !(*buffer = block_node_alloc_buffer(engine->options.source, engine->options.max_chunk))) {
-        GError *error = NULL;
-
-        block_error(&error, ENOMEM, "Not enough memory to copy");
-        copy_engine_fail(engine, error);
+    if (!background_may_start(engine, now_ns) || !have_buffer(engine, buffer) ||
+        !choose_run(engine, chunk, &run)) {
         return false;
     }
     copy_pace_account(&engine->pace, run.end - run.offset);
     TAILQ_INSERT_TAIL(&engine->reads, &run, entry);
     engine->active++;
     engine->active_background++;
-    engine->memory_used += chunk;
     pthread_mutex_unlock(&engine->lock);
 
     int64_t used_ns = processor_time_ns();
-    copy_io_run(engine, &run, *buffer, chunk);
+    copy_io_run(engine, &run, buffer, chunk);
     used_ns = processor_time_ns() - used_ns;
 
     pthread_mutex_lock(&engine->lock);
     copy_pace_measure(&engine->pace, clock_now_ns() - now_ns, used_ns);
-    copy_engine_release_memory(engine, chunk);
+    engine->buffers -= !*buffer; /* it went to a task, and its memory with it */
     engine->active--;
     engine->active_background--;
     return true;
@@ -212,14 +255,19 @@ static bool run_background(struct copy_engine *engine, void **buffer, int64_t no
 static void *worker_thread(void *data)
 {
     struct copy_engine *engine = data;
-    AUTO_FREE void *buffer = NULL;
+    void *buffer = NULL;
     SCOPE_LOCK(&engine->lock);
 
     while (!engine->workers_end) {
         int64_t now_ns = clock_now_ns();
         bool may_work = !engine->drains && !atomic_load(&engine->over);
+        bool worked =
+            may_work && (run_task(engine, now_ns) || run_background(engine, &buffer, now_ns));
 
-        if (may_work && (run_task(engine, now_ns) || run_background(engine, &buffer, now_ns))) {
+        if (engine->guests_waiting) {
+            drop_buffer(engine, &buffer);
+        }
+        if (worked) {
             pthread_cond_broadcast(&engine->changed);
             /* The coordinator sleeps in ticks; only an end or a pause is worth waking it. */
             if (engine->active == 0) {
@@ -229,6 +277,7 @@ static void *worker_thread(void *data)
             pthread_cond_wait(&engine->work, &engine->lock);
         }
     }
+    drop_buffer(engine, &buffer);
     return NULL;
 }
 
@@ -548,7 +597,8 @@ struct copy_engine *copy_engine_new(struct job *job, const struct copy_engine_op
     engine->job = job_ref(job);
     engine->length = block_node_length(options->source);
     engine->notifier.before_write = copy_guest_before_write;
-    engine->memory_limit = engine->options.max_workers * engine->options.max_chunk;
+    engine->memory_limit =
+        MAX_OF(engine->options.max_workers, MEMORY_CHUNKS_MIN) * engine->options.max_chunk;
     engine->workers = g_ptr_array_new();
     atomic_init(&engine->offload_works, true);
     pthread_mutex_init(&engine->lock, NULL);

@@ -56,11 +56,12 @@ static bool reserve_memory(struct copy_engine *engine, uint64_t bytes)
     struct patience patience = {0};
     bool go_on = true;
 
-    engine->guests_waiting++;
     while (go_on && engine->memory_used && engine->memory_used + bytes > engine->memory_limit) {
+        engine->guests_waiting++;
+        pthread_cond_broadcast(&engine->work); /* idle workers give their buffers up */
         go_on = !atomic_load(&engine->over) && wait_for_change(engine, &patience);
+        engine->guests_waiting--;
     }
-    engine->guests_waiting--;
     if (go_on) {
         engine->memory_used += bytes;
     }
@@ -87,7 +88,7 @@ static void save_data(struct copy_engine *engine, struct copy_read *read)
     pthread_cond_broadcast(&engine->changed);
     if (status == 0) {
         copy_map_mark_saved(engine->map, read->offset, bytes);
-        copy_engine_queue_task(engine, buffer, read->offset, bytes);
+        copy_engine_queue_task(engine, buffer, read->offset, bytes, bytes);
     } else {
         GError *error = NULL;
 
@@ -128,7 +129,7 @@ static bool save_zeroes(struct copy_engine *engine, struct copy_read *read)
         return false;
     }
     copy_map_mark_saved(engine->map, read->offset, end - read->offset);
-    copy_engine_queue_task(engine, NULL, read->offset, end - read->offset);
+    copy_engine_queue_task(engine, NULL, read->offset, end - read->offset, 0);
     return true;
 }
 

@@ -179,7 +179,7 @@ static void finish_zero_run(struct copy_engine *engine, struct copy_read *read)
         job_progress_add(engine->job, bytes);
     } else if (try_again(engine, false, offset, -status)) {
         SCOPE_LOCK(&engine->lock);
-        copy_engine_queue_task(engine, NULL, offset, bytes);
+        copy_engine_queue_task(engine, NULL, offset, bytes, 0);
     }
 }
 
@@ -202,7 +202,7 @@ static bool offload(struct copy_engine *engine, struct copy_read *read)
     return true;
 }
 
-static void finish_data_run(struct copy_engine *engine, struct copy_read *read, void *buffer)
+static void finish_data_run(struct copy_engine *engine, struct copy_read *read, void **buffer)
 {
     uint64_t offset = read->offset;
     uint64_t bytes = read->end - offset;
@@ -211,26 +211,24 @@ static void finish_data_run(struct copy_engine *engine, struct copy_read *read, 
     if (offload(engine, read)) {
         return;
     }
-    status = block_node_pread(engine->options.source, buffer, offset, bytes, 0);
+    status = block_node_pread(engine->options.source, *buffer, offset, bytes, 0);
     end_read(engine, read, status == 0 ? bytes : 0);
     if (status < 0) {
         try_again(engine, true, offset, -status);
         return;
     }
-    status = write_data(engine, buffer, offset, bytes);
+    status = write_data(engine, *buffer, offset, bytes);
     if (status == 0) {
         job_progress_add(engine->job, bytes);
     } else if (try_again(engine, false, offset, -status)) {
         /* The source may have changed since: what was read is what must be written. */
-        void *kept = g_memdup2(buffer, bytes);
         SCOPE_LOCK(&engine->lock);
 
-        engine->memory_used += bytes;
-        copy_engine_queue_task(engine, kept, offset, bytes);
+        copy_engine_queue_task(engine, STEAL(*buffer), offset, bytes, engine->options.max_chunk);
     }
 }
 
-void copy_io_run(struct copy_engine *engine, struct copy_read *read, void *buffer,
+void copy_io_run(struct copy_engine *engine, struct copy_read *read, void **buffer,
                  uint64_t max_bytes)
 {
     uint64_t end = read->end;
@@ -261,9 +259,10 @@ void copy_io_task(struct copy_engine *engine, struct copy_task *task)
     pthread_mutex_lock(&engine->lock);
     TAILQ_REMOVE(&engine->writing, task, entry);
     if (again) {
-        copy_engine_queue_task(engine, STEAL(task->buffer), task->offset, task->bytes);
+        copy_engine_queue_task(engine, STEAL(task->buffer), task->offset, task->bytes,
+                               task->memory);
     } else {
-        copy_engine_release_memory(engine, task->buffer ? task->bytes : 0);
+        copy_engine_release_memory(engine, task->memory);
     }
     pthread_mutex_unlock(&engine->lock);
     free(task->buffer);
