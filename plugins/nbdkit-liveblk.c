@@ -7,14 +7,16 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
-#include "block/device.h"
-#include "block/event.h"
 #include "block/main-loop.h"
-#include "block/main-loop.h"
+#include "jobs/thread.h"
 #include "server/export.h"
 #include "server/server.h"
 
@@ -23,11 +25,16 @@
 static struct server *server;
 
 /*
- * Watches for nbdkit's shutdown, so that requests held by an error policy or by `stop` do not
- * keep it from ending: it waits for its connections for ever. Main thread, until cleanup.
+ * nbdkit tells a plugin that it ends only when all clients have gone, and waits for them for ever.
+ * A guest that stays connected must not keep jobs running and its own data unflushed meanwhile, nor
+ * may a request that an error policy holds keep nbdkit from ending. So its signals pass through us:
+ * the handler tells a thread, and calls nbdkit's own.
  */
-static pthread_t shutdown_watch;
-static bool shutdown_watch_runs;
+static const int end_signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT};
+static struct sigaction nbdkit_actions[G_N_ELEMENTS(end_signals)];
+static int end_fd = -1; /* an eventfd: a signal arrived, or the plugin ends by itself */
+static pthread_t end_thread;
+static _Atomic bool ended;
 
 static int fail(GError *error)
 {
@@ -122,54 +129,106 @@ static int liveblk_get_ready(void)
     return server_prepare(server, &error) < 0 ? fail(error) : 0;
 }
 
-static void quit(void *data)
+static void tell_end_thread(void)
 {
-    nbdkit_shutdown();
+    uint64_t one = 1;
+
+    (void)!write(end_fd, &one, sizeof(one)); /* fails only if it was told very often */
 }
 
-/*
- * nbdkit_nanosleep ends early when nbdkit shuts down; nothing else tells a plugin. It also logs
- * that it did, so nobody sleeps before a request is held for the first time.
- */
-static void *watch_shutdown(void *data)
+static void handle_end_signal(int signal_number)
 {
-    while (nbdkit_nanosleep(24 * 3600, 0) == 0) {
+    int saved_errno = errno;
+
+    tell_end_thread();
+    errno = saved_errno;
+    for (size_t i = 0; i < G_N_ELEMENTS(end_signals); i++) {
+        if (end_signals[i] == signal_number) {
+            nbdkit_actions[i].sa_handler(signal_number);
+        }
     }
-    block_device_shutdown_all();
+}
+
+static void *wait_for_end(void *data)
+{
+    uint64_t count;
+
+    while (read(end_fd, &count, sizeof(count)) < 0 && errno == EINTR) {
+    }
+    if (!atomic_load(&ended)) {
+        server_begin_stop(server);
+    }
     return NULL;
 }
 
-static void watch_for_stop(const struct event *event, void *data)
+/* Only where nbdkit has a plain handler of its own: what is ignored stays ignored. */
+static void take_over_signals(void)
 {
-    if (!shutdown_watch_runs && !strcmp(event->name, "STOP")) {
-        shutdown_watch_runs = pthread_create(&shutdown_watch, NULL, watch_shutdown, NULL) == 0;
+    for (size_t i = 0; i < G_N_ELEMENTS(end_signals); i++) {
+        struct sigaction action;
+
+        if (sigaction(end_signals[i], NULL, &action) < 0 || action.sa_flags & SA_SIGINFO ||
+            action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
+            continue;
+        }
+        nbdkit_actions[i] = action;
+        action.sa_handler = handle_end_signal;
+        sigaction(end_signals[i], &action, NULL);
     }
+}
+
+static void give_signals_back(void)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(end_signals); i++) {
+        if (nbdkit_actions[i].sa_handler) {
+            sigaction(end_signals[i], &nbdkit_actions[i], NULL);
+        }
+    }
+}
+
+static int watch_for_end(void)
+{
+    end_fd = eventfd(0, EFD_CLOEXEC);
+    if (end_fd < 0 || thread_create(&end_thread, wait_for_end, NULL) != 0) {
+        nbdkit_error("could not start the thread that watches for the end");
+        return -1;
+    }
+    take_over_signals();
+    return 0;
+}
+
+static void stop_watching(void)
+{
+    if (end_fd >= 0) {
+        give_signals_back();
+        atomic_store(&ended, true);
+        tell_end_thread();
+        pthread_join(end_thread, NULL);
+        close(end_fd);
+        end_fd = -1;
+    }
+}
+
+static void quit(void *data)
+{
+    tell_end_thread();
+    nbdkit_shutdown();
 }
 
 static int liveblk_after_fork(void)
 {
     GError *error = NULL;
 
-    event_add_listener(watch_for_stop, NULL);
     if (server_start(server, quit, NULL, &error) < 0) {
         return fail(error);
     }
-    return 0;
-}
-
-static void stop_watching(void *data)
-{
-    event_remove_listener(watch_for_stop, NULL);
+    return watch_for_end();
 }
 
 /* The connections are closed. */
 static void liveblk_cleanup(void)
 {
-    main_loop_call_wait(stop_watching, NULL);
-    if (shutdown_watch_runs) {
-        pthread_join(shutdown_watch, NULL);
-        shutdown_watch_runs = false;
-    }
+    stop_watching();
     server_stop(server);
 }
 

@@ -157,6 +157,30 @@ int server_start(struct server *server, void (*quit)(void *data), void *quit_dat
     return 0;
 }
 
+static void flush_devices(void)
+{
+    struct block_device **devices = block_device_list();
+
+    for (struct block_device **device = devices; *device; device++) {
+        int status = block_device_flush(*device);
+
+        if (status < 0) {
+            g_warning("Device '%s' could not be flushed: %s", block_device_name(*device),
+                      g_strerror(-status));
+        }
+    }
+    block_device_list_free(devices);
+}
+
+void server_begin_stop(struct server *server)
+{
+    block_device_shutdown_all();
+    if (server->started) {
+        job_cancel_all();
+    }
+    flush_devices();
+}
+
 /*
  * Jobs first, while clients can still hear how they end; then the clients, who could start new
  * ones; then the jobs those had begun; then the disks.

@@ -38,6 +38,12 @@ int server_prepare(struct server *server, GError **error);
 int server_start(struct server *server, void (*quit)(void *data), void *quit_data, GError **error);
 
 /*
+ * The process will end as soon as its clients have gone: requests held by an error policy fail,
+ * jobs are cancelled, disks flushed. Clients are still served. Not the main thread; blocks.
+ */
+void server_begin_stop(struct server *server);
+
+/*
  * Cancel jobs, flush and close disks, remove the admin socket, end the threads. Requests held by
  * an error policy fail. Idempotent.
  */
