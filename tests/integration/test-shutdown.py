@@ -86,6 +86,22 @@ def killed(test):
     server.qmp().command("query-status")
 
 
+@promise("SIGTERM while a guest stays connected cancels jobs and fails held requests at once, and "
+         "the end comes when the guest leaves")  # fmt: skip
+def guest_stays(test):
+    server = Server(test, [test.make_disk("disk.img", 64 * MIB)])
+    guest = server.connect()
+    guest.pwrite(b"x" * SECTOR, 0)
+    qmp = server.qmp()
+    start_backup(qmp, "j", test.path("b.img"), speed=MIB)
+    server.process.terminate()
+    qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")
+    assert server.process.poll() is None
+    guest.shutdown()
+    assert server.process.wait(30) == 0, server.log()
+    assert not server.admin.exists()
+
+
 @promise("QMP's quit under load ends all the same")
 def quits(test):
     disk = test.make_disk("disk.img", 8 * MIB)
@@ -108,7 +124,7 @@ def slow_command(test):
     mute.bind(str(test.path("mute")))
     mute.listen()
     server = Server(test, [test.make_disk("disk.img", MIB)])
-    add = {"driver": "nbd", "node-name": "m",
+    add = {"driver": "nbd", "node-name": "m", "open-timeout": 5,
            "server": {"type": "unix", "path": str(test.path("mute"))}}  # fmt: skip
     qmp = server.qmp()
     qmp.send_bytes(json.dumps({"execute": "blockdev-add", "arguments": add}).encode())
