@@ -436,4 +436,7 @@ static struct nbdkit_plugin plugin = {
     .extents = liveblk_extents,
 };
 
+/* nbdkit's macro defines this function without declaring it. */
+struct nbdkit_plugin *plugin_init(void);
+
 NBDKIT_REGISTER_PLUGIN(plugin)
