@@ -377,6 +377,7 @@ static int convert_scalar(const struct block_option *option, const char *text, c
     case BLOCK_OPTION_NODE:
     case BLOCK_OPTION_ADDRESS:
     case BLOCK_OPTION_STRINGS:
+    case BLOCK_OPTION_LIST:
         break;
     }
     g_assert_not_reached();
@@ -537,6 +538,67 @@ static char *full_name_of(const char *prefix, const char *name)
     return prefix ? g_strdup_printf("%s.%s", prefix, name) : g_strdup(name);
 }
 
+/* Take the element at `key`; *element is stored only if all of it is right. */
+static int extract_element(struct block_options *options, const struct block_option *option,
+                           const char *key, const char *name, void *element, GError **error)
+{
+    AUTO(block_options) nested = NULL;
+    int status;
+
+    if (block_options_get(options, key)) {
+        return bad_type(error, name, "object");
+    }
+    nested = block_options_take_nested(options, key);
+    status = block_options_extract(nested, option->element_options, element, name, error);
+    if (status < 0) {
+        return status;
+    }
+    status = block_options_expect_empty(nested, name, error);
+    if (status < 0) {
+        block_options_clear_target(option->element_options, element);
+    }
+    return status;
+}
+
+/* What was stored before an error is freed with the target. */
+static int extract_list(struct block_options *options, const struct block_option *option,
+                        struct block_option_list *list, const char *name, GError **error)
+{
+    if (block_options_get(options, option->name)) {
+        return bad_type(error, name, "array");
+    }
+    for (;;) {
+        g_autofree char *key = g_strdup_printf("%s.%zu", option->name, list->count);
+        g_autofree char *full_name = g_strdup_printf("%s.%zu", name, list->count);
+        g_autofree void *element = NULL;
+        int status;
+
+        if (!block_options_has(options, key)) {
+            break;
+        }
+        element = g_malloc0(option->element_size);
+        status = extract_element(options, option, key, full_name, element, error);
+        if (status < 0) {
+            return status;
+        }
+        list->elements = g_realloc_n(list->elements, list->count + 1, option->element_size);
+        memcpy((char *)list->elements + list->count * option->element_size, element,
+               option->element_size);
+        list->count++;
+    }
+    return option->required && !list->count ? missing(error, name) : 0;
+}
+
+static void clear_list(const struct block_option *option, struct block_option_list *list)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        block_options_clear_target(option->element_options,
+                                   (char *)list->elements + i * option->element_size);
+    }
+    g_free(list->elements);
+    *list = (struct block_option_list){0};
+}
+
 static int extract_option(struct block_options *options, const struct block_option *option,
                           void *member, const char *prefix, GError **error)
 {
@@ -549,6 +611,8 @@ static int extract_option(struct block_options *options, const struct block_opti
         return extract_address(options, option, member, name, error);
     case BLOCK_OPTION_STRINGS:
         return extract_strings(options, option, member, name, error);
+    case BLOCK_OPTION_LIST:
+        return extract_list(options, option, member, name, error);
     default:
         return extract_scalar(options, option, member, name, error);
     }
@@ -574,6 +638,8 @@ static size_t member_size(enum block_option_type type)
         return sizeof(struct block_address);
     case BLOCK_OPTION_STRINGS:
         return sizeof(char **);
+    case BLOCK_OPTION_LIST:
+        return sizeof(struct block_option_list);
     }
     g_assert_not_reached();
 }
@@ -607,6 +673,8 @@ void block_options_clear_target(const struct block_option *table, void *target)
             g_clear_pointer((char ***)member, g_strfreev);
         } else if (option->type == BLOCK_OPTION_ADDRESS) {
             block_address_clear(member);
+        } else if (option->type == BLOCK_OPTION_LIST) {
+            clear_list(option, member);
         }
     }
 }

@@ -30,6 +30,13 @@ enum block_option_type {
     BLOCK_OPTION_NODE,    /* a child node: a node's name or nested options; nothing is stored */
     BLOCK_OPTION_ADDRESS, /* struct block_address, nested keys type/path/host/port/cid/str */
     BLOCK_OPTION_STRINGS, /* char ** (NULL-terminated): keys name.0, name.1, ... */
+    BLOCK_OPTION_LIST,    /* struct block_option_list: keys name.0.x, name.0.y, name.1.x, ... */
+};
+
+/* What a list of objects is extracted into: count structs, one after the other. */
+struct block_option_list {
+    void *elements;
+    size_t count;
 };
 
 /* One declared option. */
@@ -41,6 +48,10 @@ struct block_option {
     const char *default_text;       /* NULL: zero, NULL or the first enum value */
     const char *const *enum_values; /* NULL-terminated, for BLOCK_OPTION_ENUM */
     const char *help;               /* one sentence, for the generated documentation */
+
+    /* For BLOCK_OPTION_LIST: the options of one element, and the size of its struct. */
+    const struct block_option *element_options;
+    size_t element_size;
 };
 
 /* A socket address as QMP's SocketAddress has it. All strings are owned by the struct. */
@@ -111,7 +122,7 @@ int block_parse_bool(const char *text, bool *value, GError **error);
 int block_options_extract(struct block_options *options, const struct block_option *table,
                           void *target, const char *prefix, GError **error);
 
-/* Free what block_options_extract stored (strings, addresses) and zero those members. */
+/* Free what block_options_extract stored (strings, addresses, lists) and zero those members. */
 void block_options_clear_target(const struct block_option *table, void *target);
 
 /*

@@ -2,7 +2,9 @@
 #include "formats/formats.h"
 
 #include "block/driver.h"
+#include "formats/blkdebug.h"
 #include "formats/file.h"
+#include "formats/lose-writes.h"
 #include "formats/nbd.h"
 #include "formats/null.h"
 #include "formats/raw.h"
@@ -15,4 +17,6 @@ void formats_register(void)
     block_driver_register(&null_co_driver);
     block_driver_register(&null_aio_driver);
     block_driver_register(&nbd_driver);
+    block_driver_register(&blkdebug_driver);
+    block_driver_register(&lose_writes_driver);
 }

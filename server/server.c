@@ -8,8 +8,10 @@
 #include "block/driver.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "formats/blkdebug.h"
 #include "formats/formats.h"
 #include "jobs/job.h"
+#include "server/commands-fault.h"
 #include "server/commands.h"
 #include "server/disk.h"
 #include "server/qmp/monitor.h"
@@ -31,10 +33,11 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands, block_commands, job_commands, NULL,
+    qmp_commands_control, server_commands, block_commands, job_commands, fault_commands, NULL,
 };
 
-static const struct qmp_event_type *const event_tables[] = {block_events, job_events, NULL};
+static const struct qmp_event_type *const event_tables[] = {block_events, job_events, fault_events,
+                                                            NULL};
 
 static void register_drivers(void)
 {
@@ -43,6 +46,7 @@ static void register_drivers(void)
     if (!registered) {
         formats_register();
         types_init();
+        fault_commands_init();
         registered = true;
     }
 }
@@ -175,6 +179,7 @@ static void flush_devices(void)
 void server_begin_stop(struct server *server)
 {
     block_device_shutdown_all();
+    blkdebug_release_all();
     if (server->started) {
         job_cancel_all();
     }
@@ -188,6 +193,7 @@ void server_begin_stop(struct server *server)
 void server_stop(struct server *server)
 {
     block_device_shutdown_all();
+    blkdebug_release_all();
     if (server->started) {
         job_cancel_all();
     }

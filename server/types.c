@@ -108,6 +108,8 @@ const struct qmp_type on_error_type = {
            "enospc (stop if space is short, else report), auto (as enospc).",
 };
 
+static const struct qmp_type *object_of_options(const char *name, const struct block_option *table);
+
 static const struct qmp_type *type_of_option(const struct block_option *option)
 {
     struct qmp_type *type;
@@ -134,6 +136,12 @@ static const struct qmp_type *type_of_option(const struct block_option *option)
         type->name = option->name;
         type->kind = QMP_KIND_ENUM;
         type->values = option->enum_values;
+        return type;
+    case BLOCK_OPTION_LIST:
+        type = g_new0(struct qmp_type, 1);
+        type->name = g_strconcat(option->name, "List", NULL);
+        type->kind = QMP_KIND_ARRAY;
+        type->element = object_of_options(option->name, option->element_options);
         return type;
     }
     g_assert_not_reached();
@@ -179,7 +187,7 @@ static const struct block_option *append_group(GArray *members, const struct blo
     return next - 1;
 }
 
-static void append_options(GArray *members, const struct block_option *table)
+void types_append_options(GArray *members, const struct block_option *table)
 {
     for (const struct block_option *option = table; option && option->name; option++) {
         const char *dot = strchr(option->name, '.');
@@ -197,7 +205,7 @@ static const struct qmp_type *object_of_options(const char *name, const struct b
     GArray *members = g_array_new(TRUE, TRUE, sizeof(struct qmp_member));
     struct qmp_type *type = g_new0(struct qmp_type, 1);
 
-    append_options(members, table);
+    types_append_options(members, table);
     type->name = name;
     type->kind = QMP_KIND_OBJECT;
     type->members = finish_members(members);
@@ -220,7 +228,7 @@ static const struct qmp_member *base_members(const char *const *names,
     g_array_append_val(members, driver);
     if (common) {
         g_array_append_val(members, node_name);
-        append_options(members, common);
+        types_append_options(members, common);
     }
     return finish_members(members);
 }

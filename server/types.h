@@ -16,6 +16,9 @@ extern struct qmp_type blockdev_options_type;
 extern struct qmp_type blockdev_create_options_type;
 void types_init(void);
 
+/* Append declared options, as struct qmp_member, to the members of an object type being made. */
+void types_append_options(GArray *members, const struct block_option *table);
+
 extern const struct qmp_type on_error_type;
 extern const struct qmp_type block_device_info_type; /* one node */
 extern const struct qmp_type block_device_info_list_type;

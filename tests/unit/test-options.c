@@ -8,6 +8,12 @@
 #include "block/options.h"
 
 /* What every type of option is extracted into. */
+struct rule {
+    char *event;
+    uint64_t count;
+    bool once;
+};
+
 struct values {
     char *path;
     bool locking;
@@ -17,9 +23,17 @@ struct values {
     int discard;
     struct block_address server;
     char **hosts;
+    struct block_option_list rules;
 };
 
 static const char *const discard_names[] = {"ignore", "unmap", NULL};
+
+static const struct block_option rule_table[] = {
+    {"event", BLOCK_OPTION_STRING, offsetof(struct rule, event), .required = true},
+    {"count", BLOCK_OPTION_UINT, offsetof(struct rule, count), .default_text = "3"},
+    {"once", BLOCK_OPTION_BOOL, offsetof(struct rule, once)},
+    {NULL},
+};
 
 static const struct block_option table[] = {
     {"path", BLOCK_OPTION_STRING, offsetof(struct values, path), .required = true},
@@ -32,6 +46,8 @@ static const struct block_option table[] = {
     {"file", BLOCK_OPTION_NODE, 0, .required = true},
     {"server", BLOCK_OPTION_ADDRESS, offsetof(struct values, server)},
     {"hosts", BLOCK_OPTION_STRINGS, offsetof(struct values, hosts)},
+    {"rules", BLOCK_OPTION_LIST, offsetof(struct values, rules), .element_options = rule_table,
+     .element_size = sizeof(struct rule)},
     {NULL},
 };
 
@@ -496,6 +512,42 @@ static void add_extraction_tests(void)
     g_test_add_func("/options/nodes-are-left-in-the-set", test_nodes_are_left_in_the_set);
 }
 
+/* Lists of objects. */
+
+static void test_a_list_of_objects_is_an_array_of_structs(void)
+{
+    struct values values;
+    struct rule *rules;
+
+    extract("path=x,rules.0.event=a,rules.1.event=b,rules.1.count=9,rules.1.once=on", &values);
+    rules = values.rules.elements;
+    g_assert_cmpuint(values.rules.count, ==, 2);
+    g_assert_cmpstr(rules[0].event, ==, "a");
+    g_assert_cmpuint(rules[0].count, ==, 3);
+    g_assert_false(rules[0].once);
+    g_assert_cmpstr(rules[1].event, ==, "b");
+    g_assert_cmpuint(rules[1].count, ==, 9);
+    g_assert_true(rules[1].once);
+    block_options_clear_target(table, &values);
+    g_assert_null(values.rules.elements);
+    extract("path=x", &values);
+    g_assert_cmpuint(values.rules.count, ==, 0);
+    block_options_clear_target(table, &values);
+}
+
+static void test_a_wrong_element_refuses_the_whole_list(void)
+{
+    assert_refused("path=x,rules=1", EINVAL, "Invalid parameter type for 'rules', expected: array");
+    assert_refused("path=x,rules.0=1", EINVAL,
+                   "Invalid parameter type for 'rules.0', expected: object");
+    assert_refused("path=x,rules.0.event=a,rules.1.count=1", EINVAL,
+                   "Parameter 'rules.1.event' is missing");
+    assert_refused("path=x,rules.0.event=a,rules.0.wrong=1", EINVAL,
+                   "Parameter 'rules.0.wrong' is unexpected");
+    assert_refused("path=x,rules.0.event=a,rules.0.count=x", EINVAL,
+                   "Invalid parameter type for 'rules.0.count', expected: integer");
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -519,5 +571,9 @@ int main(int argc, char **argv)
     add_extraction_tests();
     g_test_add_func("/driver/drivers-are-found-and-probed", test_drivers_are_found_and_probed);
     g_test_add_func("/driver/driver-results-are-freed", test_driver_results_are_freed);
+    g_test_add_func("/options/a-list-of-objects-is-an-array-of-structs",
+                    test_a_list_of_objects_is_an_array_of_structs);
+    g_test_add_func("/options/a-wrong-element-refuses-the-whole-list",
+                    test_a_wrong_element_refuses_the_whole_list);
     return g_test_run();
 }
