@@ -142,8 +142,13 @@ static int take_back(struct block_node *node, const struct lose_writes_plan *pla
     struct lose_writes_state *state = block_node_state(node);
     struct draw draw = {.plan = plan};
     g_autoptr(GArray) numbers = NULL;
+    const struct write_log_entry *entry;
+    uint64_t unflushed = 0;
     int status = 0, flushed;
 
+    TAILQ_FOREACH (entry, &state->log.entries, entry) {
+        unflushed += !entry->is_durable;
+    }
     write_log_replay(&state->log, plan->tear, survives, &draw);
     numbers = write_log_block_numbers(&state->log);
     for (unsigned i = 0; i < numbers->len; i++) {
@@ -154,7 +159,7 @@ static int take_back(struct block_node *node, const struct lose_writes_plan *pla
     flushed = block_node_flush(node->file);
     *result = (struct lose_writes_result){
         .lost = draw.lost,
-        .kept = state->log.count - draw.lost,
+        .kept = unflushed - draw.lost,
     };
     return status < 0 ? status : flushed;
 }

@@ -27,7 +27,6 @@ void write_log_init(struct write_log *log)
     TAILQ_INIT(&log->entries);
     log->blocks = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, free_block);
     log->bytes = 0;
-    log->count = 0;
     log->done = 0;
 }
 
@@ -101,7 +100,6 @@ struct write_log_entry *write_log_append(struct write_log *log, uint64_t number,
     entry->bytes = bytes;
     entry->data = data ? g_memdup2(data, bytes) : NULL;
     log->bytes += sizeof(*entry) + (data ? bytes : 0);
-    log->count++;
     TAILQ_INSERT_TAIL(&log->entries, entry, entry);
     return entry;
 }
@@ -135,7 +133,6 @@ void write_log_remove(struct write_log *log, struct write_log_entry *entry)
     write_log_unpin(log, entry->offset, entry->bytes);
     TAILQ_REMOVE(&log->entries, entry, entry);
     log->bytes -= sizeof(*entry) + (entry->data ? entry->bytes : 0);
-    log->count--;
     free_entry(entry);
 }
 

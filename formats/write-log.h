@@ -33,8 +33,7 @@ struct write_log {
     TAILQ_HEAD(, write_log_entry) entries; /* oldest first */
     GHashTable *blocks;                    /* block number to what it held before the entries */
     uint64_t bytes;                        /* of memory, in all */
-    size_t count;
-    uint64_t done; /* entries that ever were */
+    uint64_t done;                         /* entries that ever were */
 };
 
 void write_log_init(struct write_log *log);

@@ -106,7 +106,7 @@ static void test_model(void)
         struct lose_writes_plan plan = {.has_numbers = round % 4 != 0, .probability = 100};
         struct lose_writes_result result;
         struct rig rig;
-        unsigned count;
+        unsigned count, lost = 0, kept = 0;
 
         rig_open(&rig, "");
         count = write_randomly(&rig, &random, made);
@@ -120,8 +120,12 @@ static void test_model(void)
             if (!is_lost || made[i].is_durable) {
                 play(expected, &made[i]);
             }
+            lost += is_lost && !made[i].is_durable;
+            kept += !is_lost && !made[i].is_durable;
         }
         g_assert_cmpint(lose_writes_now(rig.node, &plan, &result, NULL), ==, 0);
+        g_assert_cmpuint(result.lost, ==, lost);
+        g_assert_cmpuint(result.kept, ==, kept);
         assert_disk(&rig, expected);
         rig_close(&rig);
     }
