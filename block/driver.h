@@ -16,6 +16,10 @@
  * in offset, length and (limits.memory_alignment) buffer address, at most limits.max_transfer
  * long, and never to a read-only node for writing. I/O operations return 0 or a negative errno
  * and move all bytes or fail.
+ *
+ * The table is whole; entry points in the core exist for what commands and jobs use so far. Those
+ * of reopen, amend, change_backing_file, check, snapshots, VM state and stored bitmaps come with
+ * their first user, and refuse a driver that lacks the operation like those there are.
  */
 #ifndef LIVEBLK_BLOCK_DRIVER_H
 #define LIVEBLK_BLOCK_DRIVER_H
@@ -159,9 +163,9 @@ struct block_driver {
     const char *name;        /* as in blockdev-add: "file", "raw", "qcow2" */
     const char *description; /* one line for people */
 
-    bool is_filter;   /* passes its `file` child's data through unchanged in place */
-    bool is_protocol; /* ends a tree: reaches storage itself, has no `file` child */
-    bool has_backing; /* the format can have a backing file */
+    bool is_filter; /* passes its `file` child's data through unchanged in place */
+    /* Ends a tree: reaches storage itself, has no `file` child. cache.no-flush acts here. */
+    bool is_protocol;
 
     size_t instance_size;               /* of the state at block_node_state(), zeroed */
     const struct block_option *options; /* beyond the common ones; struct below; may be NULL */
@@ -306,7 +310,9 @@ const struct block_driver *block_driver_find(const char *name);
 /* All drivers, NULL-terminated, in order of registration; owned by the registry. */
 const struct block_driver *const *block_driver_list(void);
 
-/* The driver most sure of these first bytes; never NULL once "raw" is registered. */
+/* The driver most sure of these first bytes; never NULL once "raw" is registered. For images
+ * whose format nobody named; disks and targets are raw unless said otherwise, so only tests ask
+ * yet. */
 const struct block_driver *block_driver_probe(const uint8_t *head, size_t bytes,
                                               const char *filename);
 

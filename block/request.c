@@ -232,17 +232,24 @@ static void record_change(struct block_node *node, const struct change *change)
     sharded_counter_add(&node->write_generation, shard_here(), 1);
 }
 
+/* cache.no-flush: what reaches storage itself is told of no flush and no FUA. */
+static bool ignores_flushes(const struct block_node *node)
+{
+    return node->driver->is_protocol && node->options.cache_no_flush;
+}
+
 /* The steps inside tracking: notifiers, driver, records, and forced unit access. */
 static int apply_change(struct block_node *node, const struct change *change)
 {
-    bool flush_after = (change->flags & BLOCK_REQUEST_FUA) && !node->driver->handles_fua;
+    bool durable = (change->flags & BLOCK_REQUEST_FUA) && !ignores_flushes(node);
+    bool flush_after = durable && !node->driver->handles_fua;
     unsigned flags = change->flags & ~(unsigned)BLOCK_REQUEST_SERIALISING;
     int status = notify_before_write(node, change);
 
     if (status < 0) {
         return status;
     }
-    if (flush_after) {
+    if (!durable || flush_after) {
         flags &= ~(unsigned)BLOCK_REQUEST_FUA;
     }
     status = driver_change(node, change, flags);
@@ -566,6 +573,9 @@ static int driver_flush(struct block_node *node)
 {
     const struct block_child *child;
 
+    if (ignores_flushes(node)) {
+        return 0;
+    }
     if (node->driver->flush) {
         return node->driver->flush(node);
     }

@@ -31,6 +31,7 @@ struct verb {
     const char *qmp_command; /* takes the job's id and nothing else; NULL: see function */
     unsigned arguments;      /* after the verb */
     const char *what;        /* they are, for errors */
+    bool steers;             /* does something to one job and is done */
     enum exit_status (*function)(const struct invocation *invocation, struct client *client,
                                  GError **error);
 };
@@ -109,15 +110,24 @@ static enum exit_status wait(const struct invocation *invocation, struct client 
 }
 
 static const struct verb verbs[] = {
-    {"list", NULL, 0, "nothing after 'list'", list},
-    {"pause", "job-pause", 1, "pause ID", NULL},
-    {"resume", "job-resume", 1, "resume ID", NULL},
-    {"cancel", "job-cancel", 1, "cancel ID", NULL},
-    {"speed", NULL, 2, "speed ID BYTES", set_speed},
-    {"finalize", "job-finalize", 1, "finalize ID", NULL},
-    {"dismiss", NULL, 1, "dismiss ID", dismiss},
-    {"wait", NULL, 1, "wait ID", wait},
+    {"list", NULL, 0, "nothing after 'list'", false, list},
+    {"pause", "job-pause", 1, "pause ID", true, NULL},
+    {"resume", "job-resume", 1, "resume ID", true, NULL},
+    {"cancel", "job-cancel", 1, "cancel ID", true, NULL},
+    {"speed", NULL, 2, "speed ID BYTES", true, set_speed},
+    {"finalize", "job-finalize", 1, "finalize ID", true, NULL},
+    {"dismiss", NULL, 1, "dismiss ID", true, dismiss},
+    {"wait", NULL, 1, "wait ID", false, wait},
 };
+
+/* A line for scripts, as `wait` and `backup` end with one. */
+static void print_outcome(const char *verb, const char *job_id, const GError *error)
+{
+    print_json_line(error ? json_pack("{s:s, s:s, s:s, s:s}", "message_type", "error", "verb", verb,
+                                      "job_id", job_id, "message", error->message)
+                          : json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", verb,
+                                      "job_id", job_id));
+}
 
 static const struct verb *find_verb(const char *name)
 {
@@ -145,9 +155,14 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     if (!client) {
         return EXIT_UNREACHABLE;
     }
-    return verb->function ? verb->function(invocation, client, error)
-                          : simple_verb(client, verb->qmp_command,
-                                        json_pack("{s:s}", "id", invocation->arguments[1]), error);
+    enum exit_status status =
+        verb->function ? verb->function(invocation, client, error)
+                       : simple_verb(client, verb->qmp_command,
+                                     json_pack("{s:s}", "id", invocation->arguments[1]), error);
+    if (invocation->json && verb->steers) {
+        print_outcome(verb->name, invocation->arguments[1], *error);
+    }
+    return status;
 }
 
 const struct command job_command = {

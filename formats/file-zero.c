@@ -133,7 +133,7 @@ int file_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes, 
                                      : zero_file(state, offset, bytes, flags);
 
     file_status_reshaped(&state->status, offset, bytes);
-    if (ret == 0 && (flags & BLOCK_REQUEST_FUA) && !node->options.cache_no_flush) {
+    if (ret == 0 && (flags & BLOCK_REQUEST_FUA)) {
         ret = file_sync_run(&state->sync, state->fd);
     }
     return ret;

@@ -169,7 +169,7 @@ static int file_pwrite(struct block_node *node, const void *buffer, uint64_t off
                        unsigned flags)
 {
     struct file_state *state = block_node_state(node);
-    bool durable = (flags & BLOCK_REQUEST_FUA) && !node->options.cache_no_flush;
+    bool durable = flags & BLOCK_REQUEST_FUA;
     int ret;
 
     if (durable && state->is_direct && !atomic_load(&state->cannot_write_durably)) {
@@ -186,7 +186,7 @@ static int file_flush(struct block_node *node)
 {
     struct file_state *state = block_node_state(node);
 
-    return node->options.cache_no_flush ? 0 : file_sync_run(&state->sync, state->fd);
+    return file_sync_run(&state->sync, state->fd);
 }
 
 static int file_block_status(struct block_node *node, uint64_t offset, uint64_t bytes,

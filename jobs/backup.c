@@ -8,12 +8,15 @@
 #include "block/align.h"
 #include "block/cleanup.h"
 #include "block/clock.h"
+#include "block/copy-map.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
 #include "block/request.h"
 #include "jobs/copy-engine.h"
-#include "jobs/copy-map.h"
+
+/* More than this for one job is a slip of the pen. */
+#define MEMORY_MAX (8 * GIB)
 
 struct backup {
     enum backup_sync sync;
@@ -99,6 +102,13 @@ static int check_performance_options(const struct backup_options *options, GErro
                            "Required max-chunk (%" PRId64 ") is less than backup cluster size "
                            "(%" PRIu64 ")",
                            options->max_chunk, COPY_CLUSTER);
+    }
+    if ((uint64_t)MAX_OF(options->max_workers, INT64_C(1)) * (uint64_t)options->max_chunk >
+        MEMORY_MAX) {
+        return block_error(error, EINVAL,
+                           "max-workers times max-chunk bounds the job's memory and must not be "
+                           "above %" PRIu64 " bytes",
+                           MEMORY_MAX);
     }
     if (options->guest_timeout_s < 0 || options->guest_timeout_s > INT_MAX) {
         return block_error(error, EINVAL, "cbw-timeout must be between 0 (none) and %d seconds",

@@ -5,10 +5,10 @@
 
 #include <pthread.h>
 
+#include "block/copy-map.h"
 #include "block/queue.h"
 #include "block/request.h"
 #include "jobs/copy-engine.h"
-#include "jobs/copy-map.h"
 #include "jobs/copy-pace.h"
 
 /* A range being read from the source. Its bytes are unsaved, and nobody may overwrite them. */
@@ -52,9 +52,10 @@ struct copy_engine {
     uint64_t cursor;                 /* nothing before it is unsaved, but for reads that failed */
     uint64_t memory_used;            /* by workers' buffers and by tasks */
     uint64_t memory_limit;
-    unsigned buffers;         /* that workers have for background copying */
-    uint64_t memory_released; /* in all: how far the target has come, for those who wait */
-    unsigned guests_waiting;  /* for memory: background copying leaves it to them */
+    unsigned buffers;        /* that workers have for background copying */
+    uint64_t memory_tickets; /* given to guests that want memory */
+    uint64_t memory_turn;    /* the ticket that is served next */
+    unsigned guests_waiting; /* for memory: background copying leaves it to them */
 
     unsigned drains;            /* of the target: workers start nothing */
     unsigned source_drains;     /* of the source's readers: workers start no read */

@@ -82,7 +82,6 @@ void copy_engine_queue_task(struct copy_engine *engine, void *buffer, uint64_t o
 void copy_engine_release_memory(struct copy_engine *engine, uint64_t bytes)
 {
     engine->memory_used -= bytes;
-    engine->memory_released += bytes;
     pthread_cond_broadcast(&engine->changed);
 }
 

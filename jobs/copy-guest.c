@@ -20,52 +20,67 @@
 /* Areas larger than this are worth asking whether there is anything in them at all. */
 #define ASK_STATUS (64 * KIB)
 
-/* What a guest may wait for, and until when. */
-struct patience {
-    int64_t deadline_ns; /* 0: not set yet */
-    uint64_t released;   /* how far the target had come then */
-};
-
-/* Wait for a change; false (and the job broken) if none came in time. Lock held. */
-static bool wait_for_change(struct copy_engine *engine, struct patience *patience)
+/*
+ * Wait for a change; false (and the job broken) if none came in time. *deadline_ns is that of the
+ * guest's whole request, 0 before its first wait: what the job may add to one request is bounded,
+ * whether the target stands still or crawls. slow: whom to blame. Lock held.
+ */
+static bool wait_for_change(struct copy_engine *engine, struct block_node *slow,
+                            int64_t *deadline_ns)
 {
+    int64_t timeout_ns = engine->options.guest_timeout_ns;
     GError *error = NULL;
 
-    /* As long as the target moves it is slow, not dead. */
-    if (patience->deadline_ns == 0 || patience->released != engine->memory_released) {
-        int64_t timeout_ns = engine->options.guest_timeout_ns;
-
-        patience->deadline_ns = timeout_ns ? clock_now_ns() + timeout_ns : INT64_MAX;
-        patience->released = engine->memory_released;
+    if (*deadline_ns == 0) {
+        *deadline_ns = timeout_ns ? clock_now_ns() + timeout_ns : INT64_MAX;
     }
-    if (clock_cond_wait_until(&engine->changed, &engine->lock, patience->deadline_ns) !=
-        ETIMEDOUT) {
+    if (clock_cond_wait_until(&engine->changed, &engine->lock, *deadline_ns) != ETIMEDOUT) {
         return true;
     }
     block_error(&error, ETIMEDOUT,
-                "The target '%s' is too slow: a guest's write would have had to wait for more than "
+                "The %s '%s' is too slow: a guest's write would have had to wait for more than "
                 "%" PRId64 " s for its old data to be saved, so the job was given up instead",
-                engine->options.target->name, engine->options.guest_timeout_ns / NS_PER_SECOND);
+                slow == engine->options.target ? "target" : "source", slow->name,
+                timeout_ns / NS_PER_SECOND);
     copy_engine_fail(engine, error);
     return false;
 }
 
-/* Lock held. Memory for a piece; false if the engine is over. */
-static bool reserve_memory(struct copy_engine *engine, uint64_t bytes)
+/* Lock held. The largest piece a guest asks memory for: a quarter of it all. */
+static uint64_t guest_piece(const struct copy_engine *engine)
 {
-    struct patience patience = {0};
-    bool go_on = true;
+    return MIN_OF(GUEST_PIECE, MAX_OF(align_down(engine->memory_limit / 4, COPY_UNIT), COPY_UNIT));
+}
 
-    while (go_on && engine->memory_used && engine->memory_used + bytes > engine->memory_limit) {
+static bool memory_fits(const struct copy_engine *engine, uint64_t bytes)
+{
+    return engine->memory_used == 0 || engine->memory_used + bytes <= engine->memory_limit;
+}
+
+/*
+ * Lock held. Memory for a piece; false if the engine is over. Guests are served in the order in
+ * which they came, or small pieces would keep a large one waiting until it breaks the job.
+ */
+static bool reserve_memory(struct copy_engine *engine, uint64_t bytes, int64_t *deadline_ns)
+{
+    uint64_t ticket = engine->memory_tickets++;
+
+    while (ticket != engine->memory_turn || !memory_fits(engine, bytes)) {
         engine->guests_waiting++;
         pthread_cond_broadcast(&engine->work); /* idle workers give their buffers up */
-        go_on = !atomic_load(&engine->over) && wait_for_change(engine, &patience);
+        bool go_on = !atomic_load(&engine->over) &&
+                     wait_for_change(engine, engine->options.target, deadline_ns);
         engine->guests_waiting--;
+        if (!go_on) {
+            return false; /* for everybody: turns do not matter any more */
+        }
     }
-    if (go_on) {
-        engine->memory_used += bytes;
+    engine->memory_turn++;
+    engine->memory_used += bytes;
+    if (engine->guests_waiting) {
+        pthread_cond_broadcast(&engine->changed);
     }
-    return go_on;
+    return true;
 }
 
 /*
@@ -134,15 +149,14 @@ static bool save_zeroes(struct copy_engine *engine, struct copy_read *read)
 }
 
 /* One step towards a range being saved: wait for somebody else's read, or save a run. Locked. */
-static void save_some(struct copy_engine *engine, uint64_t offset, uint64_t bytes)
+static void save_some(struct copy_engine *engine, uint64_t offset, uint64_t bytes,
+                      int64_t *deadline_ns)
 {
     struct copy_read *other = copy_engine_overlapping_read(engine, offset, offset + bytes);
     struct copy_read read = {.offset = offset, .end = offset + bytes};
 
     if (other && other->offset <= offset) {
-        struct patience patience = {0};
-
-        wait_for_change(engine, &patience);
+        wait_for_change(engine, engine->options.source, deadline_ns);
         return;
     }
     if (other) {
@@ -151,8 +165,8 @@ static void save_some(struct copy_engine *engine, uint64_t offset, uint64_t byte
     if (read.end - read.offset > ASK_STATUS && save_zeroes(engine, &read)) {
         return;
     }
-    read.end = MIN_OF(read.end, offset + GUEST_PIECE);
-    if (!reserve_memory(engine, read.end - read.offset)) {
+    read.end = MIN_OF(read.end, offset + guest_piece(engine));
+    if (!reserve_memory(engine, read.end - read.offset, deadline_ns)) {
         return;
     }
     /* Waiting for memory dropped the lock: is it still ours to save? */
@@ -168,12 +182,11 @@ static void save_some(struct copy_engine *engine, uint64_t offset, uint64_t byte
 }
 
 /* Until nothing of the range is on its way to the target, or the engine is over. Locked. */
-static void await_target(struct copy_engine *engine, uint64_t start, uint64_t end)
+static void await_target(struct copy_engine *engine, uint64_t start, uint64_t end,
+                         int64_t *deadline_ns)
 {
-    struct patience patience = {0};
-
     while (!atomic_load(&engine->over) && copy_engine_task_overlaps(engine, start, end) &&
-           wait_for_change(engine, &patience)) {
+           wait_for_change(engine, engine->options.target, deadline_ns)) {
     }
 }
 
@@ -185,6 +198,7 @@ int copy_guest_before_write(struct write_notifier *notifier, enum block_operatio
     uint64_t start = align_down(offset, COPY_UNIT);
     uint64_t end = MIN_OF(align_up(offset + bytes, COPY_UNIT), engine->length);
     uint64_t run_offset, run_bytes;
+    int64_t deadline_ns = 0;
 
     /* A disk that grew has new bytes at its end, which are none of the job's business. */
     if (start >= end || atomic_load_explicit(&engine->over, memory_order_acquire) ||
@@ -195,10 +209,10 @@ int copy_guest_before_write(struct write_notifier *notifier, enum block_operatio
     while (!atomic_load(&engine->over) &&
            copy_map_next_unsaved(engine->map, start, end, UINT64_MAX & ~(COPY_UNIT - 1),
                                  &run_offset, &run_bytes)) {
-        save_some(engine, run_offset, run_bytes);
+        save_some(engine, run_offset, run_bytes, &deadline_ns);
     }
     if (!engine->options.copy_all) {
-        await_target(engine, start, end);
+        await_target(engine, start, end, &deadline_ns);
     }
     return 0;
 }

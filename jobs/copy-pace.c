@@ -5,7 +5,7 @@
 
 #include "block/align.h"
 #include "block/clock.h"
-#include "jobs/copy-map.h"
+#include "block/copy-map.h"
 
 /* Fewer requests than this in a tick (200 a second) are a guest that is idle. */
 #define BUSY_REQUESTS 4

@@ -89,6 +89,10 @@ static int liveblk_config(const char *key, const char *value)
         status = server_add_disk(server, value, &error);
     } else if (!strcmp(key, "admin")) {
         status = server_set_admin(server, value, &error);
+    } else if (!strcmp(key, "name") && strchr(value, ',')) {
+        /* nbdkit takes "name=vda,file=..." for this parameter if disk= was forgotten. */
+        nbdkit_error("the server's name must not hold a comma; did you mean disk=name=%s?", value);
+        return -1;
     } else if (!strcmp(key, "name")) {
         server_set_name(server, value);
     } else if (!strcmp(key, "read-only")) {

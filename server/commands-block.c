@@ -77,7 +77,8 @@ static json_t *query_block(struct qmp_request *request, json_t *arguments, GErro
 
 static const struct qmp_member flat_members[] = {
     {"flat", &qmp_type_bool, .optional = true, .default_text = "false",
-     .doc = "Leave out nested information about backing files."},
+     .doc =
+         "Leave out what is nested. No node has anything nested yet, so it makes no difference."},
     {NULL},
 };
 static const struct qmp_type flat_type = {
@@ -198,6 +199,10 @@ static json_t *block_resize(struct qmp_request *request, json_t *arguments, GErr
     }
     if (!is_aligned((uint64_t)size, 512)) {
         block_error(error, EINVAL, "The new size must be a multiple of 512");
+        return NULL;
+    }
+    /* What is refused must not hold the guest up; asked again when it can no longer change. */
+    if (block_node_check_resize(node, error) < 0) {
         return NULL;
     }
     AUTO(block_drain) drain = block_drain_begin(&node, 1, BLOCK_PERM_ALL);

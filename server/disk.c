@@ -128,6 +128,17 @@ static int check_locking(const struct disk *disk, GError **error)
     return 0;
 }
 
+/* There is no page cache of this host's to bypass. */
+static int check_cache(const struct disk *disk, GError **error)
+{
+    if (disk->values.cache == DISK_CACHE_NONE && !disk->file_options && is_uri(disk->values.file)) {
+        return block_error(error, EINVAL,
+                           "Disk '%s': cache=none means nothing for a remote disk; leave it out",
+                           disk->values.name);
+    }
+    return 0;
+}
+
 static int check_storage(struct disk *disk, GError **error)
 {
     bool has_nested = disk->file_options != NULL;
@@ -143,7 +154,7 @@ static int check_storage(struct disk *disk, GError **error)
                            "disk=name=NAME,file=PATH",
                            disk->values.name);
     }
-    if (check_locking(disk, error) < 0) {
+    if (check_locking(disk, error) < 0 || check_cache(disk, error) < 0) {
         return -EINVAL;
     }
     if (has_file && !is_uri(disk->values.file)) {

@@ -281,8 +281,13 @@ def test_job_verbs():
     assert server.arguments_of("block-job-set-speed") == {"device": "j", "speed": 3 << 19}
     assert "5.0 MiB/s" in run("job", "list", "-a", server.path).stdout
     assert json.loads(run("job", "list", "--json", "-a", server.path).stdout)[0]["id"] == "j"
+    done = json.loads(run("job", "resume", "j", "--json", "-a", server.path).stdout)
+    assert done == {"message_type": "done", "verb": "resume", "job_id": "j"}
     server.refuse["job-pause"] = ("GenericError", "Job is already paused")
     expect(run("job", "pause", "j", "-a", server.path), 1, "Job is already paused")
+    refused = run("job", "pause", "j", "--json", "-a", server.path)
+    expect(refused, 1, "Job is already paused")
+    assert json.loads(refused.stdout)["message_type"] == "error"
     expect(run("job", "wait", "other", "-a", server.path), 1, "no job 'other'")
 
 

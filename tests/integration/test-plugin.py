@@ -364,6 +364,15 @@ def locks(test):
     server.kill()
 
 
+@promise("a forgotten disk= is not taken for the server's name, and options that mean nothing for a "
+         "remote disk are refused")  # fmt: skip
+def mistakes(test):
+    path = test.make_disk("disk.img", MIB)
+    assert "disk=name=b" in start_and_fail(test, f"name=b,file={path}")
+    text = start_and_fail(test, "disk=name=b,file=nbd://127.0.0.1,cache=none")
+    assert "cache=none" in text, text
+
+
 @promise("two servers with different disks live side by side")
 def two_servers(test):
     one = Server(test, [test.make_disk("one.img", MIB)], name="one")

@@ -432,7 +432,6 @@ static int layer_block_status(struct block_node *node, uint64_t offset, uint64_t
 static const struct block_driver memory_layer_driver = {
     .name = "memory-layer",
     .description = "Clusters in memory over a backing file, for tests",
-    .has_backing = true,
     .instance_size = sizeof(struct layer),
     .options = layer_option_table,
     .options_size = sizeof(struct layer_options),

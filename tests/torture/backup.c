@@ -61,7 +61,9 @@ static void meddle_with_jobs(struct rig *rig, struct test_random *random)
         break;
     case 3:
         if (test_random_chance(random, 10)) {
-            job_cancel(job, true, test_random_chance(random, 50), NULL);
+            /* Waiting for its end would wait for guests that wait for another job, which an error
+             * has stopped, and which only this thread resumes. */
+            job_cancel(job, true, false, NULL);
         }
         break;
     default:

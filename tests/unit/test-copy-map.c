@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "jobs/copy-map.h"
+#include "block/copy-map.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

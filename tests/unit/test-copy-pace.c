@@ -5,7 +5,7 @@
 
 #include "block/align.h"
 #include "block/clock.h"
-#include "jobs/copy-map.h"
+#include "block/copy-map.h"
 
 /* Bytes let go from start to end, tried every millisecond in pieces. */
 static uint64_t let_go(struct copy_pace *pace, uint64_t speed, uint64_t piece, int64_t start_ns,

@@ -399,6 +399,23 @@ static void test_fua(void)
     expect_log(filter->file, "write 0+512; flush");
 }
 
+/* cache.no-flush holds for any driver that reaches storage, not only for files. */
+static void test_no_flush(void)
+{
+    AUTO(block_node) plain = test_open("driver=memory,cache.no-flush=on");
+    AUTO(block_node) native = test_open("driver=memory-fua,cache.no-flush=on");
+    uint8_t data[512] = {1};
+
+    memory_disk_log(plain);
+    g_assert_cmpint(block_node_pwrite(plain, data, 0, 512, BLOCK_REQUEST_FUA), ==, 0);
+    g_assert_cmpint(block_node_flush(plain), ==, 0);
+    expect_log(plain, "write 0+512");
+    memory_disk_log(native);
+    g_assert_cmpint(block_node_pwrite(native, data, 0, 512, BLOCK_REQUEST_FUA), ==, 0);
+    g_assert_cmpint(block_node_flush(native), ==, 0);
+    expect_log(native, "write 0+512");
+}
+
 static void test_flush_elision(void)
 {
     AUTO(block_node) top = test_open("driver=memory-filter,file.driver=memory");
@@ -726,6 +743,7 @@ int main(int argc, char **argv)
     g_test_add_func("/request/discard-ignore-reaches-nobody", test_discard_option);
     g_test_add_func("/request/zeroes-are-detected", test_detect_zeroes);
     g_test_add_func("/request/fua-is-emulated-by-a-flush", test_fua);
+    g_test_add_func("/request/no-flush-drops-flushes-and-fua", test_no_flush);
     g_test_add_func("/request/a-flush-without-writes-is-elided", test_flush_elision);
     g_test_add_func("/request/a-write-during-a-flush-is-flushed-later", test_write_during_flush);
     g_test_add_func("/request/read-only-nodes-refuse-changes", test_read_only);

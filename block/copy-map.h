@@ -7,11 +7,11 @@
  * says that this part of it has been saved. So a small write saves a small unit, and the memory
  * for a disk nobody writes to stays that of the clusters (2 MiB for 1 TiB).
  *
- * Threads: marking and searching are called under the copy engine's lock; copy_map_is_saved may
+ * Threads: marking and searching are called under a lock of the user's; copy_map_is_saved may
  * be called without it.
  */
-#ifndef LIVEBLK_JOBS_COPY_MAP_H
-#define LIVEBLK_JOBS_COPY_MAP_H
+#ifndef LIVEBLK_BLOCK_COPY_MAP_H
+#define LIVEBLK_BLOCK_COPY_MAP_H
 
 #include <glib.h>
 #include <stdbool.h>
