@@ -597,6 +597,9 @@ def test_full_stdout():
 
 
 if __name__ == "__main__":
+    # Under nohup or in a script's background they come ignored, and liveblk leaves them so.
+    for number in [signal.SIGHUP, signal.SIGINT]:
+        signal.signal(number, signal.SIG_DFL)
     try:
         status = tap.run([f for n, f in list(globals().items()) if n.startswith("test_")])
     finally:
