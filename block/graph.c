@@ -22,9 +22,12 @@ static const char *permission_name(unsigned permissions)
     return "reading";
 }
 
-/* Graph lock held. Whether a claim with these permissions may stand beside the others. */
-static int check_conflicts(const struct block_claim *claim, struct block_node *node, unsigned perms,
-                           unsigned shared, GError **error)
+/*
+ * Graph lock held. Whether a claim with these permissions may stand beside the others. user: who
+ * wants it so, for the message.
+ */
+static int check_conflicts(const struct block_claim *claim, const char *user,
+                           struct block_node *node, unsigned perms, unsigned shared, GError **error)
 {
     struct block_claim *other;
 
@@ -34,8 +37,8 @@ static int check_conflicts(const struct block_claim *claim, struct block_node *n
         if (other != claim && clash) {
             return block_error(error, EBUSY,
                                "Node '%s' is busy: %s and %s exclude each other by %s it",
-                               node->name ? node->name : node->driver->name, other->owner,
-                               claim->owner, permission_name(clash));
+                               node->name ? node->name : node->driver->name, other->owner, user,
+                               permission_name(clash));
         }
     }
     return 0;
@@ -69,7 +72,80 @@ static int check_claim(const struct block_claim *claim, struct block_node *node,
         return block_error(error, ELOOP, "Making '%s' a child of '%s' would create a cycle",
                            node->name, claim->parent->name);
     }
-    return check_conflicts(claim, node, perms, shared, error);
+    return check_conflicts(claim, claim->owner, node, perms, shared, error);
+}
+
+/* The link over which a filter passes requests on, or NULL if the node is none. */
+static struct block_claim *filter_link(struct block_node *node)
+{
+    struct block_child *child;
+
+    if (!node->driver->is_filter) {
+        return NULL;
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role == BLOCK_ROLE_FILE) {
+            return &child->claim;
+        }
+    }
+    return NULL;
+}
+
+/*
+ * A filter does below it what its own users do, and lets others do no more than they all let: it
+ * only reads while nobody uses it. Brings its claim, and those of filters below, up to date after
+ * a claim on it came, changed or went; nothing changes on error. Graph lock held.
+ */
+static int pass_claims_on(struct block_node *node, const char *user, GError **error)
+{
+    struct block_claim *link = filter_link(node);
+    const struct block_claim *claim;
+    unsigned perms = BLOCK_PERM_READ;
+    unsigned shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
+
+    if (!link || !link->node) {
+        return 0;
+    }
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        perms |= claim->perms & BLOCK_PERM_WRITE;
+        shared &= claim->shared | BLOCK_PERM_GRAPH;
+    }
+    if (perms == link->perms && shared == link->shared) {
+        return 0;
+    }
+    int status = check_conflicts(link, user, link->node, perms, shared, error);
+    if (status < 0) {
+        return status;
+    }
+    unsigned old_perms = link->perms, old_shared = link->shared;
+    link->perms = perms;
+    link->shared = shared;
+    status = pass_claims_on(link->node, user, error);
+    if (status < 0) {
+        link->perms = old_perms;
+        link->shared = old_shared;
+    }
+    return status;
+}
+
+/* Add a claim to a node's and pass it on; nothing changes on error. Graph lock held. */
+static int insert_claim(struct block_claim *claim, struct block_node *node, GError **error)
+{
+    int status;
+
+    TAILQ_INSERT_TAIL(&node->claims, claim, entry);
+    status = pass_claims_on(node, claim->owner, error);
+    if (status < 0) {
+        TAILQ_REMOVE(&node->claims, claim, entry);
+    }
+    return status;
+}
+
+/* Less is used and more is shared afterwards, so this cannot fail. Graph lock held. */
+static void remove_claim(struct block_claim *claim, struct block_node *node)
+{
+    TAILQ_REMOVE(&node->claims, claim, entry);
+    pass_claims_on(node, claim->owner, NULL);
 }
 
 int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error)
@@ -77,12 +153,14 @@ int block_claim_acquire(struct block_claim *claim, struct block_node *node, GErr
     SCOPE_LOCK(&block_graph_lock);
     int status = check_claim(claim, node, claim->perms, claim->shared, error);
 
+    if (status == 0) {
+        status = insert_claim(claim, node, error);
+    }
     if (status < 0) {
         return status;
     }
     claim->node = node;
     node->references++;
-    TAILQ_INSERT_TAIL(&node->claims, claim, entry);
     block_drain_claim_changed(claim);
     return 0;
 }
@@ -90,14 +168,22 @@ int block_claim_acquire(struct block_claim *claim, struct block_node *node, GErr
 int block_claim_change(struct block_claim *claim, unsigned perms, unsigned shared, GError **error)
 {
     SCOPE_LOCK(&block_graph_lock);
-    int status = check_conflicts(claim, claim->node, perms, shared, error);
+    unsigned old_perms = claim->perms, old_shared = claim->shared;
+    int status = check_conflicts(claim, claim->owner, claim->node, perms, shared, error);
 
-    if (status == 0) {
-        claim->perms = perms;
-        claim->shared = shared;
-        block_drain_claim_changed(claim);
+    if (status < 0) {
+        return status;
     }
-    return status;
+    claim->perms = perms;
+    claim->shared = shared;
+    status = pass_claims_on(claim->node, claim->owner, error);
+    if (status < 0) {
+        claim->perms = old_perms;
+        claim->shared = old_shared;
+        return status;
+    }
+    block_drain_claim_changed(claim);
+    return 0;
 }
 
 void block_claim_release(struct block_claim *claim)
@@ -109,10 +195,40 @@ void block_claim_release(struct block_claim *claim)
     }
     pthread_mutex_lock(&block_graph_lock);
     block_drain_claim_removed(claim);
-    TAILQ_REMOVE(&node->claims, claim, entry);
+    remove_claim(claim, node);
     claim->node = NULL;
     pthread_mutex_unlock(&block_graph_lock);
     block_node_unref(node);
+}
+
+/*
+ * The claim leaves its node before the new one is checked: it must not conflict with itself where
+ * a filter is put above the node or taken away. Graph lock held.
+ */
+static int move_claim(struct block_claim *claim, struct block_node *node, unsigned perms,
+                      unsigned shared, GError **error)
+{
+    struct block_node *old_node = claim->node;
+    unsigned old_perms = claim->perms, old_shared = claim->shared;
+    int status;
+
+    remove_claim(claim, old_node);
+    status = check_claim(claim, node, perms, shared, error);
+    if (status == 0) {
+        claim->perms = perms;
+        claim->shared = shared;
+        status = insert_claim(claim, node, error);
+    }
+    if (status < 0) {
+        claim->perms = old_perms;
+        claim->shared = old_shared;
+        insert_claim(claim, old_node, NULL); /* as it was under this very lock */
+        return status;
+    }
+    node->references++;
+    claim->node = node;
+    block_drain_claim_changed(claim);
+    return 0;
 }
 
 int block_claim_move(struct block_claim *claim, struct block_node *node, unsigned perms,
@@ -121,16 +237,7 @@ int block_claim_move(struct block_claim *claim, struct block_node *node, unsigne
     struct block_node *old_node = claim->node;
 
     pthread_mutex_lock(&block_graph_lock);
-    int status = check_claim(claim, node, perms, shared, error);
-    if (status == 0) {
-        TAILQ_REMOVE(&old_node->claims, claim, entry);
-        TAILQ_INSERT_TAIL(&node->claims, claim, entry);
-        node->references++;
-        claim->node = node;
-        claim->perms = perms;
-        claim->shared = shared;
-        block_drain_claim_changed(claim);
-    }
+    int status = move_claim(claim, node, perms, shared, error);
     pthread_mutex_unlock(&block_graph_lock);
     if (status == 0) {
         block_node_unref(old_node);

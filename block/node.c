@@ -268,9 +268,12 @@ static void set_child_permissions(const struct block_node *parent, struct block_
     if (writes) {
         child->claim.perms |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
     }
-    /* A filter is as long as its file, so the length is changed through it or not at all. */
+    /*
+     * A filter is as long as its file, so the length is changed through it or not at all. What
+     * else it does follows from its users, of which a new node has none; see pass_claims_on.
+     */
     if (parent->driver->is_filter && child->role == BLOCK_ROLE_FILE) {
-        child->claim.perms &= ~(unsigned)BLOCK_PERM_RESIZE;
+        child->claim.perms = BLOCK_PERM_READ;
         child->claim.shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
     }
 }

@@ -529,6 +529,72 @@ static void test_refused_resize(void)
     g_assert_cmpuint(block_node_length(read_only), ==, MIB);
 }
 
+/* ---- Filters pass on what their users do ------------------------------------------------------
+ */
+
+static unsigned claimed(struct block_node *filter)
+{
+    return TAILQ_FIRST(&filter->children)->claim.perms;
+}
+
+static void test_filter_claims(void)
+{
+    AUTO(block_node) disk = test_open("driver=memory,node-name=disk");
+    struct block_claim guest = {.owner = (char *)"block device 'vda'",
+                                .perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE,
+                                .shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_WRITE};
+    struct block_claim other = guest;
+    g_autoptr(GError) error = NULL;
+
+    other.owner = (char *)"block device 'vdb'";
+    g_assert_cmpint(block_claim_acquire(&guest, disk, NULL), ==, 0);
+    /* Filters can be put above what a guest uses, and above each other. */
+    AUTO(block_node) low = test_open("driver=memory-filter,node-name=low,file=disk");
+    AUTO(block_node) high = test_open("driver=memory-filter,node-name=high,file=low");
+    g_assert_cmpuint(claimed(high), ==, BLOCK_PERM_READ);
+    g_assert_cmpuint(claimed(low), ==, BLOCK_PERM_READ);
+    g_assert_cmpint(block_claim_acquire(&other, high, &error), ==, -EBUSY);
+    g_assert_cmpstr(error->message, ==,
+                    "Node 'disk' is busy: block device 'vda' and block device 'vdb' exclude each "
+                    "other by writing it");
+    g_clear_error(&error);
+    g_assert_null(other.node);
+    g_assert_true(TAILQ_EMPTY(&high->claims));
+    g_assert_cmpuint(claimed(high), ==, BLOCK_PERM_READ);
+    g_assert_cmpuint(claimed(low), ==, BLOCK_PERM_READ);
+
+    /* The guest moves above them: they write for it, and keep others from writing below. */
+    g_assert_cmpint(block_claim_move(&guest, high, guest.perms, guest.shared, NULL), ==, 0);
+    g_assert_cmpuint(claimed(high), ==, BLOCK_PERM_READ | BLOCK_PERM_WRITE);
+    g_assert_cmpuint(claimed(low), ==, BLOCK_PERM_READ | BLOCK_PERM_WRITE);
+    g_assert_cmpint(block_claim_acquire(&other, disk, &error), ==, -EBUSY);
+    g_assert_cmpstr(error->message, ==,
+                    "Node 'disk' is busy: node 'low' and block device 'vdb' exclude each other by "
+                    "writing it");
+    g_clear_error(&error);
+
+    /* A move that fails leaves everything as it was. */
+    AUTO(block_node) elsewhere = test_open("driver=memory,node-name=elsewhere");
+    g_assert_cmpint(block_claim_acquire(&other, elsewhere, NULL), ==, 0);
+    g_assert_cmpint(block_claim_move(&guest, elsewhere, guest.perms, guest.shared, NULL), ==,
+                    -EBUSY);
+    g_assert_true(guest.node == high);
+    g_assert_cmpuint(claimed(low), ==, BLOCK_PERM_READ | BLOCK_PERM_WRITE);
+    block_claim_release(&other);
+
+    /* Less is passed on at once, and the way back is free. */
+    g_assert_cmpint(block_claim_change(&guest, BLOCK_PERM_READ, BLOCK_PERM_ALL, NULL), ==, 0);
+    g_assert_cmpuint(claimed(low), ==, BLOCK_PERM_READ);
+    g_assert_cmpint(block_claim_acquire(&other, disk, NULL), ==, 0);
+    g_assert_cmpint(block_claim_change(&guest, other.perms, BLOCK_PERM_ALL, NULL), ==, -EBUSY);
+    g_assert_cmpuint(guest.perms, ==, BLOCK_PERM_READ);
+    g_assert_cmpuint(claimed(high), ==, BLOCK_PERM_READ);
+    block_claim_release(&other);
+    g_assert_cmpint(block_claim_move(&guest, disk, other.perms, other.shared, NULL), ==, 0);
+    g_assert_cmpuint(claimed(high), ==, BLOCK_PERM_READ);
+    block_claim_release(&guest);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -549,6 +615,7 @@ int main(int argc, char **argv)
     g_test_add_func("/node/the-last-reference-flushes", test_last_reference_flushes);
     g_test_add_func("/node/depth-is-bounded", test_depth);
     g_test_add_func("/node/claims-conflict-by-permission", test_claim_conflicts);
+    g_test_add_func("/node/filters-claim-what-their-users-do", test_filter_claims);
     g_test_add_func("/node/conflicting-claims-name-each-other", test_claim_messages);
     g_test_add_func("/node/a-claim-moves-or-nothing-changes", test_claim_move);
     g_test_add_func("/node/cycles-are-refused", test_cycles);
