@@ -429,7 +429,7 @@ static void emit_io_error(struct block_device *device, const struct guest_reques
         EVENT_STRING("operation", request->operation == BLOCK_OPERATION_READ ? "read" : "write"),
         EVENT_STRING("action", block_error_policy_names[action]),
         EVENT_BOOL("nospace", error_number == ENOSPC),
-        EVENT_STRING("reason", g_strerror(error_number)));
+        EVENT_STRING("reason", block_strerror(error_number)));
 }
 
 /* The stop policy: later requests wait at the gate, and so will this one when it comes again. */

@@ -3,8 +3,16 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <string.h>
 
 G_DEFINE_QUARK(liveblk - error - quark, block_error)
+
+const char *block_strerror(int error_number)
+{
+    const char *text = strerrordesc_np(error_number);
+
+    return text ? text : "Unknown error";
+}
 
 int block_error(GError **error, int error_number, const char *format, ...)
 {
@@ -29,7 +37,8 @@ int block_error_errno(GError **error, int error_number, const char *format, ...)
         what = g_strdup_vprintf(format, args);
         va_end(args);
         g_clear_error(error);
-        *error = g_error_new(BLOCK_ERROR, error_number, "%s: %s", what, g_strerror(error_number));
+        *error =
+            g_error_new(BLOCK_ERROR, error_number, "%s: %s", what, block_strerror(error_number));
     }
     return -error_number;
 }

@@ -27,6 +27,12 @@ int block_error_errno(GError **error, int error_number, const char *format, ...)
     G_GNUC_PRINTF(3, 4);
 
 /*
+ * The system's English text for a positive errno; a constant string. g_strerror keeps its texts
+ * under a lock that ThreadSanitizer cannot see.
+ */
+const char *block_strerror(int error_number);
+
+/*
  * The negative errno a GError carries, -EIO for one of another domain. error must not be NULL.
  */
 int block_error_code(const GError *error);

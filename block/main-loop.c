@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "block/main-loop.h"
+#include "block/error.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -87,7 +88,7 @@ void main_loop_init(void)
     /* It starts signalled: calls may have been queued before. */
     wake_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_fd < 0) {
-        g_error("Could not create an eventfd for the main loop: %s", g_strerror(errno));
+        g_error("Could not create an eventfd for the main loop: %s", block_strerror(errno));
     }
     context = g_main_context_new();
     source = g_source_new(&queue_source_functions, sizeof(GSource));

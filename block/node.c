@@ -215,7 +215,7 @@ void block_node_unref(struct block_node *node)
 
         if (status < 0) {
             g_warning("Node '%s': the last flush before closing failed: %s", node->name,
-                      g_strerror(-status));
+                      block_strerror(-status));
         }
     }
     if (node->driver->close) {

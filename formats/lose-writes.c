@@ -198,7 +198,7 @@ static int lose(struct block_node *node, const struct lose_writes_plan *plan, un
     }
     event_emit("LOSE_WRITES_END", EVENT_STRING("node-name", node->name),
                EVENT_INT("lost", result->lost), EVENT_INT("kept", result->kept),
-               EVENT_STRING("error", status < 0 ? g_strerror(-status) : NULL));
+               EVENT_STRING("error", status < 0 ? block_strerror(-status) : NULL));
     SCOPE_LOCK(&state->lock);
     state->has_ended = true;
     pthread_cond_broadcast(&state->changed);

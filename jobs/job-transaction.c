@@ -69,7 +69,7 @@ void job_fail_locked(struct job *job, int result, const char *message)
     struct job *other;
 
     job->result = result;
-    job->error = g_strdup(message ? message : g_strerror(-result));
+    job->error = g_strdup(message ? message : block_strerror(-result));
     job_set_status_locked(job, JOB_STATUS_ABORTING);
     if (transaction->culprit) {
         return;

@@ -261,7 +261,7 @@ void job_roll_back(struct job *job)
     leave_unstarted(job);
     job_lock();
     job->result = -ECANCELED;
-    job->error = g_strdup(g_strerror(ECANCELED));
+    job->error = g_strdup(block_strerror(ECANCELED));
     job_set_status_locked(job, JOB_STATUS_ABORTING);
     job_unlock();
     if (job->driver->abort) {

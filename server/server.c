@@ -109,7 +109,7 @@ static int remove_device(struct block_device *device)
 
     if (status < 0) {
         g_warning("Device '%s': the last flush failed: %s", block_device_name(device),
-                  g_strerror(-status));
+                  block_strerror(-status));
     }
     return status;
 }
@@ -170,7 +170,7 @@ static void flush_devices(void)
 
         if (status < 0) {
             g_warning("Device '%s' could not be flushed: %s", block_device_name(*device),
-                      g_strerror(-status));
+                      block_strerror(-status));
         }
     }
     block_device_list_free(devices);
