@@ -7,7 +7,7 @@
 #include "block/align.h"
 #include "block/error.h"
 #include "block/queue.h"
-#include "jobs/thread.h"
+#include "block/thread.h"
 
 #define BUFFER_ALIGNMENT 4096
 

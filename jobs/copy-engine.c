@@ -18,7 +18,7 @@
 #include "block/error.h"
 #include "block/main-loop.h"
 #include "jobs/copy-engine-internal.h"
-#include "jobs/thread.h"
+#include "block/thread.h"
 
 /* How long requests that are in flight at the end get before hanging ones are cut off. */
 #define END_GRACE_NS NS_PER_SECOND

@@ -5,7 +5,7 @@
 #include "block/error.h"
 #include "block/graph.h"
 #include "jobs/job-internal.h"
-#include "jobs/thread.h"
+#include "block/thread.h"
 
 /* All of these: job lock. */
 static struct job_queue jobs = TAILQ_HEAD_INITIALIZER(jobs); /* newest first; references */

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "block/main-loop.h"
-#include "jobs/thread.h"
+#include "block/thread.h"
 #include "server/export.h"
 #include "server/server.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Threads of jobs. */
-#ifndef LIVEBLK_JOBS_THREAD_H
-#define LIVEBLK_JOBS_THREAD_H
+/* Threads of our own. */
+#ifndef LIVEBLK_BLOCK_THREAD_H
+#define LIVEBLK_BLOCK_THREAD_H
 
 #include <pthread.h>
 #include <signal.h>
