@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Nodes: opening and closing trees, names, references, and questions a node answers. */
+/* Nodes: names, references, and questions a node answers. */
 #include "block/node.h"
 
 #include <errno.h>
@@ -7,12 +7,12 @@
 #include <string.h>
 
 #include "block/align.h"
-#include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/graph.h"
+#include "block/node-internal.h"
 #include "block/request.h"
 
 /* How long removing a node waits for those who look at it in passing. */
@@ -24,75 +24,6 @@ static pthread_cond_t reference_dropped = PTHREAD_COND_INITIALIZER; /* with the 
 /* All published nodes, oldest first, and the number of the next made-up name. Graph lock. */
 static TAILQ_HEAD(block_node_list_head, block_node) all_nodes = TAILQ_HEAD_INITIALIZER(all_nodes);
 static uint64_t next_serial = 1;
-
-struct common_values {
-    bool read_only;
-    bool auto_read_only;
-    bool force_share;
-    int discard;
-    int detect_zeroes;
-    bool cache_direct;
-    bool cache_no_flush;
-};
-
-static const char *const discard_names[] = {"ignore", "unmap", NULL};
-static const char *const detect_zeroes_names[] = {"off", "on", "unmap", NULL};
-
-const struct block_option block_common_options[] = {
-    {
-        .name = "read-only",
-        .type = BLOCK_OPTION_BOOL,
-        .offset = offsetof(struct common_values, read_only),
-        .default_text = "off",
-        .help = "Refuse writes to this node.",
-    },
-    {
-        .name = "auto-read-only",
-        .type = BLOCK_OPTION_BOOL,
-        .offset = offsetof(struct common_values, auto_read_only),
-        .default_text = "off",
-        .help = "Open read-only if the storage does not permit writing.",
-    },
-    {
-        .name = "force-share",
-        .type = BLOCK_OPTION_BOOL,
-        .offset = offsetof(struct common_values, force_share),
-        .default_text = "off",
-        .help = "Do not lock the image against others; needs read-only.",
-    },
-    {
-        .name = "discard",
-        .type = BLOCK_OPTION_ENUM,
-        .offset = offsetof(struct common_values, discard),
-        .default_text = "ignore",
-        .enum_values = discard_names,
-        .help = "Pass discards on to the storage (unmap) or drop them (ignore).",
-    },
-    {
-        .name = "detect-zeroes",
-        .type = BLOCK_OPTION_ENUM,
-        .offset = offsetof(struct common_values, detect_zeroes),
-        .default_text = "off",
-        .enum_values = detect_zeroes_names,
-        .help = "Turn writes of zeroes into write-zeroes requests (on), which may "
-                "deallocate (unmap).",
-    },
-    {
-        .name = "cache.direct",
-        .type = BLOCK_OPTION_BOOL,
-        .offset = offsetof(struct common_values, cache_direct),
-        .default_text = "off",
-        .help = "Bypass the host's page cache (O_DIRECT).",
-    },
-    {
-        .name = "cache.no-flush",
-        .type = BLOCK_OPTION_BOOL,
-        .offset = offsetof(struct common_values, cache_no_flush),
-        .default_text = "off",
-        .help = "Ignore flushes: fast, and unsafe when the host dies.",
-    },
-    {.name = NULL},
-};
 
 bool block_node_name_is_valid(const char *name)
 {
@@ -112,8 +43,7 @@ bool block_identifier_is_valid(const char *name)
     return true;
 }
 
-/* Graph lock held. */
-static struct block_node *find_locked(const char *name)
+struct block_node *block_node_find_locked(const char *name)
 {
     struct block_node *node;
 
@@ -128,7 +58,7 @@ static struct block_node *find_locked(const char *name)
 struct block_node *block_node_find(const char *name)
 {
     SCOPE_LOCK(&block_graph_lock);
-    struct block_node *node = find_locked(name);
+    struct block_node *node = block_node_find_locked(name);
 
     if (node) {
         node->references++;
@@ -176,7 +106,7 @@ struct block_node *block_node_ref(struct block_node *node)
     return node;
 }
 
-static void free_node(struct block_node *node)
+void block_node_free(struct block_node *node)
 {
     struct block_child *child, *next;
 
@@ -221,7 +151,7 @@ void block_node_unref(struct block_node *node)
     if (node->driver->close) {
         node->driver->close(node);
     }
-    free_node(node);
+    block_node_free(node);
 }
 
 struct block_node *block_node_child(const struct block_node *node, const char *name)
@@ -236,221 +166,7 @@ struct block_node *block_node_child(const struct block_node *node, const char *n
     return NULL;
 }
 
-static enum block_role role_of(const char *child_name)
-{
-    static const struct {
-        const char *name;
-        enum block_role role;
-    } roles[] = {
-        {"backing", BLOCK_ROLE_BACKING},
-        {"target", BLOCK_ROLE_TARGET},
-        {"data-file", BLOCK_ROLE_DATA_FILE},
-    };
-
-    for (size_t i = 0; i < G_N_ELEMENTS(roles); i++) {
-        if (!strcmp(child_name, roles[i].name)) {
-            return roles[i].role;
-        }
-    }
-    return BLOCK_ROLE_FILE;
-}
-
-/*
- * What a parent does with a child. A filter leaves the decision to those above it, and a backing
- * file is only read; a format needs its file for itself, or two writers would fight over it.
- */
-static void set_child_permissions(const struct block_node *parent, struct block_child *child)
-{
-    bool writes = !parent->options.read_only && child->role != BLOCK_ROLE_BACKING;
-
-    child->claim.perms = BLOCK_PERM_READ;
-    child->claim.shared = BLOCK_PERM_READ | BLOCK_PERM_GRAPH;
-    if (writes) {
-        child->claim.perms |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
-    }
-    /*
-     * A filter is as long as its file, so the length is changed through it or not at all. What
-     * else it does follows from its users, of which a new node has none; see pass_claims_on.
-     */
-    if (parent->driver->is_filter && child->role == BLOCK_ROLE_FILE) {
-        child->claim.perms = BLOCK_PERM_READ;
-        child->claim.shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
-    }
-}
-
-static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
-                        GError **error)
-{
-    struct block_child *child;
-    int status;
-
-    if (node->height >= BLOCK_NODE_HEIGHT_MAX) {
-        return block_error(error, ELOOP, "There are too many nodes under each other (%u)",
-                           node->height);
-    }
-    child = g_new0(struct block_child, 1);
-    child->role = role_of(name);
-    child->name = g_strdup(name);
-    child->claim.owner = g_strdup_printf("node '%s'", parent->name ? parent->name : "(new)");
-    child->claim.parent = parent;
-    set_child_permissions(parent, child);
-    status = block_claim_acquire(&child->claim, node, error);
-    if (status < 0) {
-        g_free(child->claim.owner);
-        g_free(child->name);
-        g_free(child);
-        return status;
-    }
-    TAILQ_INSERT_TAIL(&parent->children, child, entry);
-    parent->height = MAX_OF(parent->height, node->height + 1);
-    if (child->role == BLOCK_ROLE_FILE) {
-        parent->file = node;
-    } else if (child->role == BLOCK_ROLE_BACKING) {
-        parent->backing = node;
-    }
-    return 0;
-}
-
-/*
- * What an inline child takes over from its parent unless it says otherwise. A backing file is
- * only read, and may be shared with other disks.
- */
-static void inherit_options(const struct block_node *parent, enum block_role role,
-                            struct block_options *nested)
-{
-    const struct {
-        const char *key;
-        bool value;
-    } inherited[] = {
-        {"read-only", parent->options.read_only || role == BLOCK_ROLE_BACKING},
-        {"auto-read-only", parent->options.auto_read_only},
-        {"force-share", parent->options.force_share},
-        {"cache.direct", parent->options.cache_direct},
-        {"cache.no-flush", parent->options.cache_no_flush},
-    };
-
-    for (size_t i = 0; i < G_N_ELEMENTS(inherited); i++) {
-        if (!block_options_has(nested, inherited[i].key)) {
-            block_options_set(nested, inherited[i].key, inherited[i].value ? "on" : "off");
-        }
-    }
-    /* Whether discards are passed on is decided above; the child just does what it is told. */
-    if (!block_options_has(nested, "discard")) {
-        block_options_set(nested, "discard", "unmap");
-    }
-}
-
-static int open_child(struct block_node *parent, const struct block_option *option,
-                      struct block_options *options, GError **error)
-{
-    AUTO(block_node) node = NULL;
-    g_autofree char *reference = block_options_take(options, option->name);
-
-    if (reference) {
-        node = block_node_find_or_error(reference, error);
-    } else if (block_options_has(options, option->name)) {
-        AUTO(block_options) nested = block_options_take_nested(options, option->name);
-
-        inherit_options(parent, role_of(option->name), nested);
-        node = block_node_open(nested, true, error);
-    } else if (option->required) {
-        return block_error(error, EINVAL, "Parameter '%s' is missing", option->name);
-    } else {
-        return 0;
-    }
-    if (!node) {
-        return -EINVAL;
-    }
-    if (node->options.read_only && !parent->options.read_only &&
-        role_of(option->name) != BLOCK_ROLE_BACKING) {
-        if (!parent->options.auto_read_only) {
-            return block_error(error, EACCES,
-                               "Block node '%s' is read-only; open the node above it with "
-                               "read-only=on",
-                               node->name);
-        }
-        parent->options.read_only = true;
-    }
-    return attach_child(parent, option->name, node, error);
-}
-
-static int open_children(struct block_node *node, struct block_options *options, GError **error)
-{
-    for (const struct block_option *option = node->driver->options; option && option->name;
-         option++) {
-        if (option->type == BLOCK_OPTION_NODE) {
-            int status = open_child(node, option, options, error);
-
-            if (status < 0) {
-                return status;
-            }
-        }
-    }
-    return 0;
-}
-
-static int extract_common(struct block_node *node, struct block_options *options, GError **error)
-{
-    struct common_values values = {0};
-    int status = block_options_extract(options, block_common_options, &values, NULL, error);
-
-    if (status < 0) {
-        return status;
-    }
-    if (values.detect_zeroes == BLOCK_DETECT_ZEROES_UNMAP && !values.discard) {
-        return block_error(error, EINVAL,
-                           "setting detect-zeroes to unmap is not allowed without setting "
-                           "discard operation to unmap");
-    }
-    if (values.force_share && !values.read_only) {
-        return block_error(error, EINVAL, "force-share=on can only be used with read-only images");
-    }
-    node->options = (struct block_node_options){
-        .read_only = values.read_only,
-        .auto_read_only = values.auto_read_only,
-        .force_share = values.force_share,
-        .discard_unmap = values.discard,
-        .detect_zeroes = values.detect_zeroes,
-        .cache_direct = values.cache_direct,
-        .cache_no_flush = values.cache_no_flush,
-    };
-    return 0;
-}
-
-static uint64_t usable_maximum(uint64_t maximum, uint64_t unit)
-{
-    return MAX_OF(align_down(maximum ? MIN_OF(maximum, GIB) : GIB, unit), unit);
-}
-
-/* Sizes the rest of the core divides by and loops over must make sense whatever a driver says. */
-static int check_limits(struct block_node *node, GError **error)
-{
-    struct block_limits *limits = &node->limits;
-
-    if (!limits->request_alignment) {
-        limits->request_alignment = 1;
-    }
-    if (!limits->memory_alignment) {
-        limits->memory_alignment = 1;
-    }
-    g_assert(is_power_of_2(limits->request_alignment));
-    g_assert(is_power_of_2(limits->memory_alignment));
-    /* The pieces of a split transfer begin where memory is aligned, too. */
-    limits->max_transfer = usable_maximum(
-        limits->max_transfer, MAX_OF(limits->request_alignment, limits->memory_alignment));
-    limits->max_write_zeroes = usable_maximum(limits->max_write_zeroes, limits->request_alignment);
-    limits->max_discard = usable_maximum(limits->max_discard, limits->request_alignment);
-    if (!is_aligned(block_node_length(node), limits->request_alignment)) {
-        return block_error(error, EINVAL,
-                           "The length of node '%s' (%" PRIu64 " bytes) is not a multiple of the "
-                           "request size it needs (%u bytes); without cache.direct it may work",
-                           node->name ? node->name : node->driver->name, block_node_length(node),
-                           limits->request_alignment);
-    }
-    return 0;
-}
-
-static int refresh_length(struct block_node *node, GError **error)
+int block_node_refresh_length(struct block_node *node, GError **error)
 {
     int64_t length = node->driver->get_length ? node->driver->get_length(node)
                                               : (int64_t)block_node_length(node->file);
@@ -463,69 +179,12 @@ static int refresh_length(struct block_node *node, GError **error)
     return 0;
 }
 
-static int open_driver(struct block_node *node, struct block_options *options, GError **error)
-{
-    const struct block_driver *driver = node->driver;
-    g_autofree void *values = g_malloc0(driver->options_size ? driver->options_size : 1);
-    int status = 0;
-
-    if (driver->options) {
-        status = block_options_extract(options, driver->options, values, NULL, error);
-        if (status < 0) {
-            return status;
-        }
-    }
-    status = block_options_expect_empty(options, NULL, error);
-    if (status == 0 && driver->open) {
-        status = driver->open(node, values, error);
-    }
-    if (driver->options) {
-        block_options_clear_target(driver->options, values);
-    }
-    if (status < 0) {
-        return status;
-    }
-    status = refresh_length(node, error);
-    if (status == 0) {
-        status = check_limits(node, error);
-    }
-    if (status < 0 && driver->close) {
-        driver->close(node);
-    }
-    return status;
-}
-
-/* Take and check the name; NULL stays NULL when the name will be made up. */
-static int take_name(struct block_node *node, struct block_options *options, bool allow_anonymous,
-                     GError **error)
-{
-    node->name = block_options_take(options, "node-name");
-    if (!node->name) {
-        return allow_anonymous
-                   ? 0
-                   : block_error(error, EINVAL, "'node-name' must be specified for the root node");
-    }
-    if (!block_identifier_is_valid(node->name)) {
-        return block_error(error, EINVAL, "Invalid node-name: '%s'", node->name);
-    }
-    if (strlen(node->name) > BLOCK_NODE_NAME_MAX) {
-        return block_error(error, EINVAL, "Node name too long");
-    }
-    /* Early, so that the cause is named before storage is touched; publish() checks again. */
-    SCOPE_LOCK(&block_graph_lock);
-    if (find_locked(node->name)) {
-        return block_error(error, EEXIST, "Duplicate nodes with node-name='%s'", node->name);
-    }
-    return 0;
-}
-
-/* Make the node visible under its name; the children's claims then name it. */
-static int publish(struct block_node *node, GError **error)
+int block_node_publish(struct block_node *node, GError **error)
 {
     struct block_child *child;
     SCOPE_LOCK(&block_graph_lock);
 
-    if (node->name && find_locked(node->name)) {
+    if (node->name && block_node_find_locked(node->name)) {
         return block_error(error, EEXIST, "Duplicate nodes with node-name='%s'", node->name);
     }
     node->serial = next_serial++;
@@ -539,44 +198,6 @@ static int publish(struct block_node *node, GError **error)
     node->published = true;
     TAILQ_INSERT_TAIL(&all_nodes, node, entry);
     return 0;
-}
-
-struct block_node *block_node_open(struct block_options *options, bool allow_anonymous,
-                                   GError **error)
-{
-    g_autofree char *driver_name = block_options_take(options, "driver");
-    const struct block_driver *driver;
-    struct block_node *node;
-
-    if (!driver_name) {
-        block_error(error, EINVAL, "Parameter 'driver' is missing");
-        return NULL;
-    }
-    driver = block_driver_find(driver_name);
-    if (!driver) {
-        block_error(error, EINVAL, "Parameter 'driver' does not accept value '%s'", driver_name);
-        return NULL;
-    }
-    /* Its tracked slots have a cache line each. */
-    node = g_aligned_alloc0(1, sizeof(*node), _Alignof(struct block_node));
-    node->driver = driver;
-    node->references = 1;
-    node->height = 1;
-    node->state = g_malloc0(driver->instance_size ? driver->instance_size : 1);
-    TAILQ_INIT(&node->children);
-    TAILQ_INIT(&node->claims);
-    tracked_requests_init(&node->tracked);
-    if (take_name(node, options, allow_anonymous, error) < 0 ||
-        extract_common(node, options, error) < 0 || open_children(node, options, error) < 0 ||
-        open_driver(node, options, error) < 0) {
-        free_node(node);
-        return NULL;
-    }
-    if (publish(node, error) < 0) {
-        block_node_unref(node);
-        return NULL;
-    }
-    return node;
 }
 
 int block_node_add(struct block_options *options, GError **error)
@@ -693,7 +314,7 @@ int block_node_set_length(struct block_node *node, uint64_t length,
     }
     status = driver_set_length(node, length, preallocation, error);
     if (status == 0) {
-        status = refresh_length(node, error);
+        status = block_node_refresh_length(node, error);
     }
     resize_bitmaps(node, block_node_length(node));
     /* A length is to be flushed as data is, also one that was changed half. */

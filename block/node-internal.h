@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the files about nodes share: node-open.c makes them, node.c names, counts and frees them. */
+#ifndef LIVEBLK_BLOCK_NODE_INTERNAL_H
+#define LIVEBLK_BLOCK_NODE_INTERNAL_H
+
+#include "block/node.h"
+
+/* The published node of this name, borrowed, or NULL. Graph lock held. */
+struct block_node *block_node_find_locked(const char *name);
+
+/*
+ * Make the node visible under its name, which is made up if it has none; its children's claims
+ * then name it. -EEXIST if another node has the name.
+ */
+int block_node_publish(struct block_node *node, GError **error);
+
+/* Ask the driver for the length, at opening and after a change. */
+int block_node_refresh_length(struct block_node *node, GError **error);
+
+/* Free a node whose driver is closed or was never opened, and drop its children. */
+void block_node_free(struct block_node *node);
+
+#endif
