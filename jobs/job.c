@@ -173,11 +173,10 @@ static int run_driver(struct job *job, GError **error)
     return result;
 }
 
-static void run_and_settle(struct job *job)
+/* What follows run(), or stands for it if it could not begin: the end, unless others are waited
+ * for. */
+static void end_run(struct job *job, int result, const char *message)
 {
-    g_autoptr(GError) error = NULL;
-    int result = run_driver(job, &error);
-
     job_lock();
     job->run_ended = true;
     job->user_paused = false;
@@ -187,7 +186,7 @@ static void run_and_settle(struct job *job)
     if (job->force_cancelled) {
         job_fail_locked(job, -ECANCELED, NULL);
     } else if (result < 0) {
-        job_fail_locked(job, result, error ? error->message : NULL);
+        job_fail_locked(job, result, message);
     } else {
         job_set_status_locked(job, JOB_STATUS_WAITING);
     }
@@ -196,6 +195,14 @@ static void run_and_settle(struct job *job)
     if (settle) {
         job_transaction_settle(job->transaction);
     }
+}
+
+static void run_and_settle(struct job *job)
+{
+    g_autoptr(GError) error = NULL;
+    int result = run_driver(job, &error);
+
+    end_run(job, result, error ? error->message : NULL);
 }
 
 static void *job_thread(void *data)
@@ -230,6 +237,16 @@ int job_start(struct job *job, GError **error)
         return block_error_errno(error, -status, "Could not start job '%s'", job->id);
     }
     return 0;
+}
+
+void job_start_or_fail(struct job *job)
+{
+    g_autoptr(GError) error = NULL;
+    int status = job_start(job, &error);
+
+    if (status < 0) {
+        end_run(job, status, error->message);
+    }
 }
 
 /* A job that never ran leaves its transaction, whose others may have waited for it only. */

@@ -119,6 +119,12 @@ DEFINE_AUTO(job, job_unref)
 int job_start(struct job *job, GError **error);
 
 /*
+ * job_start for who cannot go back any more: if there is no thread to be had, the job ends on this
+ * one, as if its run() had failed, and with it its transaction. Not the main thread; may block.
+ */
+void job_start_or_fail(struct job *job);
+
+/*
  * Give up a job that was created but will not start, because the rest of its creation failed:
  * CREATED to NULL. clean and free are called.
  */

@@ -135,10 +135,18 @@ static void read_options(json_t *arguments, struct block_node *source,
     options->job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
 }
 
+/* ---- The actions ----------------------------------------------------------------------------- */
+
+struct backup_action {
+    struct job *job;
+};
+
 /* target: the target's name, for messages. */
-static int start(json_t *arguments, const struct backup_options *options, const char *target,
-                 GError **error)
+static int create_job(struct transaction_action *action, json_t *arguments,
+                      struct backup_options *options, const char *target, GError **error)
 {
+    struct backup_action *state = transaction_state(action);
+
     if (check_workers(json_object_get(arguments, "x-perf"), error) < 0) {
         return -EINVAL;
     }
@@ -146,10 +154,17 @@ static int start(json_t *arguments, const struct backup_options *options, const 
         return block_error(error, ENOTSUP, "Compression is not supported for this drive %s",
                            target);
     }
-    return backup_start(options, error);
+    options->transaction = transaction_jobs(action);
+    state->job = backup_new(options, error);
+    if (!state->job) {
+        return -EINVAL;
+    }
+    transaction_drain(action, options->source);
+    return 0;
 }
 
-json_t *blockdev_backup(struct qmp_request *request, json_t *arguments, GError **error)
+static int prepare_blockdev_backup(struct transaction_action *action, json_t *arguments,
+                                   GError **error)
 {
     const char *device = json_string_value(json_object_get(arguments, "device"));
     const char *target_name = json_string_value(json_object_get(arguments, "target"));
@@ -158,11 +173,11 @@ json_t *blockdev_backup(struct qmp_request *request, json_t *arguments, GError *
     struct backup_options options;
 
     if (!target) {
-        return NULL;
+        return -ENOENT;
     }
     read_options(arguments, source, &options);
     options.target = target;
-    return start(arguments, &options, target->name, error) == 0 ? json_object() : NULL;
+    return create_job(action, arguments, &options, target->name, error);
 }
 
 /* ---- drive-backup: the target is a file, opened for the job and closed after it ------------- */
@@ -203,7 +218,8 @@ static struct block_node *open_target(void *data, GError **error)
     return block_node_open(options, true, error);
 }
 
-json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **error)
+static int prepare_drive_backup(struct transaction_action *action, json_t *arguments,
+                                GError **error)
 {
     const char *device = json_string_value(json_object_get(arguments, "device"));
     const char *format = json_string_value(json_object_get(arguments, "format"));
@@ -212,7 +228,7 @@ json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **er
     struct backup_options options;
 
     if (!source) {
-        return NULL;
+        return -ENOENT;
     }
     struct target_file file = {
         .filename = json_string_value(json_object_get(arguments, "target")),
@@ -223,5 +239,71 @@ json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **er
     read_options(arguments, source, &options);
     options.open_target = open_target;
     options.open_target_data = &file;
-    return start(arguments, &options, file.filename, error) == 0 ? json_object() : NULL;
+    return create_job(action, arguments, &options, file.filename, error);
+}
+
+/* ---- After the job is there, both are the same ----------------------------------------------- */
+
+static void activate(struct transaction_action *action)
+{
+    struct backup_action *state = transaction_state(action);
+
+    backup_activate(state->job);
+}
+
+static void commit(struct transaction_action *action)
+{
+    struct backup_action *state = transaction_state(action);
+
+    job_start_or_fail(state->job);
+}
+
+static void roll_back(struct transaction_action *action)
+{
+    struct backup_action *state = transaction_state(action);
+
+    job_roll_back(state->job);
+}
+
+static void clean(struct transaction_action *action)
+{
+    struct backup_action *state = transaction_state(action);
+
+    job_unref(state->job);
+}
+
+const struct transaction_action_type blockdev_backup_action = {
+    .name = "blockdev-backup",
+    .data = &blockdev_backup_type,
+    .state_size = sizeof(struct backup_action),
+    .supports_grouped = true,
+    .prepare = prepare_blockdev_backup,
+    .activate = activate,
+    .commit = commit,
+    .abort = roll_back,
+    .clean = clean,
+    .doc = "See the command blockdev-backup.",
+};
+
+const struct transaction_action_type drive_backup_action = {
+    .name = "drive-backup",
+    .data = &drive_backup_type,
+    .state_size = sizeof(struct backup_action),
+    .supports_grouped = true,
+    .prepare = prepare_drive_backup,
+    .activate = activate,
+    .commit = commit,
+    .abort = roll_back,
+    .clean = clean,
+    .doc = "See the command drive-backup.",
+};
+
+json_t *blockdev_backup(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return transaction_run_single(&blockdev_backup_action, arguments, error);
+}
+
+json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return transaction_run_single(&drive_backup_action, arguments, error);
 }

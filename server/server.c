@@ -12,6 +12,7 @@
 #include "formats/formats.h"
 #include "jobs/job.h"
 #include "server/commands-fault.h"
+#include "server/commands-transaction.h"
 #include "server/commands.h"
 #include "server/disk.h"
 #include "server/qmp/monitor.h"
@@ -33,7 +34,8 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands, block_commands, job_commands, fault_commands, NULL,
+    qmp_commands_control, server_commands, block_commands, job_commands,
+    transaction_commands, fault_commands,  NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {block_events, job_events, fault_events,
@@ -47,6 +49,7 @@ static void register_drivers(void)
         formats_register();
         types_init();
         fault_commands_init();
+        transaction_commands_init();
         registered = true;
     }
 }
