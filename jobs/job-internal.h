@@ -42,6 +42,7 @@ struct job {
     pthread_t thread;                    /* valid if started */
     bool started;
     bool in_run;         /* run() is going on */
+    bool in_prepare;     /* prepare() is */
     bool run_ended;      /* it will never (again) */
     bool at_pause_point; /* in_run, but quiet */
     bool kicked;         /* job_sleep_until returns */
@@ -136,6 +137,9 @@ void job_join_threads(void);
 /* Joining fails once all members' run() have ended. */
 int job_transaction_join_locked(struct job *job, GError **error);
 void job_transaction_leave_locked(struct job *job);
+
+/* The driver's prepare, if it has one; what it returns. Lock held, dropped meanwhile. */
+int job_prepare_locked(struct job *job, GError **error);
 
 /* The driver's clean, and the claims it left. Without the lock. */
 void job_clean(struct job *job);

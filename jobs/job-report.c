@@ -53,6 +53,9 @@ enum block_error_policy job_io_error(struct job *job, enum block_error_policy po
     if (atomic_load(&job->force_cancelled)) {
         action = BLOCK_ERROR_POLICY_REPORT;
     } else {
+        if (job->run_ended && action == BLOCK_ERROR_POLICY_STOP) {
+            action = BLOCK_ERROR_POLICY_REPORT;
+        }
         if (job->driver->is_block_job) {
             event_emit("BLOCK_JOB_ERROR", EVENT_STRING("device", job->id),
                        EVENT_STRING("operation", is_read ? "read" : "write"),

@@ -56,9 +56,11 @@ void job_force_cancel_locked(struct job *job)
     atomic_store(&job->force_cancelled, true);
     job->user_paused = false;
     job_update_pause_locked(job);
-    if (!job->run_ended) {
+    if (!job->run_ended || job->in_prepare) {
         job_notify_locked(job);
-    } else if (job->status == JOB_STATUS_WAITING || job->status == JOB_STATUS_PENDING) {
+    }
+    if (job->run_ended &&
+        (job->status == JOB_STATUS_WAITING || job->status == JOB_STATUS_PENDING)) {
         job_fail_locked(job, -ECANCELED, NULL);
     }
 }
@@ -134,12 +136,7 @@ static void prepare_all(struct job_transaction *transaction)
         if (transaction->culprit) {
             break;
         }
-        if (!job->driver->prepare) {
-            continue;
-        }
-        job_unlock();
-        int result = job->driver->prepare(job, &error);
-        job_lock();
+        int result = job_prepare_locked(job, &error);
         if (result < 0 && !transaction->culprit) {
             job_fail_locked(job, result, error ? error->message : NULL);
         }

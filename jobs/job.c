@@ -65,7 +65,7 @@ void job_notify_locked(struct job *job)
 {
     job->kicked = true;
     pthread_cond_broadcast(&job->wakeup);
-    if (job->in_run && job->driver->wake) {
+    if ((job->in_run || job->in_prepare) && job->driver->wake) {
         struct wake *wake = g_new(struct wake, 1);
 
         wake->job = job;
@@ -149,7 +149,29 @@ struct job *job_alloc(const struct job_driver *driver, const char *id, unsigned 
     return job;
 }
 
-/* Run the driver unless the job was cancelled before; afterwards nobody is in its wake(). */
+/* Nobody is in the driver's wake() afterwards. Lock held, dropped while waiting. */
+static void wait_for_wakers_locked(struct job *job)
+{
+    while (job->wakers > 0) {
+        job_wait_locked(&job->wakeup);
+    }
+}
+
+int job_prepare_locked(struct job *job, GError **error)
+{
+    if (!job->driver->prepare) {
+        return 0;
+    }
+    job->in_prepare = true;
+    job_unlock();
+    int result = job->driver->prepare(job, error);
+    job_lock();
+    job->in_prepare = false;
+    wait_for_wakers_locked(job);
+    return result;
+}
+
+/* Run the driver unless the job was cancelled before. */
 static int run_driver(struct job *job, GError **error)
 {
     int result = 0;
@@ -166,9 +188,7 @@ static int run_driver(struct job *job, GError **error)
 
     job_lock();
     job->in_run = false;
-    while (job->wakers > 0) {
-        job_wait_locked(&job->wakeup);
-    }
+    wait_for_wakers_locked(job);
     job_unlock();
     return result;
 }

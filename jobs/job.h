@@ -67,10 +67,11 @@ struct job_driver {
      */
     int (*run)(struct job *job, GError **error);
     /*
-     * Something the driver may be waiting in run() for has changed (pause, resume, cancel, speed,
-     * complete): wake its own condition variables. Called by any thread but only while run() is
-     * going on, with no job lock held, but perhaps the graph lock (by a drain): it takes no lock
-     * under which the driver would call the block core, and does not wait. May be NULL.
+     * Something the driver may be waiting for in run() or prepare() has changed (pause, resume,
+     * cancel, speed, complete): wake its own condition variables. Called by any thread but only
+     * while one of these is going on, with no job lock held, but perhaps the graph lock (by a
+     * drain): it takes no lock under which the driver would call the block core, and does not
+     * wait. May be NULL.
      */
     void (*wake)(struct job *job);
     /* The complete verb is legal for this kind (when READY). wake() follows. */
@@ -81,7 +82,9 @@ struct job_driver {
      * Finalization. All jobs of a transaction are prepared; if all succeed each is committed,
      * else each is aborted. clean follows in either case and frees what run() used: afterwards
      * the driver holds no node. A job that was cancelled before it ran is aborted and cleaned
-     * without run(). All may be NULL. Not under the job lock; may block.
+     * without run(). One that is cancelled during prepare() is aborted even if that succeeds; it
+     * returns soon after job_is_cancelled turns true. All may be NULL. Not under the job lock; may
+     * block.
      */
     int (*prepare)(struct job *job, GError **error);
     void (*commit)(struct job *job);
@@ -218,9 +221,9 @@ int job_set_initial_speed(struct job *job, int64_t speed, GError **error);
 /*
  * An I/O of the job failed: says what to do (REPORT, IGNORE or STOP) and emits BLOCK_JOB_ERROR.
  * For STOP the job is now user-paused and its I/O status set; the driver gets quiet, passes a
- * job_pause_point() and retries. A cancelled job has nothing to say: REPORT, without an event.
- * error_number is positive. Any thread of the job, which may hold the driver's locks: wake() is
- * not called.
+ * job_pause_point() and retries. A cancelled job has nothing to say: REPORT, without an event. In
+ * the finalization, which cannot pause, STOP becomes REPORT. error_number is positive. Any thread
+ * of the job, which may hold the driver's locks: wake() is not called.
  */
 enum block_error_policy job_io_error(struct job *job, enum block_error_policy policy, bool is_read,
                                      int error_number);

@@ -32,6 +32,7 @@ struct script {
     const char *held;
     int prepare_result;
     const char *prepare_message;
+    int (*prepare)(struct job *job);
     struct block_node *drained;
 };
 
@@ -121,7 +122,6 @@ static int run(struct job *job, GError **error)
     return result;
 }
 
-/* Never called but around run(), which the job code promises. */
 static void wake(struct job *job)
 {
     struct script *script = job_state(job);
@@ -148,6 +148,9 @@ static int prepare(struct job *job, GError **error)
     struct script *script = job_state(job);
 
     report_call(job, "prepare");
+    if (script->prepare) {
+        return script->prepare(job);
+    }
     if (script->prepare_message) {
         return block_error(error, -script->prepare_result, "%s", script->prepare_message);
     }
@@ -311,6 +314,25 @@ void scripted_set_prepare_result(struct job *job, int result, const char *messag
 
     script->prepare_result = result;
     script->prepare_message = message;
+}
+
+void scripted_set_prepare(struct job *job, int (*prepare)(struct job *job))
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    script->prepare = prepare;
+}
+
+void scripted_wait_woken(struct job *job)
+{
+    struct script *script = job_state(job);
+    SCOPE_LOCK(&script->lock);
+
+    while (!script->woken) {
+        pthread_cond_wait(&script->changed, &script->lock);
+    }
+    script->woken = false;
 }
 
 void scripted_drain_in_end(struct job *job, struct block_node *node)

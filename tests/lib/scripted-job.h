@@ -40,6 +40,11 @@ void scripted_release(struct job *job);
 
 void scripted_set_prepare_result(struct job *job, int result, const char *message);
 
+/* What prepare() does after it has logged its call, and returns. */
+void scripted_set_prepare(struct job *job, int (*prepare)(struct job *job));
+/* Wait, in prepare(), for a call of wake(). */
+void scripted_wait_woken(struct job *job);
+
 /* A drain of this node by the job's own thread, in its "commit" or "abort". */
 void scripted_drain_in_end(struct job *job, struct block_node *node);
 

@@ -277,6 +277,57 @@ static void test_no_late_members(void)
     event_log_clear();
 }
 
+static int wait_for_cancel(struct job *job)
+{
+    while (!job_is_cancelled(job)) {
+        scripted_wait_woken(job);
+    }
+    return 0; /* too late */
+}
+
+static void *cancel(void *job)
+{
+    g_assert_cmpint(job_cancel(job, true, true, NULL), ==, 0);
+    return NULL;
+}
+
+/* A cancel wakes the driver in prepare() and is not outrun by its success. */
+static void test_cancel_in_prepare(void)
+{
+    struct job *job = scripted_job_new(&scripted_backup, "a", 0, NULL);
+    pthread_t thread;
+
+    scripted_set_prepare(job, wait_for_cancel);
+    scripted_job_start(job);
+    scripted_return(job, 0, NULL);
+    EXPECT("a.created", "a.running", "a.waiting", "a.pending", "a.prepare()");
+    pthread_create(&thread, NULL, cancel, job);
+    pthread_join(thread, NULL);
+    EXPECT("a.aborting", "a.abort()", "a.clean()", "a.CANCELLED", "a.concluded", "a.null");
+    job_unref(job);
+}
+
+static int meet_error(struct job *job)
+{
+    g_assert_cmpint(job_io_error(job, BLOCK_ERROR_POLICY_STOP, false, EIO), ==,
+                    BLOCK_ERROR_POLICY_REPORT);
+    g_assert_false(job_should_pause(job));
+    return -EIO;
+}
+
+static void test_error_in_prepare(void)
+{
+    struct job *job = scripted_job_new(&scripted_backup, "a", 0, NULL);
+
+    scripted_set_prepare(job, meet_error);
+    scripted_job_start(job);
+    scripted_return(job, 0, NULL);
+    EXPECT("a.created", "a.running", "a.waiting", "a.pending", "a.prepare()",
+           "a.ERROR:write:report", "a.aborting", "a.abort()", "a.clean()",
+           "a.COMPLETED[Input/output error]", "a.concluded", "a.null");
+    job_unref(job);
+}
+
 static void *finalize(void *job)
 {
     job_finalize(job, NULL);
@@ -326,6 +377,9 @@ int main(int argc, char **argv)
     g_test_add_func("/job-transaction/cancel-running", test_cancel_running);
     g_test_add_func("/job-transaction/cancel-in-prepare-of-another",
                     test_cancel_in_prepare_of_another);
+    g_test_add_func("/job-transaction/cancel-in-prepare", test_cancel_in_prepare);
+    g_test_add_func("/job-transaction/an-error-in-prepare-cannot-stop-the-job",
+                    test_error_in_prepare);
     g_test_add_func("/job-transaction/cancel-in-commit-of-another",
                     test_cancel_in_commit_of_another);
     g_test_add_func("/job-transaction/roll-back", test_roll_back);
