@@ -5,6 +5,8 @@
 #include "block/event.h"
 #include "jobs/job-internal.h"
 
+const char *const job_type_names[] = {"backup", "create", NULL};
+
 void job_progress_set_total(struct job *job, uint64_t total)
 {
     atomic_store(&job->progress_total, total);
@@ -91,6 +93,9 @@ void job_get_info(struct job *job, struct job_info *info)
         .error = g_strdup(job->error),
         .phase = phase ? phase : job_status_names[job->status],
     };
+    if (job->driver->get_info) {
+        job->driver->get_info(job, info);
+    }
     job_unlock();
 }
 

@@ -167,6 +167,7 @@ int job_prepare_locked(struct job *job, GError **error)
     int result = job->driver->prepare(job, error);
     job_lock();
     job->in_prepare = false;
+    atomic_store(&job->phase, NULL);
     wait_for_wakers_locked(job);
     return result;
 }

@@ -53,10 +53,13 @@ enum job_verb {
 };
 extern const char *const job_verb_names[]; /* "cancel", "pause", ... */
 
+extern const char *const job_type_names[]; /* all kinds there are; NULL-terminated */
+
 struct job;
+struct job_info;
 
 struct job_driver {
-    const char *type;     /* "backup", "create", ... */
+    const char *type;     /* one of job_type_names */
     bool is_block_job;    /* has BLOCK_JOB_* events and is listed by query-block-jobs */
     size_t instance_size; /* of the state at job_state(), zeroed */
 
@@ -90,6 +93,8 @@ struct job_driver {
     void (*commit)(struct job *job);
     void (*abort)(struct job *job);
     void (*clean)(struct job *job);
+    /* Add to a report what only this kind knows. Any thread, job lock held. May be NULL. */
+    void (*get_info)(struct job *job, struct job_info *info);
     /* Free the state's memory and nothing else, when the job itself is freed. May be NULL. */
     void (*free)(struct job *job);
 };
@@ -230,7 +235,7 @@ enum block_error_policy job_io_error(struct job *job, enum block_error_policy po
 
 /*
  * One word for people: what the job is doing ("copying", "flushing"). A string constant; NULL, as
- * at first and after run(), means the name of its status.
+ * at first and after run() and prepare(), means the name of its status.
  */
 void job_set_phase(struct job *job, const char *phase);
 
@@ -260,6 +265,9 @@ struct job_info {
     bool auto_dismiss;
     char *error;       /* NULL: none */
     const char *phase; /* for people; never NULL */
+    /* Of mirrors only: whether a guest's write is answered only when it is on both sides. */
+    bool has_actively_synced;
+    bool actively_synced;
 };
 void job_get_info(struct job *job, struct job_info *info);
 void job_info_clear(struct job_info *info);

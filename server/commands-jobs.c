@@ -53,11 +53,10 @@ static const struct qmp_type set_speed_type = {
     .members = set_speed_members,
 };
 
-static const char *const job_types[] = {"backup", "create", NULL};
 static const struct qmp_type job_type_type = {
     .name = "JobType",
     .kind = QMP_KIND_ENUM,
-    .values = job_types,
+    .values = job_type_names,
 };
 static const struct qmp_type job_status_type = {
     .name = "JobStatus",
@@ -114,6 +113,9 @@ static const struct qmp_member block_job_info_members[] = {
     {"status", &job_status_type, .doc = "Its state."},
     {"auto-finalize", &qmp_type_bool, .doc = "It finalizes by itself."},
     {"auto-dismiss", &qmp_type_bool, .doc = "It vanishes when it has ended."},
+    {"actively-synced", &qmp_type_bool, .optional = true,
+     .doc = "Mirrors only: guests' writes are answered when they are on both sides; never with "
+            "copy-mode background."},
     {"error", &qmp_type_string, .optional = true, .doc = "Why it failed."},
     {NULL},
 };
@@ -246,6 +248,9 @@ static json_t *block_job_object(const struct job_info *info)
         info->ready, "status", job_status_names[info->status], "auto-finalize", info->auto_finalize,
         "auto-dismiss", info->auto_dismiss);
 
+    if (info->has_actively_synced) {
+        json_object_set_new(object, "actively-synced", json_boolean(info->actively_synced));
+    }
     set_error(object, info);
     return object;
 }

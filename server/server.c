@@ -261,5 +261,5 @@ char *server_qmp_document(const char *introduction)
 
 char *server_job_types(void)
 {
-    return g_strdup("backup create");
+    return g_strjoinv(" ", (char **)job_type_names);
 }
