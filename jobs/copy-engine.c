@@ -17,8 +17,8 @@
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
-#include "jobs/copy-engine-internal.h"
 #include "block/thread.h"
+#include "jobs/copy-engine-internal.h"
 
 /* How long requests that are in flight at the end get before hanging ones are cut off. */
 #define END_GRACE_NS NS_PER_SECOND

@@ -4,8 +4,8 @@
 
 #include "block/error.h"
 #include "block/graph.h"
-#include "jobs/job-internal.h"
 #include "block/thread.h"
+#include "jobs/job-internal.h"
 
 /* All of these: job lock. */
 static struct job_queue jobs = TAILQ_HEAD_INITIALIZER(jobs); /* newest first; references */
