@@ -231,6 +231,7 @@ def flush_fails(test):
     error = wait_failed(qmp)
     assert "flush" in error, error
     assert_guest_unharmed(server, writers)
+    far.stop()  # if it is killed this plugin leaves a directory in /tmp
 
 
 main()
