@@ -47,6 +47,19 @@ void test_make_file(const char *path, uint64_t length)
     close(fd);
 }
 
+void test_image_make(struct test_image *image, uint64_t length)
+{
+    image->directory = test_directory_new(true);
+    image->path = test_path(image->directory, "disk");
+    test_make_file(image->path, length);
+}
+
+void test_image_remove(struct test_image *image, const void *unused)
+{
+    g_free(image->path);
+    test_directory_free(image->directory);
+}
+
 uint64_t test_allocated(const char *path)
 {
     struct stat st;

@@ -21,6 +21,16 @@ char *test_path(const char *directory, const char *name);
 /* A sparse file of this length. */
 void test_make_file(const char *path, uint64_t length);
 
+/* A sparse file in a new directory, in memory: a fixture for g_test_add, or part of one. */
+struct test_image {
+    char *directory;
+    char *path;
+};
+
+void test_image_make(struct test_image *image, uint64_t length);
+/* Remove the directory and all files in it. unused: as a fixture's tear-down has it. */
+void test_image_remove(struct test_image *image, const void *unused);
+
 /* Bytes the file occupies on its file system. */
 uint64_t test_allocated(const char *path);
 

@@ -15,8 +15,8 @@
 #include "block/drain.h"
 #include "block/event.h"
 #include "block/main-loop.h"
-#include "block/options.h"
 #include "jobs/job.h"
+#include "tests/lib/nothing-node.h"
 
 #define CREATORS 3
 #define CLIENTS  4
@@ -378,48 +378,13 @@ static void torture(void)
     g_assert_cmpuint(freed, ==, created);
 }
 
-static int node_open(struct block_node *opened, void *values, GError **error)
-{
-    return 0;
-}
-
-static void node_close(struct block_node *closed)
-{
-}
-
-static int64_t node_length(struct block_node *opened)
-{
-    return 1 << 20;
-}
-
-static const struct block_driver node_driver = {
-    .name = "nothing",
-    .description = "A node without data.",
-    .is_protocol = true,
-    .open = node_open,
-    .close = node_close,
-    .get_length = node_length,
-};
-
-static void open_node(void)
-{
-    AUTO(block_options) options = block_options_new();
-    g_autoptr(GError) error = NULL;
-
-    block_driver_register(&node_driver);
-    block_options_set(options, "driver", "nothing");
-    block_options_set(options, "node-name", "n");
-    node = block_node_open(options, false, &error);
-    g_assert_no_error(error);
-}
-
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_assert_cmpint(main_loop_start(), ==, 0);
     last_status = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     main_loop_call_wait(add_listener, NULL);
-    open_node();
+    node = nothing_node_new("n");
     g_test_add_func("/job/torture", torture);
     int status = g_test_run();
     main_loop_call_wait(remove_listener, NULL);

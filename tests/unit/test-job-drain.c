@@ -5,44 +5,9 @@
 #include <pthread.h>
 
 #include "block/drain.h"
-#include "block/options.h"
 #include "tests/lib/event-log.h"
+#include "tests/lib/nothing-node.h"
 #include "tests/lib/scripted-job.h"
-
-static int node_open(struct block_node *node, void *values, GError **error)
-{
-    return 0;
-}
-
-static void node_close(struct block_node *node)
-{
-}
-
-static int64_t node_length(struct block_node *node)
-{
-    return 1 << 20;
-}
-
-static const struct block_driver node_driver = {
-    .name = "nothing",
-    .description = "A node without data.",
-    .is_protocol = true,
-    .open = node_open,
-    .close = node_close,
-    .get_length = node_length,
-};
-
-static struct block_node *node_new(const char *name)
-{
-    AUTO(block_options) options = block_options_new();
-    g_autoptr(GError) error = NULL;
-
-    block_options_set(options, "driver", "nothing");
-    block_options_set(options, "node-name", name);
-    struct block_node *node = block_node_open(options, false, &error);
-    g_assert_no_error(error);
-    return node;
-}
 
 static struct job *job_on(struct block_node *node, const char *id,
                           struct job_transaction *transaction)
@@ -96,7 +61,7 @@ static void cancel(struct job *job)
 
 static void test_running(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
     g_autoptr(GError) error = NULL;
 
@@ -113,7 +78,7 @@ static void test_running(void)
 
 static void test_ready(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
 
     scripted_job_start(job);
@@ -129,7 +94,7 @@ static void test_ready(void)
 
 static void test_waits_for_the_pause_point(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
     struct drainer drainer;
 
@@ -149,7 +114,7 @@ static void test_waits_for_the_pause_point(void)
 
 static void test_not_started(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
     struct block_drain *section = drain(node);
 
@@ -164,7 +129,7 @@ static void test_not_started(void)
 
 static void test_claimed_inside(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     struct block_drain *section = drain(node);
     AUTO(job) job = job_on(node, "a", NULL);
 
@@ -177,7 +142,7 @@ static void test_claimed_inside(void)
 
 static void test_nested(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
 
     scripted_job_start(job);
@@ -195,7 +160,7 @@ static void test_nested(void)
 
 static void test_cancel_waits_for_the_drain(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
 
     scripted_job_start(job);
@@ -210,7 +175,7 @@ static void test_cancel_waits_for_the_drain(void)
 
 static void test_drains_itself(gconstpointer fail)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
     const char *call = fail ? "a.abort()" : "a.commit()";
 
@@ -229,7 +194,7 @@ static void test_drains_itself(gconstpointer fail)
 
 static void test_drains_its_transaction(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job_transaction) transaction = job_transaction_new(true);
     AUTO(job) a = job_on(node, "a", transaction);
     AUTO(job) b = job_on(node, "b", transaction);
@@ -250,7 +215,7 @@ static void test_drains_its_transaction(void)
 /* A drain does not wait for a finalization, and outlives the job. */
 static void test_during_finalization(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) job = job_on(node, "a", NULL);
 
     scripted_hold(job, "prepare");
@@ -266,7 +231,7 @@ static void test_during_finalization(void)
 
 static void test_claims_go_with_the_job(void)
 {
-    AUTO(block_node) node = node_new("n");
+    AUTO(block_node) node = nothing_node_new("n");
     AUTO(job) reader = job_on(node, "a", NULL);
     AUTO(job) job = scripted_job_new(&scripted_backup, "b", 0, NULL);
     g_autoptr(GError) error = NULL;
@@ -286,7 +251,6 @@ static void test_claims_go_with_the_job(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    block_driver_register(&node_driver);
     event_log_start();
     g_test_add_func("/job-drain/a-running-job-pauses", test_running);
     g_test_add_func("/job-drain/a-ready-job-stands-by", test_ready);

@@ -13,25 +13,21 @@
 #define WRITES_MAX 40
 
 struct rig {
-    char *directory;
-    char *path;
+    struct test_image image;
     struct block_node *node;
 };
 
 static void rig_open(struct rig *rig, const char *more)
 {
-    rig->directory = test_directory_new(true);
-    rig->path = test_path(rig->directory, "disk");
-    test_make_file(rig->path, LENGTH);
+    test_image_make(&rig->image, LENGTH);
     rig->node = test_open("driver=lose-writes,discard=unmap,file.driver=file,file.filename=%s%s",
-                          rig->path, more);
+                          rig->image.path, more);
 }
 
 static void rig_close(struct rig *rig)
 {
     block_node_unref(rig->node);
-    g_free(rig->path);
-    test_directory_free(rig->directory);
+    test_image_remove(&rig->image, NULL);
 }
 
 static void assert_disk(struct rig *rig, const uint8_t *expected)
@@ -39,7 +35,7 @@ static void assert_disk(struct rig *rig, const uint8_t *expected)
     g_autofree char *contents = NULL;
     size_t length;
 
-    g_assert_true(g_file_get_contents(rig->path, &contents, &length, NULL));
+    g_assert_true(g_file_get_contents(rig->image.path, &contents, &length, NULL));
     g_assert_cmpuint(length, ==, LENGTH);
     for (size_t i = 0; i < length; i++) {
         if ((uint8_t)contents[i] != expected[i]) {
@@ -153,7 +149,7 @@ static void test_tear(void)
         g_assert_cmpint(block_node_pwrite(rig.node, buffer, 0, LENGTH, 0), ==, 0);
         g_assert_cmpint(lose_writes_now(rig.node, &plan, &result, NULL), ==, 0);
         g_assert_cmpuint(result.lost, ==, 1);
-        g_assert_true(g_file_get_contents(rig.path, &contents, &length, NULL));
+        g_assert_true(g_file_get_contents(rig.image.path, &contents, &length, NULL));
         for (size_t at = 0; at < length; at += 512) {
             memset(buffer, contents[at], 512);
             g_assert_cmpmem(contents + at, 512, buffer, 512);
@@ -203,8 +199,8 @@ static void test_end(void)
     g_assert_cmpint(lose_writes_now(rig.node, &plan, &result, NULL), ==, -ESHUTDOWN);
     block_node_unref(rig.node);
     assert_disk(&rig, expected);
-    g_free(rig.path);
-    test_directory_free(rig.directory);
+    g_free(rig.image.path);
+    test_directory_free(rig.image.directory);
 }
 
 static void test_bound(void)
@@ -284,7 +280,7 @@ static void test_many_threads(void)
         for (unsigned i = 0; i < THREADS; i++) {
             pthread_join(writers[i].thread, NULL);
         }
-        g_assert_true(g_file_get_contents(rig.path, &contents, &length, NULL));
+        g_assert_true(g_file_get_contents(rig.image.path, &contents, &length, NULL));
         for (unsigned i = 0; i < THREADS; i++) {
             for (uint64_t at = 0; at < SLICE; at++) {
                 uint8_t found = (uint8_t)contents[writers[i].offset + at];

@@ -12,35 +12,22 @@
 
 #define LENGTH (4 * MIB)
 
-struct fixture {
-    char *directory;
-    char *path;
-};
-
-static void set_up(struct fixture *fixture, const void *unused)
+static void set_up(struct test_image *image, const void *unused)
 {
-    fixture->directory = test_directory_new(true);
-    fixture->path = test_path(fixture->directory, "disk");
-    test_make_file(fixture->path, LENGTH);
+    test_image_make(image, LENGTH);
 }
 
-static void tear_down(struct fixture *fixture, const void *unused)
+static struct block_node *open_raw(struct test_image *image, const char *options)
 {
-    g_free(fixture->path);
-    test_directory_free(fixture->directory);
-}
-
-static struct block_node *open_raw(struct fixture *fixture, const char *options)
-{
-    return test_open("driver=raw,discard=unmap,file.driver=file,file.filename=%s%s", fixture->path,
+    return test_open("driver=raw,discard=unmap,file.driver=file,file.filename=%s%s", image->path,
                      options);
 }
 
-static void assert_in_file(struct fixture *fixture, uint64_t offset, int value, size_t bytes)
+static void assert_in_file(struct test_image *image, uint64_t offset, int value, size_t bytes)
 {
     g_autofree uint8_t *expected = g_malloc(bytes);
     g_autofree uint8_t *found = g_malloc(bytes);
-    int fd = open(fixture->path, O_RDONLY | O_CLOEXEC);
+    int fd = open(image->path, O_RDONLY | O_CLOEXEC);
 
     memset(expected, value, bytes);
     g_assert_cmpint(pread(fd, found, bytes, (off_t)offset), ==, (ssize_t)bytes);
@@ -48,35 +35,34 @@ static void assert_in_file(struct fixture *fixture, uint64_t offset, int value, 
     close(fd);
 }
 
-static void test_whole(struct fixture *fixture, const void *unused)
+static void test_whole(struct test_image *image, const void *unused)
 {
-    AUTO(block_node) node = open_raw(fixture, "");
+    AUTO(block_node) node = open_raw(image, "");
     g_autofree char *filename = block_node_get_filename(node);
     struct block_extent extent;
 
     g_assert_cmpuint(block_node_length(node), ==, LENGTH);
     g_assert_cmpint(block_node_pwrite(node, "abc", LENGTH - 3, 3, BLOCK_REQUEST_FUA), ==, 0);
-    assert_in_file(fixture, LENGTH - 2, 'b', 1);
+    assert_in_file(image, LENGTH - 2, 'b', 1);
     g_assert_cmpint(block_node_block_status(node, 0, MIB, &extent), ==, 0);
     g_assert_true((extent.flags & BLOCK_STATUS_ZERO) && extent.host_node == node->file);
-    g_assert_cmpstr(filename, ==, fixture->path);
+    g_assert_cmpstr(filename, ==, image->path);
     g_assert_true(block_node_is_zero_at_creation(node));
-    g_assert_cmpint(block_node_get_allocated_size(node), ==,
-                    (int64_t)test_allocated(fixture->path));
+    g_assert_cmpint(block_node_get_allocated_size(node), ==, (int64_t)test_allocated(image->path));
 }
 
 /* Everything a window does stays inside it and lands where it says. */
-static void test_window(struct fixture *fixture, const void *options)
+static void test_window(struct test_image *image, const void *options)
 {
     g_autofree uint8_t *data = g_malloc(LENGTH);
-    AUTO(block_node) all = open_raw(fixture, "");
+    AUTO(block_node) all = open_raw(image, "");
     struct block_extent extent;
 
     memset(data, 0xaa, LENGTH);
     g_assert_cmpint(block_node_pwrite(all, data, 0, LENGTH, 0), ==, 0);
     block_node_unref(STEAL(all));
 
-    AUTO(block_node) node = open_raw(fixture, options);
+    AUTO(block_node) node = open_raw(image, options);
     g_assert_cmpuint(block_node_length(node), ==, MIB);
     memset(data, 0xbb, MIB);
     g_assert_cmpint(block_node_pwrite(node, data, 0, MIB, 0), ==, 0);
@@ -92,29 +78,29 @@ static void test_window(struct fixture *fixture, const void *options)
     g_assert_cmpuint(extent.host_offset, ==, MIB + 64 * KIB);
     g_assert_cmpint(block_node_prefetch(node, 0, MIB), ==, 0);
     g_assert_cmpint(block_node_flush(node), ==, 0);
-    assert_in_file(fixture, 0, 0xaa, MIB);
-    assert_in_file(fixture, MIB + 64 * KIB, 0xbb, MIB - 72 * KIB);
-    assert_in_file(fixture, 2 * MIB - 8 * KIB, 0, 8 * KIB);
-    assert_in_file(fixture, 2 * MIB, 0xaa, 2 * MIB);
+    assert_in_file(image, 0, 0xaa, MIB);
+    assert_in_file(image, MIB + 64 * KIB, 0xbb, MIB - 72 * KIB);
+    assert_in_file(image, 2 * MIB - 8 * KIB, 0, 8 * KIB);
+    assert_in_file(image, 2 * MIB, 0xaa, 2 * MIB);
 }
 
 /* A window that direct I/O cannot address is read and written through the core's buffers. */
-static void test_unaligned_window(struct fixture *fixture, const void *unused)
+static void test_unaligned_window(struct test_image *image, const void *unused)
 {
     g_autofree uint8_t *data = g_malloc(LENGTH);
-    AUTO(block_node) node = open_raw(fixture, ",cache.direct=on,offset=100,size=1048576");
+    AUTO(block_node) node = open_raw(image, ",cache.direct=on,offset=100,size=1048576");
 
     memset(data, 0xcc, MIB);
     g_assert_cmpint(block_node_pwrite(node, data, 0, MIB, 0), ==, 0);
     memset(data, 0, MIB);
     g_assert_cmpint(block_node_pread(node, data, 0, MIB, 0), ==, 0);
     g_assert_true(data[0] == 0xcc && data[MIB - 1] == 0xcc);
-    assert_in_file(fixture, 0, 0, 100);
-    assert_in_file(fixture, 100, 0xcc, MIB);
-    assert_in_file(fixture, MIB + 100, 0, MIB);
+    assert_in_file(image, 0, 0, 100);
+    assert_in_file(image, 100, 0xcc, MIB);
+    assert_in_file(image, MIB + 100, 0, MIB);
 }
 
-static void test_bad_windows(struct fixture *fixture, const void *unused)
+static void test_bad_windows(struct test_image *image, const void *unused)
 {
     static const struct {
         const char *options;
@@ -133,19 +119,19 @@ static void test_bad_windows(struct fixture *fixture, const void *unused)
 
     for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
         g_autofree char *message = test_open_error(
-            "driver=raw,file.driver=file,file.filename=%s,%s", fixture->path, bad[i].options);
+            "driver=raw,file.driver=file,file.filename=%s,%s", image->path, bad[i].options);
 
         g_assert_cmpstr(message, ==, bad[i].message);
     }
     g_autofree char *negative =
-        test_open_error("driver=raw,file.driver=file,file.filename=%s,offset=-512", fixture->path);
+        test_open_error("driver=raw,file.driver=file,file.filename=%s,offset=-512", image->path);
     g_assert_nonnull(strstr(negative, "offset"));
 }
 
-static void test_set_length(struct fixture *fixture, const void *unused)
+static void test_set_length(struct test_image *image, const void *unused)
 {
     g_autoptr(GError) error = NULL;
-    AUTO(block_node) node = open_raw(fixture, ",offset=1M");
+    AUTO(block_node) node = open_raw(image, ",offset=1M");
 
     g_assert_cmpuint(block_node_length(node), ==, 3 * MIB);
     g_assert_cmpint(block_node_set_length(node, MIB, BLOCK_PREALLOCATION_OFF, &error), ==, 0);
@@ -157,20 +143,20 @@ static void test_set_length(struct fixture *fixture, const void *unused)
     g_clear_error(&error);
     block_node_unref(STEAL(node));
 
-    node = open_raw(fixture, ",size=1M");
+    node = open_raw(image, ",size=1M");
     g_assert_cmpint(block_node_set_length(node, 2 * MIB, BLOCK_PREALLOCATION_OFF, &error), ==,
                     -ENOTSUP);
     g_assert_cmpstr(error->message, ==, "Cannot resize a raw disk that has a fixed size");
     g_assert_cmpuint(block_node_length(node), ==, MIB);
 }
 
-static void test_copy_range(struct fixture *fixture, const void *unused)
+static void test_copy_range(struct test_image *image, const void *unused)
 {
-    g_autofree char *path = test_path(fixture->directory, "target");
+    g_autofree char *path = test_path(image->directory, "target");
     g_autofree uint8_t *data = g_malloc(MIB);
 
     test_make_file(path, LENGTH);
-    AUTO(block_node) source = open_raw(fixture, ",offset=1M,size=1M");
+    AUTO(block_node) source = open_raw(image, ",offset=1M,size=1M");
     AUTO(block_node)
     target = test_open("driver=raw,offset=2M,file.driver=file,file.filename=%s", path);
 
@@ -180,7 +166,7 @@ static void test_copy_range(struct fixture *fixture, const void *unused)
     memset(data, 0, MIB);
     g_assert_cmpint(block_node_pread(target, data, MIB, MIB, 0), ==, 0);
     g_assert_true(data[0] == 0xdd && data[MIB - 1] == 0xdd);
-    assert_in_file(fixture, 2 * MIB, 0, MIB);
+    assert_in_file(image, 2 * MIB, 0, MIB);
 }
 
 static void test_probe(void)
@@ -196,7 +182,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     formats_register();
 #define ADD(name, argument, function)                                                              \
-    g_test_add("/raw/" name, struct fixture, argument, set_up, function, tear_down)
+    g_test_add("/raw/" name, struct test_image, argument, set_up, function, test_image_remove)
     ADD("a-whole-file-is-a-disk", NULL, test_whole);
     ADD("a-window-is-a-disk", ",offset=1M,size=1M", test_window);
     ADD("a-window-is-a-disk-for-direct-io", ",offset=1M,size=1M,cache.direct=on", test_window);
