@@ -316,12 +316,12 @@ void scripted_set_prepare_result(struct job *job, int result, const char *messag
     script->prepare_message = message;
 }
 
-void scripted_set_prepare(struct job *job, int (*prepare)(struct job *job))
+void scripted_set_prepare(struct job *job, int (*function)(struct job *job))
 {
     struct script *script = job_state(job);
     SCOPE_LOCK(&script->lock);
 
-    script->prepare = prepare;
+    script->prepare = function;
 }
 
 void scripted_wait_woken(struct job *job)

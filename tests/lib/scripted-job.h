@@ -41,7 +41,7 @@ void scripted_release(struct job *job);
 void scripted_set_prepare_result(struct job *job, int result, const char *message);
 
 /* What prepare() does after it has logged its call, and returns. */
-void scripted_set_prepare(struct job *job, int (*prepare)(struct job *job));
+void scripted_set_prepare(struct job *job, int (*function)(struct job *job));
 /* Wait, in prepare(), for a call of wake(). */
 void scripted_wait_woken(struct job *job);
 

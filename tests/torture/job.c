@@ -101,7 +101,7 @@ static void wake(struct job *job)
 {
     struct work *work = job_state(job);
 
-    g_assert_cmpint(atomic_load(&work->stage), <=, RAN);
+    g_assert_cmpint(atomic_load(&work->stage), <=, PREPARED); /* or just preparing */
     atomic_store(&work->asked, true);
 }
 
