@@ -23,6 +23,7 @@ const char *const block_io_status_names[] = {"ok", "failed", "nospace", NULL};
 struct block_device {
     char *name;
     struct block_claim root; /* root.node is stable while a request is in flight */
+    bool read_only;          /* whatever the root */
     enum block_error_policy on_read_error;
     enum block_error_policy on_write_error;
     struct throttle *throttle;
@@ -162,15 +163,21 @@ static const struct block_claim_operations device_claim_operations = {
 
 /* ---- Life ----------------------------------------------------------------------------------- */
 
-static unsigned root_perms(const struct block_node *root)
+static bool is_read_only(const struct block_device *device, const struct block_node *root)
 {
-    return root->options.read_only ? BLOCK_PERM_READ : BLOCK_PERM_READ | BLOCK_PERM_WRITE;
+    return device->read_only || root->options.read_only;
+}
+
+static unsigned root_perms(const struct block_device *device, const struct block_node *root)
+{
+    return is_read_only(device, root) ? BLOCK_PERM_READ : BLOCK_PERM_READ | BLOCK_PERM_WRITE;
 }
 
 /* A guest owns the contents; the graph under it and its length are the administrator's. */
-static unsigned root_shared(const struct block_node *root)
+static unsigned root_shared(const struct block_device *device, const struct block_node *root)
 {
-    return root->options.read_only ? BLOCK_PERM_ALL : BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_WRITE;
+    return is_read_only(device, root) ? BLOCK_PERM_ALL
+                                      : BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_WRITE;
 }
 
 static void free_device(struct block_device *device)
@@ -229,8 +236,9 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
     pthread_cond_init(&device->changed, NULL);
     device->root.owner = g_strdup_printf("block device '%s'", name);
     device->root.operations = &device_claim_operations;
-    device->root.perms = root_perms(root);
-    device->root.shared = root_shared(root);
+    device->read_only = root->options.read_only;
+    device->root.perms = root_perms(device, root);
+    device->root.shared = root_shared(device, root);
     if (block_claim_acquire(&device->root, root, error) < 0) {
         free_device(device);
         return NULL;
@@ -296,6 +304,22 @@ struct block_device *block_device_find(const char *name)
     return device;
 }
 
+struct block_device *block_device_find_by_root(const struct block_node *root)
+{
+    struct block_device **list = block_device_list();
+    struct block_device *found = NULL;
+
+    for (struct block_device **device = list; *device && !found; device++) {
+        AUTO(block_node) node = block_device_root(*device);
+
+        if (node == root) {
+            found = block_device_ref(*device);
+        }
+    }
+    block_device_list_free(list);
+    return found;
+}
+
 struct block_device **block_device_list(void)
 {
     GPtrArray *list = g_ptr_array_new();
@@ -335,7 +359,14 @@ struct block_node *block_device_root(struct block_device *device)
 
 int block_device_set_root(struct block_device *device, struct block_node *root, GError **error)
 {
-    return block_claim_move(&device->root, root, root_perms(root), root_shared(root), error);
+    return block_claim_move(&device->root, root, root_perms(device, root),
+                            root_shared(device, root), error);
+}
+
+int block_device_take_root(struct block_device *device, struct block_claim *holder, GError **error)
+{
+    return block_claim_replace(&device->root, holder, root_perms(device, holder->node),
+                               root_shared(device, holder->node), error);
 }
 
 void block_device_set_error_policies(struct block_device *device, enum block_error_policy on_read,
@@ -356,7 +387,7 @@ bool block_device_is_read_only(struct block_device *device)
 {
     AUTO(block_node) root = block_device_root(device);
 
-    return !root || root->options.read_only;
+    return !root || is_read_only(device, root);
 }
 
 struct throttle *block_device_throttle(struct block_device *device)
@@ -477,12 +508,13 @@ static bool is_refusal(const struct guest_request *request, int status)
 }
 
 /* What is refused before it starts: not an I/O error, so no error policy applies. */
-static int check_request(struct block_node *root, const struct guest_request *request)
+static int check_request(struct block_device *device, const struct guest_request *request)
 {
+    struct block_node *root = device->root.node;
     bool changes =
         request->operation != BLOCK_OPERATION_READ && request->operation != BLOCK_OPERATION_FLUSH;
 
-    if (changes && root->options.read_only) {
+    if (changes && is_read_only(device, root)) {
         return -EPERM;
     }
     if (!range_within(request->offset, request->bytes, block_node_length(root))) {
@@ -504,7 +536,7 @@ static int run_request(struct block_device *device, const struct guest_request *
         if (status < 0) {
             return status;
         }
-        status = check_request(device->root.node, request);
+        status = check_request(device, request);
         *refused = status < 0;
         if (status == 0) {
             status = run_on_root(device->root.node, request);

@@ -35,8 +35,8 @@ struct block_device;
 
 /*
  * A device on a root node, which it claims (reference taken): reads, and writes unless the node
- * is read-only. The name is unique among devices and valid as a node name. NULL on error. Main
- * thread, or before it runs.
+ * is read-only; such a device stays read-only whatever its root. The name is unique among devices
+ * and valid as a node name. NULL on error. Main thread, or before it runs.
  */
 struct block_device *block_device_new(const char *name, struct block_node *root, GError **error);
 
@@ -53,6 +53,8 @@ int block_device_remove(struct block_device *device);
 
 /* A new reference, or NULL. Any thread. */
 struct block_device *block_device_find(const char *name);
+/* The first device on this root: a new reference, or NULL. */
+struct block_device *block_device_find_by_root(const struct block_node *root);
 /* New references to all, in order of creation, NULL-terminated. */
 struct block_device **block_device_list(void);
 void block_device_list_free(struct block_device **list);
@@ -67,6 +69,12 @@ struct block_node *block_device_root(struct block_device *device);
  * nothing changes.
  */
 int block_device_set_root(struct block_device *device, struct block_node *root, GError **error);
+
+/*
+ * The same with the node that `holder`, a job's claim, is on: the device takes its place, and it is
+ * released. It cannot fail where holder reads and writes the node and lets others read it only.
+ */
+int block_device_take_root(struct block_device *device, struct block_claim *holder, GError **error);
 
 /* Set before the device is used; default: report both. */
 void block_device_set_error_policies(struct block_device *device, enum block_error_policy on_read,

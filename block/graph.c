@@ -245,6 +245,30 @@ int block_claim_move(struct block_claim *claim, struct block_node *node, unsigne
     return status;
 }
 
+int block_claim_replace(struct block_claim *claim, struct block_claim *other, unsigned perms,
+                        unsigned shared, GError **error)
+{
+    struct block_node *node = other->node;
+    struct block_node *old_node = claim->node;
+
+    pthread_mutex_lock(&block_graph_lock);
+    block_drain_claim_removed(other); /* may drop the lock, so it comes first */
+    remove_claim(other, node);
+    int status = move_claim(claim, node, perms, shared, error);
+    if (status < 0) {
+        insert_claim(other, node, NULL); /* as it was under this very lock */
+        block_drain_claim_changed(other);
+    } else {
+        other->node = NULL;
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    if (status == 0) {
+        block_node_unref(node);
+        block_node_unref(old_node);
+    }
+    return status;
+}
+
 /* Graph lock held. parent: who passes the new length on, or NULL. */
 static int check_resize(struct block_node *node, const struct block_node *parent, GError **error)
 {

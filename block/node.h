@@ -238,6 +238,14 @@ void block_claim_release(struct block_claim *claim);
 int block_claim_move(struct block_claim *claim, struct block_node *node, unsigned perms,
                      unsigned shared, GError **error);
 
+/*
+ * Move a claim to the node of another one, and release that, in one step: nobody can come in
+ * between. It cannot fail where the claim uses no more than the other did and shares no less.
+ * As block_claim_move.
+ */
+int block_claim_replace(struct block_claim *claim, struct block_claim *other, unsigned perms,
+                        unsigned shared, GError **error);
+
 /* Bitmaps and notifiers of a node: main thread, node drained. */
 void block_node_add_notifier(struct block_node *node, struct write_notifier *notifier);
 void block_node_remove_notifier(struct block_node *node, struct write_notifier *notifier);

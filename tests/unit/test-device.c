@@ -621,6 +621,111 @@ static void test_refused_pivot(void)
     block_device_remove(device);
 }
 
+struct take_over {
+    struct block_device *device;
+    struct block_claim *holder;
+    int status;
+    GError *error;
+};
+
+static void take_over(void *data)
+{
+    struct take_over *taken = data;
+
+    taken->status = block_device_take_root(taken->device, taken->holder, &taken->error);
+}
+
+/* A job's claim that writes the new root gives way to the device, and to nobody else. */
+static void test_take_over(void)
+{
+    AUTO(block_node) old = test_open("driver=memory,node-name=old");
+    AUTO(block_node) new = test_open("driver=memory,node-name=new");
+    struct block_claim holder = {
+        .owner = (char *)"block job 'j'",
+        .perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE,
+        .shared = BLOCK_PERM_READ,
+    };
+    struct take_over taken = {.device = device_on(old), .holder = &holder};
+    uint8_t byte = 9;
+
+    g_assert_cmpint(block_claim_acquire(&holder, new, NULL), ==, 0);
+    AUTO(block_device) found = block_device_find_by_root(new);
+    g_assert_null(found);
+    struct block_drain *drain = block_drain_begin(&old, 1, BLOCK_PERM_ALL);
+    main_loop_call_wait(take_over, &taken);
+    block_drain_end(drain);
+    g_assert_no_error(taken.error);
+    g_assert_null(holder.node);
+    found = block_device_find_by_root(new);
+    g_assert_true(found == taken.device);
+    g_assert_cmpint(block_device_pwrite(taken.device, &byte, 0, 1, 0), ==, 0);
+    g_assert_cmpuint(memory_disk_data(new)[0], ==, 9);
+    g_assert_cmpuint(memory_disk_data(old)[0], ==, 0);
+    g_assert_cmpint(block_claim_acquire(&holder, new, NULL), ==, -EBUSY);
+    block_device_remove(taken.device);
+}
+
+/* What stands in the device's way keeps both claims where they were. */
+static void test_refused_take_over(void)
+{
+    AUTO(block_node) old = test_open("driver=memory,node-name=old");
+    AUTO(block_node) new = test_open("driver=memory,node-name=new");
+    struct block_claim holder = {
+        .owner = (char *)"block job 'j'",
+        .perms = BLOCK_PERM_READ,
+        .shared = BLOCK_PERM_READ,
+    };
+    struct block_claim other = {
+        .owner = (char *)"block job 'k'", .perms = BLOCK_PERM_READ, .shared = BLOCK_PERM_READ};
+    struct take_over taken = {.device = device_on(old), .holder = &holder};
+
+    g_assert_cmpint(block_claim_acquire(&holder, new, NULL), ==, 0);
+    g_assert_cmpint(block_claim_acquire(&other, new, NULL), ==, 0);
+    struct block_drain *drain = block_drain_begin(&old, 1, BLOCK_PERM_ALL);
+    main_loop_call_wait(take_over, &taken);
+    block_drain_end(drain);
+    g_assert_cmpint(taken.status, ==, -EBUSY);
+    g_assert_nonnull(strstr(taken.error->message, "block job 'k'"));
+    g_clear_error(&taken.error);
+    AUTO(block_device) found = block_device_find_by_root(old);
+    g_assert_true(found == taken.device);
+    g_assert_true(holder.node == new);
+    g_assert_null(block_device_new("vdb", new, NULL)); /* neither lets others write */
+    block_claim_release(&holder);
+    block_claim_release(&other);
+    block_device_remove(taken.device);
+}
+
+struct exchange {
+    struct block_device *device;
+    struct block_node *root;
+};
+
+static void exchange_root(void *data)
+{
+    struct exchange *exchange = data;
+
+    g_assert_cmpint(block_device_set_root(exchange->device, exchange->root, NULL), ==, 0);
+}
+
+/* A guest that may only read does not get to write because its root changed. */
+static void test_read_only_stays(void)
+{
+    AUTO(block_node) locked = test_open("driver=memory,node-name=locked,read-only=on");
+    AUTO(block_node) open = test_open("driver=memory,node-name=open");
+    struct exchange exchange = {.device = device_on(locked), .root = open};
+    uint8_t byte = 9;
+
+    struct block_drain *drain = block_drain_begin(&locked, 1, BLOCK_PERM_ALL);
+    main_loop_call_wait(exchange_root, &exchange);
+    block_drain_end(drain);
+    g_assert_true(block_device_is_read_only(exchange.device));
+    g_assert_cmpint(block_device_pwrite(exchange.device, &byte, 0, 1, 0), ==, -EPERM);
+    g_assert_cmpint(block_device_pread(exchange.device, &byte, 0, 1), ==, 0);
+    g_assert_cmpuint(memory_disk_count(open, BLOCK_OPERATION_WRITE), ==, 0);
+    block_device_remove(exchange.device);
+}
+
 static void set_up_events(void *data)
 {
     event_add_listener(log_event, NULL);
@@ -653,6 +758,9 @@ int main(int argc, char **argv)
     g_test_add_func("/device/statistics-are-exact", test_statistics);
     g_test_add_func("/device/a-pivot-under-load-loses-nothing", test_pivot);
     g_test_add_func("/device/a-refused-pivot-changes-nothing", test_refused_pivot);
+    g_test_add_func("/device/takes-over-from-a-job", test_take_over);
+    g_test_add_func("/device/a-refused-take-over-changes-nothing", test_refused_take_over);
+    g_test_add_func("/device/read-only-stays-read-only", test_read_only_stays);
     status = g_test_run();
     main_loop_stop();
     g_string_free(events, TRUE);
