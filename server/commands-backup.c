@@ -2,23 +2,22 @@
 #include "server/commands-backup.h"
 
 #include <errno.h>
-#include <inttypes.h>
-
-#include <string.h>
 
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "jobs/backup.h"
 #include "jobs/copy-engine.h"
 #include "server/lookup.h"
+#include "server/target-file.h"
 #include "server/types.h"
 
-static const char *const sync_names[] = {"full", "none", NULL};
-static const struct qmp_type sync_type = {
+const char *const mirror_sync_mode_names[] = {"full", "none", NULL};
+const struct qmp_type mirror_sync_mode_type = {
     .name = "MirrorSyncMode",
     .kind = QMP_KIND_ENUM,
-    .values = sync_names,
-    .doc = "full: everything; none: only what the guest overwrites, until cancelled.",
+    .values = mirror_sync_mode_names,
+    .doc = "full: everything. none: of a backup, only what the guest overwrites, until cancelled; "
+           "of a mirror, only what it writes from now on.",
 };
 
 static const struct qmp_member performance_members[] = {
@@ -40,7 +39,7 @@ static const struct qmp_member common_members[] = {
     {"job-id", &qmp_type_string, .optional = true,
      .doc = "The new job's ID; the device's name by default."},
     {"device", &qmp_type_string, .doc = "What to back up: a device or a node."},
-    {"sync", &sync_type, .doc = "How much of it."},
+    {"sync", &mirror_sync_mode_type, .doc = "How much of it."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
      .doc = "Limit in bytes per second; 0: none."},
     {"compress", &qmp_type_bool, .optional = true, .default_text = "false",
@@ -76,18 +75,11 @@ const struct qmp_type blockdev_backup_type = {
     .members = blockdev_members,
 };
 
-static const char *const mode_names[] = {"absolute-paths", "existing", NULL};
-static const struct qmp_type mode_type = {
-    .name = "NewImageMode",
-    .kind = QMP_KIND_ENUM,
-    .values = mode_names,
-    .doc = "absolute-paths: create the target; existing: write an image that is there.",
-};
 static const struct qmp_member drive_members[] = {
     {"target", &qmp_type_string, .doc = "The file to write."},
     {"format", &qmp_type_string, .optional = true, .default_text = "raw",
      .doc = "The target's format."},
-    {"mode", &mode_type, .optional = true, .default_text = "absolute-paths",
+    {"mode", &new_image_mode_type, .optional = true, .default_text = "absolute-paths",
      .doc = "Whether to create it."},
     {NULL},
 };
@@ -98,16 +90,9 @@ const struct qmp_type drive_backup_type = {
     .members = drive_members,
 };
 
-static int64_t integer(json_t *object, const char *name, int64_t default_value)
-{
-    json_t *value = json_object_get(object, name);
-
-    return value ? json_integer_value(value) : default_value;
-}
-
 static int check_workers(json_t *performance, GError **error)
 {
-    if (integer(performance, "max-workers", 1) < 1) {
+    if (lookup_integer(performance, "max-workers", 1) < 1) {
         return block_error(error, EINVAL, "max-workers must be between 1 and %d", COPY_MAX_WORKERS);
     }
     return 0;
@@ -122,14 +107,15 @@ static void read_options(json_t *arguments, struct block_node *source,
     *options = (struct backup_options){
         .job_id = id ? id : json_string_value(json_object_get(arguments, "device")),
         .source = source,
-        .sync = (enum backup_sync)lookup_enum(json_object_get(arguments, "sync"), sync_names),
-        .speed = integer(arguments, "speed", 0),
+        .sync = (enum backup_sync)lookup_enum(json_object_get(arguments, "sync"),
+                                              mirror_sync_mode_names),
+        .speed = lookup_integer(arguments, "speed", 0),
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
         .use_copy_range = lookup_bool(performance, "use-copy-range", false),
-        .max_workers = integer(performance, "max-workers", 0),
-        .max_chunk = integer(performance, "max-chunk", 0),
-        .guest_timeout_s = integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
+        .max_workers = lookup_integer(performance, "max-workers", 0),
+        .max_chunk = lookup_integer(performance, "max-chunk", 0),
+        .guest_timeout_s = lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
     };
     options->job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
     options->job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
@@ -182,62 +168,19 @@ static int prepare_blockdev_backup(struct transaction_action *action, json_t *ar
 
 /* ---- drive-backup: the target is a file, opened for the job and closed after it ------------- */
 
-struct target_file {
-    const char *filename;
-    const char *format;
-    uint64_t length;
-    bool create;
-};
-
-static int create_target(const struct target_file *file, GError **error)
-{
-    AUTO(block_options) options = block_options_new();
-    g_autofree char *size = g_strdup_printf("%" PRIu64, file->length);
-
-    if (strcmp(file->format, "raw")) {
-        return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", file->format);
-    }
-    block_options_set(options, "driver", "file");
-    block_options_set(options, "filename", file->filename);
-    block_options_set(options, "size", size);
-    return block_create(options, NULL, NULL, error);
-}
-
-static struct block_node *open_target(void *data, GError **error)
-{
-    const struct target_file *file = data;
-    AUTO(block_options) options = block_options_new();
-
-    if (file->create && create_target(file, error) < 0) {
-        return NULL;
-    }
-    block_options_set(options, "driver", file->format);
-    block_options_set(options, "discard", "unmap");
-    block_options_set(options, "file.driver", "file");
-    block_options_set(options, "file.filename", file->filename);
-    return block_node_open(options, true, error);
-}
-
 static int prepare_drive_backup(struct transaction_action *action, json_t *arguments,
                                 GError **error)
 {
     const char *device = json_string_value(json_object_get(arguments, "device"));
-    const char *format = json_string_value(json_object_get(arguments, "format"));
-    json_t *mode = json_object_get(arguments, "mode");
     AUTO(block_node) source = lookup_device_or_node(device, error);
     struct backup_options options;
 
     if (!source) {
         return -ENOENT;
     }
-    struct target_file file = {
-        .filename = json_string_value(json_object_get(arguments, "target")),
-        .format = format ? format : "raw",
-        .length = block_node_length(source),
-        .create = !mode || lookup_enum(mode, mode_names) == 0,
-    };
+    struct target_file file = target_file_from_arguments(arguments, block_node_length(source));
     read_options(arguments, source, &options);
-    options.open_target = open_target;
+    options.open_target = target_file_open;
     options.open_target_data = &file;
     return create_job(action, arguments, &options, file.filename, error);
 }

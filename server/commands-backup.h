@@ -9,6 +9,10 @@
 extern const struct qmp_type blockdev_backup_type;
 extern const struct qmp_type drive_backup_type;
 
+/* The type of the argument `sync`, also of mirrors. */
+extern const struct qmp_type mirror_sync_mode_type;
+extern const char *const mirror_sync_mode_names[];
+
 json_t *blockdev_backup(struct qmp_request *request, json_t *arguments, GError **error);
 json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **error);
 

@@ -42,6 +42,13 @@ enum block_error_policy lookup_on_error(json_t *arguments, const char *name)
                                                 block_error_policy_names);
 }
 
+int64_t lookup_integer(json_t *arguments, const char *name, int64_t default_value)
+{
+    json_t *value = json_object_get(arguments, name);
+
+    return value ? json_integer_value(value) : default_value;
+}
+
 bool lookup_bool(json_t *arguments, const char *name, bool default_value)
 {
     json_t *value = json_object_get(arguments, name);

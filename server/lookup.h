@@ -21,6 +21,9 @@ int lookup_enum(json_t *value, const char *const *names);
 /* The policy a checked on-error argument means; report if it is not given. */
 enum block_error_policy lookup_on_error(json_t *arguments, const char *name);
 
+/* A checked integer argument that may be missing, as may the object. */
+int64_t lookup_integer(json_t *arguments, const char *name, int64_t default_value);
+
 /* A checked boolean argument that may be missing. */
 bool lookup_bool(json_t *arguments, const char *name, bool default_value);
 

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/target-file.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "block/options.h"
+#include "server/lookup.h"
+
+static const char *const mode_names[] = {"absolute-paths", "existing", NULL};
+const struct qmp_type new_image_mode_type = {
+    .name = "NewImageMode",
+    .kind = QMP_KIND_ENUM,
+    .values = mode_names,
+    .doc = "absolute-paths: create the target; existing: write an image that is there.",
+};
+
+struct target_file target_file_from_arguments(json_t *arguments, uint64_t length)
+{
+    const char *format = json_string_value(json_object_get(arguments, "format"));
+    json_t *mode = json_object_get(arguments, "mode");
+
+    return (struct target_file){
+        .filename = json_string_value(json_object_get(arguments, "target")),
+        .format = format ? format : "raw",
+        .length = length,
+        .create = !mode || lookup_enum(mode, mode_names) == 0,
+    };
+}
+
+static int create(const struct target_file *file, GError **error)
+{
+    AUTO(block_options) options = block_options_new();
+    g_autofree char *size = g_strdup_printf("%" PRIu64, file->length);
+
+    if (strcmp(file->format, "raw")) {
+        return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", file->format);
+    }
+    block_options_set(options, "driver", "file");
+    block_options_set(options, "filename", file->filename);
+    block_options_set(options, "size", size);
+    return block_create(options, NULL, NULL, error);
+}
+
+struct block_node *target_file_open(void *data, GError **error)
+{
+    const struct target_file *file = data;
+    AUTO(block_options) options = block_options_new();
+
+    if (file->create && create(file, error) < 0) {
+        return NULL;
+    }
+    block_options_set(options, "driver", file->format);
+    if (file->node_name) {
+        block_options_set(options, "node-name", file->node_name);
+    }
+    block_options_set(options, "discard", "unmap");
+    block_options_set(options, "cache.direct", file->cache_direct ? "on" : "off");
+    block_options_set(options, "cache.no-flush", file->cache_no_flush ? "on" : "off");
+    block_options_set(options, "file.driver", "file");
+    block_options_set(options, "file.filename", file->filename);
+    return block_node_open(options, true, error);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The files drive-backup and drive-mirror write: made or opened for a job. */
+#ifndef LIVEBLK_SERVER_TARGET_FILE_H
+#define LIVEBLK_SERVER_TARGET_FILE_H
+
+#include <glib.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/node.h"
+#include "server/qmp/schema.h"
+
+/* The type of the argument `mode`. */
+extern const struct qmp_type new_image_mode_type;
+
+struct target_file {
+    const char *filename; /* all texts are borrowed */
+    const char *format;
+    const char *node_name; /* NULL: made up */
+    uint64_t length;
+    bool create; /* else it is there */
+    bool cache_direct;
+    bool cache_no_flush;
+};
+
+/* From checked arguments: `target`, `format` and `mode`, for a disk of this length. */
+struct target_file target_file_from_arguments(json_t *arguments, uint64_t length);
+
+/*
+ * Create and open it, data being a struct target_file: what the jobs call open_target. A new
+ * reference, or NULL with the error set. May block.
+ */
+struct block_node *target_file_open(void *data, GError **error);
+
+#endif
