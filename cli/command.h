@@ -71,6 +71,15 @@ const GOptionEntry *common_options(unsigned flags);
 
 const struct command *command_find(const char *name);
 
+/* This word is --admin, and the next one its value. */
+bool is_admin_option(const char *word);
+
+/*
+ * How many words of this NULL-terminated list are options common to subcommands (--admin, with
+ * its value, and --json), which may also stand before the subcommand.
+ */
+unsigned count_leading_options(char *const *words);
+
 /* Fill *error with EXIT_USAGE and return it. */
 enum exit_status usage_error(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
 

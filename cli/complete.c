@@ -27,11 +27,14 @@ static void offer_options(const GOptionEntry *entries, const char *typed)
     }
 }
 
+/* What --admin said among the words; NULL: nothing. */
+static char *typed_admin;
+
 /* One member of each object in what a command returns. Without a server there is none. */
 static void offer_from_server(const char *query, const char *member, const char *typed)
 {
-    static const struct invocation nobody;
-    AUTO_CLIENT client = connect_to_server(&nobody, NULL);
+    struct invocation invocation = {.admin = typed_admin};
+    AUTO_CLIENT client = connect_to_server(&invocation, NULL);
     json_t *list = client ? client_call(client, query, NULL, CLIENT_QUERY_TIMEOUT_MS, NULL) : NULL;
     json_t *entry;
     size_t i;
@@ -121,6 +124,9 @@ static void complete_for(const struct command *command, char *const *typed)
 
     for (; typed[1]; typed++) {
         if (pending) {
+            if (!strcmp(pending->long_name, "admin")) {
+                typed_admin = *typed;
+            }
             pending = NULL;
         } else if ((pending = expects_value(command, *typed)) || **typed == '-') {
             continue;
@@ -138,6 +144,38 @@ static void complete_for(const struct command *command, char *const *typed)
     }
 }
 
+static void complete_command_word(const char *typed)
+{
+    for (unsigned i = 0; all_commands[i]; i++) {
+        if (!(all_commands[i]->flags & COMMAND_HIDDEN)) {
+            offer(all_commands[i]->name, typed);
+        }
+    }
+    offer_options(common_options(COMMAND_ADMIN | COMMAND_JSON), typed);
+}
+
+/* The last word is the one to complete. */
+static void complete_words(char *const *typed)
+{
+    unsigned last = g_strv_length((char **)typed) - 1;
+    g_auto(GStrv) before = g_strdupv((char **)typed);
+
+    g_clear_pointer(&before[last], g_free);
+    unsigned n = count_leading_options(before);
+    for (unsigned i = 0; i < n; i++) {
+        if (is_admin_option(typed[i])) {
+            typed_admin = typed[++i];
+        }
+    }
+    if (n == last) {
+        complete_command_word(typed[last]);
+    } else if (n + 1 == last && is_admin_option(typed[n])) {
+        offer_words("@socket", typed[last]);
+    } else if (command_find(typed[n])) {
+        complete_for(command_find(typed[n]), typed + n + 1);
+    }
+}
+
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
     char *const *typed = invocation->pass_through;
@@ -145,20 +183,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     if (!typed[0]) {
         return usage_error(error, "Give the words typed so far after --");
     }
-    if (typed[1]) {
-        const struct command *command = command_find(typed[0]);
-        if (command) {
-            complete_for(command, typed + 1);
-        }
-        return EXIT_OK;
-    }
-    for (unsigned i = 0; all_commands[i]; i++) {
-        if (!(all_commands[i]->flags & COMMAND_HIDDEN)) {
-            offer(all_commands[i]->name, typed[0]);
-        }
-    }
-    offer("--help", typed[0]);
-    offer("--version", typed[0]);
+    complete_words(typed);
     return EXIT_OK;
 }
 

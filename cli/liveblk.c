@@ -95,7 +95,7 @@ static void print_version(void)
 
 static void print_overview(void)
 {
-    printf("Usage: liveblk COMMAND [OPTION...] [ARGUMENT...]\n"
+    printf("Usage: liveblk [--admin SOCKET] [--json] COMMAND [OPTION...] [ARGUMENT...]\n"
            "\n"
            "Serve a guest's disk over NBD and work on it while the guest keeps writing.\n"
            "\n"
@@ -211,38 +211,74 @@ static enum exit_status run_command(const struct command *command, char **argv)
     return error->domain == CLI_ERROR ? (enum exit_status)error->code : EXIT_FAILED;
 }
 
-static enum exit_status dispatch(char **argv)
+bool is_admin_option(const char *word)
 {
-    if (!argv[0] || !argv[1]) {
+    return !strcmp(word, "--admin") || !strcmp(word, "-a");
+}
+
+unsigned count_leading_options(char *const *words)
+{
+    unsigned n = 0;
+
+    while (words[n]) {
+        bool is_alone = !strcmp(words[n], "--json") || g_str_has_prefix(words[n], "--admin=");
+
+        if (!is_alone && !(is_admin_option(words[n]) && words[n + 1])) {
+            break;
+        }
+        n += is_alone ? 1 : 2;
+    }
+    return n;
+}
+
+/* The command's name first: GLib then finds all options behind it. Owns no word. */
+static enum exit_status run_with_leading(const struct command *command, char **words, unsigned n)
+{
+    g_autofree char **ordered = g_new(char *, g_strv_length(words) + 1);
+
+    ordered[0] = words[n];
+    memcpy(ordered + 1, words, n * sizeof(*words));
+    memcpy(ordered + 1 + n, words + n + 1, (g_strv_length(words) - n) * sizeof(*words));
+    return run_command(command, ordered);
+}
+
+static enum exit_status dispatch(char **words)
+{
+    unsigned n = count_leading_options(words);
+    const char *word = words[n];
+
+    if (!word) {
         complain("No command given");
         fprintf(stderr, "Try 'liveblk --help'.\n");
         return EXIT_USAGE;
     }
-    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+    if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help")) {
         print_overview();
         return EXIT_OK;
     }
-    if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "-V")) {
+    if (!strcmp(word, "--version") || !strcmp(word, "-V")) {
         print_version();
         return EXIT_OK;
     }
 
-    const struct command *command = command_find(argv[1]);
+    const struct command *command = command_find(word);
     if (!command) {
-        complain("There is no %s '%s'", argv[1][0] == '-' ? "option" : "command", argv[1]);
+        const char *what = word[0] != '-'          ? "There is no command"
+                           : is_admin_option(word) ? "There is no value for"
+                                                   : "There is no option";
+        complain("%s '%s'", what, word);
         fprintf(stderr, "Try 'liveblk --help'.\n");
         return EXIT_USAGE;
     }
-    return run_command(command, argv + 1);
+    return run_with_leading(command, words, n);
 }
 
 int main(int argc, char **argv)
 {
-    (void)argc;
     /* Only the character set: numbers must look the same to scripts in every country. */
     setlocale(LC_CTYPE, "");
 
-    enum exit_status status = dispatch(argv);
+    enum exit_status status = dispatch(argc > 0 ? argv + 1 : argv);
     /* A full disk or a closed pipe must not pass for success. */
     if ((fflush(stdout) || ferror(stdout)) && status == EXIT_OK) {
         complain("Could not write to standard output: %s", g_strerror(errno));

@@ -139,6 +139,9 @@ def test_usage_errors():
     """a command line that makes no sense exits with 2, says why on stderr, and prints nothing"""
     for words, text in [
             ([], "No command"),
+            (["--admin", "x"], "No command"),
+            (["--admin"], "no value for '--admin'"),
+            (["--json", "complete"], "Unknown option --json"),
             (["frobnicate"], "no command 'frobnicate'"),
             (["--frobnicate"], "no option '--frobnicate'"),
             (["status", "--frobnicate"], "Unknown option --frobnicate"),
@@ -211,7 +214,10 @@ def test_status():
     expect(result, 0)
     for text in ["vda-node", "1.0 GiB", "/images/a.img", "DEFAULT", "No jobs."]:
         assert text in result.stdout, result.stdout
-    data = json.loads(run("status", "--json", "-a", server.path).stdout)
+    for words in [["status", "--json", "-a", server.path], ["-a", server.path, "--json", "status"],
+                  [f"--admin={server.path}", "status", "--json"]]:
+        expect(run(*words), 0)
+        data = json.loads(run(*words).stdout)
     assert data["devices"][0]["device"] == "vda" and data["jobs"] == []
     assert data["exports"] == [{"id": "vda", "type": "nbd", "node-name": "vda-node",
                                 "default": True}]
@@ -576,7 +582,7 @@ def test_completion():
         return run("complete", "--", *words, env=env).stdout.split()
 
     assert offered("sta") == ["status", "stats"]
-    assert offered("") == COMMANDS + ["--help", "--version"]
+    assert offered("") == COMMANDS + ["--admin", "--json", "--help", "--version"]
     assert offered("backup", "--on-t") == ["--on-target-error"]
     assert offered("backup", "--sync", "") == ["full", "none"]
     assert offered("backup", "") == ["vda"]
@@ -584,6 +590,12 @@ def test_completion():
     assert offered("job", "d") == ["dismiss"]
     run("qmp", "drive-backup", "job-id=j1", env=env)
     assert offered("job", "pause", "") == ["j1"]
+    env = environment(LIVEBLK_ADMIN="/nonexistent/socket")
+    assert offered("job", "pause", "") == [] and offered("-a") == []
+    assert offered("-a", server.path, "sta") == ["status", "stats"]
+    assert offered("-a", server.path, "job", "pause", "") == ["j1"]
+    assert offered("job", "--admin", server.path, "pause", "") == ["j1"]
+    assert "@file" in offered("--json", "-a", "")
     assert offered("backup", "vda", "-t", "x") == ["@file"]
 
 
