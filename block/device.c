@@ -26,6 +26,8 @@ struct block_device {
     bool read_only;          /* whatever the root */
     enum block_error_policy on_read_error;
     enum block_error_policy on_write_error;
+    bool is_listed; /* a guest's disk */
+    bool discards;  /* the read-only root takes discards */
     struct throttle *throttle;
     struct statistics statistics;
 
@@ -210,6 +212,7 @@ static int insert_device(struct block_device *device, GError **error)
     if (find_locked(device->name)) {
         return block_error(error, EEXIST, "Device '%s' exists already", device->name);
     }
+    device->is_listed = true;
     TAILQ_INSERT_TAIL(&devices, device, entry);
     SCOPE_LOCK(&device->lock);
     device->stopped = run_paused;
@@ -217,18 +220,11 @@ static int insert_device(struct block_device *device, GError **error)
     return 0;
 }
 
-struct block_device *block_device_new(const char *name, struct block_node *root, GError **error)
+/* A device on its root, unlisted. */
+static struct block_device *new_device(const char *name, struct block_node *root, GError **error)
 {
-    struct block_device *device;
+    struct block_device *device = g_new0(struct block_device, 1);
 
-    if (!block_identifier_is_valid(name)) {
-        block_error(error, EINVAL,
-                    "Invalid device name '%s': it must begin with a letter and hold only letters, "
-                    "digits, '.', '_' and '-'",
-                    name);
-        return NULL;
-    }
-    device = g_new0(struct block_device, 1);
     device->name = g_strdup(name);
     device->references = 1;
     device->throttle = throttle_new();
@@ -243,10 +239,36 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
         free_device(device);
         return NULL;
     }
-    if (insert_device(device, error) < 0) {
+    return device;
+}
+
+struct block_device *block_device_new(const char *name, struct block_node *root, GError **error)
+{
+    struct block_device *device;
+
+    if (!block_identifier_is_valid(name)) {
+        block_error(error, EINVAL,
+                    "Invalid device name '%s': it must begin with a letter and hold only letters, "
+                    "digits, '.', '_' and '-'",
+                    name);
+        return NULL;
+    }
+    device = new_device(name, root, error);
+    if (device && insert_device(device, error) < 0) {
         block_claim_release(&device->root);
         free_device(device);
         return NULL;
+    }
+    return device;
+}
+
+struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
+                                               bool discards, GError **error)
+{
+    struct block_device *device = new_device(name, root, error);
+
+    if (device) {
+        device->discards = discards;
     }
     return device;
 }
@@ -276,10 +298,10 @@ int block_device_remove(struct block_device *device)
 {
     int status;
 
-    pthread_mutex_lock(&devices_lock);
-    TAILQ_REMOVE(&devices, device, entry);
-    pthread_mutex_unlock(&devices_lock);
-
+    if (device->is_listed) {
+        SCOPE_LOCK(&devices_lock);
+        TAILQ_REMOVE(&devices, device, entry);
+    }
     throttle_suspend(device->throttle); /* requests that wait there are refused at the gate */
     pthread_mutex_lock(&device->lock);
     device->removed = true;
@@ -376,6 +398,11 @@ void block_device_set_error_policies(struct block_device *device, enum block_err
     device->on_write_error = on_write;
 }
 
+bool block_device_takes_discards(const struct block_device *device)
+{
+    return device->discards;
+}
+
 uint64_t block_device_length(struct block_device *device)
 {
     AUTO(block_node) root = block_device_root(device);
@@ -454,6 +481,9 @@ static void emit_io_error(struct block_device *device, const struct guest_reques
 {
     AUTO(block_node) root = block_device_root(device);
 
+    if (!device->is_listed) {
+        return; /* whoever reads it is no guest */
+    }
     event_emit(
         "BLOCK_IO_ERROR", EVENT_STRING("qom-path", device->name),
         EVENT_STRING("device", device->name), EVENT_STRING("node-name", root ? root->name : NULL),
@@ -513,8 +543,9 @@ static int check_request(struct block_device *device, const struct guest_request
     struct block_node *root = device->root.node;
     bool changes =
         request->operation != BLOCK_OPERATION_READ && request->operation != BLOCK_OPERATION_FLUSH;
+    bool gives_up = request->operation == BLOCK_OPERATION_DISCARD && device->discards;
 
-    if (changes && is_read_only(device, root)) {
+    if (changes && is_read_only(device, root) && !gives_up) {
         return -EPERM;
     }
     if (!range_within(request->offset, request->bytes, block_node_length(root))) {

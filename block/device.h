@@ -40,6 +40,14 @@ struct block_device;
  */
 struct block_device *block_device_new(const char *name, struct block_node *root, GError **error);
 
+/*
+ * A device that is no guest's disk but what reads a view: as block_device_new, but with a name of
+ * any kind, and not in the list, so that neither queries nor stop and cont know it. discards: its
+ * clients may discard although the root is read-only, see block/driver.h.
+ */
+struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
+                                               bool discards, GError **error);
+
 /* References: an export or a request in progress keeps the device alive after removal. */
 struct block_device *block_device_ref(struct block_device *device);
 void block_device_unref(struct block_device *device);
@@ -47,7 +55,8 @@ DEFINE_AUTO(block_device, block_device_unref)
 
 /*
  * Take the device out of the list and release its root; flushes first. Requests that come later
- * fail with -ESHUTDOWN. Drops the list's reference. Returns the flush's error.
+ * fail with -ESHUTDOWN. Drops the list's reference (an unlisted device's first). Returns the
+ * flush's error.
  */
 int block_device_remove(struct block_device *device);
 
@@ -79,6 +88,9 @@ int block_device_take_root(struct block_device *device, struct block_claim *hold
 /* Set before the device is used; default: report both. */
 void block_device_set_error_policies(struct block_device *device, enum block_error_policy on_read,
                                      enum block_error_policy on_write);
+
+/* True if clients may discard although the device is read-only. */
+bool block_device_takes_discards(const struct block_device *device);
 
 uint64_t block_device_length(struct block_device *device);
 bool block_device_is_read_only(struct block_device *device);

@@ -34,6 +34,9 @@
 struct block_node;
 struct block_node_options;
 
+/* What a child is to its parent. */
+enum block_role { BLOCK_ROLE_FILE, BLOCK_ROLE_BACKING, BLOCK_ROLE_TARGET, BLOCK_ROLE_DATA_FILE };
+
 /* Flags of a request. */
 enum {
     /* On stable storage before the request is answered. */
@@ -166,6 +169,8 @@ struct block_driver {
     bool is_filter; /* passes its `file` child's data through unchanged in place */
     /* Ends a tree: reaches storage itself, has no `file` child. cache.no-flush acts here. */
     bool is_protocol;
+    /* Discards say what readers need no longer, so a read-only node takes them, too. */
+    bool discard_when_read_only;
 
     size_t instance_size;               /* of the state at block_node_state(), zeroed */
     const struct block_option *options; /* beyond the common ones; struct below; may be NULL */
@@ -184,6 +189,14 @@ struct block_driver {
      * process may still fork; start them at the first request.
      */
     int (*open)(struct block_node *node, void *values, GError **error);
+
+    /*
+     * What the node does with a child and lets others do there (BLOCK_PERM_*), where that is not
+     * what set_child_permissions in block/node-open.c makes of the role. Called before open. NULL:
+     * leave it so.
+     */
+    void (*child_permissions)(const struct block_node *node, enum block_role role, unsigned *perms,
+                              unsigned *shared);
 
     /* Write back and release everything. The node is drained and has been flushed. */
     void (*close)(struct block_node *node);

@@ -186,6 +186,19 @@ int block_claim_change(struct block_claim *claim, unsigned perms, unsigned share
     return 0;
 }
 
+char **block_node_users(struct block_node *node)
+{
+    g_autoptr(GPtrArray) users = g_ptr_array_new();
+    SCOPE_LOCK(&block_graph_lock);
+    const struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        g_ptr_array_add(users, g_strdup(claim->owner));
+    }
+    g_ptr_array_add(users, NULL);
+    return (char **)g_ptr_array_free(g_steal_pointer(&users), FALSE);
+}
+
 void block_claim_release(struct block_claim *claim)
 {
     struct block_node *node = claim->node;

@@ -119,6 +119,10 @@ static void set_child_permissions(const struct block_node *parent, struct block_
         child->claim.perms = BLOCK_PERM_READ;
         child->claim.shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
     }
+    if (parent->driver->child_permissions) {
+        parent->driver->child_permissions(parent, child->role, &child->claim.perms,
+                                          &child->claim.shared);
+    }
 }
 
 static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
@@ -293,24 +297,26 @@ static int check_limits(struct block_node *node, GError **error)
     return 0;
 }
 
-static int open_driver(struct block_node *node, struct block_options *options, GError **error)
+/* given: the driver's values, if they need not be made from options. */
+static int open_driver(struct block_node *node, struct block_options *options, void *given,
+                       GError **error)
 {
     const struct block_driver *driver = node->driver;
-    g_autofree void *values = g_malloc0(driver->options_size ? driver->options_size : 1);
+    g_autofree void *extracted = g_malloc0(driver->options_size ? driver->options_size : 1);
     int status = 0;
 
     if (driver->options) {
-        status = block_options_extract(options, driver->options, values, NULL, error);
+        status = block_options_extract(options, driver->options, extracted, NULL, error);
         if (status < 0) {
             return status;
         }
     }
     status = block_options_expect_empty(options, NULL, error);
     if (status == 0 && driver->open) {
-        status = driver->open(node, values, error);
+        status = driver->open(node, given ? given : extracted, error);
     }
     if (driver->options) {
-        block_options_clear_target(driver->options, values);
+        block_options_clear_target(driver->options, extracted);
     }
     if (status < 0) {
         return status;
@@ -349,12 +355,38 @@ static int take_name(struct block_node *node, struct block_options *options, boo
     return 0;
 }
 
+static struct block_node *open_tree(const struct block_driver *driver,
+                                    struct block_options *options, void *given,
+                                    bool allow_anonymous, GError **error)
+{
+    /* Its tracked slots have a cache line each. */
+    struct block_node *node = g_aligned_alloc0(1, sizeof(*node), _Alignof(struct block_node));
+
+    node->driver = driver;
+    node->references = 1;
+    node->height = 1;
+    node->state = g_malloc0(driver->instance_size ? driver->instance_size : 1);
+    TAILQ_INIT(&node->children);
+    TAILQ_INIT(&node->claims);
+    tracked_requests_init(&node->tracked);
+    if (take_name(node, options, allow_anonymous, error) < 0 ||
+        extract_common(node, options, error) < 0 || open_children(node, options, error) < 0 ||
+        open_driver(node, options, given, error) < 0) {
+        block_node_free(node);
+        return NULL;
+    }
+    if (block_node_publish(node, error) < 0) {
+        block_node_unref(node);
+        return NULL;
+    }
+    return node;
+}
+
 struct block_node *block_node_open(struct block_options *options, bool allow_anonymous,
                                    GError **error)
 {
     g_autofree char *driver_name = block_options_take(options, "driver");
     const struct block_driver *driver;
-    struct block_node *node;
 
     if (!driver_name) {
         block_error(error, EINVAL, "Parameter 'driver' is missing");
@@ -365,24 +397,11 @@ struct block_node *block_node_open(struct block_options *options, bool allow_ano
         block_error(error, EINVAL, "Parameter 'driver' does not accept value '%s'", driver_name);
         return NULL;
     }
-    /* Its tracked slots have a cache line each. */
-    node = g_aligned_alloc0(1, sizeof(*node), _Alignof(struct block_node));
-    node->driver = driver;
-    node->references = 1;
-    node->height = 1;
-    node->state = g_malloc0(driver->instance_size ? driver->instance_size : 1);
-    TAILQ_INIT(&node->children);
-    TAILQ_INIT(&node->claims);
-    tracked_requests_init(&node->tracked);
-    if (take_name(node, options, allow_anonymous, error) < 0 ||
-        extract_common(node, options, error) < 0 || open_children(node, options, error) < 0 ||
-        open_driver(node, options, error) < 0) {
-        block_node_free(node);
-        return NULL;
-    }
-    if (block_node_publish(node, error) < 0) {
-        block_node_unref(node);
-        return NULL;
-    }
-    return node;
+    return open_tree(driver, options, NULL, allow_anonymous, error);
+}
+
+struct block_node *block_node_open_with(const struct block_driver *driver, void *values,
+                                        struct block_options *options, GError **error)
+{
+    return open_tree(driver, options, values, true, error);
 }

@@ -214,14 +214,14 @@ int block_node_add(struct block_options *options, GError **error)
 
 /*
  * A query may just be looking at the node. Who removes a node expects its file to be closed and
- * unlocked afterwards, so wait until only the monitor's reference and the caller's are left; but
- * not for ever, and not for somebody who has begun to use the node. Graph lock held.
+ * unlocked afterwards, so wait until only our own references are left; but not for ever, and not
+ * for somebody who has begun to use the node. Graph lock held.
  */
-static void wait_for_passing_references(struct block_node *node)
+static void wait_for_passing_references(struct block_node *node, int our_own)
 {
     int64_t deadline_ns = clock_now_ns() + REMOVE_GRACE_NS;
 
-    while (node->references > 2 && TAILQ_EMPTY(&node->claims) &&
+    while (node->references > our_own && TAILQ_EMPTY(&node->claims) &&
            clock_cond_wait_until(&reference_dropped, &block_graph_lock, deadline_ns) == 0) {
     }
 }
@@ -243,13 +243,21 @@ int block_node_remove(const char *name, GError **error)
             block_error(error, EBUSY, "Node '%s' is busy: it is in use by %s", name, user->owner);
     } else {
         node->named = false;
-        wait_for_passing_references(node);
+        wait_for_passing_references(node, 2); /* the monitor's and ours */
     }
     pthread_mutex_unlock(&block_graph_lock);
     if (status == 0) {
         block_node_unref(node); /* the monitor's reference; ours follows */
     }
     return status;
+}
+
+void block_node_dispose(struct block_node *node)
+{
+    pthread_mutex_lock(&block_graph_lock);
+    wait_for_passing_references(node, 1);
+    pthread_mutex_unlock(&block_graph_lock);
+    block_node_unref(node);
 }
 
 void block_node_remove_all(void)

@@ -50,8 +50,6 @@ struct block_node_options {
     bool cache_no_flush;
 };
 
-enum block_role { BLOCK_ROLE_FILE, BLOCK_ROLE_BACKING, BLOCK_ROLE_TARGET, BLOCK_ROLE_DATA_FILE };
-
 /* What a user of a node does with it, and (as a mask) what it lets others do. */
 enum {
     BLOCK_PERM_READ = 1 << 0,   /* relies on reading consistent data */
@@ -152,6 +150,14 @@ struct block_node *block_node_open(struct block_options *options, bool allow_ano
                                    GError **error);
 
 /*
+ * As block_node_open, for an anonymous node that the program makes for itself: of a driver that
+ * need not be registered and declares no options. values is what its open is given and stays the
+ * caller's; options are common ones.
+ */
+struct block_node *block_node_open_with(const struct block_driver *driver, void *values,
+                                        struct block_options *options, GError **error);
+
+/*
  * blockdev-add: open with a name and let the monitor own the reference, so that it stays until
  * block_node_remove. Returns a negative errno.
  */
@@ -168,6 +174,13 @@ struct block_node *block_node_ref(struct block_node *node);
 void block_node_unref(struct block_node *node);
 DEFINE_AUTO(block_node, block_node_unref)
 
+/*
+ * Drop the reference of who made the node, and wait a moment for those who only look at it in
+ * passing to drop theirs: then it is closed on return, unless somebody uses it. Not the main
+ * thread; may block.
+ */
+void block_node_dispose(struct block_node *node);
+
 /* A new reference to the node of this name, or NULL. */
 struct block_node *block_node_find(const char *name);
 
@@ -183,6 +196,19 @@ bool block_node_name_is_valid(const char *name);
 
 /* The child of this name, borrowed, or NULL. For drivers during open and later. */
 struct block_node *block_node_child(const struct block_node *node, const char *name);
+
+/*
+ * The node whose data this one passes through unchanged: the first below that is no filter; the
+ * node itself if it is none. Borrowed. What is to see every write stands there, because users may
+ * move past a filter.
+ */
+static inline struct block_node *block_node_below_filters(struct block_node *node)
+{
+    while (node->driver->is_filter && node->file) {
+        node = node->file;
+    }
+    return node;
+}
 
 /* The length in bytes as requests see it. Any thread. */
 static inline uint64_t block_node_length(struct block_node *node)
@@ -224,6 +250,9 @@ int block_create(struct block_options *options, block_progress *progress, void *
  * the caller. A claim without conflict takes effect at once. Any thread.
  */
 int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error);
+
+/* The owners of all claims on a node, oldest first, for messages; free with g_strfreev. */
+char **block_node_users(struct block_node *node);
 
 /* Change what a held claim uses and shares; nothing changes on error. */
 int block_claim_change(struct block_claim *claim, unsigned perms, unsigned shared, GError **error);

@@ -480,7 +480,8 @@ int block_node_write_zeroes(struct block_node *node, uint64_t offset, uint64_t b
 
 int block_node_discard(struct block_node *node, uint64_t offset, uint64_t bytes)
 {
-    int status = check_change(node, offset, bytes);
+    int status = node->driver->discard_when_read_only ? check_range(node, offset, bytes)
+                                                      : check_change(node, offset, bytes);
     uint64_t start, end;
 
     if (status < 0 || bytes == 0 || !node->options.discard_unmap ||
@@ -653,15 +654,6 @@ int block_node_block_status(struct block_node *node, uint64_t offset, uint64_t b
     return 0;
 }
 
-/* The layer a reader sees where this one has nothing; filters are no layers. */
-static struct block_node *node_below(struct block_node *node)
-{
-    while (node->driver->is_filter && node->file) {
-        node = node->file;
-    }
-    return node->backing;
-}
-
 int block_node_block_status_chain(struct block_node *node, uint64_t offset, uint64_t bytes,
                                   struct block_extent *extent, unsigned *depth)
 {
@@ -677,7 +669,8 @@ int block_node_block_status_chain(struct block_node *node, uint64_t offset, uint
             break;
         }
         bytes = extent->bytes;
-        node = node_below(node);
+        /* The layer a reader sees where this one has nothing; filters are no layers. */
+        node = block_node_below_filters(node)->backing;
         if (!node || block_node_length(node) <= offset) {
             /* Nothing below, or below its end: zeroes that no layer holds. */
             *extent = (struct block_extent){.bytes = bytes, .flags = BLOCK_STATUS_ZERO};

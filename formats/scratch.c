@@ -40,7 +40,8 @@ static struct block_node *open_node(int fd, GError **error)
     block_options_set(options, "driver", "file");
     block_options_set(options, "filename", path);
     block_options_set(options, "discard", "unmap");
-    block_options_set(options, "locking", "off"); /* nobody else can open it */
+    block_options_set(options, "locking", "off");       /* nobody else can open it */
+    block_options_set(options, "cache.no-flush", "on"); /* nor does it outlive us */
     return block_node_open(options, true, error);
 }
 
