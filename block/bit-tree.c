@@ -157,6 +157,12 @@ bool bit_tree_get(const struct bit_tree *tree, uint64_t bit)
     return atomic_load(&tree->levels[0][bit / WORD_BITS]) >> bit % WORD_BITS & 1;
 }
 
+uint64_t bit_tree_get_word(const struct bit_tree *tree, uint64_t bit)
+{
+    assert(bit < tree->bits && bit % WORD_BITS == 0);
+    return atomic_load(&tree->levels[0][bit / WORD_BITS]);
+}
+
 uint64_t bit_tree_count(const struct bit_tree *tree)
 {
     int64_t count = atomic_load(&tree->count);

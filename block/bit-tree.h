@@ -47,6 +47,9 @@ void bit_tree_set(struct bit_tree *tree, uint64_t first, uint64_t last);
 /* Lock-free. */
 bool bit_tree_get(const struct bit_tree *tree, uint64_t bit);
 
+/* Lock-free: the 64 bits from bit on, which is a multiple of 64. */
+uint64_t bit_tree_get_word(const struct bit_tree *tree, uint64_t bit);
+
 /* Lock-free: how many bits are set. Exact when no other thread sets or clears. */
 uint64_t bit_tree_count(const struct bit_tree *tree);
 

@@ -96,3 +96,19 @@ bool copy_map_is_saved(struct copy_map *map, uint64_t offset, uint64_t bytes)
     }
     return true;
 }
+
+uint64_t copy_map_saved_units(struct copy_map *map, uint64_t offset)
+{
+    const unsigned units = COPY_CLUSTER / COPY_UNIT;
+    uint64_t clusters =
+        dirty_bitmap_get_word(map->unsaved_clusters, align_down(offset, 64 * COPY_CLUSTER)) >>
+        offset / COPY_CLUSTER % 64;
+    uint64_t saved = dirty_bitmap_get_word(map->saved_units, offset);
+
+    for (unsigned i = 0; i < COPY_REGION / COPY_CLUSTER; i++) {
+        if (!(clusters >> i & 1)) {
+            saved |= ((UINT64_C(1) << units) - 1) << i * units;
+        }
+    }
+    return saved;
+}

@@ -7,8 +7,8 @@
  * says that this part of it has been saved. So a small write saves a small unit, and the memory
  * for a disk nobody writes to stays that of the clusters (2 MiB for 1 TiB).
  *
- * Threads: marking and searching are called under a lock of the user's; copy_map_is_saved may
- * be called without it.
+ * Threads: marking and searching are called under a lock of the user's; copy_map_is_saved and
+ * copy_map_saved_units may be called without it.
  */
 #ifndef LIVEBLK_BLOCK_COPY_MAP_H
 #define LIVEBLK_BLOCK_COPY_MAP_H
@@ -21,6 +21,9 @@
 
 #define COPY_CLUSTER (UINT64_C(64) << 10)
 #define COPY_UNIT    (UINT64_C(4) << 10)
+
+/* As many units as a word has bits. */
+#define COPY_REGION (64 * COPY_UNIT)
 
 struct copy_map;
 
@@ -42,5 +45,11 @@ void copy_map_mark_saved(struct copy_map *map, uint64_t offset, uint64_t bytes);
 
 /* True if no byte of the range is unsaved. */
 bool copy_map_is_saved(struct copy_map *map, uint64_t offset, uint64_t bytes);
+
+/*
+ * Which units of the region at offset, a multiple of COPY_REGION, are saved: bit 0 is the first.
+ * Bits beyond the end of the disk mean nothing.
+ */
+uint64_t copy_map_saved_units(struct copy_map *map, uint64_t offset);
 
 #endif

@@ -146,6 +146,12 @@ bool dirty_bitmap_get(const struct dirty_bitmap *bitmap, uint64_t offset)
     return bit_tree_get(&bitmap->tree, offset >> bitmap->shift);
 }
 
+uint64_t dirty_bitmap_get_word(const struct dirty_bitmap *bitmap, uint64_t offset)
+{
+    assert(offset < bitmap->length && is_aligned(offset >> bitmap->shift, 64));
+    return bit_tree_get_word(&bitmap->tree, offset >> bitmap->shift);
+}
+
 /* The byte a bit found in the tree stands for, if it is before end; never below offset. */
 static uint64_t byte_of_bit(const struct dirty_bitmap *bitmap, uint64_t bit, uint64_t offset,
                             uint64_t end)

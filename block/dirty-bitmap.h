@@ -61,6 +61,12 @@ void dirty_bitmap_clear(struct dirty_bitmap *bitmap);
 bool dirty_bitmap_get(const struct dirty_bitmap *bitmap, uint64_t offset);
 
 /*
+ * The 64 granules from offset on, which is a multiple of so many: bit 0 is the first. Those beyond
+ * the length are clear. Lock-free.
+ */
+uint64_t dirty_bitmap_get_word(const struct dirty_bitmap *bitmap, uint64_t offset);
+
+/*
  * The first dirty granule at or after offset and before end: its byte offset (not below offset),
  * or UINT64_MAX if there is none.
  */

@@ -61,6 +61,7 @@ struct point_in_time_options {
     const char *owner;          /* in messages of claims: "view 'nightly'"; copied */
     struct block_node *source;  /* borrowed until released */
     struct block_node *scratch; /* at least as long; NULL: memory is all there is. As source. */
+    bool scratch_vanishes; /* with its last reference (an unlinked file): not freed at the end */
     enum point_in_time_policy policy;
     int64_t guest_timeout_ns;      /* the longest one guest request waits for us; 0: for ever */
     struct scratch_budget *budget; /* NULL: no limit */
@@ -99,10 +100,16 @@ struct point_in_time *point_in_time_new(const struct point_in_time_options *opti
  */
 void point_in_time_install(struct point_in_time *point);
 
-/* Undo install; nothing if it was not called. Drains the source's writers; not the main thread. */
+/*
+ * Undo install; nothing if it was not called. Drains the source's writers; not the main thread.
+ * Guests that wait inside go on, and readers get -EIO from here on: nothing is saved any more.
+ */
 void point_in_time_uninstall(struct point_in_time *point);
 
-/* Frees it: not installed, nobody inside. Waits for its threads; may block on scratch. */
+/*
+ * Frees it: not installed, nobody inside. Waits for its threads; may block on scratch, where what
+ * it used is freed, unless write_through or scratch_vanishes.
+ */
 void point_in_time_free(struct point_in_time *point);
 DEFINE_AUTO(point_in_time, point_in_time_free)
 
@@ -124,7 +131,8 @@ int point_in_time_pread(struct point_in_time *point, void *buffer, uint64_t offs
 
 /*
  * As block_node_block_status_chain, of the moment: holes stay holes. extent->bytes may be larger
- * than a unit, never larger than asked. Errors as for reading.
+ * than a unit, never larger than asked. Errors as for reading, but it is -EINVAL only if the first
+ * unit was given up: the extent ends before one that was.
  */
 int point_in_time_block_status(struct point_in_time *point, uint64_t offset, uint64_t bytes,
                                struct block_extent *extent);
@@ -138,7 +146,8 @@ int point_in_time_discard(struct point_in_time *point, uint64_t offset, uint64_t
 
 /*
  * The first run in [offset, end) that was not given up, at most max_bytes (whole units) long.
- * With saved_only: that guests have saved, in memory or on scratch. False if there is none.
+ * With saved_only: that guests have saved, in memory or on scratch (zeroes are in neither). False
+ * if there is none, or it broke.
  */
 bool point_in_time_next(struct point_in_time *point, bool saved_only, uint64_t offset, uint64_t end,
                         uint64_t max_bytes, uint64_t *run_offset, uint64_t *run_bytes);

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A point in time: its readers.
+ *
+ * A span is read from the source first, whatever guests do meanwhile. Then, region by region, what
+ * is saved by now is put over it from where it is. What is still unsaved was right when it was
+ * read, because guests mark units before they change them.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "block/checked.h"
+#include "block/point-in-time-internal.h"
+
+/* Extents of the same kind that block status joins at most. */
+#define JOINED_EXTENTS_MAX 16
+
+struct reader {
+    struct point_in_time *point;
+    char *buffer; /* for [start, end) */
+    uint64_t start;
+    uint64_t end;
+};
+
+/* What of a region a reader takes from elsewhere than the source. */
+struct overlay {
+    uint64_t region;
+    uint64_t zero;
+    uint64_t scratch;
+    unsigned count;
+    struct point_piece *pieces[64];
+    uint64_t units[64]; /* of each piece */
+};
+
+/* ---- The source ----------------------------------------------------------------------------- */
+
+static int read_source(struct reader *reader, uint64_t start, uint64_t end)
+{
+    struct point_in_time *point = reader->point;
+
+    start = MAX_OF(start, reader->start);
+    end = MIN_OF(end, reader->end);
+    point_lock(point);
+    int status = point_enter(point, &point->source);
+    point_unlock(point);
+    if (status == 0) {
+        status = block_node_pread(point->options.source, reader->buffer + (start - reader->start),
+                                  start, end - start, 0);
+        point_lock(point);
+        point_leave(point, &point->source);
+        point_unlock(point);
+    }
+    return status;
+}
+
+/* The unsaved units of a region that are asked for; only a hint, without the lock. */
+static uint64_t unsaved_units(const struct reader *reader, uint64_t region)
+{
+    return ~copy_map_saved_units(reader->point->saved, region) &
+           point_mask(region, reader->start, reader->end);
+}
+
+/* As read_span, but nothing that is saved. */
+static int read_exactly(struct reader *reader, uint64_t start, uint64_t end)
+{
+    int status = 0;
+
+    for (uint64_t region = point_region(start); status == 0 && region < end;
+         region += COPY_REGION) {
+        uint64_t units = unsaved_units(reader, region), offset, bytes;
+
+        while (status == 0 && point_next_run(reader->point, region, &units, &offset, &bytes)) {
+            status = read_source(reader, offset, offset + bytes);
+        }
+    }
+    return status;
+}
+
+/* Read a span with all that is unsaved in it, and with what is not in between. */
+static int read_span(struct reader *reader, uint64_t start, uint64_t end)
+{
+    int status = read_source(reader, start, end);
+
+    /* Perhaps what cannot be read is something that nobody wants. */
+    return status < 0 ? read_exactly(reader, start, end) : 0;
+}
+
+/* Spans from the first unsaved unit to the last one before a region that has none. */
+static int read_spans(struct reader *reader)
+{
+    uint64_t start = UINT64_MAX, end = 0;
+    int status = 0;
+
+    for (uint64_t region = point_region(reader->start); status == 0 && region < reader->end;
+         region += COPY_REGION) {
+        uint64_t units = unsaved_units(reader, region);
+
+        if (units) {
+            start = MIN_OF(start, region + (uint64_t)__builtin_ctzll(units) * COPY_UNIT);
+            end = region + (64 - (uint64_t)__builtin_clzll(units)) * COPY_UNIT;
+        } else if (end) {
+            status = read_span(reader, start, end);
+            start = UINT64_MAX;
+            end = 0;
+        }
+    }
+    return status == 0 && end ? read_span(reader, start, end) : status;
+}
+
+/* ---- What was saved ------------------------------------------------------------------------- */
+
+/*
+ * What lies over the source in a region. Takes references of pieces, which are not changed while
+ * there are any. -EIO if it is over, -EINVAL if something was given up. Lock held.
+ */
+static int find_overlay(const struct reader *reader, uint64_t region, struct overlay *overlay)
+{
+    struct point_in_time *point = reader->point;
+    uint64_t wanted = point_mask(region, reader->start, reader->end);
+    uint64_t saved = wanted & copy_map_saved_units(point->saved, region);
+    uint64_t data = saved & dirty_bitmap_get_word(point->data, region);
+    struct point_piece *piece;
+
+    overlay->region = region;
+    overlay->count = 0;
+    overlay->zero = saved & ~data;
+    if (atomic_load(&point->over)) {
+        return -EIO;
+    }
+    if (saved && wanted & copy_map_saved_units(point->given_up, region)) {
+        return -EINVAL;
+    }
+    for (piece = data ? point_piece_first(point, region) : NULL; piece;
+         piece = point_piece_next(piece)) {
+        uint64_t units = piece->units & data;
+
+        if (units) {
+            overlay->pieces[overlay->count] = point_piece_ref(piece);
+            overlay->units[overlay->count++] = units;
+            data &= ~units;
+        }
+    }
+    overlay->scratch = data;
+    return 0;
+}
+
+/* The reader's part of a run. */
+static char *clip(const struct reader *reader, uint64_t *offset, uint64_t *bytes)
+{
+    uint64_t start = MAX_OF(*offset, reader->start);
+    uint64_t end = MIN_OF(*offset + *bytes, reader->end);
+
+    *offset = start;
+    *bytes = end - start;
+    return reader->buffer + (start - reader->start);
+}
+
+static void copy_from_memory(const struct reader *reader, struct overlay *overlay)
+{
+    uint64_t offset, bytes;
+
+    while (point_next_run(reader->point, overlay->region, &overlay->zero, &offset, &bytes)) {
+        char *to = clip(reader, &offset, &bytes);
+
+        memset(to, 0, bytes);
+    }
+    for (unsigned i = 0; i < overlay->count; i++) {
+        struct point_piece *piece = overlay->pieces[i];
+
+        while (
+            point_next_run(reader->point, overlay->region, &overlay->units[i], &offset, &bytes)) {
+            char *to = clip(reader, &offset, &bytes);
+
+            memcpy(to, piece->buffer + (offset - piece->offset), bytes);
+        }
+        point_piece_unref(piece);
+    }
+}
+
+static int read_scratch(const struct reader *reader, const struct overlay *overlay)
+{
+    struct point_in_time *point = reader->point;
+    uint64_t mask = overlay->scratch, offset, bytes;
+
+    point_lock(point);
+    int status = point_enter(point, &point->scratch);
+    point_unlock(point);
+    if (status < 0) {
+        return status;
+    }
+    while (status == 0 && point_next_run(point, overlay->region, &mask, &offset, &bytes)) {
+        char *to = clip(reader, &offset, &bytes);
+
+        status = block_node_pread(point->options.scratch, to, offset, bytes, 0);
+    }
+    POINT_LOCK(point);
+    point_leave(point, &point->scratch);
+    if (atomic_load(&point->over)) {
+        return -EIO;
+    }
+    /* What was freed meanwhile may have been read as zeroes. */
+    return overlay->scratch & copy_map_saved_units(point->given_up, overlay->region) ? -EINVAL
+                                                                                     : status;
+}
+
+static int read_region(const struct reader *reader, uint64_t region)
+{
+    struct overlay overlay;
+
+    pthread_mutex_lock(&reader->point->lock);
+    int status = find_overlay(reader, region, &overlay);
+    pthread_mutex_unlock(&reader->point->lock);
+    if (status == 0) {
+        copy_from_memory(reader, &overlay);
+        status = overlay.scratch ? read_scratch(reader, &overlay) : 0;
+    }
+    return status;
+}
+
+int point_in_time_pread(struct point_in_time *point, void *buffer, uint64_t offset, uint64_t bytes)
+{
+    struct reader reader = {
+        .point = point, .buffer = buffer, .start = offset, .end = offset + bytes};
+    int status;
+
+    if (!range_within(offset, bytes, point->length)) {
+        return -EINVAL;
+    }
+    if (bytes == 0) {
+        return 0;
+    }
+    status = atomic_load(&point->over) ? -EIO : read_spans(&reader);
+    for (uint64_t region = point_region(offset); status == 0 && region < reader.end;
+         region += COPY_REGION) {
+        status = read_region(&reader, region);
+    }
+    return status;
+}
+
+/* ---- Block status --------------------------------------------------------------------------- */
+
+/* The end of the run from start in which nothing was given up; start itself if it was. */
+static uint64_t end_of_kept(struct point_in_time *point, uint64_t start, uint64_t end)
+{
+    uint64_t offset, bytes;
+
+    return copy_map_next_unsaved(point->given_up, start, end, POINT_ANY_LENGTH, &offset, &bytes) &&
+                   offset == start
+               ? start + bytes
+               : start;
+}
+
+/*
+ * What is at a unit: the flags of block status, or 0 if it is unsaved; *end, on entry where to
+ * look up to, is the end of what is alike. Negative errno as for reading. Lock held.
+ */
+static int look_at(struct point_in_time *point, uint64_t unit, uint64_t *end)
+{
+    uint64_t kept = end_of_kept(point, unit, *end), offset, bytes;
+
+    if (atomic_load(&point->over)) {
+        return -EIO;
+    }
+    if (kept == unit) {
+        return -EINVAL;
+    }
+    *end = kept;
+    if (copy_map_next_unsaved(point->saved, unit, *end, POINT_ANY_LENGTH, &offset, &bytes)) {
+        *end = offset == unit ? unit + bytes : offset;
+        if (offset == unit) {
+            return 0;
+        }
+    }
+    if (!dirty_bitmap_next_range(point->data, unit, *end, UINT64_MAX, &offset, &bytes)) {
+        return BLOCK_STATUS_ZERO;
+    }
+    *end = offset == unit ? unit + bytes : offset;
+    return offset == unit ? BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED : BLOCK_STATUS_ZERO;
+}
+
+/* What the source says of [offset, end), as far as it is unsaved, before and after. */
+static int status_of_source(struct point_in_time *point, uint64_t offset, uint64_t end,
+                            struct block_extent *extent)
+{
+    uint64_t still_end = end;
+    int status, seen;
+
+    point_lock(point);
+    status = point_enter(point, &point->source);
+    point_unlock(point);
+    if (status < 0) {
+        return status;
+    }
+    status =
+        block_node_block_status_chain(point->options.source, offset, end - offset, extent, NULL);
+    POINT_LOCK(point);
+    point_leave(point, &point->source);
+    seen = look_at(point, align_down(offset, COPY_UNIT), &still_end);
+    if (seen != 0) {
+        return seen < 0 ? seen : 1; /* it was saved just now: what was asked means nothing */
+    }
+    extent->bytes = MIN_OF(extent->bytes, still_end - offset);
+    extent->flags &= BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED;
+    return status;
+}
+
+/* The status of the extent that starts at offset. */
+static int one_extent(struct point_in_time *point, uint64_t offset, uint64_t end,
+                      struct block_extent *extent)
+{
+    int status;
+
+    do {
+        uint64_t run_end = MIN_OF(align_up(end, COPY_UNIT), point->length);
+
+        point_lock(point);
+        status = look_at(point, align_down(offset, COPY_UNIT), &run_end);
+        point_unlock(point);
+        run_end = MIN_OF(run_end, end);
+        if (status > 0) {
+            *extent = (struct block_extent){.bytes = run_end - offset, .flags = (unsigned)status};
+            return 0;
+        }
+        if (status == 0) {
+            status = status_of_source(point, offset, run_end, extent);
+        }
+    } while (status > 0);
+    return status;
+}
+
+int point_in_time_block_status(struct point_in_time *point, uint64_t offset, uint64_t bytes,
+                               struct block_extent *extent)
+{
+    uint64_t end = offset + bytes;
+    struct block_extent next;
+
+    if (bytes == 0 || !range_within(offset, bytes, point->length)) {
+        return -EINVAL;
+    }
+    int status = one_extent(point, offset, end, extent);
+    extent->host_offset = 0;
+    extent->host_node = NULL;
+    for (unsigned i = 1; status == 0 && i < JOINED_EXTENTS_MAX && extent->bytes < bytes; i++) {
+        if (one_extent(point, offset + extent->bytes, end, &next) < 0 ||
+            next.flags != extent->flags) {
+            break;
+        }
+        extent->bytes += next.bytes;
+    }
+    return status;
+}
