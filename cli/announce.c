@@ -14,6 +14,7 @@
 #include "cli/client.h"
 #include "cli/command.h"
 #include "cli/output.h"
+#include "cli/runtime.h"
 
 /* Between two attempts to connect; nothing tells when a socket comes into being. */
 #define RETRY_MS 20
@@ -21,14 +22,12 @@
 /* The URI of an export; NULL if somebody else opened the sockets. The caller frees. */
 static char *export_uri(const struct announcement *announcement, const char *export)
 {
-    g_autofree char *name = g_uri_escape_string(export, NULL, FALSE);
-    const char *scheme = announcement->tls ? "nbds" : "nbd";
-
     if (announcement->socket) {
-        g_autofree char *path = g_uri_escape_string(announcement->socket, "/", FALSE);
-        return g_strdup_printf("%s+unix:///%s?socket=%s", scheme, name, path);
+        return nbd_unix_uri(announcement->tls, announcement->socket, export);
     }
     if (announcement->host) {
+        g_autofree char *name = g_uri_escape_string(export, NULL, FALSE);
+        const char *scheme = announcement->tls ? "nbds" : "nbd";
         /* An IPv6 address has colons of its own. */
         bool brackets = strchr(announcement->host, ':');
         return g_strdup_printf("%s://%s%s%s:%s/%s", scheme, brackets ? "[" : "", announcement->host,

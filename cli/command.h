@@ -40,12 +40,18 @@ enum {
 
 /*
  * What completes an option's value or an argument: words separated by spaces, or one of
- * "@file", "@directory", "@device", "@job", "@socket".
+ * "@file", "@device", "@job", "@view", "@command", "@socket".
  */
 struct command_words {
     const char *option; /* its long name; NULL: the argument at this index */
     int argument;
     const char *words; /* NULL ends the table */
+};
+
+/* Options that some subcommands have in common, and what completes their values. */
+struct option_group {
+    const GOptionEntry *options;
+    const struct command_words *words;
 };
 
 struct command {
@@ -56,12 +62,13 @@ struct command {
     unsigned flags;
     const GOptionEntry *options; /* its own options, or NULL */
     const struct command_words *words;
+    const struct option_group *shared; /* further options, or NULL */
     /* Does the work. An error that is set is printed by the caller and decides the status. */
     enum exit_status (*run)(const struct invocation *invocation, GError **error);
 };
 
-extern const struct command serve_command, status_command, backup_command, job_command,
-    stats_command, events_command, qmp_command, complete_command;
+extern const struct command serve_command, status_command, backup_command, mirror_command,
+    view_command, job_command, stats_command, events_command, qmp_command, complete_command;
 
 /* All of them, NULL-terminated. */
 extern const struct command *const all_commands[];

@@ -65,6 +65,8 @@ static void offer_words(const char *words, const char *typed)
         offer_from_server("query-block", "device", typed);
     } else if (!strcmp(words, "@job")) {
         offer_from_server("query-jobs", "id", typed);
+    } else if (!strcmp(words, "@view")) {
+        offer_from_server("query-views", "name", typed);
     } else if (!strcmp(words, "@command")) {
         offer_from_server("query-commands", "name", typed);
     } else {
@@ -92,15 +94,27 @@ static const GOptionEntry *expects_value(const struct command *command, const ch
 {
     const GOptionEntry *entry = option_with_value(command->options, word);
 
+    if (!entry && command->shared) {
+        entry = option_with_value(command->shared->options, word);
+    }
     return entry ? entry : option_with_value(common_options(command->flags), word);
+}
+
+static void offer_option_words(const struct command_words *words, const char *option,
+                               const char *typed)
+{
+    for (; words && words->words; words++) {
+        if (words->option && !strcmp(words->option, option)) {
+            offer_words(words->words, typed);
+        }
+    }
 }
 
 static void complete_value(const struct command *command, const char *option, const char *typed)
 {
-    for (const struct command_words *words = command->words; words && words->words; words++) {
-        if (words->option && !strcmp(words->option, option)) {
-            offer_words(words->words, typed);
-        }
+    offer_option_words(command->words, option, typed);
+    if (command->shared) {
+        offer_option_words(command->shared->words, option, typed);
     }
     if (!strcmp(option, "admin")) {
         offer_words("@socket", typed);
@@ -138,6 +152,7 @@ static void complete_for(const struct command *command, char *const *typed)
         complete_value(command, pending->long_name, *typed);
     } else if (**typed == '-') {
         offer_options(command->options, *typed);
+        offer_options(command->shared ? command->shared->options : NULL, *typed);
         offer_options(common_options(command->flags), *typed);
     } else {
         complete_argument(command, index, *typed);

@@ -40,6 +40,10 @@ struct follow {
     int query_ticket;    /* 0: none under way */
     int cancel_ticket;   /* 0: none under way */
     bool cancelling;     /* asked for, and not refused */
+    bool was_ready;      /* and that was told */
+    int ending_ticket;   /* of the command that ends a ready job; 0: none under way */
+    bool ending;         /* it was sent */
+    char *refusal;       /* what was said to that */
     /* What the events said. */
     bool saw_completed;
     bool saw_cancelled;
@@ -134,7 +138,51 @@ static void job_gone(struct follow *follow)
     }
 }
 
-static void take_query(struct follow *follow, const json_t *reply)
+/* Once for each job: it is ready. */
+static void tell_ready(struct follow *follow)
+{
+    const char *id = follow->options->job_id;
+
+    if (follow->options->json) {
+        print_json_line(json_pack("{s:s, s:s}", "message_type", "ready", "job_id", id));
+    } else if (follow->options->at_ready == FOLLOW_GO_ON_AT_READY) {
+        g_autofree char *hint = follow_ready_hint(id);
+        say(follow, "Job '%s' is ready; %s", id, hint);
+    }
+}
+
+/* Seen with each look at a job that is ready, so that what has to wait is done later. */
+static bool act_on_ready(struct follow *follow, GError **error)
+{
+    enum follow_at_ready what = follow->options->at_ready;
+    const char *id = follow->options->job_id;
+
+    if (!follow->was_ready) {
+        follow->was_ready = true;
+        tell_ready(follow);
+    }
+    if (follow->refusal) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED,
+                    "job '%s' is ready and goes on, but could not be ended: %s", id,
+                    follow->refusal);
+        return false;
+    }
+    /* Whoever is being asked whether to cancel it has not answered yet. */
+    if (what == FOLLOW_GO_ON_AT_READY || follow->asking || follow->cancelling || follow->ending) {
+        return true;
+    }
+    if (what == FOLLOW_RETURN_AT_READY) {
+        finish(follow, FOLLOW_READY, NULL);
+        return true;
+    }
+    bool complete = what == FOLLOW_COMPLETE_AT_READY;
+    follow->ending = true;
+    return client_post(follow->client, complete ? "job-complete" : "block-job-cancel",
+                       json_pack("{s:s}", complete ? "id" : "device", id), &follow->ending_ticket,
+                       error);
+}
+
+static bool take_query(struct follow *follow, const json_t *reply, GError **error)
 {
     json_t *job;
     size_t i;
@@ -153,12 +201,13 @@ static void take_query(struct follow *follow, const json_t *reply)
         if (!strcmp(member_text(job, "status", ""), "concluded")) {
             follow->progress.done = MAX(member_integer(job, "current-progress", 0), 0);
             job_concluded(follow, job);
-        } else {
-            show_progress(follow, false);
+            return true;
         }
-        return;
+        show_progress(follow, false);
+        return strcmp(member_text(job, "status", ""), "ready") || act_on_ready(follow, error);
     }
     job_gone(follow);
+    return true;
 }
 
 static void take_job_error(struct follow *follow, const json_t *data)
@@ -220,6 +269,14 @@ static bool take_messages(struct follow *follow, GError **error)
         }
         json_decref(message);
     }
+    if (follow->ending_ticket &&
+        (message = client_take_reply(follow->client, follow->ending_ticket))) {
+        follow->ending_ticket = 0;
+        follow->next_query_ns = 0;
+        /* If the job has ended by itself the next look will tell; else that will report this. */
+        follow->refusal = g_strdup(reply_error(message));
+        json_decref(message);
+    }
     if (follow->query_ticket &&
         (message = client_take_reply(follow->client, follow->query_ticket))) {
         follow->query_ticket = 0;
@@ -227,14 +284,14 @@ static bool take_messages(struct follow *follow, GError **error)
             g_set_error(error, CLI_ERROR, EXIT_FAILED, "The server refused 'query-jobs': %s",
                         reply_error(message));
         } else {
-            take_query(follow, message);
+            take_query(follow, message, error);
         }
         json_decref(message);
     }
     if (follow->saw_gone && !follow->over) {
         job_gone(follow);
     }
-    return !error || !*error;
+    return !*error;
 }
 
 /* One signal may arrive several times, from the terminal and from whoever started us. */
@@ -310,7 +367,8 @@ static bool query_when_due(struct follow *follow, GError **error)
         g_strlcpy(follow->progress.phase, "no answer", sizeof(follow->progress.phase));
         show_progress(follow, false);
     }
-    if (follow->query_ticket || follow->cancel_ticket || now_ns < follow->next_query_ns) {
+    if (follow->query_ticket || follow->cancel_ticket || follow->ending_ticket ||
+        now_ns < follow->next_query_ns) {
         return true;
     }
     follow->query_sent_ns = now_ns;
@@ -364,6 +422,9 @@ static void fill_report(struct follow *follow)
     follow->report->bytes_done = follow->progress.done;
     follow->report->bytes_seen =
         follow->progress.done > follow->first_done ? follow->progress.done - follow->first_done : 0;
+    if (follow->was_ready && follow->options->at_ready == FOLLOW_GO_ON_AT_READY) {
+        follow->report->bytes_seen = 0; /* most of the time it waited for somebody's decision */
+    }
     follow->report->bytes_total = follow->progress.total;
     follow->report->seconds = (double)(clock_now_ns() - follow->progress.start_ns) / NS_PER_SECOND;
 }
@@ -407,80 +468,10 @@ enum follow_outcome follow_job(struct client *client, const struct follow_option
                     options->job_id);
     }
     g_free(follow.event_error);
+    g_free(follow.refusal);
     if (problem) {
         g_propagate_error(error, problem);
         return FOLLOW_LOST;
     }
     return follow.outcome;
-}
-
-static void print_summary(const struct follow_options *options, const char *outcome,
-                          const struct follow_report *report)
-{
-    print_json_line(json_pack("{s:s, s:s, s:s, s:I, s:I, s:f}", "message_type", "summary", "job_id",
-                              options->job_id, "outcome", outcome, "bytes_done",
-                              (json_int_t)report->bytes_done, "total_bytes",
-                              (json_int_t)report->bytes_total, "total_duration", report->seconds));
-}
-
-static void print_success(const struct follow_report *report, const char *what)
-{
-    g_autofree char *size = format_size(report->bytes_done);
-    g_autofree char *time = format_duration((uint64_t)report->seconds);
-
-    printf("%s is complete: %s", what, size);
-    /* Of a job that was only met near its end the rate would be nonsense. */
-    if (report->seconds >= 1) {
-        g_autofree char *rate = format_size(report->bytes_seen / report->seconds);
-        printf(" in %s, %s/s", time, rate);
-    }
-    printf("\n");
-    fflush(stdout);
-}
-
-void print_json_error(const GError *error)
-{
-    print_json_line(json_pack("{s:s, s:s, s:i}", "message_type", "error", "message", error->message,
-                              "code", error->domain == CLI_ERROR ? error->code : EXIT_FAILED));
-}
-
-/* The error that stands for an outcome; a lost connection brings its own. */
-static void outcome_error(enum follow_outcome outcome, const struct follow_report *report,
-                          const char *what, const char *remains, GError **error)
-{
-    if (outcome == FOLLOW_FAILED) {
-        g_set_error(error, CLI_ERROR, EXIT_FAILED, "%s failed: %s", what, report->failure);
-    } else if (outcome == FOLLOW_CANCELLED) {
-        g_set_error(error, CLI_ERROR, EXIT_CANCELLED, "%s was cancelled", what);
-    } else {
-        g_prefix_error(error, "%s was not seen to its end: ", what);
-    }
-    if (remains && *error) {
-        g_autofree char *before = STEAL((*error)->message);
-        (*error)->message = g_strdup_printf("%s. %s", before, remains);
-    }
-}
-
-enum exit_status follow_conclude(const struct follow_options *options, enum follow_outcome outcome,
-                                 struct follow_report *report, const char *what,
-                                 const char *remains, GError **error)
-{
-    static const char *const names[] = {"success", "failed", "cancelled", "detached", "unknown"};
-
-    if (outcome == FOLLOW_SUCCEEDED && !options->json) {
-        print_success(report, what);
-    } else if (outcome == FOLLOW_LEFT) {
-        complain("Job '%s' goes on; 'liveblk job wait %s' follows it again", options->job_id,
-                 options->job_id);
-    } else if (outcome != FOLLOW_SUCCEEDED) {
-        outcome_error(outcome, report, what, remains, error);
-    }
-    if (options->json && *error) {
-        print_json_error(*error);
-    }
-    if (options->json) {
-        print_summary(options, names[outcome], report);
-    }
-    g_clear_pointer(&report->failure, g_free);
-    return outcome == FOLLOW_LEFT ? EXIT_LEFT_RUNNING : EXIT_OK;
 }

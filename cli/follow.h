@@ -18,8 +18,17 @@ enum follow_outcome {
     FOLLOW_SUCCEEDED,
     FOLLOW_FAILED,
     FOLLOW_CANCELLED,
-    FOLLOW_LEFT, /* the job goes on without us */
-    FOLLOW_LOST, /* the connection was lost or the job is unknown; *error says how */
+    FOLLOW_READY, /* and goes on, as FOLLOW_RETURN_AT_READY asks for */
+    FOLLOW_LEFT,  /* the job goes on without us */
+    FOLLOW_LOST,  /* the connection was lost or the job is unknown; *error says how */
+};
+
+/* What to do with a job that has got ready, as a mirror does. */
+enum follow_at_ready {
+    FOLLOW_GO_ON_AT_READY, /* somebody else will decide: say so, and go on following */
+    FOLLOW_RETURN_AT_READY,
+    FOLLOW_COMPLETE_AT_READY, /* a mirror: the device moves to the target */
+    FOLLOW_KEEP_AT_READY,     /* end it without that, the target being a complete copy */
 };
 
 struct follow_options {
@@ -27,12 +36,13 @@ struct follow_options {
     int signal_fd; /* of signals_catch */
     bool json;     /* messages on stdout instead of lines on stderr */
     bool quiet;    /* no progress */
+    enum follow_at_ready at_ready;
 };
 
 struct follow_report {
     char *failure; /* why it failed; NULL otherwise; the caller frees */
     uint64_t bytes_done;
-    uint64_t bytes_seen; /* done while we followed */
+    uint64_t bytes_seen; /* done while we followed; 0: says nothing about speed */
     uint64_t bytes_total;
     double seconds;
 };
@@ -53,6 +63,9 @@ enum follow_outcome follow_job(struct client *client, const struct follow_option
 enum exit_status follow_conclude(const struct follow_options *options, enum follow_outcome outcome,
                                  struct follow_report *report, const char *what,
                                  const char *remains, GError **error);
+
+/* How to end a job that is ready: a sentence, which the caller frees. */
+char *follow_ready_hint(const char *job_id);
 
 /* An "error" message on stdout. */
 void print_json_error(const GError *error);

@@ -12,16 +12,19 @@
 #include "cli/target.h"
 
 static struct {
+    gboolean keep;
     gboolean quiet;
 } chosen;
 
 static const GOptionEntry options[] = {
-    {"quiet", 'q', 0, G_OPTION_ARG_NONE, &chosen.quiet, "wait: show no progress", NULL},
+    {"keep", 'k', 0, G_OPTION_ARG_NONE, &chosen.keep,
+     "cancel: when it is ready, with a complete copy", NULL},
+    {"quiet", 'q', 0, G_OPTION_ARG_NONE, &chosen.quiet, "Show no progress", NULL},
     {NULL},
 };
 
 static const struct command_words words[] = {
-    {NULL, 0, "list pause resume cancel speed finalize dismiss wait"},
+    {NULL, 0, "list pause resume cancel complete speed finalize dismiss wait"},
     {NULL, 1, "@job"},
     {NULL},
 };
@@ -31,10 +34,19 @@ struct verb {
     const char *qmp_command; /* takes the job's id and nothing else; NULL: see function */
     unsigned arguments;      /* after the verb */
     const char *what;        /* they are, for errors */
-    bool steers;             /* does something to one job and is done */
+    bool steers;             /* does something to one job and is done, without following it */
     enum exit_status (*function)(const struct invocation *invocation, struct client *client,
                                  GError **error);
 };
+
+/* A line for scripts, as `wait` and `backup` end with one. */
+static void print_outcome(const char *verb, const char *job_id, const GError *error)
+{
+    print_json_line(error ? json_pack("{s:s, s:s, s:s, s:s}", "message_type", "error", "verb", verb,
+                                      "job_id", job_id, "message", error->message)
+                          : json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", verb,
+                                      "job_id", job_id));
+}
 
 static enum exit_status simple_verb(struct client *client, const char *command, json_t *arguments,
                                     GError **error)
@@ -90,12 +102,12 @@ static enum exit_status dismiss(const struct invocation *invocation, struct clie
     return status;
 }
 
-static enum exit_status wait(const struct invocation *invocation, struct client *client,
-                             GError **error)
+static enum exit_status follow(const struct invocation *invocation, struct client *client,
+                               int signal_fd, GError **error)
 {
     struct follow_options how = {
         .job_id = invocation->arguments[1],
-        .signal_fd = signals_catch(),
+        .signal_fd = signal_fd,
         .json = invocation->json,
         .quiet = chosen.quiet,
     };
@@ -109,25 +121,97 @@ static enum exit_status wait(const struct invocation *invocation, struct client 
     return follow_conclude(&how, outcome, &report, what, NULL, error);
 }
 
+static enum exit_status wait(const struct invocation *invocation, struct client *client,
+                             GError **error)
+{
+    return follow(invocation, client, signals_catch(), error);
+}
+
+/* Have a ready job end, with a command that takes its id under this name, and see how it ends. */
+static enum exit_status end_ready_job(const struct invocation *invocation, struct client *client,
+                                      const char *command, const char *member, GError **error)
+{
+    int signal_fd = signals_catch();
+
+    client_set_interrupt_fd(client, signal_fd);
+    enum exit_status status =
+        simple_verb(client, command, json_pack("{s:s}", member, invocation->arguments[1]), error);
+    if (status == EXIT_OK) {
+        return follow(invocation, client, signal_fd, error);
+    }
+    if (invocation->json) {
+        print_json_error(*error);
+    }
+    return status;
+}
+
+static enum exit_status complete(const struct invocation *invocation, struct client *client,
+                                 GError **error)
+{
+    return end_ready_job(invocation, client, "job-complete", "id", error);
+}
+
+/* A job that is not ready yet would be cancelled like any other, its target being of no use. */
+static bool check_ready(struct client *client, const char *id, GError **error)
+{
+    json_t *jobs = client_call(client, "query-jobs", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
+    const char *status = NULL;
+    json_t *job;
+    size_t i;
+
+    if (!jobs) {
+        return false;
+    }
+    json_array_foreach (jobs, i, job) {
+        if (!strcmp(member_text(job, "id", ""), id)) {
+            status = member_text(job, "status", "?");
+        }
+    }
+    bool is_ready = status && (!strcmp(status, "ready") || !strcmp(status, "standby"));
+    if (!status) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED, "There is no job '%s' on the server", id);
+    } else if (!is_ready) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED,
+                    "Job '%s' is not ready, but %s: there is no complete copy to keep", id, status);
+    }
+    json_decref(jobs);
+    return is_ready;
+}
+
+static enum exit_status cancel(const struct invocation *invocation, struct client *client,
+                               GError **error)
+{
+    const char *id = invocation->arguments[1];
+
+    if (!chosen.keep) {
+        enum exit_status status =
+            simple_verb(client, "job-cancel", json_pack("{s:s}", "id", id), error);
+
+        if (invocation->json) {
+            print_outcome("cancel", id, *error);
+        }
+        return status;
+    }
+    if (!check_ready(client, id, error)) {
+        if (invocation->json) {
+            print_json_error(*error);
+        }
+        return EXIT_FAILED;
+    }
+    return end_ready_job(invocation, client, "block-job-cancel", "device", error);
+}
+
 static const struct verb verbs[] = {
     {"list", NULL, 0, "nothing after 'list'", false, list},
     {"pause", "job-pause", 1, "pause ID", true, NULL},
     {"resume", "job-resume", 1, "resume ID", true, NULL},
-    {"cancel", "job-cancel", 1, "cancel ID", true, NULL},
+    {"cancel", NULL, 1, "cancel ID", false, cancel},
+    {"complete", NULL, 1, "complete ID", false, complete},
     {"speed", NULL, 2, "speed ID BYTES", true, set_speed},
     {"finalize", "job-finalize", 1, "finalize ID", true, NULL},
     {"dismiss", NULL, 1, "dismiss ID", true, dismiss},
     {"wait", NULL, 1, "wait ID", false, wait},
 };
-
-/* A line for scripts, as `wait` and `backup` end with one. */
-static void print_outcome(const char *verb, const char *job_id, const GError *error)
-{
-    print_json_line(error ? json_pack("{s:s, s:s, s:s, s:s}", "message_type", "error", "verb", verb,
-                                      "job_id", job_id, "message", error->message)
-                          : json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", verb,
-                                      "job_id", job_id));
-}
 
 static const struct verb *find_verb(const char *name)
 {
@@ -145,11 +229,14 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
 
     if (!verb) {
         return usage_error(
-            error, "What to do with jobs? Say list, pause, resume, cancel, speed, finalize, "
-                   "dismiss or wait");
+            error, "What to do with jobs? Say list, pause, resume, cancel, complete, speed, "
+                   "finalize, dismiss or wait");
     }
     if (!check_arguments(invocation, 1 + verb->arguments, 1 + verb->arguments, verb->what, error)) {
         return EXIT_USAGE;
+    }
+    if (chosen.keep && verb->function != cancel) {
+        return usage_error(error, "--keep is only for 'job cancel'");
     }
     AUTO_CLIENT client = connect_to_server(invocation, error);
     if (!client) {
@@ -172,7 +259,10 @@ const struct command job_command = {
     .notes = "  list            all jobs, those that have ended and were not read included\n"
              "  pause ID        stop working until resumed\n"
              "  resume ID       go on; after an error: try again\n"
-             "  cancel ID       end it, without a result\n"
+             "  cancel ID       end it, without a result; with --keep one that is ready, so\n"
+             "                  that its target is a complete copy\n"
+             "  complete ID     let one that is ready do what it is for: a mirror moves its\n"
+             "                  disk to the target\n"
              "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
              "  finalize ID     let a job that waits for it take effect\n"
              "  dismiss ID      forget one that has ended\n"

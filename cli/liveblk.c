@@ -11,8 +11,9 @@
 #include "cli/output.h"
 
 const struct command *const all_commands[] = {
-    &serve_command,  &status_command, &backup_command,   &job_command, &stats_command,
-    &events_command, &qmp_command,    &complete_command, NULL,
+    &serve_command, &status_command, &backup_command, &mirror_command, &view_command,
+    &job_command,   &stats_command,  &events_command, &qmp_command,    &complete_command,
+    NULL,
 };
 
 static struct {
@@ -117,6 +118,9 @@ static GOptionContext *make_context(const struct command *command)
     GOptionContext *context = g_option_context_new(NULL);
 
     g_option_context_set_help_enabled(context, FALSE);
+    if (command->shared) {
+        g_option_context_add_main_entries(context, command->shared->options, NULL);
+    }
     if (command->options) {
         g_option_context_add_main_entries(context, command->options, NULL);
     }

@@ -80,6 +80,26 @@ char *runtime_nbd_path(const char *directory, const char *name)
     return g_strdup_printf("%s/%s" NBD_SUFFIX, directory, name);
 }
 
+char *runtime_nbd_socket_of(const char *admin)
+{
+    g_autofree char *absolute = g_canonicalize_filename(admin, NULL);
+
+    if (!g_str_has_suffix(absolute, ADMIN_SUFFIX)) {
+        return NULL;
+    }
+    absolute[strlen(absolute) - strlen(ADMIN_SUFFIX)] = '\0';
+    g_autofree char *socket = g_strconcat(absolute, NBD_SUFFIX, NULL);
+    return socket_is_served(socket) ? STEAL(socket) : NULL;
+}
+
+char *nbd_unix_uri(bool tls, const char *socket, const char *export)
+{
+    g_autofree char *name = g_uri_escape_string(export, "@", FALSE);
+    g_autofree char *path = g_uri_escape_string(socket, "/", FALSE);
+
+    return g_strdup_printf("%s+unix:///%s?socket=%s", tls ? "nbds" : "nbd", name, path);
+}
+
 bool socket_is_served(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -145,10 +165,16 @@ static char *find_server(GError **error)
     return NULL;
 }
 
-struct client *connect_to_server(const struct invocation *invocation, GError **error)
+char *runtime_find_admin(const struct invocation *invocation, GError **error)
 {
     const char *named = invocation->admin ? invocation->admin : g_getenv("LIVEBLK_ADMIN");
-    g_autofree char *path = named && *named ? g_strdup(named) : find_server(error);
+
+    return named && *named ? g_strdup(named) : find_server(error);
+}
+
+struct client *connect_to_server(const struct invocation *invocation, GError **error)
+{
+    g_autofree char *path = runtime_find_admin(invocation, error);
 
     return path ? client_connect(path, error) : NULL;
 }

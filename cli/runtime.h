@@ -19,6 +19,15 @@ char *runtime_directory_make(GError **error);
 char *runtime_admin_path(const char *directory, const char *name);
 char *runtime_nbd_path(const char *directory, const char *name);
 
+/*
+ * The NBD socket of the server with this admin socket, if 'liveblk serve' has put it at its usual
+ * place and it is served; else NULL. The caller frees.
+ */
+char *runtime_nbd_socket_of(const char *admin);
+
+/* The URI of an export behind a UNIX socket; the caller frees. */
+char *nbd_unix_uri(bool tls, const char *socket, const char *export);
+
 /* Something listens on this UNIX socket. */
 bool socket_is_served(const char *path);
 
@@ -26,9 +35,12 @@ bool socket_is_served(const char *path);
 char **runtime_admin_sockets(void);
 
 /*
- * Connect to the server the user means: --admin, else LIVEBLK_ADMIN, else the only one that
- * runs in the default directories.
+ * The admin socket of the server the user means: --admin, else LIVEBLK_ADMIN, else the only one
+ * that runs in the default directories. The caller frees; NULL: error.
  */
+char *runtime_find_admin(const struct invocation *invocation, GError **error);
+
+/* Connect to it. */
 struct client *connect_to_server(const struct invocation *invocation, GError **error);
 
 #endif

@@ -7,6 +7,7 @@
 #include "cli/jobs-table.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/views-table.h"
 
 /*
  * A server without exports of its own making has none to list: there each device is an export
@@ -27,17 +28,19 @@ static json_t *exports_from_devices(const json_t *devices)
     return exports;
 }
 
-/* {"devices", "exports", "jobs"}: a new reference, or NULL. */
+/* {"devices", "exports", "views", "jobs"}: a new reference, or NULL. */
 static json_t *query_status(struct client *client, GError **error)
 {
     json_t *devices = client_call(client, "query-block", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
     json_t *jobs = devices ? query_all_jobs(client, error) : NULL;
     GError *problem = NULL;
     json_t *exports = jobs ? client_call_if_known(client, "query-block-exports", &problem) : NULL;
+    json_t *views = jobs && !problem ? client_call_if_known(client, "query-views", &problem) : NULL;
 
     if (!jobs || problem) {
         json_decref(devices);
         json_decref(jobs);
+        json_decref(exports);
         if (problem) {
             g_propagate_error(error, problem);
         }
@@ -46,7 +49,8 @@ static json_t *query_status(struct client *client, GError **error)
     if (!exports) {
         exports = exports_from_devices(devices);
     }
-    return json_pack("{s:o, s:o, s:o}", "devices", devices, "exports", exports, "jobs", jobs);
+    return json_pack("{s:o, s:o, s:o, s:o}", "devices", devices, "exports", exports, "views",
+                     views ? views : json_array(), "jobs", jobs);
 }
 
 static void print_device(struct libscols_table *table, const json_t *device)
@@ -124,6 +128,8 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     printf("\n");
     print_exports(json_object_get(status, "exports"));
     printf("\n");
+    print_views(json_object_get(status, "views"));
+    printf("\n");
     print_jobs(json_object_get(status, "jobs"));
     json_decref(status);
     return EXIT_OK;
@@ -131,7 +137,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
 
 const struct command status_command = {
     .name = "status",
-    .summary = "Show the devices, exports and jobs of a server",
+    .summary = "Show the devices, exports, views and jobs of a server",
     .usage = "[OPTION...]",
     .flags = COMMAND_ADMIN | COMMAND_JSON,
     .run = run,

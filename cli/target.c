@@ -146,12 +146,28 @@ static bool has_nbd_node(struct client *client, const char *node_name)
     return found;
 }
 
+/* A device has moved there, as after a mirror. */
+static bool has_device(struct client *client, const char *node_name)
+{
+    json_t *devices = client_call_if_known(client, "query-block", NULL);
+    bool found = false;
+    json_t *device;
+    size_t i;
+
+    json_array_foreach (devices, i, device) {
+        const json_t *inserted = json_object_get(device, "inserted");
+        found |= !strcmp(member_text(inserted, "node-name", ""), node_name);
+    }
+    json_decref(devices);
+    return found;
+}
+
 void target_remove_node(struct client *client, const char *job_id)
 {
     g_autofree char *node_name = target_node_name(job_id);
     g_autoptr(GError) error = NULL;
 
-    if (!has_nbd_node(client, node_name)) {
+    if (!has_nbd_node(client, node_name) || has_device(client, node_name)) {
         return;
     }
     json_t *done = client_call(client, "blockdev-del", json_pack("{s:s}", "node-name", node_name),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What 'backup --to' names: a file, a disk of an NBD server, or a node the server has. */
+/* What 'backup --to' and 'mirror --to' name: a file, a disk of an NBD server, or a node the server
+ * has. */
 #ifndef LIVEBLK_CLI_TARGET_H
 #define LIVEBLK_CLI_TARGET_H
 
@@ -45,7 +46,10 @@ char *target_node_name(const char *job_id);
 bool target_add_node(struct client *client, const struct target *target, const char *node_name,
                      GError **error);
 
-/* Remove that node if the server has it (and it is an NBD client); complains if it cannot. */
+/*
+ * Remove that node if the server has it (and it is an NBD client) and no device is on it; complains
+ * if it cannot.
+ */
 void target_remove_node(struct client *client, const char *job_id);
 
 #endif

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A QMP server whose one job does what the test says, for what a real server cannot do on
 demand: stand still at 42 %, die in mid-job, send rubbish, say nothing."""
+import copy
 import json
 import socket
 import threading
@@ -34,7 +35,10 @@ class FakeQmp:
         self.commands = []  # (name, arguments), in order
         self.refuse = {}  # command: (class, text)
         self.mute = set()  # commands that get no answer
+        self.last_id = {}  # command: the id it was last sent with
         self.nodes = {}
+        self.views = []
+        self.devices = copy.deepcopy(DEVICES)
         self.job = None
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
@@ -65,8 +69,12 @@ class FakeQmp:
         name, arguments = request["execute"], request.get("arguments", {})
         with self.lock:
             self.commands.append((name, arguments))
-            if name in self.refuse:
-                class_name, text = self.refuse[name]
+            self.last_id[name] = request["id"]
+            refuse = dict(self.refuse)
+            if name == "job-dismiss" and not self.job:
+                refuse[name] = ("GenericError", "Job not found")
+            if name in refuse:
+                class_name, text = refuse[name]
                 reply = {"error": {"class": class_name, "desc": text}}
             else:
                 method = getattr(self, "do_" + name.replace("-", "_"), None)
@@ -134,9 +142,15 @@ class FakeQmp:
                 del job["error"]
                 job["current-progress"] = job["total-progress"]
             failure = {"error": error} if error else {}
-            self.event("BLOCK_JOB_COMPLETED", device=job["id"], type="backup", len=1, offset=1,
+            self.event("BLOCK_JOB_COMPLETED", device=job["id"], type=job["type"], len=1, offset=1,
                        speed=0, **failure)
             self.status("concluded")
+
+    def ready(self):
+        with self.lock:
+            self.event("BLOCK_JOB_READY", device=self.job["id"], type="mirror", len=1, offset=1,
+                       speed=0)
+            self.status("ready")
 
     # The commands.
 
@@ -147,7 +161,7 @@ class FakeQmp:
         return [{"name": "query-jobs"}, {"name": "query-block"}]
 
     def do_query_block(self, arguments):
-        return DEVICES
+        return self.devices
 
     def do_query_blockstats(self, arguments):
         return STATISTICS
@@ -169,18 +183,56 @@ class FakeQmp:
         del self.nodes[arguments["node-name"]]
         return {}
 
-    def start(self, arguments):
-        self.job = {"id": arguments["job-id"], "type": "backup", "status": "running",
+    def start(self, kind, arguments):
+        self.job = {"id": arguments["job-id"], "type": kind, "status": "running",
                     "current-progress": 0, "total-progress": 0, "phase": "copying"}
+        self.target = arguments.get("target")
         self.status("running")
         return {}
 
-    do_drive_backup = do_blockdev_backup = start
+    def do_drive_backup(self, arguments):
+        return self.start("backup", arguments)
+
+    do_blockdev_backup = do_drive_backup
+
+    def do_drive_mirror(self, arguments):
+        return self.start("mirror", arguments)
+
+    do_blockdev_mirror = do_drive_mirror
+
+    def do_job_complete(self, arguments):
+        self.devices[0]["inserted"]["node-name"] = self.target
+        self.finish()
+        return {}
+
+    def do_block_job_cancel(self, arguments):
+        self.finish()
+        return {}
+
+    def do_view_create(self, arguments):
+        name = arguments["name"]
+        devices = arguments.get("devices", [d["device"] for d in self.devices])
+        view = {"name": name, "status": "ok", "created": {"seconds": 1000000000, "nanoseconds": 5},
+                "scratch-bytes": 3 << 20, "scratch-max": arguments.get("scratch-max", 0),
+                "devices": [{"device": d, "export": f"{d}@{name}", "length": 1 << 30, "clients": 2}
+                            for d in devices]}
+        self.views.append(view)
+        return view
+
+    def do_query_views(self, arguments):
+        return self.views
+
+    def do_view_drop(self, arguments):
+        self.views = [v for v in self.views if v["name"] != arguments["name"]]
+        return {}
+
+    def do_view_discard(self, arguments):
+        return {}
 
     def do_job_cancel(self, arguments):
         self.job["error"] = "Operation canceled"
-        self.event("BLOCK_JOB_CANCELLED", device=self.job["id"], type="backup", len=1, offset=1,
-                   speed=0)
+        self.event("BLOCK_JOB_CANCELLED", device=self.job["id"], type=self.job["type"], len=1,
+                   offset=1, speed=0)
         self.status("concluded")
         return {}
 

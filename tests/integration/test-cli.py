@@ -20,7 +20,7 @@ import tap
 from fake_qmp import FakeQmp
 
 PROGRAM = os.path.abspath(sys.argv[1])
-COMMANDS = ["serve", "status", "backup", "job", "stats", "events", "qmp"]
+COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "stats", "events", "qmp"]
 FOLDER = tempfile.mkdtemp(prefix="liveblk-cli-")
 counter = 0
 
@@ -156,6 +156,18 @@ def test_usage_errors():
             (["backup", "vda", "--to", "nbd+unix:///x?socket=y"], "absolute path"),
             (["backup", "vda", "--to", "node:x", "--existing"], "only for a target that is a file"),
             (["backup", "vda", "--to", FOLDER], "is a directory"),
+            (["mirror", "vda"], "--to TARGET is missing: where shall the mirror go?"),
+            (["mirror", "vda", "--to", "x", "--keep", "--pivot"], "exclude each other"),
+            (["mirror", "vda", "--to", "x", "--keep", "--detach"], "nobody stays"),
+            (["mirror", "vda", "--to", "x", "--sync", "top"], "--sync expects one of full, none"),
+            (["mirror", "vda", "--to", "x", "--granularity", "y"], "--granularity expects"),
+            (["mirror", "vda", "--to", "x", "--buf-size", "-1"], "--buf-size expects"),
+            (["view"], "What to do with views?"),
+            (["view", "create"], "Too few arguments"),
+            (["view", "create", b"\xff"], "not valid UTF-8"),
+            (["view", "drop", "x", "--timeout", "3"], "Only 'view create'"),
+            (["view", "list", "--force"], "--force is only for 'view drop'"),
+            (["job", "wait", "x", "--keep"], "--keep is only for 'job cancel'"),
             (["job"], "What to do with jobs?"),
             (["job", "pause"], "Too few arguments"),
             (["job", "list", "x"], "Unexpected argument"),
@@ -311,6 +323,176 @@ def test_backup_arguments():
     status, out, _ = end(process)
     assert status == 0 and "is complete" in out
     assert server.arguments_of("job-dismiss") == {"id": "backup-vda"} and server.job is None
+
+
+def start_mirror(*more, to=None):
+    server = FakeQmp(path("admin"))
+    process = spawn("mirror", "vda", "--to", to or path("target"), "-a", server.path, *more)
+    server.wait_for(lambda s: s.job and any("mirror" in name for name, _ in s.commands))
+    return server, process
+
+
+def test_mirror_arguments():
+    """mirror asks for what its options say; without --pivot or --keep it ends when it is ready"""
+    server, process = start_mirror("--speed", "50M", "--sync", "none", "--granularity", "64K",
+                                   "--buf-size", "1M", "--on-target-error", "stop", "--no-unmap")
+    sent = server.arguments_of("drive-mirror")
+    assert os.path.isabs(sent.pop("target"))
+    assert sent == {"device": "vda", "sync": "none", "job-id": "mirror-vda", "speed": 50 << 20,
+                    "auto-dismiss": False, "format": "raw", "mode": "absolute-paths",
+                    "granularity": 65536, "buf-size": 1 << 20, "unmap": False,
+                    "on-target-error": "stop"}
+    server.ready()
+    status, out, err = end(process)
+    assert status == 0 and not err and "is ready and goes on" in out, (status, out, err)
+    assert "'liveblk job complete mirror-vda'" in out and "--keep mirror-vda" in out
+    assert server.job["status"] == "ready"
+
+
+def test_mirror_ends():
+    """mirror --pivot completes a ready job, --keep ends it without that; both wait for its end"""
+    for option, command, arguments in [("--pivot", "job-complete", {"id": "mirror-vda"}),
+                                       ("--keep", "block-job-cancel", {"device": "mirror-vda"})]:
+        server, process = start_mirror(option, "--json")
+        server.progress(420, 1000)
+        assert command not in [name for name, _ in server.commands]
+        server.ready()
+        status, out, err = end(process)
+        assert status == 0 and not err, (status, err)
+        messages = [m for m in json_lines(out) if m["message_type"] != "status"]
+        assert [m["message_type"] for m in messages] == ["ready", "summary"], messages
+        assert messages[-1]["outcome"] == "success"
+        assert server.arguments_of(command) == arguments and server.job is None
+
+
+def test_mirror_cannot_complete():
+    """a ready mirror that may not complete is left alone, with the reason; one that fails fails"""
+    server, process = start_mirror("--pivot")
+    server.refuse["job-complete"] = ("GenericError", "Node is locked")
+    server.ready()
+    status, out, err = end(process)
+    assert (status, out) == (1, "") and "Node is locked" in err and "goes on" in err, err
+    assert server.job["status"] == "ready"
+    server, process = start_mirror("--pivot")
+    server.mute.add("job-complete")
+    server.do_job_complete = lambda arguments: {}
+    server.ready()
+    server.wait_for_command("job-complete")
+    server.finish("Input/output error")
+    with server.lock:
+        server.send(server.connections[0], {"return": {}, "id": server.last_id["job-complete"]})
+    status, out, err = end(process)
+    assert (status, out) == (1, "") and "Input/output error" in err and "Do not use" in err, err
+
+
+def test_mirror_to_nbd():
+    """the node of an NBD target stays if the disk has moved there, and goes otherwise"""
+    for option, nodes in [("--pivot", {"to-mirror-vda": "nbd"}), ("--keep", {})]:
+        server, process = start_mirror(option, to="nbd://host/x")
+        assert server.arguments_of("blockdev-mirror")["target"] == "to-mirror-vda"
+        server.ready()
+        status, _, err = end(process)
+        assert status == 0 and server.nodes == nodes and not err, (server.nodes, err)
+
+
+def test_mirror_cancelled():
+    """a mirror that is interrupted is cancelled, even while it waits to be completed"""
+    server, process = start_mirror("--pivot")
+    server.do_job_complete = lambda arguments: {}
+    server.ready()
+    server.wait_for_command("job-complete")
+    process.send_signal(signal.SIGTERM)
+    status, _, err = end(process)
+    assert status == 4 and "was cancelled" in err and "not a complete copy" in err, err
+
+
+def test_ready_jobs():
+    """job complete and job cancel --keep end a ready job and say how; others they refuse"""
+    for words, command in [(["complete"], "job-complete"),
+                           (["cancel", "--keep"], "block-job-cancel")]:
+        server = FakeQmp(path("admin"))
+        words = ["job", *words, "mirror-vda", "-a", server.path]
+        run("mirror", "vda", "--to", path("t"), "--detach", "-a", server.path)
+        server.refuse["job-complete"] = ("GenericError", "cannot accept command verb 'complete'")
+        result = run(*words, "--json")
+        expect(result, 1, "Job 'mirror-vda' is not ready" if "cancel" in words else "'complete'")
+        assert [m["message_type"] for m in json_lines(result.stdout)] == ["error"]
+        assert "block-job-cancel" not in [name for name, _ in server.commands]
+        server.refuse.clear()
+        server.ready()
+        process = spawn("job", "wait", "mirror-vda", "-a", server.path)
+        assert "is ready; 'liveblk job complete mirror-vda'" in process.stderr.readline()
+        result = run(*words)
+        expect(result, 0)
+        assert "Job 'mirror-vda' is complete" in result.stdout
+        assert command in [name for name, _ in server.commands] and server.job is None
+        assert end(process)[0] == 0  # whoever of the two dismissed it
+
+
+def test_views():
+    """view verbs send what was asked for, and say what the server has made"""
+    server = FakeQmp(path("admin"))
+    result = run("view", "create", "night", "-a", server.path)
+    expect(result, 0)
+    assert server.arguments_of("view-create") == {"name": "night"}
+    assert "export 'vda@night' of the NBD server" in result.stdout, result.stdout
+    assert "'liveblk view drop night'" in result.stdout
+    folder = path("scratch")
+    result = run("view", "create", "day", "-d", "vda", "-d", "vdb", "--scratch", folder,
+                 "--scratch-max", "1G", "--timeout", "3", "--break-guest-write", "--discard",
+                 "--json", "-a", server.path)
+    assert server.arguments_of("view-create") == {
+        "name": "day", "devices": ["vda", "vdb"], "scratch": folder, "scratch-max": 1 << 30,
+        "cbw-timeout": 3, "on-cbw-error": "break-guest-write", "discard": True}
+    view = json.loads(result.stdout)
+    assert view["name"] == "day" and view["devices"][1]["export"] == "vdb@day"
+    assert view["devices"][1]["uri"] is None
+    server.views[1].update({"status": "broken", "error": "No space left on device"})
+    out = run("view", "list", "-a", server.path).stdout
+    for text in ["vda@day, vdb@day", "3.0 MiB", "1.0 GiB", "broken", "No space left on device"]:
+        assert text in out, out
+    assert len(json.loads(run("view", "list", "--json", "-a", server.path).stdout)) == 2
+    assert "vda@night" in run("status", "-a", server.path).stdout
+    assert len(json.loads(run("status", "--json", "-a", server.path).stdout)["views"]) == 2
+    expect(run("view", "discard", "day", "vda", "1M", "64K", "-a", server.path), 0)
+    assert server.arguments_of("view-discard") == {"name": "day", "device": "vda",
+                                                   "offset": 1 << 20, "length": 65536}
+    done = json.loads(run("view", "drop", "day", "--force", "--json", "-a", server.path).stdout)
+    assert done == {"message_type": "done", "verb": "drop", "view": "day"}
+    assert server.arguments_of("view-drop") == {"name": "day", "force": True}
+    server.refuse["view-drop"] = ("GenericError", "View 'night' has clients")
+    result = run("view", "drop", "night", "--json", "-a", server.path)
+    expect(result, 1, "has clients")
+    assert json.loads(result.stdout)["message_type"] == "error"
+
+
+def test_view_scratch_nodes():
+    """scratch nodes go to the server in its disks' order, one for each"""
+    server = FakeQmp(path("admin"))
+    server.devices.append(dict(server.devices[0], device="vdb"))
+    words = ["view", "create", "x", "-a", server.path, "--scratch-node", "vdb=second"]
+    expect(run(*words), 2, "--scratch-node vda=NODE")
+    expect(run(*words, "--scratch-node", "vda=first"), 0)
+    sent = server.arguments_of("view-create")
+    assert sent == {"name": "x", "devices": ["vda", "vdb"], "scratch-nodes": ["first", "second"]}
+    expect(run(*words, "-d", "vdb"), 0)
+    assert server.arguments_of("view-create")["scratch-nodes"] == ["second"]
+    expect(run(*words, "-d", "vda", "--scratch-node", "vda=first"), 2, "more --scratch-node")
+    expect(run(*words, "--scratch-node", "first"), 2, "expects DEVICE=NODE")
+    expect(run(*words, "--scratch", "/x"), 2, "exclude each other")
+
+
+def test_view_uri():
+    """the URI of a view is told if the server's NBD socket is at its usual place"""
+    folder = path("runtime")
+    os.mkdir(folder)
+    server = FakeQmp(folder + "/default.admin.sock")
+    FakeQmp(folder + "/default.nbd.sock")
+    result = run("view", "create", "night", "-a", server.path)
+    uri = f"nbd+unix:///vda@night?socket={folder}/default.nbd.sock"
+    assert f"nbdcopy '{uri}' FILE" in result.stdout, result.stdout
+    result = run("view", "create", "night", "--json", "-a", server.path)
+    assert json.loads(result.stdout)["devices"][0]["uri"] == uri
 
 
 def test_existing_file():
@@ -590,6 +772,10 @@ def test_completion():
     assert offered("job", "d") == ["dismiss"]
     run("qmp", "drive-backup", "job-id=j1", env=env)
     assert offered("job", "pause", "") == ["j1"]
+    assert offered("mirror", "vda", "--to", "x", "--on-source-error", "s") == ["stop"]
+    assert offered("mirror", "--k") == ["--keep"] and offered("mirror", "--det") == ["--detach"]
+    run("view", "create", "night", env=env)
+    assert offered("view", "drop", "") == ["night"]
     env = environment(LIVEBLK_ADMIN="/nonexistent/socket")
     assert offered("job", "pause", "") == [] and offered("-a") == []
     assert offered("-a", server.path, "sta") == ["status", "stats"]

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What 'backup' and 'mirror' have in common: they start a job that copies a device to a target,
+ * and follow it. The job is started with auto-dismiss=false, so that its error can be read for as
+ * long as nobody has read it; following it to its end dismisses it.
+ */
+#ifndef LIVEBLK_CLI_COPY_H
+#define LIVEBLK_CLI_COPY_H
+
+#include <glib.h>
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "cli/command.h"
+#include "cli/follow.h"
+#include "cli/target.h"
+
+/* --to, --format, --speed, ...: the options of both. */
+extern const struct option_group copy_option_group;
+
+struct copy {
+    const char *type;         /* "backup": what jobs are named after */
+    const char *what;         /* "backup": for sentences */
+    const char *file_command; /* starts the job, for a target that is a file */
+    const char *node_command; /* and for one that is a node */
+    enum follow_at_ready at_ready;
+    bool never_complete; /* the copy is not meant to be one of the whole disk */
+    /* Add what only this kind has; NULL if the options make no sense for this target. */
+    bool (*add_arguments)(json_t *arguments, const struct target *target, GError **error);
+};
+
+/* Check the arguments and the common options, start the job and, unless detached, follow it. */
+enum exit_status copy_run(const struct copy *copy, const struct invocation *invocation,
+                          GError **error);
+
+/* A value of --option is one of those allowed, or was not given. */
+bool copy_check_word(const char *option, const char *value, const char *const *allowed,
+                     GError **error);
+/* The same for a number of bytes; *bytes is left alone if it was not given. */
+bool copy_check_size(const char *option, const char *value, int64_t *bytes, GError **error);
+
+/* Add a text unless it is NULL. */
+void copy_set_text(json_t *arguments, const char *name, const char *value);
+
+#endif

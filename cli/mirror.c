@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* liveblk mirror: a copy of a disk that follows the guest's writes until somebody ends it. */
+#include "cli/command.h"
+#include "cli/copy.h"
+
+static struct {
+    char *sync;
+    char *granularity;
+    char *buf_size;
+    gboolean no_unmap;
+    gboolean pivot;
+    gboolean keep;
+} chosen;
+
+static const GOptionEntry options[] = {
+    {"pivot", 'p', 0, G_OPTION_ARG_NONE, &chosen.pivot, "When ready, move the disk to the target",
+     NULL},
+    {"keep", 'k', 0, G_OPTION_ARG_NONE, &chosen.keep,
+     "When ready, end with a copy as of that moment", NULL},
+    {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
+     "full (default), or none: only new writes", "MODE"},
+    {"granularity", 0, 0, G_OPTION_ARG_STRING, &chosen.granularity,
+     "Unit in which new writes are copied again", "BYTES"},
+    {"buf-size", 0, 0, G_OPTION_ARG_STRING, &chosen.buf_size, "Memory to use", "BYTES"},
+    {"no-unmap", 0, 0, G_OPTION_ARG_NONE, &chosen.no_unmap, "Write zeroes where the disk has holes",
+     NULL},
+    {NULL},
+};
+
+static const struct command_words words[] = {
+    {"sync", 0, "full none"},
+    {NULL, 0, "@device"},
+    {NULL},
+};
+
+static bool check_options(GError **error)
+{
+    static const char *const modes[] = {"full", "none", NULL};
+
+    if (chosen.pivot && chosen.keep) {
+        usage_error(error, "--pivot and --keep exclude each other");
+        return false;
+    }
+    return copy_check_word("sync", chosen.sync, modes, error);
+}
+
+static bool set_size(json_t *arguments, const char *name, const char *value, GError **error)
+{
+    int64_t bytes = 0;
+
+    if (!copy_check_size(name, value, &bytes, error)) {
+        return false;
+    }
+    if (value) {
+        json_object_set_new(arguments, name, json_integer(bytes));
+    }
+    return true;
+}
+
+static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
+{
+    copy_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
+    if (chosen.no_unmap) {
+        json_object_set_new(arguments, "unmap", json_false());
+    }
+    return set_size(arguments, "granularity", chosen.granularity, error) &&
+           set_size(arguments, "buf-size", chosen.buf_size, error);
+}
+
+static enum exit_status run(const struct invocation *invocation, GError **error)
+{
+    const struct copy copy = {
+        .type = "mirror",
+        .what = chosen.pivot  ? "move"
+                : chosen.keep ? "copy"
+                              : "mirror",
+        .file_command = "drive-mirror",
+        .node_command = "blockdev-mirror",
+        .at_ready = chosen.pivot  ? FOLLOW_COMPLETE_AT_READY
+                    : chosen.keep ? FOLLOW_KEEP_AT_READY
+                                  : FOLLOW_RETURN_AT_READY,
+        .add_arguments = add_arguments,
+    };
+
+    return check_options(error) ? copy_run(&copy, invocation, error) : EXIT_USAGE;
+}
+
+const struct command mirror_command = {
+    .name = "mirror",
+    .summary = "Copy a disk and follow its writes, to move it or to keep the copy",
+    .usage = "[OPTION...] DEVICE --to TARGET",
+    .notes = "TARGET is what it is for 'liveblk backup'. The mirror is ready when the target\n"
+             "holds what the disk holds; from then on it follows the guest's writes. With\n"
+             "--pivot the disk then moves: the guest goes on with the target, and the old\n"
+             "image is no longer written. With --keep the job then ends: the target is a\n"
+             "copy as of that moment. Without either the job goes on; 'liveblk job complete'\n"
+             "and 'liveblk job cancel --keep' do the same later.\n"
+             "\n"
+             "Ctrl-C and signals do what they do in 'liveblk backup'.\n",
+    .flags = COMMAND_ADMIN | COMMAND_JSON,
+    .options = options,
+    .shared = &copy_option_group,
+    .words = words,
+    .run = run,
+};
