@@ -3,11 +3,13 @@
 
 #include "block/driver.h"
 #include "formats/blkdebug.h"
+#include "formats/copy-before-write.h"
 #include "formats/file.h"
 #include "formats/lose-writes.h"
 #include "formats/nbd.h"
 #include "formats/null.h"
 #include "formats/raw.h"
+#include "formats/snapshot-access.h"
 
 void formats_register(void)
 {
@@ -19,4 +21,6 @@ void formats_register(void)
     block_driver_register(&nbd_driver);
     block_driver_register(&blkdebug_driver);
     block_driver_register(&lose_writes_driver);
+    block_driver_register(&copy_before_write_driver);
+    block_driver_register(&snapshot_access_driver);
 }

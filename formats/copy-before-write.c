@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "formats/copy-before-write.h"
+
+#include <errno.h>
+#include <limits.h>
+
+#include "block/clock.h"
+#include "block/drain.h"
+#include "block/error.h"
+#include "block/main-loop.h"
+
+struct copy_before_write_state {
+    struct point_in_time *point;
+    char *name;          /* for what is said when it breaks */
+    _Atomic bool warned; /* that has been said */
+};
+
+struct copy_before_write_options {
+    int on_error;
+    uint64_t timeout_s;
+};
+
+static const struct block_option copy_before_write_option_table[] = {
+    {"file", BLOCK_OPTION_NODE, .required = true, .help = "The node whose contents are kept."},
+    {"target", BLOCK_OPTION_NODE, .required = true,
+     .help = "Scratch: where old data goes; at least as long as `file`, and nobody else's."},
+    {"on-cbw-error", BLOCK_OPTION_ENUM, offsetof(struct copy_before_write_options, on_error),
+     .default_text = "break-guest-write", .enum_values = point_in_time_policy_names,
+     .help = "What happens when old data cannot be kept: the write that would overwrite it fails, "
+             "or the snapshot breaks and reading it fails from then on."},
+    {"cbw-timeout", BLOCK_OPTION_UINT, offsetof(struct copy_before_write_options, timeout_s),
+     .default_text = "0",
+     .help = "Seconds a write may wait for old data to be kept, after which it counts as not kept; "
+             "0: for ever."},
+    {NULL},
+};
+
+/* The one claim on scratch that matters is that of the point in time. */
+static void child_permissions(const struct block_node *node, enum block_role role, unsigned *perms,
+                              unsigned *shared)
+{
+    if (role == BLOCK_ROLE_TARGET) {
+        *perms = BLOCK_PERM_READ;
+        *shared = BLOCK_PERM_ALL;
+    }
+}
+
+static void on_change(void *data)
+{
+    struct copy_before_write_state *state = data;
+    g_autoptr(GError) reason = NULL;
+
+    if (point_in_time_is_broken(state->point, NULL) && !atomic_exchange(&state->warned, true)) {
+        point_in_time_is_broken(state->point, &reason);
+        g_warning("Node '%s': its snapshot broke: %s", state->name, reason->message);
+    }
+}
+
+static void install(void *data)
+{
+    point_in_time_install(data);
+}
+
+static int check_options(struct block_node *node, const struct copy_before_write_options *options,
+                         GError **error)
+{
+    struct block_node *target = block_node_child(node, "target");
+
+    if (options->timeout_s > INT_MAX) {
+        return block_error(error, EINVAL, "cbw-timeout must be between 0 (none) and %d seconds",
+                           INT_MAX);
+    }
+    if (block_node_below_filters(target) == block_node_below_filters(node->file)) {
+        return block_error(error, EINVAL, "'file' and 'target' cannot be the same");
+    }
+    return 0;
+}
+
+static int copy_before_write_open(struct block_node *node, void *values, GError **error)
+{
+    struct copy_before_write_state *state = block_node_state(node);
+    const struct copy_before_write_options *options = values;
+    struct block_node *source = block_node_below_filters(node->file);
+    g_autofree char *owner = g_strdup_printf("node '%s'", node->name ? node->name : "(new)");
+    const struct point_in_time_options point_options = {
+        .owner = owner,
+        .source = source,
+        .scratch = block_node_child(node, "target"),
+        .policy = (enum point_in_time_policy)options->on_error,
+        .guest_timeout_ns = (int64_t)options->timeout_s * NS_PER_SECOND,
+        .callback_data = state,
+        .on_change = on_change,
+    };
+
+    node->limits = node->file->limits;
+    if (check_options(node, options, error) < 0) {
+        return -EINVAL;
+    }
+    state->point = point_in_time_new(&point_options, error);
+    if (!state->point) {
+        return -EINVAL;
+    }
+    state->name = g_strdup(node->name ? node->name : node->driver->name);
+    AUTO(block_drain) drain = block_drain_begin(&source, 1, BLOCK_PERM_WRITE);
+    main_loop_call_wait(install, state->point);
+    return 0;
+}
+
+static void copy_before_write_close(struct block_node *node)
+{
+    struct copy_before_write_state *state = block_node_state(node);
+
+    point_in_time_uninstall(state->point);
+    point_in_time_free(state->point);
+    g_free(state->name);
+}
+
+struct point_in_time *copy_before_write_point(struct block_node *node)
+{
+    const struct copy_before_write_state *state = block_node_state(node);
+
+    return node->driver == &copy_before_write_driver ? state->point : NULL;
+}
+
+const struct block_driver copy_before_write_driver = {
+    .name = "copy-before-write",
+    .description = "Keeps the contents of the moment it is opened, for snapshot-access",
+    .is_filter = true,
+    .instance_size = sizeof(struct copy_before_write_state),
+    .options = copy_before_write_option_table,
+    .options_size = sizeof(struct copy_before_write_options),
+    .child_permissions = child_permissions,
+    .open = copy_before_write_open,
+    .close = copy_before_write_close,
+};
