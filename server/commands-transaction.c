@@ -8,6 +8,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "server/commands-backup.h"
+#include "server/commands-views.h"
 #include "server/lookup.h"
 #include "server/transaction.h"
 
@@ -27,6 +28,7 @@ static const struct transaction_action_type *const action_types[] = {
     &abort_action,
     &blockdev_backup_action,
     &drive_backup_action,
+    &view_create_action,
 };
 
 static const struct transaction_action_type *find_type(const char *name)

@@ -11,6 +11,7 @@
 /* Tables, each ended by an entry without name; qmp_commands_control is in server/qmp/. */
 extern const struct qmp_command server_commands[]; /* query-status, query-name, quit, ... */
 extern const struct qmp_command block_commands[];  /* nodes and devices */
+extern const struct qmp_command qom_commands[];    /* which node a device shows */
 extern const struct qmp_command job_commands[];    /* jobs */
 extern const struct qmp_event_type block_events[];
 extern const struct qmp_event_type job_events[];

@@ -7,9 +7,11 @@
 #include "block/cleanup.h"
 #include "block/device.h"
 #include "block/error.h"
+#include "server/views.h"
 
 struct export_handle {
     struct block_device *device;
+    struct view_device *view; /* what it is connected to, if the device is a view's; else NULL */
     char *description;
     uint64_t length;
     bool read_only;
@@ -26,6 +28,18 @@ static char *describe(struct block_device *device)
                 : g_strdup_printf("%s: removed", block_device_name(device));
 }
 
+static void append_views(GArray *list)
+{
+    struct view_export *views = view_export_list();
+
+    for (struct view_export *view = views; view->name; view++) {
+        struct export_entry entry = {.name = view->name, .description = view->description};
+
+        g_array_append_val(list, entry);
+    }
+    g_free(views);
+}
+
 struct export_entry *export_list(void)
 {
     struct block_device **devices = block_device_list();
@@ -40,6 +54,7 @@ struct export_entry *export_list(void)
         g_array_append_val(list, entry);
     }
     block_device_list_free(devices);
+    append_views(list);
     return (struct export_entry *)g_array_free(list, FALSE);
 }
 
@@ -61,29 +76,53 @@ char *export_default_name(void)
     return name;
 }
 
+/* Find what the handle is for; false if there is none. */
+static bool find_export(struct export_handle *handle, const char *name)
+{
+    handle->device = block_device_find(name);
+    if (handle->device) {
+        handle->description = describe(handle->device);
+        return true;
+    }
+    handle->view = view_export_open(name);
+    if (handle->view) {
+        handle->device = block_device_ref(view_export_device(handle->view));
+        handle->description = view_export_describe(handle->view);
+        return true;
+    }
+    return false;
+}
+
+/* Clients that may discard are told that they may write: NBD has no word for less. */
+static bool is_read_only(const struct export_handle *handle, const struct block_node *root)
+{
+    return root->options.read_only && !block_device_takes_discards(handle->device);
+}
+
 struct export_handle *export_open(const char *name, bool read_only, GError **error)
 {
     g_autofree char *default_name = *name ? NULL : export_default_name();
-    AUTO(block_device) device = block_device_find(default_name ? default_name : name);
-    AUTO(block_node) root = device ? block_device_root(device) : NULL;
-    struct export_handle *handle;
+    struct export_handle *handle = g_new0(struct export_handle, 1);
+    bool found = find_export(handle, default_name ? default_name : name);
+    AUTO(block_node) root = found ? block_device_root(handle->device) : NULL;
 
     if (!root) {
         block_error(error, ENOENT, "There is no export named '%s'", name);
+        export_close(handle);
         return NULL;
     }
-    handle = g_new0(struct export_handle, 1);
-    handle->description = describe(device);
     handle->length = block_node_length(root);
-    handle->read_only = read_only || root->options.read_only;
+    handle->read_only = read_only || is_read_only(handle, root);
     handle->limits = root->limits;
-    handle->device = STEAL(device);
     return handle;
 }
 
 void export_close(struct export_handle *handle)
 {
     block_device_unref(handle->device);
+    if (handle->view) {
+        view_export_close(handle->view);
+    }
     g_free(handle->description);
     g_free(handle);
 }

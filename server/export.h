@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Exports: what a client connects to by name, whichever transport carries it. Today's exports
- * are the devices; the first device is also the default export "".
+ * Exports: what a client connects to by name, whichever transport carries it: the devices, and the
+ * views' DEVICE@VIEW (server/views.h). The first device is also the default export "".
  *
  * A connection holds a handle. Its functions are called from many threads at once and return 0
  * or a negative errno.

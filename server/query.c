@@ -9,7 +9,7 @@
 
 char *query_qdev(const struct block_device *device)
 {
-    return g_strdup_printf("/machine/peripheral/%s", block_device_name(device));
+    return g_strconcat(QUERY_QDEV_PREFIX, block_device_name(device), NULL);
 }
 
 static json_t *query_image(struct block_node *node, const char *filename)

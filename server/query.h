@@ -15,6 +15,8 @@ json_t *query_device(struct block_device *device);
 json_t *query_device_statistics(struct block_device *device);
 json_t *query_node_statistics(struct block_node *node);
 
+#define QUERY_QDEV_PREFIX "/machine/peripheral/"
+
 /* The path that stands for a device in `qdev`; the caller frees. */
 char *query_qdev(const struct block_device *device);
 

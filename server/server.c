@@ -13,11 +13,13 @@
 #include "jobs/job.h"
 #include "server/commands-fault.h"
 #include "server/commands-transaction.h"
+#include "server/commands-views.h"
 #include "server/commands.h"
 #include "server/disk.h"
 #include "server/qmp/monitor.h"
 #include "server/qmp/schema.h"
 #include "server/types.h"
+#include "server/views.h"
 
 struct server {
     GPtrArray *disks;
@@ -34,12 +36,12 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands, block_commands, job_commands,
-    transaction_commands, fault_commands,  NULL,
+    qmp_commands_control, server_commands, block_commands, qom_commands, job_commands,
+    transaction_commands, view_commands,   fault_commands, NULL,
 };
 
-static const struct qmp_event_type *const event_tables[] = {block_events, job_events, fault_events,
-                                                            NULL};
+static const struct qmp_event_type *const event_tables[] = {block_events, job_events, view_events,
+                                                            fault_events, NULL};
 
 static void register_drivers(void)
 {
@@ -191,7 +193,7 @@ void server_begin_stop(struct server *server)
 
 /*
  * Jobs first, while clients can still hear how they end; then the clients, who could start new
- * ones; then the jobs those had begun; then the disks.
+ * ones; then the jobs those had begun, and the views; then the disks.
  */
 void server_stop(struct server *server)
 {
@@ -207,6 +209,7 @@ void server_stop(struct server *server)
     if (server->started) {
         job_cancel_all();
     }
+    view_drop_all();
     remove_devices();
     block_node_remove_all();
     if (server->started) {

@@ -207,7 +207,7 @@ class Qmp:
                 return answer
             self.events.append(answer)
 
-    def command(self, name, **arguments):
+    def command(self, name, /, **arguments):
         """Run a command. Underscores at the start of a name are cut, others become dashes.
 
         The names of the arguments that are spelled with underscores in QMP are given in
