@@ -60,13 +60,33 @@ def fill_disk(path, length, holds=lambda mib: True):
     return path
 
 
+def empty_file(path, length):
+    with open(path, "xb") as file:
+        file.truncate(length)
+    return path
+
+
 def in_turn(number, pair):
-    """The pair in the order for this round: who goes first changes."""
+    """The pair (or more) in the order for this round: who goes first changes."""
     return pair if number % 2 == 0 else tuple(reversed(pair))
+
+
+def fio(test, uri, length, *options, timeout=120):
+    """Run fio on an NBD export to its end; returns its figures of the job."""
+    result = test.run(
+        "fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", f"--size={length}",
+        "--randseed=1", "--output-format=json", *options, timeout=timeout, cwd=test.directory,
+    )  # fmt: skip
+    # It may say something before its JSON.
+    return json.loads(result.stdout[result.stdout.index("{") :])["jobs"][0]
 
 
 def progress(text):
     print(text, file=sys.stderr, flush=True)
+
+
+def machine():
+    return {"cpus": os.cpu_count(), "kernel": platform.release()}
 
 
 def report(as_json, title, unit, rows, more_is_better):
@@ -82,8 +102,7 @@ def report(as_json, title, unit, rows, more_is_better):
             }
         )  # fmt: skip
     if as_json:
-        machine = {"cpus": os.cpu_count(), "kernel": platform.release()}
-        print(json.dumps({"title": title, "machine": machine, "results": table}, indent=2))
+        print(json.dumps({"title": title, "machine": machine(), "results": table}, indent=2))
         return
     print(f"{title}; {os.cpu_count()} CPUs, medians of {len(rows[0][1])} rounds, {unit}\n")
     print(f"{'':<28}{'liveblk':>12}{'peer':>12}{'ratio':>9}   liveblk's range")
