@@ -22,9 +22,9 @@ static struct {
 } chosen = {.timeout = -1};
 
 static const GOptionEntry options[] = {
-    {"device", 'd', 0, G_OPTION_ARG_STRING_ARRAY, &chosen.devices,
+    {"device", 0, 0, G_OPTION_ARG_STRING_ARRAY, &chosen.devices,
      "create: of this disk (all of them); may repeat", "DEVICE"},
-    {"scratch", 's', 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
+    {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
      "create: keep old data here (/var/tmp)", "DIRECTORY"},
     {"scratch-node", 0, 0, G_OPTION_ARG_STRING_ARRAY, &chosen.scratch_nodes,
      "create: or in a node; one for each disk", "DEVICE=NODE"},

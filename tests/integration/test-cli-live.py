@@ -147,6 +147,51 @@ def test_detached():
     assert filecmp.cmp(DISK, inside("detached.img"), shallow=False)
 
 
+def overwrite_disk(seed):
+    """As a guest that writes all of it; returns the path of what the disk then holds."""
+    path = inside(f"contents-{seed}")
+    with open(path, "wb") as image:
+        image.write(random.Random(seed).randbytes(SIZE))
+    subprocess.run(["nbdcopy", "--flush", path, announced["exports"][0]["uri"]], check=True)
+    assert filecmp.cmp(DISK, path, shallow=False)
+    return path
+
+
+def test_view():
+    """a view is read where create says, holds what the disk held, and is gone when dropped"""
+    before = overwrite_disk(2)
+    view = json.loads(output_of("view", "create", "night", "--scratch", FOLDER, "--json"))
+    uri = view["devices"][0]["uri"]
+    overwrite_disk(3)
+    subprocess.run(["nbdcopy", uri, inside("pulled.img")], check=True)
+    assert filecmp.cmp(before, inside("pulled.img"), shallow=False)
+    listed = json.loads(output_of("view", "list", "--json"))
+    assert [v["name"] for v in listed] == ["night"] and listed[0]["scratch-bytes"] > 0
+    assert "vda@night" in output_of("view", "list") and "vda@night" in output_of("status")
+    output_of("view", "discard", "night", "vda", "0", "1M")
+    output_of("view", "drop", "night")
+    assert json.loads(output_of("view", "list", "--json")) == []
+    assert subprocess.run(["nbdinfo", uri], capture_output=True).returncode
+
+
+def test_broken_view():
+    """a view with too little scratch breaks, which its list tells; the guest goes on"""
+    output_of("view", "create", "small", "--scratch", FOLDER, "--scratch-max", "64K")
+    overwrite_disk(4)
+    wait_for_view("small", "broken")
+    result = run("view", "create", "small")
+    assert result.returncode == 1 and "small" in result.stderr, result.stderr
+    output_of("view", "drop", "small")
+
+
+def wait_for_view(name, status):
+    deadline = time.monotonic() + 60
+    while not any(v["name"] == name and v["status"] == status
+                  for v in json.loads(output_of("view", "list", "--json"))):
+        assert time.monotonic() < deadline, output_of("view", "list")
+        time.sleep(0.05)
+
+
 def test_stats():
     """stats counts a client's requests"""
     subprocess.run(["nbdcopy", announced["exports"][0]["uri"], "null:"], check=True)

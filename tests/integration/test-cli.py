@@ -167,6 +167,15 @@ def test_events():
     server.die()
     status, out, err = end(process)
     assert (status, out) == (3, "") and "closed the connection" in err
+    server = FakeQmp(path("admin"))
+    process = spawn("events", "-a", server.path)
+    server.wait_for_command("qmp_capabilities")
+    server.event("VIEW_BROKEN", name="night", device="vda", reason="No space left on device")
+    line = process.stdout.readline()
+    server.die()
+    end(process)
+    assert line.endswith('VIEW_BROKEN name="night" device="vda" '
+                         'reason="No space left on device"\n'), line
 
 
 def test_qmp():
@@ -195,7 +204,7 @@ def test_views():
     assert "export 'vda@night' of the NBD server" in result.stdout, result.stdout
     assert "'liveblk view drop night'" in result.stdout
     folder = path("scratch")
-    result = run("view", "create", "day", "-d", "vda", "-d", "vdb", "--scratch", folder,
+    result = run("view", "create", "day", "--device", "vda", "--device", "vdb", "--scratch", folder,
                  "--scratch-max", "1G", "--timeout", "3", "--break-guest-write", "--discard",
                  "--json", "-a", server.path)
     assert server.arguments_of("view-create") == {
@@ -232,9 +241,9 @@ def test_view_scratch_nodes():
     expect(run(*words, "--scratch-node", "vda=first"), 0)
     sent = server.arguments_of("view-create")
     assert sent == {"name": "x", "devices": ["vda", "vdb"], "scratch-nodes": ["first", "second"]}
-    expect(run(*words, "-d", "vdb"), 0)
+    expect(run(*words, "--device", "vdb"), 0)
     assert server.arguments_of("view-create")["scratch-nodes"] == ["second"]
-    expect(run(*words, "-d", "vda", "--scratch-node", "vda=first"), 2, "more --scratch-node")
+    expect(run(*words, "--device", "vda", "--scratch-node", "vda=first"), 2, "more --scratch-node")
     expect(run(*words, "--scratch-node", "first"), 2, "expects DEVICE=NODE")
     expect(run(*words, "--scratch", "/x"), 2, "exclude each other")
 
