@@ -92,7 +92,7 @@ class FakeQmp:
         except OSError:
             pass  # the client has left
 
-    def event(self, name, **data):
+    def event(self, name, /, **data):
         with self.lock:
             for connection in self.connections:
                 self.send(connection, {"event": name, "data": data,
