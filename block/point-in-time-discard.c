@@ -125,7 +125,7 @@ bool point_in_time_next(struct point_in_time *point, bool saved_only, uint64_t o
 
     end = MIN_OF(end, point->length);
     max_bytes = align_down(max_bytes, COPY_UNIT);
-    if (start >= end || max_bytes == 0 || atomic_load(&point->over)) {
+    if (offset >= end || max_bytes == 0 || atomic_load(&point->over)) {
         return false;
     }
     if (saved_only) {
