@@ -68,6 +68,17 @@ struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t length, uint64_
     return bitmap;
 }
 
+struct dirty_bitmap *dirty_bitmap_new_like(const struct dirty_bitmap *bitmap, GError **error)
+{
+    struct dirty_bitmap *other =
+        dirty_bitmap_new(bitmap->name, bitmap->length, dirty_bitmap_granularity(bitmap), error);
+
+    if (other) {
+        dirty_bitmap_set_enabled(other, dirty_bitmap_enabled(bitmap));
+    }
+    return other;
+}
+
 void dirty_bitmap_free(struct dirty_bitmap *bitmap)
 {
     if (bitmap) {
@@ -224,16 +235,23 @@ static void merge_ranges(struct dirty_bitmap *target, struct dirty_bitmap *sourc
     }
 }
 
-int dirty_bitmap_merge(struct dirty_bitmap *target, struct dirty_bitmap *source, GError **error)
+int dirty_bitmap_check_merge(uint64_t target_length, uint64_t source_length, GError **error)
 {
-    if (target->length != source->length) {
+    if (target_length != source_length) {
         return block_error(error, EINVAL,
                            "Bitmaps are of different sizes (destination size is %" PRIu64
                            ", source size is %" PRIu64 ") and can't be merged",
-                           target->length, source->length);
+                           target_length, source_length);
     }
-    if (target == source) {
-        return 0;
+    return 0;
+}
+
+int dirty_bitmap_merge(struct dirty_bitmap *target, struct dirty_bitmap *source, GError **error)
+{
+    int status = dirty_bitmap_check_merge(target->length, source->length, error);
+
+    if (status < 0 || target == source) {
+        return status;
     }
     if (target->shift == source->shift) {
         /* The target is only set, so its lock is not needed: no order of two bitmap locks. */

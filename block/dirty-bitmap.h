@@ -34,6 +34,8 @@ struct dirty_bitmap;
  */
 struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t length, uint64_t granularity,
                                       GError **error);
+/* A clear one with this one's name, length, granularity and state. NULL with the error set. */
+struct dirty_bitmap *dirty_bitmap_new_like(const struct dirty_bitmap *bitmap, GError **error);
 void dirty_bitmap_free(struct dirty_bitmap *bitmap);
 DEFINE_AUTO(dirty_bitmap, dirty_bitmap_free)
 
@@ -83,9 +85,14 @@ bool dirty_bitmap_next_range(struct dirty_bitmap *bitmap, uint64_t offset, uint6
                              uint64_t max_bytes, uint64_t *range_offset, uint64_t *range_bytes);
 
 /*
+ * Whether bitmaps of these lengths can be merged, or -EINVAL: "Bitmaps are of different sizes
+ * (destination size is %d, source size is %d) and can't be merged".
+ */
+int dirty_bitmap_check_merge(uint64_t target_length, uint64_t source_length, GError **error);
+
+/*
  * Set in target all that is set in source; granularities may differ. Fails, changing nothing,
- * with -EINVAL if the lengths differ: "Bitmaps are of different sizes (destination size is %d,
- * source size is %d) and can't be merged".
+ * as dirty_bitmap_check_merge does.
  */
 int dirty_bitmap_merge(struct dirty_bitmap *target, struct dirty_bitmap *source, GError **error);
 

@@ -5,7 +5,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/align.h"
 #include "block/cleanup.h"
+#include "block/dirty-bitmap.h"
 #include "block/error.h"
 
 static const char *permission_name(unsigned permissions)
@@ -303,55 +305,111 @@ int block_node_check_resize(struct block_node *node, GError **error)
     return check_resize(node, NULL, error);
 }
 
-/* A new NULL-terminated copy of a list with one entry more or less; frees the old one. */
-static void *list_with(void *old, void *entry)
-{
-    size_t count = 0;
-    void **list = old;
+/* ---- Notifiers and bitmaps: NULL-terminated lists, or NULL for an empty one ----------------- */
 
-    while (list && list[count]) {
-        count++;
+static size_t list_length(void *const *list)
+{
+    size_t length = 0;
+
+    while (list && list[length]) {
+        length++;
     }
-    list = g_renew(void *, list, count + 2);
-    list[count] = entry;
-    list[count + 1] = NULL;
+    return length;
+}
+
+static void *list_insert(void *old, void *entry, size_t position)
+{
+    size_t length = list_length(old);
+    void **list = g_renew(void *, old, length + 2);
+
+    g_assert(position <= length);
+    memmove(list + position + 1, list + position, (length - position) * sizeof(*list));
+    list[position] = entry;
+    list[length + 1] = NULL;
     return list;
 }
 
-static void *list_without(void *old, const void *entry)
+/* The entry's place, or the list's length. */
+static size_t list_find(void *const *list, const void *entry)
 {
-    void **list = old;
-    size_t kept = 0;
+    size_t position = 0;
 
-    for (size_t i = 0; list && list[i]; i++) {
-        if (list[i] != entry) {
-            list[kept++] = list[i];
-        }
+    while (list && list[position] && list[position] != entry) {
+        position++;
     }
-    if (kept == 0) {
+    return position;
+}
+
+/* Without the entry at this place, if there is one. */
+static void *list_remove(void *old, size_t position)
+{
+    size_t length = list_length(old);
+    void **list = old;
+
+    if (position >= length) {
+        return list;
+    }
+    if (length == 1) {
         g_free(list);
         return NULL;
     }
-    list[kept] = NULL;
+    memmove(list + position, list + position + 1, (length - position) * sizeof(*list));
     return list;
 }
 
 void block_node_add_notifier(struct block_node *node, struct write_notifier *notifier)
 {
-    node->notifiers = list_with(node->notifiers, notifier);
+    node->notifiers = list_insert(node->notifiers, notifier, list_length((void **)node->notifiers));
 }
 
 void block_node_remove_notifier(struct block_node *node, struct write_notifier *notifier)
 {
-    node->notifiers = list_without(node->notifiers, notifier);
+    node->notifiers = list_remove(node->notifiers, list_find((void **)node->notifiers, notifier));
+}
+
+void block_node_insert_bitmap(struct block_node *node, struct dirty_bitmap *bitmap, size_t position)
+{
+    node->bitmaps = list_insert(node->bitmaps, bitmap, position);
 }
 
 void block_node_add_bitmap(struct block_node *node, struct dirty_bitmap *bitmap)
 {
-    node->bitmaps = list_with(node->bitmaps, bitmap);
+    block_node_insert_bitmap(node, bitmap, list_length((void **)node->bitmaps));
 }
 
-void block_node_remove_bitmap(struct block_node *node, struct dirty_bitmap *bitmap)
+size_t block_node_remove_bitmap(struct block_node *node, struct dirty_bitmap *bitmap)
 {
-    node->bitmaps = list_without(node->bitmaps, bitmap);
+    size_t position = list_find((void **)node->bitmaps, bitmap);
+
+    node->bitmaps = list_remove(node->bitmaps, position);
+    return position;
+}
+
+void block_node_replace_bitmap(struct block_node *node, struct dirty_bitmap *old_bitmap,
+                               struct dirty_bitmap *new_bitmap)
+{
+    node->bitmaps[list_find((void **)node->bitmaps, old_bitmap)] = new_bitmap;
+}
+
+struct dirty_bitmap *block_node_find_bitmap(const struct block_node *node, const char *name)
+{
+    for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
+        if (!g_strcmp0(dirty_bitmap_name(*bitmap), name)) {
+            return *bitmap;
+        }
+    }
+    return NULL;
+}
+
+uint64_t block_node_default_granularity(struct block_node *node)
+{
+    struct block_info info;
+    uint64_t cluster_size = 0;
+
+    if (block_node_get_info(node, &info) == 0) {
+        cluster_size = info.cluster_size;
+        block_info_clear(&info);
+    }
+    return cluster_size ? CLAMP(cluster_size, 4 * KIB, DIRTY_BITMAP_GRANULARITY_DEFAULT)
+                        : DIRTY_BITMAP_GRANULARITY_DEFAULT;
 }

@@ -106,6 +106,16 @@ struct block_node *block_node_ref(struct block_node *node)
     return node;
 }
 
+/* Jobs take theirs away before they let go of the node. */
+static void free_named_bitmaps(struct block_node *node)
+{
+    for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
+        if (dirty_bitmap_name(*bitmap)) {
+            dirty_bitmap_free(*bitmap);
+        }
+    }
+}
+
 void block_node_free(struct block_node *node)
 {
     struct block_child *child, *next;
@@ -119,6 +129,7 @@ void block_node_free(struct block_node *node)
     }
     tracked_requests_destroy(&node->tracked);
     g_free(node->notifiers);
+    free_named_bitmaps(node);
     g_free(node->bitmaps);
     g_free(node->name);
     g_free(node->state);

@@ -120,7 +120,8 @@ struct block_node {
 
     /*
      * Notifiers and bitmaps, as arrays that requests read without a lock; changed only on the
-     * main thread while the node is drained.
+     * main thread while the node is drained. Bitmaps with a name are users' and belong to the
+     * node; those without belong to the job that put them there.
      */
     struct write_notifier **notifiers; /* NULL-terminated; NULL if there are none */
     struct dirty_bitmap **bitmaps;     /* NULL-terminated; NULL if there are none */
@@ -279,7 +280,19 @@ int block_claim_replace(struct block_claim *claim, struct block_claim *other, un
 void block_node_add_notifier(struct block_node *node, struct write_notifier *notifier);
 void block_node_remove_notifier(struct block_node *node, struct write_notifier *notifier);
 void block_node_add_bitmap(struct block_node *node, struct dirty_bitmap *bitmap);
-void block_node_remove_bitmap(struct block_node *node, struct dirty_bitmap *bitmap);
+/* Returns its position, for block_node_insert_bitmap to put it back. It is the caller's now. */
+size_t block_node_remove_bitmap(struct block_node *node, struct dirty_bitmap *bitmap);
+void block_node_insert_bitmap(struct block_node *node, struct dirty_bitmap *bitmap,
+                              size_t position);
+/* Put a bitmap in the place of another, which is the caller's now. */
+void block_node_replace_bitmap(struct block_node *node, struct dirty_bitmap *old_bitmap,
+                               struct dirty_bitmap *new_bitmap);
+
+/* The bitmap of this name, or NULL. Main thread: elsewhere it could be removed meanwhile. */
+struct dirty_bitmap *block_node_find_bitmap(const struct block_node *node, const char *name);
+
+/* What a new bitmap has unless the user says otherwise: a cluster, but 4 to 64 KiB. Any thread. */
+uint64_t block_node_default_granularity(struct block_node *node);
 
 /* The graph lock, for code in block/ that walks claims or children. Never held across I/O. */
 extern pthread_mutex_t block_graph_lock;
