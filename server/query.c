@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "block/clock.h"
+#include "block/dirty-bitmap.h"
+#include "block/main-loop.h"
 #include "server/qmp/json-value.h"
 #include "server/throttle-limits.h"
 
@@ -66,6 +68,42 @@ static int backing_depth(struct block_node *node)
     return depth;
 }
 
+static json_t *query_bitmap(struct dirty_bitmap *bitmap)
+{
+    return json_pack("{s:s, s:I, s:I, s:b, s:b, s:b}", "name", dirty_bitmap_name(bitmap), "count",
+                     (json_int_t)dirty_bitmap_count(bitmap), "granularity",
+                     (json_int_t)dirty_bitmap_granularity(bitmap), "recording",
+                     dirty_bitmap_enabled(bitmap), "busy", false, "persistent", false);
+}
+
+struct bitmap_query {
+    struct block_node *node;
+    json_t *list;
+};
+
+/* On the main thread, or they could be removed or resized meanwhile. Jobs' own are not shown. */
+static void query_bitmaps(void *data)
+{
+    struct bitmap_query *query = data;
+
+    for (struct dirty_bitmap **bitmap = query->node->bitmaps; bitmap && *bitmap; bitmap++) {
+        if (dirty_bitmap_name(*bitmap)) {
+            json_array_insert_new(query->list, 0, query_bitmap(*bitmap));
+        }
+    }
+}
+
+static void add_bitmaps(json_t *object, struct block_node *node)
+{
+    struct bitmap_query query = {.node = node, .list = json_array()};
+
+    main_loop_call_wait(query_bitmaps, &query);
+    if (json_array_size(query.list)) {
+        json_object_set(object, "dirty-bitmaps", query.list);
+    }
+    json_decref(query.list);
+}
+
 json_t *query_node(struct block_node *node, struct block_device *device)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
@@ -88,6 +126,7 @@ json_t *query_node(struct block_node *node, struct block_device *device)
                                   node->options.cache_direct, "no-flush",
                                   node->options.cache_no_flush));
     json_object_set_new(object, "write_threshold", json_integer(0));
+    add_bitmaps(object, node);
     return object;
 }
 

@@ -11,6 +11,7 @@
 #include "formats/blkdebug.h"
 #include "formats/formats.h"
 #include "jobs/job.h"
+#include "server/commands-bitmap.h"
 #include "server/commands-fault.h"
 #include "server/commands-transaction.h"
 #include "server/commands-views.h"
@@ -36,8 +37,8 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands, block_commands, qom_commands, job_commands,
-    transaction_commands, view_commands,   fault_commands, NULL,
+    qmp_commands_control, server_commands,      block_commands, qom_commands,   job_commands,
+    bitmap_commands,      transaction_commands, view_commands,  fault_commands, NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {block_events, job_events, view_events,

@@ -31,6 +31,26 @@ static const struct qmp_type cache_type = {
     .members = cache_members,
 };
 
+static const struct qmp_member dirty_info_members[] = {
+    {"name", &qmp_type_string, .optional = true, .doc = "The bitmap's name."},
+    {"count", &qmp_type_int, .doc = "Bytes recorded as changed, in whole granules."},
+    {"granularity", &qmp_type_uint32, .doc = "Bytes per bit."},
+    {"recording", &qmp_type_bool, .doc = "Changes are recorded."},
+    {"busy", &qmp_type_bool, .doc = "Always false: nothing else uses bitmaps yet."},
+    {"persistent", &qmp_type_bool, .doc = "Always false: it is not stored."},
+    {NULL},
+};
+static const struct qmp_type dirty_info_type = {
+    .name = "BlockDirtyInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = dirty_info_members,
+};
+static const struct qmp_type dirty_info_list_type = {
+    .name = "BlockDirtyInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &dirty_info_type,
+};
+
 static const char *const detect_zeroes_values[] = {"off", "on", "unmap", NULL};
 static const struct qmp_type detect_zeroes_type = {
     .name = "BlockdevDetectZeroesOptions",
@@ -74,6 +94,8 @@ static const struct qmp_member device_info_members[] = {
     {"image", &image_info_type, .doc = "The image."},
     {"cache", &cache_type, .doc = "How it is cached."},
     {"write_threshold", &qmp_type_int, .doc = "Always 0: no threshold is set."},
+    {"dirty-bitmaps", &dirty_info_list_type, .optional = true,
+     .doc = "The node's bitmaps, newest first; absent if there are none."},
     {NULL},
 };
 const struct qmp_type block_device_info_type = {
