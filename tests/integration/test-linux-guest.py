@@ -25,8 +25,21 @@ def back_up(test, qmp, guest):
     return image, synced
 
 
-@promise("a Linux guest's backup has a sound file system with all that was synced before it",
-         timeout=240)  # fmt: skip
+def pull_view(test, server, qmp, guest):
+    """A view of one instant, pulled at once and once more when the guest has gone on."""
+    image, again = test.path("view.img"), test.path("view-again.img")
+    synced = guest.synced
+    qmp.command("view-create", name="now", devices=["vda"], scratch=str(test.directory))
+    test.run("nbdcopy", server.uri("vda@now"), image)
+    guest.wait_rounds(6)
+    test.run("nbdcopy", server.uri("vda@now"), again)
+    test.run("cmp", image, again)
+    qmp.command("view-drop", name="now")
+    return image, synced
+
+
+@promise("under a Linux guest, backup and view are the disk of one moment: its file system is sound "
+         "and has all that was synced", timeout=240)  # fmt: skip
 def linux_guest(test):
     began = time.monotonic()
     disk = test.make_disk("disk.img", LENGTH)
@@ -35,8 +48,8 @@ def linux_guest(test):
     guest = Guest(test, server.nbd, "vda")
     guest.wait_rounds(5)
     test.log(f"{time.monotonic() - began:.1f} s: the guest writes")
-    copies = [back_up(test, qmp, guest)]
-    test.log(f"{time.monotonic() - began:.1f} s: backed up")
+    copies = [back_up(test, qmp, guest), pull_view(test, server, qmp, guest)]
+    test.log(f"{time.monotonic() - began:.1f} s: backed up and pulled")
     guest.wait_rounds(1)
     last = guest.end()
     server.stop()
