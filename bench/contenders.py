@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who backs up a disk under a guest: our server, and qemu-storage-daemon in two ways."""
+"""Who backs up a disk under a guest: our server and qemu-storage-daemon, each in two ways."""
 
 import contextlib
 import time
 
 from measure import empty_file
-from liveblk_test import Qmp, Server, wait_until
+from liveblk_test import PATIENCE, Qmp, Server, wait_until
 
 
 def wait_job(qmp, job, limit):
-    """Wait until a job completes, and cancel it at the limit. Returns when it was over."""
+    """Wait until a job completes, and cancel it at the limit. Returns when, and if it completed."""
     try:
         event = qmp.wait_event("BLOCK_JOB_COMPLETED", device=job, timeout=limit)
-        over = time.time()
+        over, complete = time.time(), True
         assert "error" not in event["data"], event
     except TimeoutError:
-        over = time.time()
+        over, complete = time.time(), False
         qmp.command("job-cancel", _id=job)
         qmp.wait_event("BLOCK_JOB_CANCELLED", device=job)
     qmp.wait_event("JOB_STATUS_CHANGE", id=job, status="null")
-    return over
+    return over, complete
 
 
 class Liveblk:
@@ -44,7 +44,7 @@ class Liveblk:
         self.qmp.command_raw("blockdev-add", dict(target, **{"node-name": "target"}))
 
     def back_up(self, limit):
-        """Returns when it was over."""
+        """Returns when it was over, and if it was completed."""
         self.qmp.command(
             "blockdev-backup", job_id="backup", device="vda", target="target", sync="full"
         )
@@ -52,6 +52,24 @@ class Liveblk:
 
     def end(self):
         self.server.stop()
+
+
+class LiveblkPulled(Liveblk):
+    """Our server with a view that nbdcopy pulls."""
+
+    name = "liveblk, pulled"
+
+    def prepare(self, target):
+        self.target = target["filename"]
+
+    def back_up(self, limit):
+        self.qmp.command("view-create", name="backup", devices=["vda"])
+        copy = self.test.start("nbdcopy", "--flush", self.server.uri("vda@backup"), self.target)
+        # To the end: nbdkit 1.32 aborts when a client with requests under way is killed.
+        assert copy.wait(PATIENCE) == 0, copy.log_path.read_text()
+        over = time.time()
+        self.qmp.command("view-drop", name="backup")
+        return over, True
 
 
 class Peer(Liveblk):
@@ -110,11 +128,11 @@ class PeerFleecing(Peer):
         self.qmp.command(
             "blockdev-backup", job_id="backup", device="view", target="target", sync="full"
         )
-        over = wait_job(self.qmp, "backup", limit)
+        result = wait_job(self.qmp, "backup", limit)
         self.qmp.command(delete, node_name="view")
         self.put_below_guest("file")
         self.qmp.command(delete, node_name="filter")
-        return over
+        return result
 
     def end(self):
         super().end()
