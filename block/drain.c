@@ -21,7 +21,7 @@ struct drained_claim {
 struct block_drain {
     GHashTable *nodes; /* set of struct block_node * it covers; not references, never followed */
     unsigned perms;
-    bool others_quiet; /* it is the turn of those who are drained last */
+    enum block_drain_turn turn; /* whose turn it is to be quiet; of those before it, too */
     TAILQ_HEAD(, drained_claim) claims;
     TAILQ_ENTRY(block_drain) entry;
 };
@@ -47,7 +47,7 @@ static void join(struct block_drain *drain, struct block_claim *claim)
     drained = g_new0(struct drained_claim, 1);
     drained->claim = claim;
     TAILQ_INSERT_TAIL(&drain->claims, drained, entry);
-    if (!claim->operations->drain_last || drain->others_quiet) {
+    if (claim->operations->drain_turn <= drain->turn) {
         begin(drained);
     }
 }
@@ -92,14 +92,14 @@ static void wait_for_claims(struct block_drain *drain)
     }
 }
 
-/* Graph lock held. */
-static void begin_last(struct block_drain *drain)
+/* Graph lock held. Those who came before their turn have begun already. */
+static void begin_turn(struct block_drain *drain, enum block_drain_turn turn)
 {
     struct drained_claim *drained;
 
-    drain->others_quiet = true;
+    drain->turn = turn;
     TAILQ_FOREACH (drained, &drain->claims, entry) {
-        if (!drained->begun) {
+        if (!drained->begun && drained->claim->operations->drain_turn <= turn) {
             begin(drained);
         }
     }
@@ -118,8 +118,10 @@ struct block_drain *block_drain_begin(struct block_node *const *nodes, size_t co
         cover(drain, nodes[i]);
     }
     wait_for_claims(drain);
-    begin_last(drain);
-    wait_for_claims(drain);
+    for (unsigned turn = BLOCK_DRAIN_USERS + 1; turn < BLOCK_DRAIN_TURNS; turn++) {
+        begin_turn(drain, turn);
+        wait_for_claims(drain);
+    }
     pthread_mutex_unlock(&block_graph_lock);
     return drain;
 }

@@ -61,6 +61,17 @@ enum {
 
 struct block_claim;
 
+/*
+ * In what order a drained section makes users quiet, where one user's requests in flight may wait
+ * for another user: each is told to stop when those of the turns before it are quiet.
+ */
+enum block_drain_turn {
+    BLOCK_DRAIN_USERS,  /* guests, readers */
+    BLOCK_DRAIN_COPIES, /* jobs' copying: a guest's write may wait for old data to be taken */
+    BLOCK_DRAIN_POINT_IN_TIME, /* points in time: guests and copying wait for scratch */
+    BLOCK_DRAIN_TURNS,
+};
+
 /* How a drain makes a user of a node quiet. All NULL-able. */
 struct block_claim_operations {
     /* Let no new request start. Must not block. Main thread or a command's thread. */
@@ -69,11 +80,7 @@ struct block_claim_operations {
     void (*drain_wait)(struct block_claim *claim);
     /* Undo one drain_begin. Must not block. */
     void (*drain_end)(struct block_claim *claim);
-    /*
-     * Others' requests in flight may wait for this user (a guest's write for a job to save old
-     * data), so in a section that covers both it is told to stop when the others are quiet.
-     */
-    bool drain_last;
+    enum block_drain_turn drain_turn;
 };
 
 /* One user of one node. Embedded in the user; registered with block_claim_acquire. */

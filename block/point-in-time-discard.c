@@ -134,3 +134,18 @@ bool point_in_time_next(struct point_in_time *point, bool saved_only, uint64_t o
     SCOPE_LOCK(&point->lock);
     return copy_map_next_unsaved(point->given_up, start, end, max_bytes, run_offset, run_bytes);
 }
+
+bool point_in_time_is_untouched(struct point_in_time *point, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = offset + bytes;
+
+    if (atomic_load(&point->over)) {
+        return false;
+    }
+    for (uint64_t region = point_region(offset); region < end; region += COPY_REGION) {
+        if (copy_map_saved_units(point->saved, region) & point_mask(region, offset, end)) {
+            return false;
+        }
+    }
+    return true;
+}

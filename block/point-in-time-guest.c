@@ -43,9 +43,9 @@ static int too_slow(struct guest *guest)
 {
     const struct point_in_time_options *options = &guest->point->options;
     GError *error = NULL;
-    g_autofree char *whom =
-        options->scratch ? g_strdup_printf("Scratch node '%s' is too slow", options->scratch->name)
-                         : g_strdup("The memory for old data is full");
+    g_autofree char *whom = options->scratch
+                                ? g_strdup_printf("Node '%s' is too slow", options->scratch->name)
+                                : g_strdup("The memory for old data is full");
 
     block_error(&error, ETIMEDOUT,
                 "%s: a write to node '%s' would have had to wait for more than %g s for what it "

@@ -82,7 +82,9 @@ static int read_span(struct reader *reader, uint64_t start, uint64_t end)
     int status = read_source(reader, start, end);
 
     /* Perhaps what cannot be read is something that nobody wants. */
-    return status < 0 ? read_exactly(reader, start, end) : 0;
+    return status < 0 && !point_in_time_is_untouched(reader->point, start, end - start)
+               ? read_exactly(reader, start, end)
+               : status;
 }
 
 /* Spans from the first unsaved unit to the last one before a region that has none. */

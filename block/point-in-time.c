@@ -6,6 +6,7 @@
 #include <inttypes.h>
 
 #include "block/checked.h"
+#include "block/clock.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
@@ -72,7 +73,7 @@ int point_enter(struct point_in_time *point, struct point_gate *gate)
 
 void point_leave(struct point_in_time *point, struct point_gate *gate)
 {
-    if (--gate->active == 0 && gate->drains) {
+    if (--gate->active == 0 && (gate->drains || point->ending)) {
         pthread_cond_broadcast(&point->quiet);
     }
 }
@@ -124,7 +125,7 @@ static const struct block_claim_operations claim_operations = {
     .drain_begin = drain_begin,
     .drain_wait = drain_wait,
     .drain_end = drain_end,
-    .drain_last = true,
+    .drain_turn = BLOCK_DRAIN_POINT_IN_TIME,
 };
 
 /* ---- Making one ----------------------------------------------------------------------------- */
@@ -432,6 +433,23 @@ void point_in_time_cancel_in_flight(struct point_in_time *point)
     pthread_cond_broadcast(&point->work);
     pthread_mutex_unlock(&point->lock);
     block_node_cancel_in_flight(point->options.scratch);
+}
+
+void point_in_time_stop(struct point_in_time *point, int64_t grace_ns)
+{
+    int64_t deadline_ns = clock_now_ns() + grace_ns;
+
+    point_lock(point);
+    point->ending = true;
+    pthread_cond_broadcast(&point->work);
+    bool in_time = true;
+    while (point->scratch.active && in_time) {
+        in_time = clock_cond_wait_until(&point->quiet, &point->lock, deadline_ns) != ETIMEDOUT;
+    }
+    point_unlock(point);
+    if (!in_time) {
+        point_in_time_cancel_in_flight(point);
+    }
 }
 
 void point_in_time_get_info(struct point_in_time *point, struct point_in_time_info *info)

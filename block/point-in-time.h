@@ -152,6 +152,9 @@ int point_in_time_discard(struct point_in_time *point, uint64_t offset, uint64_t
 bool point_in_time_next(struct point_in_time *point, bool saved_only, uint64_t offset, uint64_t end,
                         uint64_t max_bytes, uint64_t *run_offset, uint64_t *run_bytes);
 
+/* True if all of a range (whole units) is still what the source holds: nothing saved, given up. */
+bool point_in_time_is_untouched(struct point_in_time *point, uint64_t offset, uint64_t bytes);
+
 /*
  * True when somebody who empties it (a backup) should take saved data first: most of the memory
  * is used and there is no scratch, or most of the scratch budget.
@@ -172,6 +175,12 @@ void point_in_time_retry(struct point_in_time *point);
 
 /* Make requests that hang on scratch fail soon: what uses it is being cancelled by force. */
 void point_in_time_cancel_in_flight(struct point_in_time *point);
+
+/*
+ * End the threads that write to scratch, when it broke or before it is freed: waits for what is
+ * in flight, but cuts off what hangs for longer than grace_ns.
+ */
+void point_in_time_stop(struct point_in_time *point, int64_t grace_ns);
 
 struct point_in_time_info {
     uint64_t saved_bytes;        /* saved by guests so far, zeroes not counted */

@@ -12,36 +12,130 @@
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/point-in-time.h"
 #include "block/request.h"
+#include "formats/scratch.h"
+#include "jobs/backup-source.h"
 #include "jobs/copy-engine.h"
 
 /* More than this for one job is a slip of the pen. */
 #define MEMORY_MAX (8 * GIB)
 
+/* With fewer workers than this memory for saved data is as for this many. */
+#define MEMORY_CHUNKS_MIN UINT64_C(4)
+
+/* How long requests that are in flight at the end get before hanging ones are cut off. */
+#define END_GRACE_NS NS_PER_SECOND
+
 struct backup {
+    struct job *job;
     enum backup_sync sync;
+    enum block_error_policy on_target_error;
     uint64_t length;
-    struct block_node *target; /* the engine's claim holds it */
-    struct copy_engine *engine;
+    struct scratch_budget budget;
+    struct point_in_time *point;
+    struct backup_source source;
+    struct copy_engine *engine; /* NULL with sync none: the point in time does it all */
+    _Atomic bool is_held;       /* sync none: the target failed and the policy is to wait */
 };
 
-static int run_backup(struct job *job, GError **error)
+/* Nobody takes saved data any more: no guest may wait for that. */
+static void let_guests_go(struct backup *backup)
+{
+    GError *reason = NULL;
+
+    block_error(&reason, ECANCELED, "The job has ended");
+    point_in_time_break(backup->point, reason);
+}
+
+/* ---- Sync none: guests themselves bring what they overwrite to the target ------------------- */
+
+static enum point_in_time_action on_target_error(void *data, int error_number)
+{
+    struct backup *backup = data;
+
+    if (job_is_cancelled(backup->job)) {
+        return POINT_IN_TIME_GIVE_UP;
+    }
+    switch (job_io_error(backup->job, backup->on_target_error, false, error_number)) {
+    case BLOCK_ERROR_POLICY_STOP:
+        atomic_store(&backup->is_held, true);
+        job_kick(backup->job);
+        return POINT_IN_TIME_HOLD;
+    case BLOCK_ERROR_POLICY_IGNORE:
+        return POINT_IN_TIME_TRY_LATER;
+    default:
+        return POINT_IN_TIME_GIVE_UP;
+    }
+}
+
+static int run_none(struct job *job, GError **error)
+{
+    struct backup *backup = job_state(job);
+
+    job_set_phase(job, "copying");
+    while (!job_is_cancelled(job) && !point_in_time_is_broken(backup->point, NULL)) {
+        job_sleep_until(job, INT64_MAX);
+        job_pause_point(job);
+        if (atomic_exchange(&backup->is_held, false)) {
+            point_in_time_retry(backup->point);
+        }
+    }
+    if (job_is_cancelled(job)) {
+        let_guests_go(backup);
+        return -ECANCELED;
+    }
+    GError *reason = NULL;
+    point_in_time_is_broken(backup->point, &reason);
+    int status = block_error_code(reason);
+    g_propagate_error(error, reason);
+    return status;
+}
+
+/* ---- Sync full ------------------------------------------------------------------------------ */
+
+static int run_full(struct job *job, GError **error)
 {
     struct backup *backup = job_state(job);
     int status;
 
-    if (backup->sync == BACKUP_SYNC_FULL) {
-        job_progress_set_total(job, backup->length);
-    }
+    job_progress_set_total(job, backup->length);
     job_set_phase(job, "copying");
     status = copy_engine_run(backup->engine, error);
-    /* From here on guests' writes owe us nothing; do not stay on their path while flushing. */
-    copy_engine_uninstall(backup->engine);
     if (status < 0) {
+        let_guests_go(backup);
         return status;
     }
+    /* From here on guests' writes owe us nothing; do not stay on their path while flushing. */
+    point_in_time_uninstall(backup->point);
     job_set_phase(job, "flushing");
     return copy_engine_flush(backup->engine, error);
+}
+
+/* Nothing can be saved any more, or saved data wants to be taken. */
+static void on_change(void *data)
+{
+    struct backup *backup = data;
+    GError *reason = NULL;
+    bool is_broken = point_in_time_is_broken(backup->point, &reason);
+
+    if (is_broken && backup->engine) {
+        copy_engine_fail(backup->engine, reason);
+    } else if (is_broken) {
+        g_error_free(reason);
+        job_kick(backup->job);
+    } else if (backup->engine) {
+        copy_engine_wake(backup->engine);
+    }
+}
+
+/* ---- The job -------------------------------------------------------------------------------- */
+
+static int run_backup(struct job *job, GError **error)
+{
+    struct backup *backup = job_state(job);
+
+    return backup->sync == BACKUP_SYNC_FULL ? run_full(job, error) : run_none(job, error);
 }
 
 static void wake_backup(struct job *job)
@@ -57,9 +151,16 @@ static void clean_backup(struct job *job)
 {
     struct backup *backup = job_state(job);
 
+    if (backup->point) {
+        let_guests_go(backup);
+        point_in_time_stop(backup->point, END_GRACE_NS);
+        point_in_time_uninstall(backup->point);
+    }
     if (backup->engine) {
-        copy_engine_uninstall(backup->engine);
         copy_engine_free(STEAL(backup->engine));
+    }
+    if (backup->point) {
+        point_in_time_free(STEAL(backup->point));
     }
 }
 
@@ -117,6 +218,25 @@ static int check_performance_options(const struct backup_options *options, GErro
     return 0;
 }
 
+static int check_scratch(const struct backup_options *options, GError **error)
+{
+    const struct block_node *node = options->scratch_node;
+
+    if (options->sync == BACKUP_SYNC_NONE && (options->scratch == BACKUP_SCRATCH_NODE ||
+                                              options->scratch_directory || options->scratch_max)) {
+        return block_error(error, EINVAL,
+                           "A backup with sync 'none' has no use for scratch: old data goes to "
+                           "the target");
+    }
+    if (options->scratch == BACKUP_SCRATCH_NODE &&
+        (node == options->source || node == options->target)) {
+        return block_error(error, EINVAL,
+                           "Node '%s' cannot be scratch: it is the backup's source or target",
+                           node->name);
+    }
+    return 0;
+}
+
 static int check_nodes(const struct backup_options *options, GError **error)
 {
     if (options->source == options->target) {
@@ -134,51 +254,107 @@ static int check_nodes(const struct backup_options *options, GError **error)
     return 0;
 }
 
-static struct copy_engine *new_engine(struct job *job, const struct backup_options *options,
-                                      GError **error)
+static uint64_t memory_for_saved_data(const struct backup_options *options)
 {
+    uint64_t workers =
+        options->max_workers ? (uint64_t)options->max_workers : COPY_DEFAULT_MAX_WORKERS;
+    uint64_t chunk = options->max_chunk ? (uint64_t)options->max_chunk : COPY_DEFAULT_CHUNK;
+    uint64_t memory = MAX_OF(workers, MEMORY_CHUNKS_MIN) * chunk;
+
+    return MAX_OF(memory, POINT_IN_TIME_MEMORY_MIN);
+}
+
+/* A new reference in *scratch, or NULL there if there is to be none. */
+static int open_scratch(const struct backup_options *options, struct block_node **scratch,
+                        GError **error)
+{
+    *scratch = NULL;
+    if (options->sync == BACKUP_SYNC_NONE) {
+        *scratch = block_node_ref(options->target);
+    } else if (options->scratch == BACKUP_SCRATCH_NODE) {
+        *scratch = block_node_ref(options->scratch_node);
+    } else if (options->scratch == BACKUP_SCRATCH_DIRECTORY) {
+        *scratch =
+            scratch_open(options->scratch_directory, block_node_length(options->source), error);
+        return *scratch ? 0 : -EIO;
+    }
+    return 0;
+}
+
+static int new_point(struct job *job, const struct backup_options *options, GError **error)
+{
+    struct backup *backup = job_state(job);
+    g_autofree char *owner = g_strdup_printf("block job '%s'", job_id(job));
+    AUTO(block_node) scratch = NULL;
+
+    if (open_scratch(options, &scratch, error) < 0) {
+        return -EIO;
+    }
+    struct point_in_time_options point_options = {
+        .owner = owner,
+        .source = options->source,
+        .scratch = scratch,
+        .scratch_vanishes = options->scratch == BACKUP_SCRATCH_DIRECTORY,
+        .policy = POINT_IN_TIME_BREAK_SNAPSHOT,
+        .guest_timeout_ns = options->guest_timeout_s * NS_PER_SECOND,
+        .budget = &backup->budget,
+        .memory_max = memory_for_saved_data(options),
+        .write_through = options->sync == BACKUP_SYNC_NONE,
+        .callback_data = backup,
+        .on_change = on_change,
+        .on_scratch_error = options->sync == BACKUP_SYNC_NONE ? on_target_error : NULL,
+    };
+    backup->budget.max_bytes = options->scratch_max;
+    backup->point = point_in_time_new(&point_options, error);
+    return backup->point ? 0 : -EIO;
+}
+
+static int new_engine(struct job *job, const struct backup_options *options, GError **error)
+{
+    struct backup *backup = job_state(job);
     AUTO(block_device) guest = find_guest(options->source);
     struct copy_engine_options engine_options = {
-        .source = options->source,
+        .source = &backup->source.copy,
+        .length = backup->length,
+        .unit = COPY_UNIT,
+        .source_node = options->source,
         .target = options->target,
-        .copy_all = options->sync == BACKUP_SYNC_FULL,
         .use_copy_range = options->use_copy_range,
         .max_workers = (unsigned)options->max_workers,
         .max_chunk = align_down((uint64_t)options->max_chunk, COPY_CLUSTER),
         .on_source_error = options->on_source_error,
         .on_target_error = options->on_target_error,
         .guest = guest,
-        .guest_timeout_ns = options->guest_timeout_s * NS_PER_SECOND,
     };
 
-    return copy_engine_new(job, &engine_options, error);
-}
-
-static struct copy_engine *open_target_and_engine(struct job *job,
-                                                  const struct backup_options *options,
-                                                  GError **error)
-{
-    struct backup_options complete = *options;
-    AUTO(block_node) opened = options->open_target(options->open_target_data, error);
-
-    complete.target = opened;
-    ((struct backup *)job_state(job))->target = opened;
-    return opened && check_nodes(&complete, error) == 0 ? new_engine(job, &complete, error) : NULL;
+    backup_source_init(&backup->source, backup->point, options->source);
+    backup->engine = copy_engine_new(job, &engine_options, error);
+    return backup->engine ? 0 : -EIO;
 }
 
 static int set_up(struct job *job, const struct backup_options *options, GError **error)
 {
     struct backup *backup = job_state(job);
+    struct backup_options complete = *options;
+    AUTO(block_node) opened = NULL;
 
+    backup->job = job;
     backup->sync = options->sync;
+    backup->on_target_error = options->on_target_error;
     backup->length = block_node_length(options->source);
     if (job_set_initial_speed(job, options->speed, error) < 0) {
         return -EINVAL;
     }
-    backup->target = options->target;
-    backup->engine = options->target ? new_engine(job, options, error)
-                                     : open_target_and_engine(job, options, error);
-    return backup->engine ? 0 : -EINVAL;
+    if (!options->target) {
+        complete.target = opened = options->open_target(options->open_target_data, error);
+        if (!opened || check_nodes(&complete, error) < 0) {
+            return -EINVAL;
+        }
+    }
+    if (new_point(job, &complete, error) < 0) {
+        return -EIO;
+    }
+    return options->sync == BACKUP_SYNC_FULL ? new_engine(job, &complete, error) : 0;
 }
 
 struct job *backup_new(const struct backup_options *options, GError **error)
@@ -186,7 +362,7 @@ struct job *backup_new(const struct backup_options *options, GError **error)
     AUTO(job) job = NULL;
 
     if ((options->target && check_nodes(options, error) < 0) ||
-        check_performance_options(options, error) < 0) {
+        check_performance_options(options, error) < 0 || check_scratch(options, error) < 0) {
         return NULL;
     }
     job = job_new(&backup_driver, options->job_id, options->job_flags, options->transaction, error);
@@ -204,7 +380,7 @@ void backup_activate(struct job *job)
 {
     struct backup *backup = job_state(job);
 
-    copy_engine_install(backup->engine);
+    point_in_time_install(backup->point);
 }
 
 static void activate(void *data)

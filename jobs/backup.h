@@ -15,6 +15,13 @@ enum backup_sync {
     BACKUP_SYNC_NONE, /* only what the guest overwrites; ends by being cancelled */
 };
 
+/* Where a full backup keeps what guests overwrite before the job gets to it. */
+enum backup_scratch {
+    BACKUP_SCRATCH_DIRECTORY, /* a file without a name in a directory */
+    BACKUP_SCRATCH_NODE,
+    BACKUP_SCRATCH_NONE, /* only in memory: a slow target holds guests up when that is full */
+};
+
 struct backup_options {
     const char *job_id;
     struct block_node *source; /* borrowed; the job takes references */
@@ -26,7 +33,11 @@ struct backup_options {
     struct block_node *(*open_target)(void *data, GError **error);
     void *open_target_data;
     enum backup_sync sync;
-    int64_t speed; /* bytes per second; 0: unlimited */
+    enum backup_scratch scratch;     /* with sync none there is no use for it */
+    const char *scratch_directory;   /* NULL: $TMPDIR or /var/tmp */
+    struct block_node *scratch_node; /* as source */
+    uint64_t scratch_max;            /* most bytes on scratch; 0: no limit */
+    int64_t speed;                   /* bytes per second; 0: unlimited */
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     bool use_copy_range;

@@ -1,33 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * The copy engine's life, its workers, and the choice of what to copy next. The I/O is in
- * copy-io.c, the guest's side in copy-guest.c.
- */
+/* The copy engine's life, its workers and their coordination. The I/O is in copy-io.c. */
 #include "jobs/copy-engine.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "block/align.h"
 #include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/clock.h"
-#include "block/drain.h"
 #include "block/error.h"
-#include "block/main-loop.h"
+#include "block/request.h"
 #include "block/thread.h"
 #include "jobs/copy-engine-internal.h"
 
 /* How long requests that are in flight at the end get before hanging ones are cut off. */
 #define END_GRACE_NS NS_PER_SECOND
-
-/*
- * Memory is bounded by workers times the chunk; with fewer workers than this, as for this many,
- * or guests would wait for each piece that is copied.
- */
-#define MEMORY_CHUNKS_MIN 4u
 
 /* ---- Bookkeeping ---------------------------------------------------------------------------- */
 
@@ -40,6 +29,8 @@ static void wake_all(struct copy_engine *engine)
 
 void copy_engine_fail(struct copy_engine *engine, GError *error)
 {
+    SCOPE_LOCK(&engine->lock);
+
     if (engine->error) {
         g_error_free(error);
     } else {
@@ -50,118 +41,30 @@ void copy_engine_fail(struct copy_engine *engine, GError *error)
     job_kick(engine->job);
 }
 
-struct copy_read *copy_engine_overlapping_read(struct copy_engine *engine, uint64_t offset,
-                                               uint64_t end)
+bool copy_engine_find_busy(struct copy_engine *engine, uint64_t offset, uint64_t bytes,
+                           uint64_t *busy_offset, uint64_t *busy_bytes)
 {
-    struct copy_read *read, *first = NULL;
+    struct copy_run *run, *first = NULL;
 
-    TAILQ_FOREACH (read, &engine->reads, entry) {
-        if (ranges_overlap(read->offset, read->end - read->offset, offset, end - offset) &&
-            (!first || read->offset < first->offset)) {
-            first = read;
+    TAILQ_FOREACH (run, &engine->runs, entry) {
+        if (ranges_overlap(run->offset, run->end - run->offset, offset, bytes) &&
+            (!first || run->offset < first->offset)) {
+            first = run;
         }
+    }
+    if (first) {
+        *busy_offset = first->offset;
+        *busy_bytes = first->end - first->offset;
     }
     return first;
 }
 
-void copy_engine_queue_task(struct copy_engine *engine, void *buffer, uint64_t offset,
-                            uint64_t bytes, uint64_t memory)
+void copy_engine_set_effort(struct copy_engine *engine, enum copy_effort effort)
 {
-    struct copy_task *task = g_new(struct copy_task, 1);
+    SCOPE_LOCK(&engine->lock);
 
-    *task = (struct copy_task){
-        .buffer = buffer,
-        .offset = offset,
-        .bytes = bytes,
-        .memory = memory,
-    };
-    TAILQ_INSERT_TAIL(&engine->tasks, task, entry);
-    pthread_cond_signal(&engine->work);
-}
-
-void copy_engine_release_memory(struct copy_engine *engine, uint64_t bytes)
-{
-    engine->memory_used -= bytes;
-    pthread_cond_broadcast(&engine->changed);
-}
-
-bool copy_engine_task_overlaps(struct copy_engine *engine, uint64_t offset, uint64_t end)
-{
-    const struct copy_task *task;
-
-    TAILQ_FOREACH (task, &engine->tasks, entry) {
-        if (ranges_overlap(task->offset, task->bytes, offset, end - offset)) {
-            return true;
-        }
-    }
-    TAILQ_FOREACH (task, &engine->writing, entry) {
-        if (ranges_overlap(task->offset, task->bytes, offset, end - offset)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* ---- Choosing work. Lock held. -------------------------------------------------------------- */
-
-/*
- * Whether one more worker may have a buffer. A quarter of the memory is the guests' alone, so that
- * a slow target that keeps all workers busy does not at once hold them up.
- */
-static bool memory_allows_buffer(const struct copy_engine *engine)
-{
-    uint64_t size = engine->options.max_chunk;
-
-    return engine->buffers == 0
-               ? engine->memory_used == 0 || engine->memory_used + size <= engine->memory_limit
-               : engine->memory_used + size <= engine->memory_limit &&
-                     (engine->buffers + 1) * size <= engine->memory_limit / 4 * 3;
-}
-
-static bool background_may_start(struct copy_engine *engine, int64_t now_ns)
-{
-    return engine->options.copy_all && !engine->background_held && !engine->tasks_held &&
-           !engine->source_drains && !engine->guests_waiting &&
-           engine->active_background < engine->pace.workers && now_ns >= engine->retry_after_ns &&
-           copy_pace_may_start(&engine->pace, job_speed(engine->job), now_ns);
-}
-
-/* The first unsaved run that nobody reads, at most chunk long. */
-static bool choose_run(struct copy_engine *engine, uint64_t chunk, struct copy_read *run)
-{
-    uint64_t offset, bytes;
-    bool is_first = true;
-
-    for (uint64_t from = engine->cursor;
-         copy_map_next_unsaved(engine->map, from, engine->length, chunk, &offset, &bytes);) {
-        struct copy_read *other = copy_engine_overlapping_read(engine, offset, offset + bytes);
-
-        if (is_first) {
-            engine->cursor = offset;
-            is_first = false;
-        }
-        if (!other || other->offset > offset) {
-            *run = (struct copy_read){
-                .offset = offset,
-                .end = other ? other->offset : offset + bytes,
-            };
-            return true;
-        }
-        from = align_up(other->end, COPY_UNIT);
-    }
-    return false;
-}
-
-static struct copy_task *choose_task(struct copy_engine *engine, int64_t now_ns)
-{
-    struct copy_task *task = TAILQ_FIRST(&engine->tasks);
-
-    if (!task || engine->tasks_held || now_ns < engine->retry_after_ns) {
-        return NULL;
-    }
-    TAILQ_REMOVE(&engine->tasks, task, entry);
-    TAILQ_INSERT_TAIL(&engine->writing, task, entry);
-    return task;
+    copy_pace_set_effort(&engine->pace, effort);
+    pthread_cond_broadcast(&engine->work);
 }
 
 /* ---- Workers -------------------------------------------------------------------------------- */
@@ -174,81 +77,101 @@ static int64_t processor_time_ns(void)
     return used.tv_sec * NS_PER_SECOND + used.tv_nsec;
 }
 
-/* Lock held; dropped while working. False if there is nothing to do now. */
-static bool run_task(struct copy_engine *engine, int64_t now_ns)
+/* Lock held, as in the functions that follow. Whether anything at all may be begun. */
+static bool may_start(const struct copy_engine *engine, int64_t now_ns)
 {
-    struct copy_task *task = choose_task(engine, now_ns);
-
-    if (!task) {
-        return false;
-    }
-    engine->active++;
-    pthread_mutex_unlock(&engine->lock);
-    copy_io_task(engine, task);
-    pthread_mutex_lock(&engine->lock);
-    engine->active--;
-    return true;
+    return !engine->is_held && !engine->target_drains && !engine->source_drains &&
+           !atomic_load(&engine->over) && now_ns >= engine->retry_after_ns;
 }
 
-/* Lock held, as in the functions that follow. */
-static void drop_buffer(struct copy_engine *engine, void **buffer)
+/* Whether also what nobody waits for may be. */
+static bool may_start_any(struct copy_engine *engine, int64_t now_ns)
 {
-    if (*buffer) {
-        free(STEAL(*buffer));
-        engine->buffers--;
-        copy_engine_release_memory(engine, engine->options.max_chunk);
-    }
+    return !engine->is_pausing && engine->active < engine->pace.workers &&
+           copy_pace_may_start(&engine->pace, job_speed(engine->job), now_ns);
 }
 
-/* A worker keeps its buffer from piece to piece, as new memory costs more than what is copied. */
+/* A worker keeps its buffer from run to run, as new memory costs more than what is copied. */
 static bool have_buffer(struct copy_engine *engine, void **buffer)
+{
+    if (!*buffer) {
+        *buffer = block_node_alloc_buffer(engine->options.source_node, engine->options.max_chunk);
+    }
+    return *buffer;
+}
+
+static void fail_without_memory(struct copy_engine *engine)
 {
     GError *error = NULL;
 
-    if (*buffer) {
-        return true;
-    }
-    if (!memory_allows_buffer(engine)) {
-        return false;
-    }
-    *buffer = block_node_alloc_buffer(engine->options.source, engine->options.max_chunk);
-    if (!*buffer) {
-        block_error(&error, ENOMEM, "Not enough memory to copy");
-        copy_engine_fail(engine, error);
-        return false;
-    }
-    engine->buffers++;
-    engine->memory_used += engine->options.max_chunk;
-    return true;
+    block_error(&error, ENOMEM, "Not enough memory to copy");
+    pthread_mutex_unlock(&engine->lock);
+    copy_engine_fail(engine, error);
+    pthread_mutex_lock(&engine->lock);
 }
 
-/* The same for background copying. *buffer is the worker's own. */
-static bool run_background(struct copy_engine *engine, void **buffer, int64_t now_ns)
+/* Choose a run and put it in flight. */
+static bool take_run(struct copy_engine *engine, bool urgent_only, struct copy_run *run)
 {
     uint64_t chunk =
         copy_pace_chunk(&engine->pace, engine->options.max_chunk, job_speed(engine->job));
-    struct copy_read run;
+    uint64_t offset, bytes;
 
-    if (!background_may_start(engine, now_ns) || !have_buffer(engine, buffer) ||
-        !choose_run(engine, chunk, &run)) {
+    if (!engine->source->operations->next(engine->source, urgent_only, chunk, &offset, &bytes)) {
+        if (!urgent_only && !engine->active && !engine->starved) {
+            engine->starved = true;
+            job_kick(engine->job);
+        }
         return false;
     }
-    copy_pace_account(&engine->pace, run.end - run.offset);
-    TAILQ_INSERT_TAIL(&engine->reads, &run, entry);
+    *run = (struct copy_run){.offset = offset, .end = offset + bytes, .is_reading = true};
+    TAILQ_INSERT_TAIL(&engine->runs, run, entry);
     engine->active++;
-    engine->active_background++;
+    engine->starved = false;
+    engine->is_urgent |= urgent_only;
+    copy_pace_account(&engine->pace, bytes);
+    return true;
+}
+
+/* False if there is nothing to do now. The lock is dropped while copying. */
+static bool work(struct copy_engine *engine, void **buffer)
+{
+    int64_t now_ns = clock_now_ns();
+    struct copy_run run;
+
+    if (!may_start(engine, now_ns)) {
+        return false;
+    }
+    if (!have_buffer(engine, buffer)) {
+        fail_without_memory(engine);
+        return false;
+    }
+    if (!take_run(engine, !may_start_any(engine, now_ns), &run)) {
+        return false;
+    }
     pthread_mutex_unlock(&engine->lock);
 
     int64_t used_ns = processor_time_ns();
-    copy_io_run(engine, &run, buffer, chunk);
+    copy_io_run(engine, &run, *buffer, engine->options.max_chunk);
     used_ns = processor_time_ns() - used_ns;
 
     pthread_mutex_lock(&engine->lock);
-    copy_pace_measure(&engine->pace, clock_now_ns() - now_ns, used_ns);
-    engine->buffers -= !*buffer; /* it went to a task, and its memory with it */
+    TAILQ_REMOVE(&engine->runs, &run, entry);
     engine->active--;
-    engine->active_background--;
+    copy_pace_measure(&engine->pace, now_ns, clock_now_ns(), used_ns);
     return true;
+}
+
+/* Not before the next tick; a worker that rests for a shorter time than that sleeps by itself. */
+static void wait_for_work(struct copy_engine *engine)
+{
+    int64_t until_ns = engine->pace.rest_until_ns;
+
+    if (until_ns > clock_now_ns()) {
+        clock_cond_wait_until(&engine->work, &engine->lock, until_ns);
+    } else {
+        pthread_cond_wait(&engine->work, &engine->lock);
+    }
 }
 
 static void *worker_thread(void *data)
@@ -258,34 +181,27 @@ static void *worker_thread(void *data)
     SCOPE_LOCK(&engine->lock);
 
     while (!engine->workers_end) {
-        int64_t now_ns = clock_now_ns();
-        bool may_work = !engine->drains && !atomic_load(&engine->over);
-        bool worked =
-            may_work && (run_task(engine, now_ns) || run_background(engine, &buffer, now_ns));
-
-        if (engine->guests_waiting) {
-            drop_buffer(engine, &buffer);
-        }
-        if (worked) {
+        if (work(engine, &buffer)) {
             pthread_cond_broadcast(&engine->changed);
             /* The coordinator sleeps in ticks; only an end or a pause is worth waking it. */
-            if (engine->active == 0) {
+            if (!engine->active && engine->is_pausing) {
                 job_kick(engine->job);
             }
         } else {
-            pthread_cond_wait(&engine->work, &engine->lock);
+            wait_for_work(engine);
         }
     }
-    drop_buffer(engine, &buffer);
+    free(buffer);
     return NULL;
 }
 
-/* Lock held. As many workers as may copy now, one more if saved data queues up. */
+/* Lock held. As many workers as may copy now, one more if guests wait for those there are. */
 static void start_workers(struct copy_engine *engine)
 {
-    bool crowded = !TAILQ_EMPTY(&engine->tasks) && engine->active == engine->workers->len;
-    unsigned wanted = MAX_OF(engine->pace.workers, engine->workers->len + crowded);
+    unsigned more = engine->is_urgent && engine->active == engine->workers->len;
+    unsigned wanted = MAX_OF(engine->pace.workers, engine->workers->len + more);
 
+    engine->is_urgent = false;
     while (engine->workers->len < MIN_OF(wanted, engine->options.max_workers)) {
         pthread_t thread;
         int status = thread_create(&thread, worker_thread, engine);
@@ -295,7 +211,9 @@ static void start_workers(struct copy_engine *engine)
 
             if (engine->workers->len == 0) {
                 block_error_errno(&error, status, "Could not start a worker thread");
+                pthread_mutex_unlock(&engine->lock);
                 copy_engine_fail(engine, error);
+                pthread_mutex_lock(&engine->lock);
             }
             return; /* fewer will do */
         }
@@ -313,31 +231,19 @@ static void end_workers(struct copy_engine *engine)
         pthread_join((pthread_t)g_ptr_array_index(engine->workers, i), NULL);
     }
     g_ptr_array_set_size(engine->workers, 0);
+    engine->workers_end = false;
 }
 
 /* ---- Coordination --------------------------------------------------------------------------- */
 
-/* Lock held. Nothing is unsaved, in memory, or in flight. */
-static bool is_complete(struct copy_engine *engine)
-{
-    uint64_t offset, bytes;
-
-    if (!engine->options.copy_all || engine->active || !TAILQ_EMPTY(&engine->tasks) ||
-        !TAILQ_EMPTY(&engine->reads)) {
-        return false;
-    }
-    engine->cursor = 0;
-    return !copy_map_next_unsaved(engine->map, 0, engine->length, COPY_UNIT, &offset, &bytes);
-}
-
 /*
- * Lock held; dropped while paused. The job wants to pause: let background copying come to rest.
- * What guests save still goes to the target, unless the target is what failed.
+ * Lock held; dropped while paused. The job wants to pause: let the workers come to rest, but for
+ * what guests wait for.
  */
-static void pause_background(struct copy_engine *engine)
+static void pause_workers(struct copy_engine *engine)
 {
-    engine->background_held = true;
-    if (engine->active_background) {
+    engine->is_pausing = true;
+    if (engine->active) {
         return;
     }
     pthread_mutex_unlock(&engine->lock);
@@ -345,22 +251,39 @@ static void pause_background(struct copy_engine *engine)
     pthread_mutex_lock(&engine->lock);
 }
 
-/* One look at everything. False when the run is over. Lock held, dropped while paused. */
+/* One look at everything. False when the run is over. Lock held, dropped in between. */
 static bool coordinate(struct copy_engine *engine)
 {
-    if (atomic_load(&engine->over) || job_is_cancelled(engine->job) || is_complete(engine)) {
+    bool is_idle = engine->starved && !engine->active;
+
+    if (atomic_load(&engine->over) || job_is_cancelled(engine->job)) {
+        return false;
+    }
+    pthread_mutex_unlock(&engine->lock);
+    bool is_finished = engine->source->operations->is_finished(engine->source, is_idle);
+    pthread_mutex_lock(&engine->lock);
+    if (is_finished) {
         return false;
     }
     if (job_should_pause(engine->job)) {
-        pause_background(engine);
+        pause_workers(engine);
     } else {
-        engine->background_held = false;
-        engine->tasks_held = false; /* resumed: what failed is tried again */
+        engine->is_pausing = false;
+        engine->is_held = false; /* resumed: what failed is tried again */
     }
     copy_pace_look(&engine->pace, clock_now_ns());
     start_workers(engine);
+    engine->starved = false;
     pthread_cond_broadcast(&engine->work);
     return true;
+}
+
+static void cancel_in_flight(struct copy_engine *engine)
+{
+    block_node_cancel_in_flight(engine->options.target);
+    if (engine->source->operations->cancel_in_flight) {
+        engine->source->operations->cancel_in_flight(engine->source);
+    }
 }
 
 /* Wait for what is in flight; a request that hangs on a dead target is cut off. */
@@ -374,17 +297,29 @@ static void come_to_rest(struct copy_engine *engine)
     while (engine->active) {
         if (clock_cond_wait_until(&engine->changed, &engine->lock, deadline_ns) == ETIMEDOUT) {
             pthread_mutex_unlock(&engine->lock);
-            block_node_cancel_in_flight(engine->options.target);
+            cancel_in_flight(engine);
             pthread_mutex_lock(&engine->lock);
             deadline_ns = INT64_MAX;
         }
     }
 }
 
+/* Lock held. A run that is not the first begins where the last one ended. */
+static void begin_run(struct copy_engine *engine)
+{
+    atomic_store(&engine->over, engine->error != NULL);
+    engine->starved = false;
+    engine->is_pausing = false;
+    engine->is_held = false;
+}
+
 int copy_engine_run(struct copy_engine *engine, GError **error)
 {
     bool go_on;
 
+    pthread_mutex_lock(&engine->lock);
+    begin_run(engine);
+    pthread_mutex_unlock(&engine->lock);
     do {
         pthread_mutex_lock(&engine->lock);
         go_on = coordinate(engine);
@@ -395,7 +330,6 @@ int copy_engine_run(struct copy_engine *engine, GError **error)
     } while (go_on);
     come_to_rest(engine);
     end_workers(engine);
-    /* Guests may be in the notifier still, and fail to save what nobody wants any more. */
     SCOPE_LOCK(&engine->lock);
     if (engine->error) {
         int status = block_error_code(engine->error);
@@ -425,7 +359,7 @@ static int start_flush(struct copy_engine *engine, pthread_t *thread)
 {
     SCOPE_LOCK(&engine->lock);
 
-    while (engine->drains && !job_is_cancelled(engine->job)) {
+    while (engine->target_drains && !job_is_cancelled(engine->job)) {
         pthread_cond_wait(&engine->changed, &engine->lock);
     }
     if (job_is_cancelled(engine->job)) {
@@ -480,7 +414,7 @@ static void drain_begin(struct block_claim *claim)
     struct copy_engine *engine = engine_of_target(claim);
     SCOPE_LOCK(&engine->lock);
 
-    engine->drains++;
+    engine->target_drains++;
 }
 
 static void drain_wait(struct block_claim *claim)
@@ -498,7 +432,7 @@ static void drain_end(struct block_claim *claim)
     struct copy_engine *engine = engine_of_target(claim);
     SCOPE_LOCK(&engine->lock);
 
-    engine->drains--;
+    engine->target_drains--;
     wake_all(engine);
 }
 
@@ -507,7 +441,7 @@ static const struct block_claim_operations target_operations = {
     .drain_begin = drain_begin,
     .drain_wait = drain_wait,
     .drain_end = drain_end,
-    .drain_last = true,
+    .drain_turn = BLOCK_DRAIN_COPIES,
 };
 
 static struct copy_engine *engine_of_source(struct block_claim *claim)
@@ -523,13 +457,25 @@ static void source_drain_begin(struct block_claim *claim)
     engine->source_drains++;
 }
 
+static bool is_reading(const struct copy_engine *engine)
+{
+    const struct copy_run *run;
+
+    TAILQ_FOREACH (run, &engine->runs, entry) {
+        if (run->is_reading) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Only for what is being read, not for what is on its way to a target that may hang. */
 static void source_drain_wait(struct block_claim *claim)
 {
     struct copy_engine *engine = engine_of_source(claim);
     SCOPE_LOCK(&engine->lock);
 
-    while (!TAILQ_EMPTY(&engine->reads)) {
+    while (is_reading(engine)) {
         pthread_cond_wait(&engine->changed, &engine->lock);
     }
 }
@@ -547,14 +493,14 @@ static const struct block_claim_operations source_operations = {
     .drain_begin = source_drain_begin,
     .drain_wait = source_drain_wait,
     .drain_end = source_drain_end,
-    .drain_last = true,
+    .drain_turn = BLOCK_DRAIN_COPIES,
 };
 
 /* ---- Life ----------------------------------------------------------------------------------- */
 
 /*
- * The source is read, others may write it: their writes are noticed. The target must look the
- * same to nobody else's writes, and neither may change its length.
+ * The source is read, and others may write it. The target must look the same to nobody else's
+ * writes, and neither may change its length.
  */
 static int claim_nodes(struct copy_engine *engine, GError **error)
 {
@@ -569,7 +515,7 @@ static int claim_nodes(struct copy_engine *engine, GError **error)
     engine->target_claim.operations = &target_operations;
     engine->target_claim.perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE;
     engine->target_claim.shared = BLOCK_PERM_READ;
-    status = block_claim_acquire(&engine->source_claim, engine->options.source, error);
+    status = block_claim_acquire(&engine->source_claim, engine->options.source_node, error);
     if (status == 0) {
         status = block_claim_acquire(&engine->target_claim, engine->options.target, error);
     }
@@ -594,74 +540,33 @@ struct copy_engine *copy_engine_new(struct job *job, const struct copy_engine_op
     engine->options = *options;
     set_defaults(&engine->options);
     engine->job = job_ref(job);
-    engine->length = block_node_length(options->source);
-    engine->notifier.before_write = copy_guest_before_write;
-    engine->memory_limit =
-        MAX_OF(engine->options.max_workers, MEMORY_CHUNKS_MIN) * engine->options.max_chunk;
+    engine->source = options->source;
+    engine->source->engine = engine;
     engine->workers = g_ptr_array_new();
     atomic_init(&engine->offload_works, true);
     pthread_mutex_init(&engine->lock, NULL);
     pthread_cond_init(&engine->changed, NULL);
     pthread_cond_init(&engine->work, NULL);
-    TAILQ_INIT(&engine->reads);
-    TAILQ_INIT(&engine->tasks);
-    TAILQ_INIT(&engine->writing);
+    TAILQ_INIT(&engine->runs);
     copy_pace_init(&engine->pace, options->guest, engine->options.max_workers);
     if (options->guest) {
         block_device_ref(options->guest);
     }
-    engine->map = copy_map_new(engine->length, error);
-    if (!engine->map || claim_nodes(engine, error) < 0) {
-        return NULL;
-    }
-    return STEAL(engine);
+    return claim_nodes(engine, error) == 0 ? STEAL(engine) : NULL;
 }
 
-void copy_engine_install(struct copy_engine *engine)
+struct block_claim *copy_engine_target_claim(struct copy_engine *engine)
 {
-    block_node_add_notifier(engine->options.source, &engine->notifier);
-    engine->installed = true;
-}
-
-static void remove_notifier(void *data)
-{
-    struct copy_engine *engine = data;
-
-    block_node_remove_notifier(engine->options.source, &engine->notifier);
-    engine->installed = false;
-}
-
-void copy_engine_uninstall(struct copy_engine *engine)
-{
-    if (engine->installed) {
-        struct block_node *source = engine->options.source;
-
-        /* Guests that wait in the notifier must not keep the drain waiting for them. */
-        pthread_mutex_lock(&engine->lock);
-        atomic_store(&engine->over, true);
-        wake_all(engine);
-        pthread_mutex_unlock(&engine->lock);
-        AUTO(block_drain) drain = block_drain_begin(&source, 1, BLOCK_PERM_WRITE);
-        main_loop_call_wait(remove_notifier, engine);
-    }
+    return &engine->target_claim;
 }
 
 void copy_engine_free(struct copy_engine *engine)
 {
-    struct copy_task *task, *next;
-
-    g_assert(!engine->installed && engine->workers->len == 0);
-    TAILQ_FOREACH_SAFE (task, &engine->tasks, entry, next) {
-        free(task->buffer);
-        g_free(task);
-    }
+    g_assert(engine->workers->len == 0);
     block_claim_release(&engine->source_claim);
     block_claim_release(&engine->target_claim);
     g_free(engine->source_claim.owner);
     g_free(engine->target_claim.owner);
-    if (engine->map) {
-        copy_map_free(engine->map);
-    }
     block_device_unref(engine->options.guest);
     g_clear_error(&engine->error);
     g_ptr_array_unref(engine->workers);

@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine: brings what a source holds at one instant to a target while the source is
- * written to. Backup runs on it; mirror, stream, commit and verify will.
+ * The copy engine: workers that bring data from a source to a target node, for every job that
+ * copies.
  *
- * Two sides save bytes, and one list of reads in flight keeps them apart. Workers of the job go
- * through the disk. A guest's write that touches bytes not yet saved first reads just those, in
- * units of 4 KiB, into memory, and goes on; a worker brings them to the target. So a guest waits
- * for a read of the source at most, whether its own or one in flight of the very bytes it
- * overwrites, and for the target only when the memory set aside for saved data is full; if that
- * takes longer than a timeout, the job breaks and the guest goes on.
+ * The engine has the workers, their pace and the rate limit, zero detection, copy offload, error
+ * policies, pausing, draining of the target and cancellation. What is to be copied next, and what
+ * it holds, the job's own copy source says: a backup takes it from a point in time, a mirror from
+ * a dirty bitmap. Ranges being copied never overlap.
  *
- * The engine needs the job only for pausing, progress, speed and error policies. Functions are
- * called on the job's coordinating thread unless they say otherwise.
+ * Functions are called on the job's coordinating thread unless they say otherwise.
  */
 #ifndef LIVEBLK_JOBS_COPY_ENGINE_H
 #define LIVEBLK_JOBS_COPY_ENGINE_H
@@ -23,6 +20,7 @@
 #include "block/cleanup.h"
 #include "block/device.h"
 #include "block/node.h"
+#include "jobs/copy-pace.h"
 #include "jobs/job.h"
 
 #define COPY_DEFAULT_CHUNK       (UINT64_C(1) << 20)
@@ -30,57 +28,123 @@
 #define COPY_MAX_WORKERS         1024
 
 struct copy_engine;
+struct copy_source;
+
+/*
+ * Many workers call these at once, except where the engine's lock is held: then they must not
+ * block, and may take only locks under which nobody calls the engine.
+ */
+struct copy_source_operations {
+    /*
+     * Choose what to copy next: a run of at most max_bytes (but at least one unit) that overlaps
+     * nothing in flight (copy_engine_find_busy). From here until it is done it is in flight.
+     * urgent_only: only what guests are about to wait for; then neither a pause nor the pace
+     * counts. False if there is nothing to do now. Engine lock held.
+     */
+    bool (*next)(struct copy_source *source, bool urgent_only, uint64_t max_bytes, uint64_t *offset,
+                 uint64_t *bytes);
+    /*
+     * A run turned out to be zeroes up to end: take in as much as follows it directly, is to be
+     * copied and not in flight, at most max_bytes. Returns bytes, 0 for none. Engine lock held.
+     */
+    uint64_t (*extend)(struct copy_source *source, uint64_t end, uint64_t max_bytes);
+    /* How the start of a run reads: extent->bytes of it are DATA or ZERO. */
+    int (*block_status)(struct copy_source *source, uint64_t offset, uint64_t bytes,
+                        struct block_extent *extent);
+    int (*pread)(struct copy_source *source, void *buffer, uint64_t offset, uint64_t bytes);
+    /*
+     * Let the kernel copy a run to the same place of the target. -EAGAIN: not this one; any
+     * other error: it cannot, and is not asked again. The run is then copied through memory.
+     */
+    int (*copy_range)(struct copy_source *source, struct block_node *target, uint64_t offset,
+                      uint64_t bytes);
+    /*
+     * A run, or whole units of one, leaves flight right after this: it is on the target
+     * (is_copied), or has still to be copied. Engine lock not held; may block.
+     */
+    void (*done)(struct copy_source *source, uint64_t offset, uint64_t bytes, bool is_copied);
+    /*
+     * True when the engine's run is to end well. Asked by the coordinator at every tick and when
+     * the workers run out of work; is_idle: nothing is in flight, and next had nothing. Engine
+     * lock not held. May set the job ready.
+     */
+    bool (*is_finished)(struct copy_source *source, bool is_idle);
+    /* Make reads that hang fail soon: the job is being ended. NULL: they do not hang. */
+    void (*cancel_in_flight)(struct copy_source *source);
+};
+
+/* Embedded in the job's own. */
+struct copy_source {
+    const struct copy_source_operations *operations;
+    struct copy_engine *engine; /* set by copy_engine_new */
+};
 
 struct copy_engine_options {
-    struct block_node *source;
-    struct block_node *target; /* at least as long as the source */
-    /*
-     * Save everything, or (false) only what the guest overwrites, until cancelled: then the
-     * target is for those who look at the moment meanwhile, so a guest's write waits until what
-     * it overwrites is there.
-     */
-    bool copy_all;
-    bool use_copy_range;  /* let the kernel copy where both ends can */
-    unsigned max_workers; /* 1 to COPY_MAX_WORKERS; 0: the default */
-    uint64_t max_chunk;   /* bytes a worker copies at once; a multiple of 64 KiB; 0: default */
+    struct copy_source *source; /* the caller's, outlives the engine */
+    uint64_t length;
+    /* What runs consist of: bytes, a power of 2. The end of the disk may cut the last one. */
+    uint64_t unit;
+    struct block_node *source_node; /* which the source reads */
+    struct block_node *target;      /* at least length long */
+    bool use_copy_range;            /* let the kernel copy where both ends can */
+    bool keep_allocated;            /* write zeroes without unmapping, also where they are */
+    unsigned max_workers;           /* 1 to COPY_MAX_WORKERS; 0: the default */
+    uint64_t max_chunk; /* bytes a worker copies at once; a multiple of 4 KiB; 0: default */
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     struct block_device *guest; /* whose requests have precedence; borrowed; may be NULL */
-    int64_t guest_timeout_ns;   /* the longest a guest's write waits for memory */
 };
 
 /*
- * A new engine. It claims both nodes in the job's name: reading the source, writing the target.
- * NULL with the error set if the nodes are in use or memory lacks. Any thread.
+ * A new engine. It claims both nodes in the job's name: the source for reading (others may write
+ * it), the target for reading and writing (others may read). NULL with the error set if they are
+ * in use. Any thread.
  */
 struct copy_engine *copy_engine_new(struct job *job, const struct copy_engine_options *options,
                                     GError **error);
 
 /*
- * Make the present moment the one that is copied: from here on guests' writes save what they
- * overwrite. Main thread; the source's writers are drained.
- */
-void copy_engine_install(struct copy_engine *engine);
-
-/* Undo copy_engine_install. Drains the source itself; not the main thread. */
-void copy_engine_uninstall(struct copy_engine *engine);
-
-/*
- * Copy until all is saved and written (not flushed), the job is cancelled, or an error ends it.
- * Returns a negative errno with the error set.
+ * Copy until is_finished, the job is cancelled by force, or an error ends it; all that was begun
+ * is then over. May be called again after it returned 0, also on another thread (a mirror's last
+ * step). Returns a negative errno with the error set.
  */
 int copy_engine_run(struct copy_engine *engine, GError **error);
 
+/* Any thread. */
+void copy_engine_set_effort(struct copy_engine *engine, enum copy_effort effort);
+
 /*
- * Flush the target, after a run that succeeded and copy_engine_uninstall. Ends soon when the job
- * is cancelled, also if the target hangs. Returns a negative errno with the error set.
+ * The range in flight with the lowest offset that overlaps this one, or false. For
+ * copy_source_operations.next; engine lock held.
+ */
+bool copy_engine_find_busy(struct copy_engine *engine, uint64_t offset, uint64_t bytes,
+                           uint64_t *busy_offset, uint64_t *busy_bytes);
+
+/*
+ * End the run because of an error, which is taken over; the first one counts. Any thread, engine
+ * lock not held.
+ */
+void copy_engine_fail(struct copy_engine *engine, GError *error);
+
+/*
+ * Flush the target, after a run that succeeded. Ends soon when the job is cancelled, also if the
+ * target hangs. Returns a negative errno with the error set.
  */
 int copy_engine_flush(struct copy_engine *engine, GError **error);
 
-/* Something the engine may be waiting for has changed: struct job_driver's wake. Any thread. */
+/*
+ * Something the engine may be waiting for has changed: struct job_driver's wake, and for sources
+ * that have new work. Any thread.
+ */
 void copy_engine_wake(struct copy_engine *engine);
 
-/* Not installed any more, and not running. */
+/*
+ * The engine's claim on the target, borrowed, for who takes its place there when nothing will be
+ * copied any more (block_device_take_root); the engine takes note of its release. Not running.
+ */
+struct block_claim *copy_engine_target_claim(struct copy_engine *engine);
+
+/* Not running. */
 void copy_engine_free(struct copy_engine *engine);
 DEFINE_AUTO(copy_engine, copy_engine_free)
 

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The copy engine's I/O: from the source into memory, from memory to the target. */
+/* The copy engine's I/O: one run from the source to the target. */
 #include <errno.h>
 #include <inttypes.h>
-#include <string.h>
 
 #include "block/align.h"
 #include "block/cleanup.h"
 #include "block/clock.h"
+#include "block/copy-map.h"
 #include "block/error.h"
+#include "block/request.h"
 #include "block/zero.h"
 #include "jobs/copy-engine-internal.h"
 
@@ -28,6 +29,9 @@ static int write_zeroes(struct copy_engine *engine, uint64_t offset, uint64_t by
 {
     struct block_node *target = engine->options.target;
 
+    if (engine->options.keep_allocated) {
+        return block_node_write_zeroes(target, offset, bytes, 0);
+    }
     while (bytes) {
         struct block_extent extent;
         int status = block_node_block_status_chain(target, offset, bytes, &extent, NULL);
@@ -68,203 +72,183 @@ static int write_data(struct copy_engine *engine, const char *buffer, uint64_t o
 }
 
 /*
- * An I/O of the job failed: ask the job what to do. True if it is to be tried again, later or
- * when the job is resumed; else the engine is over. Lock not held.
+ * An I/O of the job failed: ask the job what to do. What failed is still to be copied, so all
+ * there is to do is to end, or to hold the workers for a while. Lock not held.
  */
-static bool try_again(struct copy_engine *engine, bool is_read, uint64_t offset, int error_number)
+static void handle_error(struct copy_engine *engine, bool is_read, uint64_t offset,
+                         int error_number)
 {
     const struct copy_engine_options *options = &engine->options;
+    const struct block_node *node = is_read ? options->source_node : options->target;
+    GError *error = NULL;
 
     if (atomic_load(&engine->over)) {
-        return false; /* cancelled, or failed already: nobody wants to hear of it */
+        return; /* cancelled, or failed already: nobody wants to hear of it */
     }
-    enum block_error_policy action =
-        job_io_error(engine->job, is_read ? options->on_source_error : options->on_target_error,
-                     is_read, error_number);
-    SCOPE_LOCK(&engine->lock);
-
-    switch (action) {
+    switch (job_io_error(engine->job, is_read ? options->on_source_error : options->on_target_error,
+                         is_read, error_number)) {
     case BLOCK_ERROR_POLICY_STOP:
-        engine->tasks_held = true;
+        pthread_mutex_lock(&engine->lock);
+        engine->is_held = true;
+        pthread_mutex_unlock(&engine->lock);
         job_kick(engine->job);
-        return true;
+        return;
     case BLOCK_ERROR_POLICY_IGNORE:
+        pthread_mutex_lock(&engine->lock);
         engine->retry_after_ns = clock_now_ns() + RETRY_NS;
-        return true;
-    default: {
-        GError *error = NULL;
-
+        pthread_mutex_unlock(&engine->lock);
+        return;
+    default:
         block_error_errno(&error, error_number, "Could not %s node '%s' at offset %" PRIu64,
-                          is_read ? "read source" : "write target",
-                          is_read ? options->source->name : options->target->name, offset);
+                          is_read ? "read source" : "write target", node->name, offset);
         copy_engine_fail(engine, error);
-        return false;
-    }
     }
 }
 
-/* Take a read out of the list; if saved is not 0, so many bytes of it are safe now. */
-static void end_read(struct copy_engine *engine, struct copy_read *read, uint64_t saved)
+static void finish(struct copy_engine *engine, struct copy_run *run, bool is_copied)
 {
-    SCOPE_LOCK(&engine->lock);
+    uint64_t bytes = run->end - run->offset;
 
-    if (saved) {
-        copy_map_mark_saved(engine->map, read->offset, saved);
+    engine->source->operations->done(engine->source, run->offset, bytes, is_copied);
+    if (is_copied) {
+        job_progress_add(engine->job, bytes);
     }
-    TAILQ_REMOVE(&engine->reads, read, entry);
-    pthread_cond_broadcast(&engine->changed);
+}
+
+/* Leave what follows end to a later run. */
+static void cut(struct copy_engine *engine, struct copy_run *run, uint64_t end)
+{
+    if (end < run->end) {
+        engine->source->operations->done(engine->source, end, run->end - end, false);
+        SCOPE_LOCK(&engine->lock);
+        run->end = end;
+    }
 }
 
 /*
- * What the source says of the start of a read: whether it is zeroes, and for how far. The read
- * is cut to that, in whole units, and to max_bytes for data.
+ * What the source says of the start of a run: whether it is zeroes, and for how far. The run is
+ * cut to that, in whole units.
  */
-static bool look_at_source(struct copy_engine *engine, struct copy_read *read, uint64_t max_bytes)
+static bool look_at_source(struct copy_engine *engine, struct copy_run *run)
 {
     struct block_extent extent;
-    uint64_t bytes = read->end - read->offset;
+    uint64_t unit = engine->options.unit;
+    uint64_t bytes = run->end - run->offset;
     int status =
-        block_node_block_status_chain(engine->options.source, read->offset, bytes, &extent, NULL);
+        engine->source->operations->block_status(engine->source, run->offset, bytes, &extent);
     bool is_zero = status == 0 && (extent.flags & BLOCK_STATUS_ZERO);
 
-    if (status < 0) {
-        extent.bytes = bytes; /* reading it will tell what is wrong */
+    if (status < 0 || extent.bytes >= bytes) {
+        return is_zero; /* reading it will tell what is wrong */
     }
-    if (extent.bytes < bytes) {
-        /* A unit that is zero only in part is data. */
-        bytes = is_zero ? align_down(extent.bytes, COPY_UNIT) : align_up(extent.bytes, COPY_UNIT);
-        if (bytes == 0) {
-            is_zero = false;
-            bytes = COPY_UNIT;
-        }
+    /* A unit that is zero only in part is data. */
+    uint64_t end = is_zero ? align_down(run->offset + extent.bytes, unit)
+                           : align_up(run->offset + extent.bytes, unit);
+    if (end <= run->offset) {
+        is_zero = false;
+        end = align_down(run->offset, unit) + unit;
     }
-    if (!is_zero) {
-        bytes = MIN_OF(bytes, max_bytes);
-    }
-    SCOPE_LOCK(&engine->lock);
-    read->end = MIN_OF(read->end, read->offset + bytes);
-    pthread_cond_broadcast(&engine->changed);
+    cut(engine, run, MIN_OF(end, run->end));
     return is_zero;
 }
 
-/* All of a read is zero: take in as much after it as is unsaved and nobody reads. */
-static void extend_read(struct copy_engine *engine, struct copy_read *read)
+/* All of a run is zero: take in as much after it as is to be copied. True if that was something. */
+static bool extend(struct copy_engine *engine, struct copy_run *run)
 {
     SCOPE_LOCK(&engine->lock);
-    uint64_t offset, bytes;
+    uint64_t more = engine->source->operations->extend(engine->source, run->end, ZERO_RUN);
 
-    if (!copy_map_next_unsaved(engine->map, read->offset, engine->length, ZERO_RUN, &offset,
-                               &bytes)) {
-        return;
-    }
-    uint64_t end = offset + bytes;
-    struct copy_read *other;
-    TAILQ_FOREACH (other, &engine->reads, entry) {
-        if (other->offset >= read->end && other->offset < end) {
-            end = other->offset;
-        }
-    }
-    read->end = MAX_OF(read->end, end);
+    run->end += more;
+    return more > 0;
 }
 
-static void finish_zero_run(struct copy_engine *engine, struct copy_read *read)
+static void copy_zeroes(struct copy_engine *engine, struct copy_run *run)
 {
-    uint64_t offset = read->offset;
-    uint64_t bytes = read->end - offset;
-    int status;
+    int status = write_zeroes(engine, run->offset, run->end - run->offset);
 
-    end_read(engine, read, bytes);
-    status = write_zeroes(engine, offset, bytes);
-    if (status == 0) {
-        job_progress_add(engine->job, bytes);
-    } else if (try_again(engine, false, offset, -status)) {
-        SCOPE_LOCK(&engine->lock);
-        copy_engine_queue_task(engine, NULL, offset, bytes, 0);
+    finish(engine, run, status == 0);
+    if (status < 0) {
+        handle_error(engine, false, run->offset, -status);
     }
 }
 
-/* Let the kernel copy. False if it cannot, and then the data has to go through memory. */
-static bool offload(struct copy_engine *engine, struct copy_read *read)
+/* Let the kernel copy. False if it did not, and then the data has to go through memory. */
+static bool offload(struct copy_engine *engine, const struct copy_run *run)
 {
-    uint64_t bytes = read->end - read->offset;
-
     if (!engine->options.use_copy_range || !atomic_load(&engine->offload_works)) {
         return false;
     }
-    if (block_node_copy_range(engine->options.source, read->offset, engine->options.target,
-                              read->offset, bytes) < 0) {
+    int status = engine->source->operations->copy_range(engine->source, engine->options.target,
+                                                        run->offset, run->end - run->offset);
+    if (status < 0 && status != -EAGAIN) {
         /* Whoever failed, source or target: the slow way finds out and says so. */
         atomic_store(&engine->offload_works, false);
-        return false;
     }
-    end_read(engine, read, bytes);
-    job_progress_add(engine->job, bytes);
-    return true;
+    return status == 0;
 }
 
-static void finish_data_run(struct copy_engine *engine, struct copy_read *read, void **buffer)
+static void end_reading(struct copy_engine *engine, struct copy_run *run)
 {
-    uint64_t offset = read->offset;
-    uint64_t bytes = read->end - offset;
-    int status;
+    SCOPE_LOCK(&engine->lock);
 
-    if (offload(engine, read)) {
-        return;
+    run->is_reading = false;
+    if (engine->source_drains) {
+        pthread_cond_broadcast(&engine->changed);
     }
-    status = block_node_pread(engine->options.source, *buffer, offset, bytes, 0);
-    end_read(engine, read, status == 0 ? bytes : 0);
-    if (status < 0) {
-        try_again(engine, true, offset, -status);
-        return;
+}
+
+/* False if it failed; that is dealt with then. */
+static bool copy_piece(struct copy_engine *engine, struct copy_run *run, void *buffer,
+                       uint64_t offset, uint64_t bytes)
+{
+    int status = engine->source->operations->pread(engine->source, buffer, offset, bytes);
+    bool is_read = status < 0;
+
+    if (offset + bytes == run->end || is_read) {
+        end_reading(engine, run);
     }
-    status = write_data(engine, *buffer, offset, bytes);
     if (status == 0) {
-        job_progress_add(engine->job, bytes);
-    } else if (try_again(engine, false, offset, -status)) {
-        /* The source may have changed since: what was read is what must be written. */
-        SCOPE_LOCK(&engine->lock);
-
-        copy_engine_queue_task(engine, STEAL(*buffer), offset, bytes, engine->options.max_chunk);
+        status = write_data(engine, buffer, offset, bytes);
     }
+    if (status < 0) {
+        finish(engine, run, false);
+        handle_error(engine, is_read, offset, -status);
+    }
+    return status == 0;
 }
 
-void copy_io_run(struct copy_engine *engine, struct copy_read *read, void **buffer,
-                 uint64_t max_bytes)
+static void copy_data(struct copy_engine *engine, struct copy_run *run, void *buffer,
+                      uint64_t buffer_bytes)
 {
-    uint64_t end = read->end;
-    bool is_zero = look_at_source(engine, read, max_bytes);
+    if (!offload(engine, run)) {
+        for (uint64_t offset = run->offset, bytes; offset < run->end; offset += bytes) {
+            bytes = MIN_OF(run->end - offset, buffer_bytes);
+            if (atomic_load(&engine->over)) {
+                finish(engine, run, false);
+                return;
+            }
+            if (!copy_piece(engine, run, buffer, offset, bytes)) {
+                return;
+            }
+        }
+    }
+    finish(engine, run, true);
+}
 
-    if (is_zero && read->end == end) {
-        extend_read(engine, read);
-        /* Again, for what was taken in: a guest may have written there in between. */
-        is_zero = look_at_source(engine, read, max_bytes);
+void copy_io_run(struct copy_engine *engine, struct copy_run *run, void *buffer,
+                 uint64_t buffer_bytes)
+{
+    uint64_t end = run->end;
+    bool is_zero = look_at_source(engine, run);
+
+    if (is_zero && run->end == end && extend(engine, run)) {
+        /* Again, for what was taken in: it has been taken only now. */
+        is_zero = look_at_source(engine, run);
     }
     if (is_zero) {
-        finish_zero_run(engine, read);
+        end_reading(engine, run);
+        copy_zeroes(engine, run);
     } else {
-        finish_data_run(engine, read, buffer);
+        copy_data(engine, run, buffer, buffer_bytes);
     }
-}
-
-void copy_io_task(struct copy_engine *engine, struct copy_task *task)
-{
-    int status = task->buffer ? write_data(engine, task->buffer, task->offset, task->bytes)
-                              : write_zeroes(engine, task->offset, task->bytes);
-
-    bool again = status < 0 && try_again(engine, false, task->offset, -status);
-
-    if (status == 0) {
-        job_progress_add(engine->job, task->bytes);
-    }
-    pthread_mutex_lock(&engine->lock);
-    TAILQ_REMOVE(&engine->writing, task, entry);
-    if (again) {
-        copy_engine_queue_task(engine, STEAL(task->buffer), task->offset, task->bytes,
-                               task->memory);
-    } else {
-        copy_engine_release_memory(engine, task->memory);
-    }
-    pthread_mutex_unlock(&engine->lock);
-    free(task->buffer);
-    g_free(task);
 }

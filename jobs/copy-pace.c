@@ -13,6 +13,9 @@
 /* While the guest is busy pieces are small, so that it meets a short copy if it meets one. */
 #define BUSY_CHUNK (128 * KIB)
 
+/* With low effort beside a busy guest, a worker rests this many times as long as it works. */
+#define REST_FACTOR 24
+
 void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned max_workers)
 {
     unsigned processors = (unsigned)MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
@@ -39,6 +42,17 @@ static unsigned useful_workers(const struct copy_pace *pace)
     return (unsigned)MIN_OF(useful, (double)pace->max_workers);
 }
 
+static bool must_yield(const struct copy_pace *pace)
+{
+    return pace->guest_is_busy && pace->effort != COPY_EFFORT_HIGH;
+}
+
+void copy_pace_set_effort(struct copy_pace *pace, enum copy_effort effort)
+{
+    pace->effort = effort;
+    pace->rest_until_ns = 0;
+}
+
 /*
  * An idle guest gives the job everything; the number of workers moves by one per tick. A busy
  * one leaves it a single worker.
@@ -56,8 +70,11 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
         pace->guest_requests = requests;
     }
     pace->last_look_ns = now_ns;
+    if (!pace->guest_is_busy) {
+        pace->rest_until_ns = 0;
+    }
     unsigned useful = useful_workers(pace);
-    if (pace->guest_is_busy) {
+    if (must_yield(pace)) {
         pace->workers = 1;
     } else if (pace->workers < useful) {
         pace->workers++;
@@ -68,7 +85,7 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
 
 uint64_t copy_pace_chunk(const struct copy_pace *pace, uint64_t max_chunk, uint64_t speed)
 {
-    uint64_t chunk = pace->guest_is_busy ? MIN_OF(max_chunk, BUSY_CHUNK) : max_chunk;
+    uint64_t chunk = must_yield(pace) ? MIN_OF(max_chunk, BUSY_CHUNK) : max_chunk;
 
     if (speed) {
         uint64_t slice = align_down(speed / (NS_PER_SECOND / COPY_SLICE_NS), COPY_CLUSTER);
@@ -83,6 +100,9 @@ bool copy_pace_may_start(struct copy_pace *pace, uint64_t speed, int64_t now_ns)
     /* In floating point: neither tiny nor huge speeds may overflow or round to nothing. */
     double quota = (double)speed * COPY_SLICE_NS / NS_PER_SECOND;
 
+    if (now_ns < pace->rest_until_ns) {
+        return false;
+    }
     if (!speed) {
         pace->slice_bytes = 0;
         return true;
@@ -105,8 +125,12 @@ void copy_pace_account(struct copy_pace *pace, uint64_t bytes)
     pace->slice_bytes += (double)bytes;
 }
 
-void copy_pace_measure(struct copy_pace *pace, int64_t wall_ns, int64_t processor_ns)
+void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
+                       int64_t processor_ns)
 {
-    pace->wall_ns = pace->wall_ns * 7 / 8 + (double)wall_ns / 8;
+    pace->wall_ns = pace->wall_ns * 7 / 8 + (double)(end_ns - start_ns) / 8;
     pace->processor_ns = pace->processor_ns * 7 / 8 + (double)processor_ns / 8;
+    if (pace->effort == COPY_EFFORT_LOW && pace->guest_is_busy) {
+        pace->rest_until_ns = end_ns + (end_ns - start_ns) * REST_FACTOR;
+    }
 }

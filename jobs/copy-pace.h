@@ -16,7 +16,16 @@
 #define COPY_SLICE_NS (100 * NS_PER_MS)
 #define COPY_TICK_NS  (20 * NS_PER_MS)
 
+/* How much of the machine copying may take. */
+enum copy_effort {
+    COPY_EFFORT_NORMAL, /* all while the guest is idle, one worker while it is busy */
+    COPY_EFFORT_LOW,    /* while the guest is busy, a few per cent of one worker's time */
+    COPY_EFFORT_HIGH,   /* somebody waits for the end: the same whatever the guest does */
+};
+
 struct copy_pace {
+    enum copy_effort effort;
+
     /* Rate limit: bytes let go in this slice, as QEMU's jobs count them. */
     int64_t slice_start_ns;
     double slice_bytes;
@@ -26,6 +35,7 @@ struct copy_pace {
     uint64_t guest_requests;
     int64_t last_look_ns;
     bool guest_is_busy;
+    int64_t rest_until_ns; /* low effort: nothing is begun before */
 
     /* How long pieces take, and how much of that is work of this machine's processors; decayed. */
     double wall_ns;
@@ -45,13 +55,16 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns);
 /* The largest piece to copy at once: smaller when the guest is busy or the rate is low. */
 uint64_t copy_pace_chunk(const struct copy_pace *pace, uint64_t max_chunk, uint64_t speed);
 
-/* True if the rate limit (bytes per second, 0: none) lets something go now. */
+void copy_pace_set_effort(struct copy_pace *pace, enum copy_effort effort);
+
+/* True if the rate limit (bytes per second, 0: none) and the effort let something go now. */
 bool copy_pace_may_start(struct copy_pace *pace, uint64_t speed, int64_t now_ns);
 
 /* Count what was let go. */
 void copy_pace_account(struct copy_pace *pace, uint64_t bytes);
 
-/* Take note of how long a piece took, in all and in processor time of its worker. */
-void copy_pace_measure(struct copy_pace *pace, int64_t wall_ns, int64_t processor_ns);
+/* Take note of when a piece was begun and done, and of its worker's processor time for it. */
+void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
+                       int64_t processor_ns);
 
 #endif

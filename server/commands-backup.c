@@ -55,6 +55,15 @@ static const struct qmp_member common_members[] = {
     {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10",
      .doc = "Seconds that a guest's write may wait for the job before the job is given up; 0: for "
             "ever. An extension of liveblk's."},
+    {"scratch", &qmp_type_string, .optional = true,
+     .doc = "Where old data goes that guests overwrite before the job gets to it: an absolute "
+            "directory, or `none` (only memory: then a slow target holds guests up). $TMPDIR or "
+            "/var/tmp by default. An extension of liveblk's."},
+    {"scratch-node", &qmp_type_string, .optional = true,
+     .doc = "The same, a node at least as long as the device. An extension of liveblk's."},
+    {"scratch-max", &qmp_type_size, .optional = true, .default_text = "0",
+     .doc = "Most bytes on scratch; the job is given up if that does not suffice. 0: no limit. "
+            "An extension of liveblk's."},
     {"x-perf", &performance_type, .optional = true, .doc = "How to go about it."},
     {NULL},
 };
@@ -98,6 +107,35 @@ static int check_workers(json_t *performance, GError **error)
     return 0;
 }
 
+/* scratch_node: to hold the reference. */
+static int read_scratch(json_t *arguments, struct backup_options *options,
+                        struct block_node **scratch_node, GError **error)
+{
+    const char *directory = json_string_value(json_object_get(arguments, "scratch"));
+    const char *node = json_string_value(json_object_get(arguments, "scratch-node"));
+
+    if (directory && node) {
+        return block_error(error, EINVAL, "Give either 'scratch' or 'scratch-node', not both");
+    }
+    options->scratch_max = (uint64_t)lookup_integer(arguments, "scratch-max", 0);
+    if (node) {
+        options->scratch = BACKUP_SCRATCH_NODE;
+        options->scratch_node = *scratch_node = lookup_device_or_node(node, error);
+        return *scratch_node ? 0 : -ENOENT;
+    }
+    if (directory && !strcmp(directory, "none")) {
+        options->scratch = BACKUP_SCRATCH_NONE;
+        return 0;
+    }
+    if (directory && !g_path_is_absolute(directory)) {
+        return block_error(error, EINVAL,
+                           "Parameter 'scratch' expects an absolute path or 'none', not '%s'",
+                           directory);
+    }
+    options->scratch_directory = directory;
+    return 0;
+}
+
 static void read_options(json_t *arguments, struct block_node *source,
                          struct backup_options *options)
 {
@@ -132,6 +170,7 @@ static int create_job(struct transaction_action *action, json_t *arguments,
                       struct backup_options *options, const char *target, GError **error)
 {
     struct backup_action *state = transaction_state(action);
+    AUTO(block_node) scratch_node = NULL;
 
     if (check_workers(json_object_get(arguments, "x-perf"), error) < 0) {
         return -EINVAL;
@@ -139,6 +178,9 @@ static int create_job(struct transaction_action *action, json_t *arguments,
     if (lookup_bool(arguments, "compress", false)) {
         return block_error(error, ENOTSUP, "Compression is not supported for this drive %s",
                            target);
+    }
+    if (read_scratch(arguments, options, &scratch_node, error) < 0) {
+        return -EINVAL;
     }
     options->transaction = transaction_jobs(action);
     state->job = backup_new(options, error);

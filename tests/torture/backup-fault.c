@@ -172,14 +172,39 @@ static void test_flush_error(void)
 
 /* ---- A target that hangs -------------------------------------------------------------------- */
 
-/* The guest goes on until the memory for saved data is full; then the job gives up, not it. */
+/* With scratch the target is not on the guest's path at all: it hangs, and nobody notices. */
 static void test_hanging_target(void)
+{
+    struct block_node *target;
+    struct rig *rig = start(&target);
+    struct backup_options options = rig_options(rig, "job0", target);
+    struct model *snapshot;
+    struct job *job;
+
+    options.guest_timeout_s = 1;
+    FAULT(target, .operations = FAULT_ON_CHANGES, .hold = true);
+    rig_backup(rig, &options, 1, &job, &snapshot);
+    fault_wait_held(target, 1);
+    rig_fill(rig); /* the whole disk is new, and all of the old one is kept */
+    rig_write(rig, WRITERS);
+    rig_wait_requests(rig, 2000);
+    g_assert_cmpint(job_get_status(job), ==, JOB_STATUS_RUNNING);
+    fault_clear(target);
+    expect_success(job, snapshot, target);
+    assert_guest_unhurt(rig);
+    finish(rig, target);
+}
+
+/* Without it guests go on until the memory for old data is full; then the job gives up, not they.
+ */
+static void test_hanging_target_without_scratch(void)
 {
     struct block_node *target;
     struct rig *rig = start(&target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct job *job;
 
+    options.scratch = BACKUP_SCRATCH_NONE;
     options.max_workers = 1;
     options.max_chunk = 64 * KIB;
     options.guest_timeout_s = 1;
@@ -187,7 +212,8 @@ static void test_hanging_target(void)
     rig_backup(rig, &options, 1, &job, NULL);
     fault_wait_held(target, 1);
     rig_write(rig, WRITERS);
-    expect_error(job, "The target 'target' is too slow: a guest's write would have had to wait");
+    expect_error(job,
+                 "The memory for old data is full: a write to node 'source' would have had to");
     assert_guest_unhurt(rig);
     g_assert_cmpuint(fault_cut_off(target), ==, 1);
     finish(rig, target);
@@ -231,6 +257,7 @@ static void test_guest_is_not_starved(void)
     struct model *snapshot;
     struct job *job;
 
+    options.scratch = BACKUP_SCRATCH_NONE;
     options.max_workers = 1;
     options.max_chunk = 64 * KIB;
     options.guest_timeout_s = 1;
@@ -260,6 +287,7 @@ static void test_drain_of_both(void)
     struct model *snapshot;
     struct job *job;
 
+    options.scratch = BACKUP_SCRATCH_NONE;
     options.max_workers = 2;
     options.max_chunk = 64 * KIB;
     options.guest_timeout_s = 0;
@@ -288,7 +316,7 @@ static void test_save_error(void)
     FAULT(rig->source, .operations = FAULT_ON(READ), .offset = MIB, .bytes = 4096,
           .error_number = EIO);
     g_assert_cmpint(rig_pwrite(rig, 1, MIB, 8192), ==, 0);
-    expect_error(job, "Could not save what a guest's write overwrites of node 'source' at offset "
+    expect_error(job, "Could not save what a write overwrites of node 'source' at offset "
                       "1048576: Input/output error");
     finish(rig, target);
 }
@@ -395,7 +423,9 @@ static void add_tests(void)
     g_test_add_func("/backup/target/its-error-never-fails-the-guest", test_target_error);
     g_test_add_func("/backup/target/a-stopped-job-loses-nothing", test_stopped_under_writes);
     g_test_add_func("/backup/target/a-failed-flush-fails-the-job", test_flush_error);
-    g_test_add_func("/backup/hang/the-job-gives-up-before-the-guest", test_hanging_target);
+    g_test_add_func("/backup/hang/the-guest-does-not-notice", test_hanging_target);
+    g_test_add_func("/backup/hang/the-job-gives-up-before-the-guest",
+                    test_hanging_target_without_scratch);
     g_test_add_func("/backup/hang/cancel-ends-a-hanging-write", test_cancel_hanging_write);
     g_test_add_func("/backup/hang/cancel-ends-a-hanging-flush", test_cancel_hanging_flush);
     g_test_add_func("/backup/slow/the-guest-is-not-starved", test_guest_is_not_starved);

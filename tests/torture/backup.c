@@ -153,6 +153,8 @@ static struct backup_options choose_options(struct rig *rig, unsigned i, struct 
 
     options.max_workers = (int64_t)test_random_between(random, 1, 8);
     options.max_chunk = (int64_t)test_random_between(random, 64 * KIB, 512 * KIB);
+    options.scratch =
+        test_random_chance(random, 50) ? BACKUP_SCRATCH_DIRECTORY : BACKUP_SCRATCH_NONE;
     options.use_copy_range = test_random_chance(random, 30);
     /* Alone, nobody would resume a job that an error has stopped. */
     options.on_target_error =
