@@ -22,7 +22,8 @@ static struct {
 } chosen;
 
 static const GOptionEntry options[] = {
-    {"to", 't', 0, G_OPTION_ARG_STRING, &chosen.to, "FILE, NBD URI or node:NAME to copy to",
+    /* A file name: no conversion of it may fail in a locale without its letters. */
+    {"to", 't', 0, G_OPTION_ARG_FILENAME, &chosen.to, "FILE, NBD URI or node:NAME to copy to",
      "TARGET"},
     {"existing", 'e', 0, G_OPTION_ARG_NONE, &chosen.existing, "Overwrite a FILE that is there",
      NULL},

@@ -10,7 +10,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "lib")]
 import cli_program
-from cli_program import Terminal, end, expect, json_lines, path, run, spawn
+from cli_program import Terminal, end, environment, expect, json_lines, path, run, spawn
 from fake_qmp import FakeQmp
 
 
@@ -168,6 +168,15 @@ def test_ready_jobs():
         assert "Job 'mirror-vda' is complete" in result.stdout
         assert command in [name for name, _ in server.commands] and server.job is None
         assert end(process)[0] == 0  # whoever of the two dismissed it
+
+
+def test_target_names():
+    """a target's name may have letters that the locale does not know; it has to be UTF-8"""
+    server = FakeQmp(path("admin"))
+    run("backup", "vda", "--to", path("ä.img"), "-d", "-a", server.path,
+        env=environment(LC_ALL="C"))
+    assert server.arguments_of("drive-backup")["target"].endswith("ä.img")
+    expect(run("backup", "vda", "--to", b"/tmp/\xff", "-d", "-a", server.path), 2, "UTF-8")
 
 
 def test_existing_file():
