@@ -7,12 +7,18 @@
 
 static struct {
     char *sync;
+    char *scratch;
+    char *scratch_max;
     int max_workers;
 } chosen;
 
 static const GOptionEntry options[] = {
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync, "What to copy: full (default) or none",
      "MODE"},
+    {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
+     "DIRECTORY or node:NAME for old data, or none", "WHERE"},
+    {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max, "Keep at most so much there",
+     "BYTES"},
     {"max-workers", 0, 0, G_OPTION_ARG_INT, &chosen.max_workers, "Copy at most N chunks at once",
      "N"},
     {NULL},
@@ -20,6 +26,7 @@ static const GOptionEntry options[] = {
 
 static const struct command_words words[] = {
     {"sync", 0, "full none"},
+    {"scratch", 0, "@file"},
     {NULL, 0, "@device"},
     {NULL},
 };
@@ -32,7 +39,33 @@ static bool check_options(GError **error)
         usage_error(error, "--max-workers expects a number above 0, not %d", chosen.max_workers);
         return false;
     }
+    if (chosen.scratch && !g_utf8_validate(chosen.scratch, -1, NULL)) {
+        usage_error(error, "The name of the scratch directory is not valid UTF-8");
+        return false;
+    }
     return copy_check_word("sync", chosen.sync, modes, error);
+}
+
+static bool add_scratch(json_t *arguments, GError **error)
+{
+    int64_t most = 0;
+
+    if (!copy_check_size("scratch-max", chosen.scratch_max, &most, error)) {
+        return false;
+    }
+    if (chosen.scratch_max) {
+        json_object_set_new(arguments, "scratch-max", json_integer(most));
+    }
+    if (chosen.scratch && g_str_has_prefix(chosen.scratch, "node:")) {
+        copy_set_text(arguments, "scratch-node", chosen.scratch + strlen("node:"));
+    } else if (chosen.scratch && strcmp(chosen.scratch, "none")) {
+        /* The server has another working directory. */
+        g_autofree char *directory = g_canonicalize_filename(chosen.scratch, NULL);
+        copy_set_text(arguments, "scratch", directory);
+    } else {
+        copy_set_text(arguments, "scratch", chosen.scratch);
+    }
+    return true;
 }
 
 static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
@@ -42,7 +75,7 @@ static bool add_arguments(json_t *arguments, const struct target *target, GError
         json_object_set_new(arguments, "x-perf",
                             json_pack("{s:i}", "max-workers", chosen.max_workers));
     }
-    return true;
+    return add_scratch(arguments, error);
 }
 
 static enum exit_status run(const struct invocation *invocation, GError **error)

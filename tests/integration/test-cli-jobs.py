@@ -66,6 +66,20 @@ def test_backup_arguments():
     assert server.arguments_of("job-dismiss") == {"id": "backup-vda"} and server.job is None
 
 
+def test_scratch():
+    """backup's scratch is a directory, as an absolute path, a node, or none"""
+    server = FakeQmp(path("admin"))
+    for value, sent in [(".", {"scratch": os.getcwd()}), ("node:n", {"scratch-node": "n"}),
+                        ("none", {"scratch": "none"})]:
+        run("backup", "vda", "--to", path("t"), "-d", "--scratch", value, "--scratch-max", "1G",
+            "-a", server.path)
+        arguments = server.arguments_of("drive-backup")
+        assert {k: v for k, v in arguments.items() if k.startswith("scratch")} == dict(
+            sent, **{"scratch-max": 1 << 30}), arguments
+    expect(run("backup", "vda", "--to", "t", "--scratch-max", "x", "-a", server.path), 2,
+           "--scratch-max expects")
+
+
 def start_mirror(*more, to=None):
     server = FakeQmp(path("admin"))
     process = spawn("mirror", "vda", "--to", to or path("target"), "-a", server.path, *more)
