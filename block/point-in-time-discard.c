@@ -80,6 +80,7 @@ int point_in_time_discard(struct point_in_time *point, uint64_t offset, uint64_t
     for (uint64_t next; start < end && !atomic_load(&point->over); start = next) {
         next = MIN_OF(end, start + POINT_STRIDE);
         trim_pieces(point, start, next);
+        point_memory_grant(point);
         point_give_up(point, start, next);
         TAILQ_FOREACH (run, &point->runs, run_entry) {
             pthread_cond_broadcast(&run->end);

@@ -286,42 +286,59 @@ static int read_failed(struct guest *guest, uint64_t offset, uint64_t bytes, int
     return cannot_save(guest, error);
 }
 
-/* Bring the start of a run into memory; *end is how far that went. */
+/*
+ * Cut [*offset, *end), of one region, down to what must be saved, and get memory for it. As
+ * reserve_memory, and 0 if there is nothing to save.
+ */
+static int prepare(struct guest *guest, uint64_t *offset, uint64_t *end)
+{
+    struct point_in_time *point = guest->point;
+    uint64_t region = point_region(*offset);
+    uint64_t units = units_to_save(point, region, point_mask(region, *offset, *end));
+
+    if (!units || atomic_load(&point->over)) {
+        return 0;
+    }
+    *offset = region + (uint64_t)__builtin_ctzll(units) * COPY_UNIT;
+    *end = MIN_OF(region + (64 - (uint64_t)__builtin_clzll(units)) * COPY_UNIT, point->length);
+    int reserved = reserve_memory(guest, *end - *offset);
+    /* Waiting takes time: is it still ours to save? */
+    if (reserved == 2 && !units_to_save(point, region, units)) {
+        point_memory_release(point, *end - *offset);
+        return 0;
+    }
+    return reserved;
+}
+
+/* Bring what is unsaved of the start of a range into memory; *end is how far that went. */
 static int save_data(struct guest *guest, uint64_t offset, uint64_t *end)
 {
     struct point_in_time *point = guest->point;
-    uint64_t region = point_region(offset);
     uint64_t largest = MAX_OF(align_down(point->memory_max / 4, COPY_UNIT), COPY_UNIT);
-    uint64_t limit = MIN_OF(*end, region + COPY_REGION);
-    uint64_t bytes = MIN_OF(limit - offset, largest);
+    uint64_t piece_end = MIN_OF(*end, point_region(offset) + COPY_REGION);
     int status;
 
-    *end = offset + bytes;
-    {
-        POINT_LOCK(point);
-        int reserved = reserve_memory(guest, bytes);
-
-        if (reserved <= 0) {
-            return reserved;
-        }
-        /* Waiting takes time: is it still ours to save? */
-        if (reserved == 2 && !units_to_save(point, region, point_mask(region, offset, *end))) {
-            point_memory_release(point, bytes);
-            return 0;
-        }
+    piece_end = MIN_OF(piece_end, offset + largest);
+    *end = piece_end;
+    point_lock(point);
+    status = prepare(guest, &offset, &piece_end);
+    point_unlock(point);
+    if (status <= 0) {
+        return status;
     }
-    struct point_piece *piece = read_piece(point, offset, bytes, &status);
+    struct point_piece *piece = read_piece(point, offset, piece_end - offset, &status);
     uint64_t zero = piece ? zero_units(piece) : 0;
     POINT_LOCK(point);
     if (!piece) {
-        return read_failed(guest, offset, bytes, -status);
+        return read_failed(guest, offset, piece_end - offset, -status);
     }
-    piece->memory = bytes;
+    piece->memory = piece->bytes;
     keep_piece(point, piece, zero);
     return 0;
 }
 
-static int save_all(struct guest *guest)
+/* Large ranges: most of it may be saved, or zeroes. */
+static int save_range(struct guest *guest)
 {
     uint64_t cursor = guest->start, offset, end;
     int status = 0;
@@ -335,6 +352,20 @@ static int save_all(struct guest *guest)
         }
         status = MIN_OF(status, 0);
         cursor = end;
+    }
+    return status;
+}
+
+static int save_all(struct guest *guest)
+{
+    int status = 0;
+
+    if (guest->end - guest->start > ASK_STATUS) {
+        return save_range(guest);
+    }
+    for (uint64_t offset = guest->start, end; status == 0 && offset < guest->end; offset = end) {
+        end = guest->end;
+        status = save_data(guest, offset, &end);
     }
     return status;
 }

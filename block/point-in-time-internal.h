@@ -30,6 +30,9 @@
 /* Threads that write to scratch. */
 #define POINT_THREADS_MAX 4
 
+/* Pieces that are written in one go, so that the lock is taken and guests are woken less often. */
+#define POINT_BATCH_PIECES 128
+
 /* As bound of a search in maps: no bound. */
 #define POINT_ANY_LENGTH (UINT64_MAX & ~(COPY_UNIT - 1))
 
@@ -122,6 +125,7 @@ struct point_in_time {
     unsigned thread_idle;
     unsigned thread_called; /* of the idle ones, woken and on their way */
     unsigned thread_active; /* at work on a batch */
+    bool hurry;             /* memory gets used up: they write what is there */
     bool timer_runs;        /* an idle thread waits with a deadline */
     bool ending;
     bool held;              /* scratch failed: until point_in_time_retry */
@@ -206,7 +210,10 @@ void point_piece_unref(struct point_piece *piece); /* with or without the lock *
 /* Put a piece where it is found, and at the end of the queue; takes the reference over. */
 void point_piece_insert(struct point_in_time *point, struct point_piece *piece);
 
-/* Take it out again, wake those who wait for its end, give its memory back, drop the reference. */
+/*
+ * Take it out again, wake those who wait for its end, drop the reference. Its memory is free after
+ * that, but who waits for some hears of it by point_memory_grant.
+ */
 void point_piece_end(struct point_in_time *point, struct point_piece *piece, bool failed);
 
 /* The pieces of a region: the first, and the next. */
@@ -219,6 +226,9 @@ uint64_t point_pending(const struct point_in_time *point, uint64_t region);
 /* Take memory now, if it can be had without overtaking others. */
 bool point_memory_take(struct point_in_time *point, uint64_t bytes);
 void point_memory_release(struct point_in_time *point, uint64_t bytes);
+
+/* Pieces have ended: give their memory to those who wait for some. */
+void point_memory_grant(struct point_in_time *point);
 
 /* Stand in line; leave it again (with what was granted, if so). */
 void point_memory_queue(struct point_in_time *point, struct point_memory_waiter *waiter);
@@ -239,6 +249,26 @@ void point_scratch_stop(struct point_in_time *point);
 
 /* Room on scratch is free again. Lock held. */
 void point_scratch_give_back(struct point_in_time *point, uint64_t bytes);
+
+/* ---- point-in-time-batch.c ---- */
+
+/* What a thread writes in one go. Pieces of the same region stand together. */
+struct point_batch {
+    unsigned count;
+    struct point_piece *pieces[POINT_BATCH_PIECES];
+    uint64_t units[POINT_BATCH_PIECES]; /* that each held when it was taken */
+    char *buffer;                       /* of the thread, for units of different pieces; or NULL */
+};
+
+/* How much room on scratch these units of a piece need. */
+uint64_t point_room(const struct point_in_time *point, const struct point_piece *piece,
+                    uint64_t units);
+
+/* Write a batch, and settle what becomes of its pieces. Lock held, dropped meanwhile. */
+void point_batch_write(struct point_in_time *point, struct point_batch *batch);
+
+/* The same for one that cannot be written. */
+void point_batch_refused(struct point_in_time *point, struct point_batch *batch, int error_number);
 
 /* ---- point-in-time-discard.c ---- */
 

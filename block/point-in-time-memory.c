@@ -120,7 +120,7 @@ void point_piece_end(struct point_in_time *point, struct point_piece *piece, boo
     piece->ended = true;
     piece->failed = failed;
     pthread_cond_broadcast(&piece->end);
-    point_memory_release(point, piece->memory);
+    point->memory_used -= piece->memory;
     point_piece_unref(piece);
 }
 
@@ -180,7 +180,7 @@ bool point_memory_take(struct point_in_time *point, uint64_t bytes)
 }
 
 /* Those who have waited longest first; nobody is woken for nothing. */
-static void grant(struct point_in_time *point)
+void point_memory_grant(struct point_in_time *point)
 {
     struct point_memory_waiter *waiter;
 
@@ -195,7 +195,7 @@ static void grant(struct point_in_time *point)
 void point_memory_release(struct point_in_time *point, uint64_t bytes)
 {
     point->memory_used -= bytes;
-    grant(point);
+    point_memory_grant(point);
 }
 
 void point_memory_queue(struct point_in_time *point, struct point_memory_waiter *waiter)
@@ -209,7 +209,7 @@ void point_memory_leave(struct point_in_time *point, struct point_memory_waiter 
 {
     if (!waiter->granted) {
         TAILQ_REMOVE(&point->memory_waiters, waiter, entry);
-        grant(point); /* it may have stood in the way of a smaller one */
+        point_memory_grant(point); /* it may have stood in the way of a smaller one */
     }
     pthread_cond_destroy(&waiter->wake);
 }
