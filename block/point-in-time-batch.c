@@ -232,9 +232,15 @@ static void give_up(struct point_in_time *point, struct point_batch *batch,
     GError *error = NULL;
 
     if (point->options.policy == POINT_IN_TIME_BREAK_SNAPSHOT && !atomic_load(&point->over)) {
-        block_error_errno(&error, error_number,
-                          "Could not write to scratch node '%s' at offset %" PRIu64,
-                          point->options.scratch->name, batch->pieces[group->first]->offset);
+        if (batch->over_budget) {
+            block_error(&error, error_number,
+                        "Old data needs more scratch than the %" PRIu64 " bytes it may have",
+                        point->options.budget->max_bytes);
+        } else {
+            block_error_errno(&error, error_number,
+                              "Could not write to scratch node '%s' at offset %" PRIu64,
+                              point->options.scratch->name, batch->pieces[group->first]->offset);
+        }
         point_break(point, error);
     }
     for (unsigned i = group->first; i < group->end; i++) {

@@ -258,6 +258,7 @@ struct point_batch {
     struct point_piece *pieces[POINT_BATCH_PIECES];
     uint64_t units[POINT_BATCH_PIECES]; /* that each held when it was taken */
     char *buffer;                       /* of the thread, for units of different pieces; or NULL */
+    bool over_budget;                   /* it may not be written */
 };
 
 /* How much room on scratch these units of a piece need. */

@@ -170,6 +170,7 @@ static bool take_region(struct point_in_time *point, struct point_batch *batch)
 static int take_batch(struct point_in_time *point, struct point_batch *batch, int64_t now_ns)
 {
     batch->count = 0;
+    batch->over_budget = false;
     do {
         if (!take_region(point, batch)) {
             break;
@@ -180,6 +181,7 @@ static int take_batch(struct point_in_time *point, struct point_batch *batch, in
         return 0;
     }
     add_to_batch(point, batch, TAILQ_FIRST(&point->queue));
+    batch->over_budget = true;
     return -ENOSPC;
 }
 

@@ -225,7 +225,7 @@ class Qmp:
             raise QmpError(answer["error"], name)
         return answer["return"]
 
-    def wait_event(self, name, timeout=None, **data):
+    def wait_event(self, name, /, timeout=None, **data):
         """The first event of this name whose data has these members; earlier others are kept.
 
         Dashes in the names of members are written as underscores.
