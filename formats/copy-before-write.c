@@ -18,6 +18,8 @@ struct copy_before_write_state {
 struct copy_before_write_options {
     int on_error;
     uint64_t timeout_s;
+    char *bitmap_node;
+    char *bitmap_name;
 };
 
 static const struct block_option copy_before_write_option_table[] = {
@@ -32,6 +34,10 @@ static const struct block_option copy_before_write_option_table[] = {
      .default_text = "0",
      .help = "Seconds a write may wait for old data to be kept, after which it counts as not kept; "
              "0: for ever."},
+    {"bitmap.node", BLOCK_OPTION_STRING, offsetof(struct copy_before_write_options, bitmap_node),
+     .help = "The node that has it. Only what is set in the bitmap now is kept and can be read."},
+    {"bitmap.name", BLOCK_OPTION_STRING, offsetof(struct copy_before_write_options, bitmap_name),
+     .help = "The bitmap's name."},
     {NULL},
 };
 
@@ -56,11 +62,6 @@ static void on_change(void *data)
     }
 }
 
-static void install(void *data)
-{
-    point_in_time_install(data);
-}
-
 static int check_options(struct block_node *node, const struct copy_before_write_options *options,
                          GError **error)
 {
@@ -70,39 +71,98 @@ static int check_options(struct block_node *node, const struct copy_before_write
         return block_error(error, EINVAL, "cbw-timeout must be between 0 (none) and %d seconds",
                            INT_MAX);
     }
+    if (!options->bitmap_node != !options->bitmap_name) {
+        return block_error(error, EINVAL, "Parameter 'bitmap.%s' is missing",
+                           options->bitmap_node ? "name" : "node");
+    }
     if (block_node_below_filters(target) == block_node_below_filters(node->file)) {
         return block_error(error, EINVAL, "'file' and 'target' cannot be the same");
     }
     return 0;
 }
 
+/* The moment, and what it needs. */
+struct moment {
+    struct block_node *nodes[2]; /* to drain: the source, and the bitmap's node or NULL */
+    const char *bitmap;          /* its name, or NULL */
+    struct point_in_time_options options;
+    struct copy_before_write_state *state; /* gets the point in time, unless that fails */
+    GError **error;
+};
+
+/*
+ * Main thread, drained. A bitmap is read at the moment, not before: what is written in between is
+ * in the bitmap that its user looks at, so it must be in the point in time, too.
+ */
+static void take_moment(void *data)
+{
+    struct moment *moment = data;
+
+    if (moment->bitmap) {
+        moment->options.bitmap = block_node_find_bitmap(moment->nodes[1], moment->bitmap);
+        if (!moment->options.bitmap) {
+            block_error(moment->error, ENOENT, "Dirty bitmap '%s' not found", moment->bitmap);
+            return;
+        }
+        moment->state->point = point_in_time_new(&moment->options, moment->error);
+    }
+    if (moment->state->point) {
+        point_in_time_install(moment->state->point);
+    }
+}
+
+static void run_moment(struct moment *moment)
+{
+    if (!moment->bitmap) { /* what fails now does not hold the guest up */
+        moment->state->point = point_in_time_new(&moment->options, moment->error);
+        if (!moment->state->point) {
+            return;
+        }
+    }
+    AUTO(block_drain)
+    drain = block_drain_begin(moment->nodes, moment->bitmap ? 2 : 1, BLOCK_PERM_WRITE);
+    main_loop_call_wait(take_moment, moment);
+}
+
 static int copy_before_write_open(struct block_node *node, void *values, GError **error)
 {
     struct copy_before_write_state *state = block_node_state(node);
     const struct copy_before_write_options *options = values;
-    struct block_node *source = block_node_below_filters(node->file);
     g_autofree char *owner = g_strdup_printf("node '%s'", node->name ? node->name : "(new)");
-    const struct point_in_time_options point_options = {
-        .owner = owner,
-        .source = source,
-        .scratch = block_node_child(node, "target"),
-        .policy = (enum point_in_time_policy)options->on_error,
-        .guest_timeout_ns = (int64_t)options->timeout_s * NS_PER_SECOND,
-        .callback_data = state,
-        .on_change = on_change,
-    };
+    AUTO(block_node) bitmap_node = NULL;
 
-    node->limits = node->file->limits;
     if (check_options(node, options, error) < 0) {
         return -EINVAL;
     }
-    state->point = point_in_time_new(&point_options, error);
+    if (options->bitmap_node) {
+        bitmap_node = block_node_find_or_error(options->bitmap_node, error);
+        if (!bitmap_node) {
+            return -ENOENT;
+        }
+    }
+    struct moment moment = {
+        .nodes = {block_node_below_filters(node->file), bitmap_node},
+        .bitmap = options->bitmap_name,
+        .options =
+            {
+                .owner = owner,
+                .source = block_node_below_filters(node->file),
+                .scratch = block_node_child(node, "target"),
+                .policy = (enum point_in_time_policy)options->on_error,
+                .guest_timeout_ns = (int64_t)options->timeout_s * NS_PER_SECOND,
+                .callback_data = state,
+                .on_change = on_change,
+            },
+        .state = state,
+        .error = error,
+    };
+    state->name = g_strdup(node->name ? node->name : node->driver->name);
+    run_moment(&moment);
     if (!state->point) {
+        g_free(state->name);
         return -EINVAL;
     }
-    state->name = g_strdup(node->name ? node->name : node->driver->name);
-    AUTO(block_drain) drain = block_drain_begin(&source, 1, BLOCK_PERM_WRITE);
-    main_loop_call_wait(install, state->point);
+    node->limits = node->file->limits;
     return 0;
 }
 

@@ -6,6 +6,7 @@
 #include "block/align.h"
 #include "block/clock.h"
 #include "block/device.h"
+#include "block/dirty-bitmap.h"
 #include "block/drain.h"
 #include "block/main-loop.h"
 #include "block/request.h"
@@ -346,6 +347,53 @@ static void test_discard_ignored(struct fixture *fixture, const void *data)
     assert_holds(fixture, snapshot, fixture->old);
 }
 
+/* ---- Part of a disk ------------------------------------------------------------------------- */
+
+struct bitmap_of {
+    struct block_node *node;
+    struct dirty_bitmap *bitmap;
+};
+
+static void add_bitmap(void *data)
+{
+    struct bitmap_of *of = data;
+
+    block_node_add_bitmap(of->node, of->bitmap);
+}
+
+static struct dirty_bitmap *new_bitmap(struct block_node *node, const char *name, uint64_t length)
+{
+    struct bitmap_of of = {node, dirty_bitmap_new(name, length, 64 * KIB, NULL)};
+
+    main_loop_call_wait(add_bitmap, &of);
+    return of.bitmap; /* the node's */
+}
+
+static void test_bitmap(struct fixture *fixture, const void *data)
+{
+    struct dirty_bitmap *bitmap = new_bitmap(fixture->disk, "b", LENGTH);
+    struct point_in_time_info info;
+    struct block_extent extent;
+    uint8_t byte;
+
+    dirty_bitmap_set(bitmap, 64 * KIB, 1);
+    dirty_bitmap_set(bitmap, LENGTH - 1, 1);
+    AUTO(block_node) filter = open_filter("bitmap.node=disk,bitmap.name=b");
+    AUTO(block_node) snapshot = open_snapshot();
+    /* The bits are those of the moment: the bitmap goes on, and this sets them all. */
+    memset(fixture->buffer, 0x44, LENGTH);
+    g_assert_cmpint(block_node_pwrite(filter, fixture->buffer, 0, LENGTH, 0), ==, 0);
+    point_in_time_get_info(copy_before_write_point(filter), &info);
+    g_assert_cmpuint(info.saved_bytes, ==, 64 * KIB); /* the disk's end was a hole */
+    g_assert_cmpint(block_node_pread(snapshot, fixture->buffer, 64 * KIB, 64 * KIB, 0), ==, 0);
+    g_assert_cmpmem(fixture->buffer, 64 * KIB, fixture->old + 64 * KIB, 64 * KIB);
+    g_assert_cmpint(block_node_pread(snapshot, &byte, LENGTH - 1, 1, 0), ==, 0);
+    g_assert_cmpuint(byte, ==, 0);
+    g_assert_cmpint(block_node_pread(snapshot, &byte, 64 * KIB - 1, 1, 0), ==, -EINVAL);
+    g_assert_cmpint(block_node_pread(snapshot, &byte, 128 * KIB, 1, 0), ==, -EINVAL);
+    g_assert_cmpint(block_node_block_status(snapshot, 0, UNIT, &extent), ==, -EINVAL);
+}
+
 /* ---- Guests that come and go ---------------------------------------------------------------- */
 
 struct move {
@@ -424,6 +472,17 @@ static void test_refusals(struct fixture *fixture, const void *data)
     /* Data is kept in units of 4 KiB whatever the clusters: the option would mean nothing. */
     ASSERT_REFUSED("Parameter 'min-cluster-size' is unexpected",
                    "driver=copy-before-write,file=disk,target=scratch,min-cluster-size=64k");
+    new_bitmap(fixture->scratch, "longer", LENGTH + 512);
+    ASSERT_REFUSED("'bitmap.name' is missing",
+                   "driver=copy-before-write,file=disk,target=scratch,bitmap.node=disk");
+    ASSERT_REFUSED("'bitmap.node' is missing",
+                   "driver=copy-before-write,file=disk,target=scratch,bitmap.name=b");
+    ASSERT_REFUSED("node-name='none'", "driver=copy-before-write,file=disk,target=scratch,"
+                                       "bitmap.node=none,bitmap.name=b");
+    ASSERT_REFUSED("Dirty bitmap 'b' not found", "driver=copy-before-write,file=disk,"
+                                                 "target=scratch,bitmap.node=disk,bitmap.name=b");
+    ASSERT_REFUSED("The bitmap covers", "driver=copy-before-write,file=disk,target=scratch,"
+                                        "bitmap.node=scratch,bitmap.name=longer");
     ASSERT_REFUSED("'target' is missing", "driver=copy-before-write,file=disk");
     ASSERT_REFUSED("'copy-before-write'", "driver=snapshot-access,file=disk");
 
@@ -471,6 +530,7 @@ int main(int argc, char **argv)
     TEST("timeout", test_timeout);
     TEST("discard-frees-scratch", test_discard);
     TEST("discard-may-be-ignored", test_discard_ignored);
+    TEST("part-of-a-disk", test_bitmap);
     TEST("guests-come-and-go", test_moving_guest);
     TEST("refusals", test_refusals);
     TEST("read-only", test_read_only);
