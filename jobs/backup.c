@@ -9,9 +9,7 @@
 #include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/copy-map.h"
-#include "block/drain.h"
 #include "block/error.h"
-#include "block/main-loop.h"
 #include "block/point-in-time.h"
 #include "block/request.h"
 #include "formats/scratch.h"
@@ -381,27 +379,4 @@ void backup_activate(struct job *job)
     struct backup *backup = job_state(job);
 
     point_in_time_install(backup->point);
-}
-
-static void activate(void *data)
-{
-    backup_activate(data);
-}
-
-int backup_start(const struct backup_options *options, GError **error)
-{
-    struct block_node *source = options->source;
-    AUTO(job) job = backup_new(options, error);
-
-    if (!job) {
-        return -EINVAL;
-    }
-    AUTO(block_drain) drain = block_drain_begin(&source, 1, BLOCK_PERM_WRITE);
-    main_loop_call_wait(activate, job);
-    block_drain_end(STEAL(drain));
-    int status = job_start(job, error);
-    if (status < 0) {
-        job_early_fail(job);
-    }
-    return status;
 }

@@ -51,16 +51,13 @@ struct backup_options {
 #define BACKUP_DEFAULT_GUEST_TIMEOUT_S 10
 
 /*
- * Check the options and create the job, without its moment: the first of three steps, for
- * transactions. Then backup_activate with the source's writers drained, then job_start; or
- * job_roll_back. A new reference, or NULL with the error set. Not the main thread.
+ * Check the options and create the job, without its moment: the first of three steps. Then
+ * backup_activate with the source's writers drained, then job_start; or job_roll_back. A new
+ * reference, or NULL with the error set. Not the main thread.
  */
 struct job *backup_new(const struct backup_options *options, GError **error);
 
 /* The moment. Main thread, the source's writers drained (BLOCK_PERM_WRITE). Cannot fail. */
 void backup_activate(struct job *job);
-
-/* All three steps, draining included. Not the main thread. Returns a negative errno. */
-int backup_start(const struct backup_options *options, GError **error);
 
 #endif

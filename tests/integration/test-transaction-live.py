@@ -431,6 +431,82 @@ def node_gone(test):
     server.stop()
 
 
+@promise("a bitmap may be on a point-in-time view, and takes over what the disk's has")
+def on_a_view(test):
+    server, qmp = world(test)
+    bitmap_command(qmp, "add", node="disk0", name="b")
+    handle = server.connect("vda")
+    handle.pwrite(b"1" * 512, MIB)
+    qmp.command("blockdev-add", driver="null-co", node_name="scratch", size=8 * MIB)
+    qmp.command("blockdev-add", driver="copy-before-write", node_name="cbw", file="disk0",
+                target="scratch")  # fmt: skip
+    qmp.command("blockdev-add", driver="snapshot-access", node_name="snap", file="cbw")
+    transaction(
+        qmp,
+        action("add", node="snap", name="b", disabled=True),
+        action("merge", node="snap", target="b", bitmaps=[{"node": "disk0", "name": "b"}]),
+        action("clear", node="disk0", name="b"),
+    )
+    handle.pwrite(b"1" * 512, 2 * MIB)
+    handle.pwrite(b"1" * 512, 3 * MIB)
+    assert count(qmp, "b", "snap") == 64 * KIB
+    assert count(qmp, "b") == 128 * KIB
+    for node in ("snap", "cbw", "scratch"):
+        qmp.command("blockdev-del", node_name=node)
+
+
+@promise("bitmaps and transactions do not wait for guests whose requests are held")
+def held_guests(test):
+    server, qmp = world(test)
+    bitmap_command(qmp, "add", node="disk0", name="b")
+    writers = Writers(test, server.uri(), 8 * MIB, prefill=False).start()
+    writers.wait_done(10)
+    qmp.command("stop")
+    before = count(qmp, "b")
+    transaction(qmp, action("add", node="vda", name="copy"),
+                action("merge", node="vda", target="copy", bitmaps=["b"]))  # fmt: skip
+    assert (count(qmp, "b"), count(qmp, "copy")) == (before, before)
+    bitmap_command(qmp, "clear", node="disk0", name="b")
+    assert count(qmp, "b") == 0
+    qmp.command("cont")
+    writers.wait_done(10)
+    writers.stop()
+    assert count(qmp, "b") > 0
+
+
+@promise("bitmaps are right when a disk is resized beside transactions")
+def resizes_beside(test):
+    server, qmp = world(test, length=2 * MIB)
+    bitmap_command(qmp, "add", node="disk0", name="b", granularity=512)
+    resizing = server.qmp()
+    over = threading.Event()
+
+    def resize():
+        size = 2 * MIB
+        while not over.is_set():
+            size = 5 * MIB - size
+            resizing.command_raw("block_resize", {"device": "vda", "size": size})
+
+    thread = threading.Thread(target=resize, daemon=True)
+    thread.start()
+    for _ in range(60):
+        transaction(
+            qmp,
+            action("add", node="vda", name="t", granularity=1024, disabled=True),
+            action("merge", node="vda", target="t", bitmaps=["b", "t"]),
+            action("clear", node="vda", name="b"),
+        )
+        assert count(qmp, "t") in (0, MIB), bitmaps(qmp)
+        bitmap_command(qmp, "remove", node="vda", name="t")
+    over.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    resizing.command_raw("block_resize", {"device": "vda", "size": 4 * MIB})
+    bitmap_command(qmp, "clear", node="vda", name="b")
+    server.connect().pwrite(b"1" * 512, 4 * MIB - 512)
+    assert count(qmp, "b") == 512
+
+
 @promise("with a bitmap the connected clients go on, whoever adds and removes it beside them")
 def beside_clients(test):
     server, qmp = world(test)

@@ -15,7 +15,7 @@ static void expect_refused(const struct backup_options *options, const char *mes
 {
     g_autoptr(GError) error = NULL;
 
-    g_assert_cmpint(backup_start(options, &error), <, 0);
+    g_assert_null(backup_new(options, &error));
     g_assert_nonnull(error);
     if (!strstr(error->message, message)) {
         g_error("'%s' does not say '%s'", error->message, message);
@@ -112,7 +112,7 @@ static void test_duplicate_id(void)
     struct job *job;
 
     rig_backup(rig, &options, 1, &job, NULL);
-    g_assert_cmpint(backup_start(&other, &error), <, 0);
+    g_assert_null(backup_new(&other, &error));
     g_assert_cmpstr(error->message, ==, "Job ID 'job0' already in use");
     rig_assert_unused(second);
     g_assert_null(rig_end(job));
