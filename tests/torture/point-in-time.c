@@ -393,7 +393,12 @@ static void torture(uint64_t length, uint64_t alignment)
     int64_t end_ns = clock_now_ns() + BUDGET_NS;
     struct rig *rig = rig_new(length, alignment);
 
-    rounds = whole = broken = good_reads = failed_reads = discards = 0;
+    rounds = 0;
+    whole = 0;
+    broken = 0;
+    good_reads = 0;
+    failed_reads = 0;
+    discards = 0;
     rig_fill(rig);
     rig_write(rig, WRITERS);
     do {
