@@ -353,6 +353,7 @@ int main(int argc, char **argv)
     g_test_add_func("/copy-engine/fail", test_fail);
     g_test_add_func("/copy-engine/drain", test_drain);
     int status = g_test_run();
+    job_cancel_all(); /* joins the threads */
     main_loop_stop();
     return status;
 }
