@@ -263,6 +263,11 @@ uint64_t point_in_time_length(const struct point_in_time *point)
     return point->length;
 }
 
+struct block_node *point_in_time_source(const struct point_in_time *point)
+{
+    return point->options.source;
+}
+
 /* ---- The moment ----------------------------------------------------------------------------- */
 
 void point_in_time_install(struct point_in_time *point)

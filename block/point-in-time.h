@@ -120,6 +120,9 @@ DEFINE_AUTO(point_in_time, point_in_time_free)
 int point_in_time_before_write(struct point_in_time *point, enum block_operation operation,
                                uint64_t offset, uint64_t bytes);
 
+/* What it is of; borrowed, and it stays as long as the point in time. */
+struct block_node *point_in_time_source(const struct point_in_time *point);
+
 /* Its length: that of the source when it was made. */
 uint64_t point_in_time_length(const struct point_in_time *point);
 

@@ -136,3 +136,12 @@ struct block_node *snapshot_access_open(const struct snapshot_access_options *op
     block_options_set(node_options, "discard", "unmap");
     return block_node_open_with(&own_point_driver, (void *)(uintptr_t)options, node_options, error);
 }
+
+struct block_node *snapshot_access_source(struct block_node *node)
+{
+    const struct snapshot_access_state *state = block_node_state(node);
+
+    return node->driver == &snapshot_access_driver || node->driver == &own_point_driver
+               ? point_in_time_source(state->point)
+               : NULL;
+}

@@ -30,4 +30,7 @@ struct snapshot_access_options {
 struct block_node *snapshot_access_open(const struct snapshot_access_options *options,
                                         GError **error);
 
+/* The node whose past a snapshot-access node shows, borrowed; NULL for other drivers' nodes. */
+struct block_node *snapshot_access_source(struct block_node *node);
+
 #endif

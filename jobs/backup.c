@@ -171,23 +171,6 @@ static const struct job_driver backup_driver = {
     .clean = clean_backup,
 };
 
-/* The device whose root is this node: its guest has precedence. A new reference, or NULL. */
-static struct block_device *find_guest(const struct block_node *source)
-{
-    struct block_device **list = block_device_list();
-    struct block_device *guest = NULL;
-
-    for (struct block_device **device = list; *device && !guest; device++) {
-        AUTO(block_node) root = block_device_root(*device);
-
-        if (root == source) {
-            guest = block_device_ref(*device);
-        }
-    }
-    block_device_list_free(list);
-    return guest;
-}
-
 static int check_performance_options(const struct backup_options *options, GError **error)
 {
     if (options->max_workers < 0 || options->max_workers > COPY_MAX_WORKERS) {
@@ -310,7 +293,7 @@ static int new_point(struct job *job, const struct backup_options *options, GErr
 static int new_engine(struct job *job, const struct backup_options *options, GError **error)
 {
     struct backup *backup = job_state(job);
-    AUTO(block_device) guest = find_guest(options->source);
+    AUTO(block_device) guest = copy_pace_find_guest(options->source);
     struct copy_engine_options engine_options = {
         .source = &backup->source.copy,
         .length = backup->length,

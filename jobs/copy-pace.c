@@ -6,6 +6,7 @@
 #include "block/align.h"
 #include "block/clock.h"
 #include "block/copy-map.h"
+#include "formats/snapshot-access.h"
 
 /* Fewer requests than this in a tick (200 a second) are a guest that is idle. */
 #define BUSY_REQUESTS 4
@@ -15,6 +16,32 @@
 
 /* With low effort beside a busy guest, a worker rests this many times as long as it works. */
 #define REST_FACTOR 24
+
+static bool stands_on(struct block_device *device, const struct block_node *wanted)
+{
+    AUTO(block_node) root = block_device_root(device);
+    const struct block_node *node = root;
+
+    while (node && node != wanted && node->driver->is_filter) {
+        node = node->file;
+    }
+    return node && node == wanted;
+}
+
+struct block_device *copy_pace_find_guest(struct block_node *source)
+{
+    struct block_node *past_of = snapshot_access_source(source);
+    struct block_device **list = block_device_list();
+    struct block_device *guest = NULL;
+
+    for (struct block_device **device = list; *device && !guest; device++) {
+        if (stands_on(*device, past_of ? past_of : source)) {
+            guest = block_device_ref(*device);
+        }
+    }
+    block_device_list_free(list);
+    return guest;
+}
 
 void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned max_workers)
 {

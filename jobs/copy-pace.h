@@ -46,6 +46,12 @@ struct copy_pace {
     unsigned workers; /* that may copy now */
 };
 
+/*
+ * The device whose guest has precedence over a job that reads this node: its root, or what is
+ * below its root's filters, or a view of that. A new reference, or NULL. Any thread.
+ */
+struct block_device *copy_pace_find_guest(struct block_node *source);
+
 /* guest may be NULL; it is borrowed. */
 void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned max_workers);
 
