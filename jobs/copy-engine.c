@@ -129,6 +129,7 @@ static bool take_run(struct copy_engine *engine, bool urgent_only, struct copy_r
     engine->active++;
     engine->starved = false;
     engine->is_urgent |= urgent_only;
+    pthread_cond_signal(&engine->work); /* where there is one run there may be another */
     copy_pace_account(&engine->pace, bytes);
     return true;
 }
@@ -273,8 +274,7 @@ static bool coordinate(struct copy_engine *engine)
     }
     copy_pace_look(&engine->pace, clock_now_ns());
     start_workers(engine);
-    engine->starved = false;
-    pthread_cond_broadcast(&engine->work);
+    pthread_cond_signal(&engine->work);
     return true;
 }
 
@@ -399,6 +399,7 @@ void copy_engine_wake(struct copy_engine *engine)
 {
     SCOPE_LOCK(&engine->lock);
 
+    engine->starved = false;
     wake_all(engine);
 }
 

@@ -65,8 +65,8 @@ struct copy_source_operations {
     void (*done)(struct copy_source *source, uint64_t offset, uint64_t bytes, bool is_copied);
     /*
      * True when the engine's run is to end well. Asked by the coordinator at every tick and when
-     * the workers run out of work; is_idle: nothing is in flight, and next had nothing. Engine
-     * lock not held. May set the job ready.
+     * the workers run out of work; is_idle: nothing is in flight, and when next was last asked it
+     * had nothing. Engine lock not held. May set the job ready.
      */
     bool (*is_finished)(struct copy_source *source, bool is_idle);
     /* Make reads that hang fail soon: the job is being ended. NULL: they do not hang. */
