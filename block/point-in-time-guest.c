@@ -405,11 +405,8 @@ static int await_piece(struct guest *guest, struct point_piece *piece, uint64_t 
            !copy_map_is_saved(point->saved, unit, 1)) {
         in_time = await(guest, &piece->end);
     }
-    if (!in_time) {
-        status = too_slow(guest);
-    } else if (piece->failed && !atomic_load(&point->over) &&
-               !copy_map_is_saved(point->saved, unit, 1)) {
-        status = -EIO;
+    if (!atomic_load(&point->over) && !copy_map_is_saved(point->saved, unit, 1)) {
+        status = piece->failed ? -EIO : in_time ? 0 : too_slow(guest);
     }
     point_piece_unref(piece);
     return status;

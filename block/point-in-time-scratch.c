@@ -96,18 +96,33 @@ static bool must_free(struct point_in_time *point)
 
 static void *scratch_thread(void *data);
 
+/* No thread at all: as when scratch fails. */
+static void cannot_start(struct point_in_time *point, int error_number)
+{
+    struct point_piece *piece;
+    GError *error = NULL;
+
+    if (point->options.policy == POINT_IN_TIME_BREAK_GUEST_WRITE) {
+        while ((piece = TAILQ_FIRST(&point->queue))) {
+            point_piece_end(point, piece, true);
+        }
+        point_memory_grant(point);
+        return;
+    }
+    block_error_errno(&error, error_number,
+                      "Could not start a thread that writes to scratch node '%s'",
+                      point->options.scratch->name);
+    point_break(point, error);
+}
+
 static void start_thread(struct point_in_time *point)
 {
     int error_number = thread_create(&point->threads[point->thread_count], scratch_thread, point);
-    GError *error = NULL;
 
     if (error_number == 0) {
         point->thread_count++;
     } else if (point->thread_count == 0) { /* else fewer will do */
-        block_error_errno(&error, error_number,
-                          "Could not start a thread that writes to scratch node '%s'",
-                          point->options.scratch->name);
-        point_break(point, error);
+        cannot_start(point, error_number);
     }
 }
 
