@@ -45,6 +45,8 @@ struct point_rig *point_rig_new(uint64_t length, bool with_scratch)
                             "file.discard=unmap,file.size=%" G_GUINT64_FORMAT,
                             (guint64)length);
     g_assert_cmpint(block_node_pwrite(rig->source, rig->old, 0, length, 0), ==, 0);
+    rig->guest = block_device_new("vda", rig->source, NULL);
+    block_device_ref(rig->guest);
     if (with_scratch) {
         rig->scratch = test_open("driver=fault,node-name=scratch,discard=unmap,file.driver=memory,"
                                  "file.discard=unmap,file.size=%" G_GUINT64_FORMAT,
@@ -104,6 +106,8 @@ void point_rig_free(struct point_rig *rig)
         point_in_time_free(rig->point);
     }
     g_assert_cmpuint(atomic_load(&rig->budget.used_bytes), ==, 0);
+    g_assert_cmpint(block_device_remove(rig->guest), ==, 0);
+    block_device_unref(rig->guest);
     drop_node(rig->source);
     drop_node(rig->scratch);
     g_assert_cmpuint(memory_disks_open(), ==, 0);
@@ -122,7 +126,7 @@ static int write_byte(struct point_rig *rig, uint64_t offset, uint64_t bytes, ui
     g_autofree char *data = g_malloc(bytes);
 
     memset(data, byte, bytes);
-    return block_node_pwrite(rig->source, data, offset, bytes, 0);
+    return block_device_pwrite(rig->guest, data, offset, bytes, 0);
 }
 
 int point_rig_write(struct point_rig *rig, uint64_t offset, uint64_t bytes)

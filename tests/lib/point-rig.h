@@ -11,6 +11,7 @@
 
 #include "block/align.h"
 #include "block/copy-map.h"
+#include "block/device.h"
 #include "block/point-in-time.h"
 #include "tests/lib/fault-driver.h"
 #include "tests/lib/memory-driver.h"
@@ -21,6 +22,7 @@ struct point_rig {
     uint64_t length;
     uint8_t *old; /* the contents of the moment */
     struct block_node *source;
+    struct block_device *guest; /* on the source; drains wait for its requests */
     struct block_node *scratch; /* NULL: none */
     struct scratch_budget budget;
     struct point_in_time *point;

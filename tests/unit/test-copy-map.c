@@ -127,6 +127,9 @@ static void test_random(void)
             }
         }
         for (uint64_t unit = 0; unit < UNITS; unit++) {
+            uint64_t word = copy_map_saved_units(map, unit / 64 * COPY_REGION);
+
+            g_assert_cmpuint(word >> unit % 64 & 1, ==, saved[unit]);
             g_assert_true(found[unit] != saved[unit]);
             g_assert_true(copy_map_is_saved(map, unit * COPY_UNIT, 1) == saved[unit]);
         }

@@ -100,6 +100,9 @@ static void check_everything(struct dirty_bitmap *bitmap, const struct model *mo
     for (uint64_t i = 0; i < model->dirty->len; i++) {
         g_assert_cmpint(dirty_bitmap_get(bitmap, i * model->granularity), ==,
                         model->dirty->data[i]);
+        g_assert_cmpuint(dirty_bitmap_get_word(bitmap, i / 64 * 64 * model->granularity) >> i % 64 &
+                             1,
+                         ==, model->dirty->data[i]);
     }
     while (dirty_bitmap_next_range(bitmap, offset, UINT64_MAX, UINT64_MAX, &offset, &bytes)) {
         check_range(bitmap, model, offset, UINT64_MAX, UINT64_MAX);
