@@ -9,6 +9,9 @@
 #include "block/error.h"
 #include "block/main-loop.h"
 
+/* What hangs on `target` for longer is cut off when the node is closed. */
+#define STOP_GRACE_NS (5 * NS_PER_SECOND)
+
 struct copy_before_write_state {
     struct point_in_time *point;
     char *name;          /* for what is said when it breaks */
@@ -171,6 +174,7 @@ static void copy_before_write_close(struct block_node *node)
     struct copy_before_write_state *state = block_node_state(node);
 
     point_in_time_uninstall(state->point);
+    point_in_time_stop(state->point, STOP_GRACE_NS);
     point_in_time_free(state->point);
     g_free(state->name);
 }

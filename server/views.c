@@ -14,6 +14,9 @@
 #include "block/request.h"
 #include "server/view-internal.h"
 
+/* Requests to scratch that hang for longer are cut off when a view is dropped. */
+#define STOP_GRACE_NS (5 * NS_PER_SECOND)
+
 /*
  * Guards the list and what view-internal.h says. Taken before the graph lock and the lock of the
  * event queue; nothing blocks under it.
@@ -188,6 +191,9 @@ void view_close(struct view *view)
     for (size_t i = 0; i < view->count; i++) {
         struct view_device *device = &view->devices[i];
 
+        if (device->point) {
+            point_in_time_stop(device->point, STOP_GRACE_NS);
+        }
         if (device->device) {
             block_device_remove(device->device); /* read-only: there is nothing to flush */
         }

@@ -59,7 +59,8 @@ void view_abandon(struct view *view);
 
 /*
  * Drop a view. Unless forced it is refused while clients are connected to its exports or somebody
- * uses its nodes; forced, their requests fail from now on. Waits for requests in flight.
+ * uses its nodes; forced, their requests fail from now on. Waits for requests in flight; those to
+ * scratch are cut off after a while, and a scratch node of a remote server is then lost.
  */
 int view_drop(const char *name, bool force, GError **error);
 
