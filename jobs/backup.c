@@ -107,7 +107,7 @@ static int run_full(struct job *job, GError **error)
     /* From here on guests' writes owe us nothing; do not stay on their path while flushing. */
     point_in_time_uninstall(backup->point);
     job_set_phase(job, "flushing");
-    return copy_engine_flush(backup->engine, error);
+    return copy_engine_flush(backup->engine, INT64_MAX, error);
 }
 
 /* Nothing can be saved any more, or saved data wants to be taken. */

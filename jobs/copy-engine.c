@@ -15,8 +15,12 @@
 #include "block/thread.h"
 #include "jobs/copy-engine-internal.h"
 
-/* How long requests that are in flight at the end get before hanging ones are cut off. */
-#define END_GRACE_NS NS_PER_SECOND
+/*
+ * How long requests that are in flight at the end get before hanging ones are cut off; and after
+ * that those which followed them in the same run.
+ */
+#define END_GRACE_NS     NS_PER_SECOND
+#define CUT_OFF_AGAIN_NS (100 * NS_PER_MS)
 
 /* ---- Bookkeeping ---------------------------------------------------------------------------- */
 
@@ -299,7 +303,7 @@ static void come_to_rest(struct copy_engine *engine)
             pthread_mutex_unlock(&engine->lock);
             cancel_in_flight(engine);
             pthread_mutex_lock(&engine->lock);
-            deadline_ns = INT64_MAX;
+            deadline_ns = clock_now_ns() + CUT_OFF_AGAIN_NS;
         }
     }
 }
@@ -354,13 +358,22 @@ static void *flush_thread(void *data)
     return NULL;
 }
 
+/* Lock held. Wait for a change; false when there is no more waiting. */
+static bool wait_while_wanted(struct copy_engine *engine, int64_t deadline_ns)
+{
+    return !job_is_cancelled(engine->job) &&
+           clock_cond_wait_until(&engine->changed, &engine->lock, deadline_ns) != ETIMEDOUT;
+}
+
 /* Begin to flush as soon as the target is not drained, unless the job is cancelled before. */
-static int start_flush(struct copy_engine *engine, pthread_t *thread)
+static int start_flush(struct copy_engine *engine, int64_t deadline_ns, pthread_t *thread)
 {
     SCOPE_LOCK(&engine->lock);
 
-    while (engine->target_drains && !job_is_cancelled(engine->job)) {
-        pthread_cond_wait(&engine->changed, &engine->lock);
+    while (engine->target_drains) {
+        if (!wait_while_wanted(engine, deadline_ns)) {
+            return -ETIMEDOUT;
+        }
     }
     if (job_is_cancelled(engine->job)) {
         return -ECANCELED;
@@ -372,20 +385,20 @@ static int start_flush(struct copy_engine *engine, pthread_t *thread)
     return -status;
 }
 
-int copy_engine_flush(struct copy_engine *engine, GError **error)
+int copy_engine_flush(struct copy_engine *engine, int64_t deadline_ns, GError **error)
 {
     pthread_t thread;
-    int status = start_flush(engine, &thread);
+    int status = start_flush(engine, deadline_ns, &thread);
 
     if (status == 0) {
         pthread_mutex_lock(&engine->lock);
-        while (engine->active && !job_is_cancelled(engine->job)) {
-            pthread_cond_wait(&engine->changed, &engine->lock);
+        while (engine->active && wait_while_wanted(engine, deadline_ns)) {
         }
+        bool is_late = engine->active;
         pthread_mutex_unlock(&engine->lock);
         come_to_rest(engine);
         pthread_join(thread, NULL);
-        status = engine->flush_status;
+        status = is_late ? -ETIMEDOUT : engine->flush_status;
     }
     if (job_is_cancelled(engine->job)) {
         return -ECANCELED;

@@ -128,9 +128,10 @@ void copy_engine_fail(struct copy_engine *engine, GError *error);
 
 /*
  * Flush the target, after a run that succeeded. Ends soon when the job is cancelled, also if the
- * target hangs. Returns a negative errno with the error set.
+ * target hangs. What is not done at deadline_ns (CLOCK_MONOTONIC; INT64_MAX: never) has failed.
+ * Returns a negative errno with the error set.
  */
-int copy_engine_flush(struct copy_engine *engine, GError **error);
+int copy_engine_flush(struct copy_engine *engine, int64_t deadline_ns, GError **error);
 
 /*
  * Something the engine may be waiting for has changed: struct job_driver's wake, and for sources

@@ -31,6 +31,7 @@ struct copier {
     _Atomic unsigned idle;
     _Atomic bool started;
     _Atomic bool again; /* run the engine a second time */
+    bool hurry;         /* allow the flush no time */
 };
 
 static struct copier *copier; /* of the test */
@@ -119,7 +120,8 @@ static int run(struct job *job, GError **error)
         dirty_bitmap_set(copier->left, 0, LENGTH);
         status = copy_engine_run(copier->engine, error);
     }
-    return status == 0 ? copy_engine_flush(copier->engine, error) : status;
+    int64_t deadline_ns = copier->hurry ? clock_now_ns() : INT64_MAX;
+    return status == 0 ? copy_engine_flush(copier->engine, deadline_ns, error) : status;
 }
 
 static void wake(struct job *job)
@@ -320,6 +322,32 @@ static void test_fail(void)
     g_assert_cmpstr(message, ==, "The first");
 }
 
+/* An engine with nothing to do that is to stay looks for work now and then, not all the time. */
+static void test_idle(void)
+{
+    set_up(NULL);
+    atomic_store(&copier->stay, true);
+    start();
+    wait_for(&copier->idle, 1);
+    g_usleep(200000);
+    g_assert_cmpuint(atomic_load(&copier->idle), <, 10000); /* without rest: far more */
+    atomic_store(&copier->stay, false);
+    end_well();
+}
+
+/* A flush that is not done in the time it has got has failed. */
+static void test_late_flush(void)
+{
+    set_up(NULL);
+    copier->hurry = true;
+    memory_disk_hold(copier->to, BLOCK_OPERATION_FLUSH);
+    start();
+    memory_disk_wait_held(copier->to, 1);
+    memory_disk_release(copier->to);
+    g_autofree char *message = end();
+    g_assert_cmpstr(message, ==, "Could not flush target node 'to': Connection timed out");
+}
+
 /* A drain of the source waits for reads, not for a target that hangs; nothing is begun then. */
 static void test_drain(void)
 {
@@ -351,6 +379,8 @@ int main(int argc, char **argv)
     g_test_add_func("/copy-engine/urgent", test_urgent);
     g_test_add_func("/copy-engine/again", test_again);
     g_test_add_func("/copy-engine/fail", test_fail);
+    g_test_add_func("/copy-engine/idle", test_idle);
+    g_test_add_func("/copy-engine/late-flush", test_late_flush);
     g_test_add_func("/copy-engine/drain", test_drain);
     int status = g_test_run();
     job_cancel_all(); /* joins the threads */
