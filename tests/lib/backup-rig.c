@@ -55,11 +55,6 @@ int rig_main(int argc, char **argv, void (*add_tests)(void))
 
 struct rig *rig_new(uint64_t length, uint64_t alignment)
 {
-    return rig_new_named("vda", "source", length, alignment);
-}
-
-struct rig *rig_new_named(const char *device, const char *node, uint64_t length, uint64_t alignment)
-{
     struct rig *rig = g_new0(struct rig, 1);
     GError *error = NULL;
 
@@ -67,10 +62,10 @@ struct rig *rig_new_named(const char *device, const char *node, uint64_t length,
     rig->length = length;
     g_autofree char *path = test_path(rig->directory, "source");
     test_make_file(path, length);
-    rig->source = test_open("driver=fault,node-name=%s,discard=unmap,alignment=%" PRIu64
+    rig->source = test_open("driver=fault,node-name=source,discard=unmap,alignment=%" PRIu64
                             ",file.driver=file,file.filename=%s",
-                            node, alignment, path);
-    rig->device = block_device_new(device, rig->source, &error);
+                            alignment, path);
+    rig->device = block_device_new("vda", rig->source, &error);
     g_assert_no_error(error);
     block_device_ref(rig->device);
     rig->model = model_new(align_down(length, RIG_SECTOR), RIG_SECTOR);
@@ -97,6 +92,23 @@ void rig_assert_equal(struct model *model, struct block_node *node)
     g_assert_true(equal);
 }
 
+char *rig_contents(struct block_node *node)
+{
+    uint64_t length = block_node_length(node);
+    char *contents = g_malloc(length + 1);
+
+    g_assert_cmpint(block_node_pread(node, contents, 0, length, 0), ==, 0);
+    return contents;
+}
+
+void rig_assert_contents(struct block_node *node, const char *contents)
+{
+    g_autofree char *found = rig_contents(node);
+    uint64_t length = block_node_length(node);
+
+    g_assert_cmpmem(found, length, contents, length);
+}
+
 static bool has_claims_beside(struct block_node *node, unsigned expected)
 {
     struct block_claim *claim;
@@ -111,9 +123,9 @@ static bool has_claims_beside(struct block_node *node, unsigned expected)
     return count != expected;
 }
 
-static bool has_notifiers(struct block_node *node)
+static bool has_watchers(struct block_node *node)
 {
-    return node->notifiers && node->notifiers[0];
+    return (node->notifiers && node->notifiers[0]) || (node->bitmaps && node->bitmaps[0]);
 }
 
 /* Another thread of the test may just have looked the node up; a job's reference would stay. */
@@ -136,7 +148,7 @@ static void wait_for_last_reference(struct block_node *node)
 void rig_assert_unused(struct block_node *node)
 {
     g_assert_false(has_claims_beside(node, 0));
-    g_assert_false(has_notifiers(node));
+    g_assert_false(has_watchers(node));
     wait_for_last_reference(node);
     block_node_unref(node);
 }
@@ -144,7 +156,7 @@ void rig_assert_unused(struct block_node *node)
 void rig_assert_source_quiet(struct rig *rig)
 {
     g_assert_false(has_claims_beside(rig->source, 1));
-    g_assert_false(has_notifiers(rig->source));
+    g_assert_false(has_watchers(rig->source));
 }
 
 void rig_free(struct rig *rig)

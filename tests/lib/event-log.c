@@ -84,20 +84,30 @@ static void nothing(void *data)
 {
 }
 
-void event_log_start(void)
+void event_log_open(void)
 {
     words = g_ptr_array_new_with_free_func(g_free);
     last_fields = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
-    g_assert_cmpint(main_loop_start(), ==, 0);
     main_loop_call_wait(add_listener, NULL);
+}
+
+void event_log_close(void)
+{
+    main_loop_call_wait(remove_listener, NULL);
+    g_ptr_array_unref(words);
+    g_hash_table_unref(last_fields);
+}
+
+void event_log_start(void)
+{
+    g_assert_cmpint(main_loop_start(), ==, 0);
+    event_log_open();
 }
 
 void event_log_stop(void)
 {
-    main_loop_call_wait(remove_listener, NULL);
+    event_log_close();
     main_loop_stop();
-    g_ptr_array_unref(words);
-    g_hash_table_unref(last_fields);
 }
 
 void event_log_call(const char *id, const char *call)

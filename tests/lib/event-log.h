@@ -9,6 +9,10 @@
 
 #include <stddef.h>
 
+/* Listen while the main thread runs; stop listening. */
+void event_log_open(void);
+void event_log_close(void);
+
 /* Start the main thread and listen; stop both. */
 void event_log_start(void);
 void event_log_stop(void);
