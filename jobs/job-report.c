@@ -5,7 +5,7 @@
 #include "block/event.h"
 #include "jobs/job-internal.h"
 
-const char *const job_type_names[] = {"backup", "create", NULL};
+const char *const job_type_names[] = {"backup", "create", "mirror", NULL};
 
 void job_progress_set_total(struct job *job, uint64_t total)
 {

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * How a mirror ends: the last bytes, the flush, and the switch of the guests' disks.
+ *
+ * All of it happens in the finalization, however long the job has been PENDING before: until then
+ * guests write to the source freely and the bitmap takes note.
+ */
+#include <errno.h>
+
+#include "block/align.h"
+#include "block/clock.h"
+#include "block/error.h"
+#include "block/main-loop.h"
+#include "jobs/mirror-internal.h"
+
+/*
+ * A flush that has much to write takes long, so there is one before guests stand still, and again
+ * if much was copied meanwhile. So much may be left for the last one.
+ */
+#define UNFLUSHED_SMALL (4 * MIB)
+#define FLUSHES_MAX     4
+
+/* While the target is flushed nothing is copied; guests are held back, but not for longer. */
+#define FLUSH_FIRM_NS (5 * NS_PER_SECOND)
+
+/* How long guests may stand still for that one. */
+#define FLUSH_MAX_NS (10 * NS_PER_SECOND)
+
+#define TRIES_MAX    3
+
+static int converge(struct mirror *mirror, GError **error)
+{
+    if (mirror_left(mirror) <= mirror_small(mirror)) {
+        return 0;
+    }
+    mirror_begin_convergence(mirror);
+    return copy_engine_run(mirror->engine, error);
+}
+
+static int flush_beside_guests(struct mirror *mirror, GError **error)
+{
+    mirror_gate_shut(&mirror->gate, clock_now_ns() + FLUSH_FIRM_NS);
+    job_set_phase(mirror->job, "flushing");
+    atomic_store(&mirror->unflushed, 0);
+    return copy_engine_flush(mirror->engine, INT64_MAX, error);
+}
+
+/* Bring the mirror to where little is left to be done while guests stand still. */
+static int approach(struct mirror *mirror, bool flush, GError **error)
+{
+    int status = converge(mirror, error);
+
+    for (unsigned i = 0; status == 0 && flush && i < FLUSHES_MAX &&
+                         atomic_load(&mirror->unflushed) > UNFLUSHED_SMALL;
+         i++) {
+        status = flush_beside_guests(mirror, error);
+        if (status == 0) {
+            status = converge(mirror, error);
+        }
+    }
+    mirror_gate_open(&mirror->gate);
+    return status;
+}
+
+static bool is_clean(struct mirror *mirror)
+{
+    return dirty_bitmap_next_dirty(mirror->bitmap, 0, mirror->length) == UINT64_MAX;
+}
+
+/* Guests stand still. */
+static int copy_rest(struct mirror *mirror, GError **error)
+{
+    if (is_clean(mirror)) {
+        return 0;
+    }
+    mirror_begin_finish(mirror);
+    return copy_engine_run(mirror->engine, error);
+}
+
+/* Only writers need stand still, unless there are none and the disks of readers are to switch. */
+static struct block_drain *drain_guests(struct mirror *mirror)
+{
+    return block_drain_begin(&mirror->source_node, 1,
+                             mirror->source_node->options.read_only ? BLOCK_PERM_ALL
+                                                                    : BLOCK_PERM_WRITE);
+}
+
+/*
+ * The moment in which target and source are the same. *again: it took too long, so guests went on.
+ * For a pivot they go on standing still.
+ */
+static int finish(struct mirror *mirror, bool is_pivot, bool *again, GError **error)
+{
+    AUTO(block_drain) drain = drain_guests(mirror);
+    /* Since the job began, somebody may have put a node between the source and the device. */
+    int status = is_pivot ? mirror_check_is_root(mirror->source_node, error) : 0;
+
+    if (status == 0) {
+        status = copy_rest(mirror, error);
+    }
+    *again = status == 0 && !is_clean(mirror);
+    if (status < 0 || *again) {
+        return status;
+    }
+    mirror_update_total(mirror);
+    if (!is_pivot) {
+        block_drain_end(STEAL(drain));
+        return copy_engine_flush(mirror->engine, INT64_MAX, error);
+    }
+    status = copy_engine_flush(mirror->engine, clock_now_ns() + FLUSH_MAX_NS, error);
+    if (status == 0) {
+        mirror->drain = STEAL(drain);
+    }
+    return status;
+}
+
+int mirror_prepare(struct job *job, GError **error)
+{
+    struct mirror *mirror = job_state(job);
+    bool is_pivot = job_completion_requested(job) && !job_cancel_requested(job);
+    bool again = true;
+    int status = 0;
+
+    for (unsigned tries = 0; status == 0 && again && tries < TRIES_MAX; tries++) {
+        status = approach(mirror, is_pivot, error);
+        if (status == 0) {
+            status = finish(mirror, is_pivot, &again, error);
+        }
+    }
+    if (status == 0 && again) {
+        return block_error(error, ETIMEDOUT,
+                           "The target '%s' is too slow: guests would have to stand still for too "
+                           "long for the last bytes to be copied",
+                           mirror->target->name);
+    }
+    return status;
+}
+
+/*
+ * The first device takes the job's own place on the target, which none of its claims could get if
+ * that were free for a moment. Others there are only where the source is read-only: they exclude
+ * nobody. So no step can fail.
+ */
+static void switch_device(struct mirror *mirror, struct block_device *device)
+{
+    struct block_claim *claim = copy_engine_target_claim(mirror->engine);
+    g_autoptr(GError) error = NULL;
+
+    if (claim->node) {
+        block_device_take_root(device, claim, &error);
+    } else {
+        block_device_set_root(device, mirror->target, &error);
+    }
+    g_assert_no_error(error);
+}
+
+/* Main thread; guests stand still. */
+static void pivot(void *data)
+{
+    struct mirror *mirror = data;
+    struct block_device **devices = block_device_list();
+
+    for (struct block_device **device = devices; *device; device++) {
+        AUTO(block_node) root = block_device_root(*device);
+
+        if (root == mirror->source_node) {
+            switch_device(mirror, *device);
+        }
+    }
+    block_device_list_free(devices);
+    mirror_uninstall(mirror);
+}
+
+void mirror_commit(struct job *job)
+{
+    struct mirror *mirror = job_state(job);
+
+    if (mirror->drain) {
+        main_loop_call_wait(pivot, mirror);
+        block_drain_end(STEAL(mirror->drain));
+    }
+}
+
+void mirror_abort(struct job *job)
+{
+    struct mirror *mirror = job_state(job);
+
+    block_drain_end(STEAL(mirror->drain));
+}

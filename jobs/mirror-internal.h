@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the parts of the mirror share: mirror*.c only. */
+#ifndef LIVEBLK_JOBS_MIRROR_INTERNAL_H
+#define LIVEBLK_JOBS_MIRROR_INTERNAL_H
+
+#include <pthread.h>
+
+#include "block/dirty-bitmap.h"
+#include "block/drain.h"
+#include "jobs/copy-engine.h"
+#include "jobs/mirror-gate.h"
+#include "jobs/mirror.h"
+
+/* What the engine's present run is for. */
+enum mirror_step {
+    MIRROR_FOLLOW,   /* copy, become ready, follow guests until somebody wants the end */
+    MIRROR_CONVERGE, /* until little is left, guests being held back */
+    MIRROR_FINISH,   /* what is left, guests being drained */
+};
+
+/*
+ * The bitmap is the whole truth: a granule in which the target may differ from the source is
+ * dirty, or in flight (clean, but done() makes it dirty again unless it is copied), or a write is
+ * going on which makes it dirty before it is answered.
+ */
+struct mirror {
+    struct copy_source source; /* first: it is cast back */
+    struct job *job;           /* borrowed: its state we are */
+    enum mirror_sync sync;
+    uint64_t length;
+    uint64_t granularity;
+    struct block_node *source_node; /* the engine's claims hold both */
+    struct block_node *target;
+    struct copy_engine *engine;
+    struct dirty_bitmap *bitmap;
+    struct mirror_gate gate;
+    bool is_installed; /* bitmap and gate, on the source */
+
+    _Atomic uint64_t in_flight; /* bytes; never less than there are */
+    _Atomic uint64_t copied;    /* bytes, ever */
+    _Atomic uint64_t unflushed; /* of these, since the last flush of the target began */
+    _Atomic enum mirror_step step;
+    _Atomic bool is_closing; /* the engine's run is to end: take nothing more */
+    _Atomic bool is_settled; /* going through the disk once more would be of no use */
+
+    /* Where in the disk the search goes on, and what was dirty when it began. Engine lock. */
+    uint64_t cursor;
+    uint64_t pass_bytes;
+
+    pthread_mutex_t progress_lock; /* orders setting the total; a leaf */
+
+    /* Used by the thread in run() or prepare() only. */
+    int64_t deadline_ns;       /* of MIRROR_FINISH */
+    int64_t look_ns;           /* of MIRROR_CONVERGE: when to look again, */
+    uint64_t look_left;        /* what was left at the last look, */
+    uint64_t look_copied;      /* and copied */
+    struct block_drain *drain; /* guests stand still until the pivot is done or given up */
+};
+
+/* ---- mirror.c ---- */
+
+/* -EBUSY unless the node is a device's root, or has no parents: "Need a root block node". */
+int mirror_check_is_root(struct block_node *node, GError **error);
+
+/* Take bitmap and gate off the source. Main thread, the source's writers drained. */
+void mirror_uninstall(struct mirror *mirror);
+
+/* ---- mirror-source.c ---- */
+
+extern const struct copy_source_operations mirror_source_operations;
+
+/* Bytes that are dirty or in flight. */
+uint64_t mirror_left(struct mirror *mirror);
+
+/* Called whenever a run is taken, so that progress never gets ahead of its total. */
+void mirror_update_total(struct mirror *mirror);
+
+/* How much may be left for the last step, for which guests stand still. */
+uint64_t mirror_small(const struct mirror *mirror);
+
+/* Before the engine runs for one of these steps; the first also in the middle of MIRROR_FOLLOW. */
+void mirror_begin_convergence(struct mirror *mirror);
+void mirror_begin_finish(struct mirror *mirror);
+
+/* ---- mirror-end.c ---- */
+
+/* struct job_driver's functions for the end. */
+int mirror_prepare(struct job *job, GError **error);
+void mirror_commit(struct job *job);
+void mirror_abort(struct job *job);
+
+#endif

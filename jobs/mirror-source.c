@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What a mirror's copy engine copies, and when it has copied enough. */
+#include <errno.h>
+#include <inttypes.h>
+
+#include "block/align.h"
+#include "block/cleanup.h"
+#include "block/clock.h"
+#include "block/error.h"
+#include "block/request.h"
+#include "jobs/mirror-internal.h"
+
+/* What the last step may copy. Guests stand still meanwhile. */
+#define SMALL_BYTES MIB
+
+/* How long that may take. */
+#define COPY_MAX_NS (2 * NS_PER_SECOND)
+
+/* How often to look whether guests have to be held back more. */
+#define LOOK_NS (500 * NS_PER_MS)
+
+static struct mirror *mirror_of(struct copy_source *source)
+{
+    return (struct mirror *)source;
+}
+
+uint64_t mirror_left(struct mirror *mirror)
+{
+    return atomic_load(&mirror->in_flight) + dirty_bitmap_count(mirror->bitmap);
+}
+
+uint64_t mirror_small(const struct mirror *mirror)
+{
+    return MAX_OF(SMALL_BYTES, mirror->granularity);
+}
+
+void mirror_update_total(struct mirror *mirror)
+{
+    SCOPE_LOCK(&mirror->progress_lock);
+
+    job_progress_set_total(mirror->job, atomic_load(&mirror->copied) + mirror_left(mirror));
+}
+
+/* ---- Choosing work. Engine lock held. ------------------------------------------------------- */
+
+/* Clear the bits before the data is read: a write that comes meanwhile sets them again. */
+static void take(struct mirror *mirror, uint64_t offset, uint64_t bytes)
+{
+    atomic_fetch_add(&mirror->in_flight, bytes);
+    dirty_bitmap_reset(mirror->bitmap, offset, bytes);
+    mirror_update_total(mirror);
+}
+
+/* The first dirty run at or after the cursor of which nothing is in flight. */
+static bool find_run(struct mirror *mirror, uint64_t max_bytes, uint64_t *offset, uint64_t *bytes)
+{
+    uint64_t from = mirror->cursor;
+    uint64_t busy_offset, busy_bytes;
+
+    while (
+        dirty_bitmap_next_range(mirror->bitmap, from, mirror->length, max_bytes, offset, bytes)) {
+        if (!copy_engine_find_busy(mirror->source.engine, *offset, *bytes, &busy_offset,
+                                   &busy_bytes)) {
+            return true;
+        }
+        if (busy_offset > *offset) {
+            *bytes = busy_offset - *offset;
+            return true;
+        }
+        from = busy_offset + busy_bytes;
+    }
+    return false;
+}
+
+/*
+ * The search has come to the end of the disk and begins anew. While each pass leaves much less
+ * dirty than the one before, another one brings the mirror closer; when guests write as fast as
+ * that, it will not get closer without holding them back.
+ */
+static void begin_pass(struct mirror *mirror)
+{
+    uint64_t left = mirror_left(mirror);
+
+    if (left > mirror->pass_bytes / 4 * 3) {
+        atomic_store(&mirror->is_settled, true);
+    }
+    mirror->pass_bytes = left;
+    mirror->cursor = 0;
+}
+
+/* In the last step guests wait for everything, which the rate limit must not make longer. */
+static bool next(struct copy_source *source, bool urgent_only, uint64_t max_bytes, uint64_t *offset,
+                 uint64_t *bytes)
+{
+    struct mirror *mirror = mirror_of(source);
+
+    if (atomic_load(&mirror->is_closing) ||
+        (urgent_only && atomic_load(&mirror->step) != MIRROR_FINISH)) {
+        return false;
+    }
+    uint64_t granules = MAX_OF(align_down(max_bytes, mirror->granularity), mirror->granularity);
+    bool found = find_run(mirror, granules, offset, bytes);
+
+    if (!found && mirror->cursor > 0) {
+        begin_pass(mirror);
+        found = find_run(mirror, granules, offset, bytes);
+    }
+    if (found) {
+        mirror->cursor = *offset + *bytes;
+        take(mirror, *offset, *bytes);
+    }
+    return found;
+}
+
+static uint64_t extend(struct copy_source *source, uint64_t end, uint64_t max_bytes)
+{
+    struct mirror *mirror = mirror_of(source);
+    uint64_t offset, bytes, busy_offset, busy_bytes;
+    uint64_t limit = MIN_OF(mirror->length - end, align_down(max_bytes, mirror->granularity));
+
+    if (atomic_load(&mirror->is_closing) ||
+        !dirty_bitmap_next_range(mirror->bitmap, end, end + limit, limit, &offset, &bytes) ||
+        offset != end) {
+        return 0;
+    }
+    if (copy_engine_find_busy(source->engine, offset, bytes, &busy_offset, &busy_bytes)) {
+        if (busy_offset <= offset) {
+            return 0;
+        }
+        bytes = busy_offset - offset;
+    }
+    if (mirror->cursor == end) {
+        mirror->cursor += bytes;
+    }
+    take(mirror, offset, bytes);
+    return bytes;
+}
+
+/* ---- The source is what guests see now ------------------------------------------------------ */
+
+static int block_status(struct copy_source *source, uint64_t offset, uint64_t bytes,
+                        struct block_extent *extent)
+{
+    return block_node_block_status_chain(mirror_of(source)->source_node, offset, bytes, extent,
+                                         NULL);
+}
+
+static int source_pread(struct copy_source *source, void *buffer, uint64_t offset, uint64_t bytes)
+{
+    return block_node_pread(mirror_of(source)->source_node, buffer, offset, bytes, 0);
+}
+
+static void done(struct copy_source *source, uint64_t offset, uint64_t bytes, bool is_copied)
+{
+    struct mirror *mirror = mirror_of(source);
+
+    if (is_copied) {
+        atomic_fetch_add(&mirror->copied, bytes);
+        atomic_fetch_add(&mirror->unflushed, bytes);
+        mirror_gate_earn(&mirror->gate, bytes);
+    } else {
+        dirty_bitmap_set(mirror->bitmap, offset, bytes);
+    }
+    atomic_fetch_sub(&mirror->in_flight, bytes);
+}
+
+/* ---- When it is enough. Coordinating thread. ------------------------------------------------- */
+
+/*
+ * The engine cuts off what is in flight when its run ends, and a target that is merely slow does
+ * not deserve that: take nothing more, and end when nothing is in flight.
+ */
+static bool close_run(struct mirror *mirror)
+{
+    atomic_store(&mirror->is_closing, true);
+    return atomic_load(&mirror->in_flight) == 0;
+}
+
+void mirror_begin_convergence(struct mirror *mirror)
+{
+    atomic_store(&mirror->step, MIRROR_CONVERGE);
+    atomic_store(&mirror->is_closing, false);
+    mirror->look_ns = clock_now_ns() + LOOK_NS;
+    mirror->look_left = mirror_left(mirror);
+    mirror->look_copied = atomic_load(&mirror->copied);
+    mirror_gate_shut(&mirror->gate, 0);
+    copy_engine_set_effort(mirror->engine, COPY_EFFORT_HIGH);
+    job_set_phase(mirror->job, "converging");
+}
+
+/* Something is copied, but what is left does not get less: guests have to wait longer. */
+static void look_at_convergence(struct mirror *mirror)
+{
+    uint64_t left = mirror_left(mirror);
+    uint64_t copied = atomic_load(&mirror->copied);
+    int64_t now_ns = clock_now_ns();
+
+    if (now_ns < mirror->look_ns) {
+        return;
+    }
+    if (copied > mirror->look_copied && left > mirror->look_left / 8 * 7) {
+        mirror_gate_insist(&mirror->gate);
+    }
+    mirror->look_ns = now_ns + LOOK_NS;
+    mirror->look_left = left;
+    mirror->look_copied = copied;
+}
+
+static bool is_close(struct mirror *mirror)
+{
+    uint64_t left = mirror_left(mirror);
+
+    look_at_convergence(mirror);
+    if (left > 2 * mirror_small(mirror)) {
+        atomic_store(&mirror->is_closing, false); /* while the last runs took their time */
+    }
+    return (left <= mirror_small(mirror) || atomic_load(&mirror->is_closing)) && close_run(mirror);
+}
+
+void mirror_begin_finish(struct mirror *mirror)
+{
+    atomic_store(&mirror->step, MIRROR_FINISH);
+    atomic_store(&mirror->is_closing, false);
+    mirror->deadline_ns = clock_now_ns() + COPY_MAX_NS;
+    copy_engine_set_effort(mirror->engine, COPY_EFFORT_HIGH);
+    job_set_phase(mirror->job, "finishing");
+}
+
+/* Guests stand still: if they have done so for long, they go on; if the target hangs, for good. */
+static bool is_copied(struct mirror *mirror, bool is_idle)
+{
+    int64_t late_ns = clock_now_ns() - mirror->deadline_ns;
+    GError *error = NULL;
+
+    if (late_ns >= COPY_MAX_NS) {
+        block_error(&error, ETIMEDOUT,
+                    "The target '%s' is too slow: it took more than %" PRId64 " s for the last "
+                    "bytes, for which guests have to stand still",
+                    mirror->target->name, 2 * COPY_MAX_NS / NS_PER_SECOND);
+        copy_engine_fail(mirror->engine, error);
+    }
+    return is_idle || (late_ns >= 0 && close_run(mirror));
+}
+
+static void become_ready(struct mirror *mirror)
+{
+    copy_engine_set_effort(mirror->engine, COPY_EFFORT_LOW);
+    job_set_phase(mirror->job, "following");
+    job_set_ready(mirror->job);
+}
+
+static void follow(struct mirror *mirror, bool is_idle)
+{
+    struct job *job = mirror->job;
+
+    if (job_get_status(job) == JOB_STATUS_RUNNING) {
+        if (is_idle || atomic_load(&mirror->is_settled)) {
+            become_ready(mirror);
+        }
+    } else if (job_completion_requested(job) || job_cancel_requested(job)) {
+        mirror_begin_convergence(mirror);
+    }
+}
+
+static bool is_finished(struct copy_source *source, bool is_idle)
+{
+    struct mirror *mirror = mirror_of(source);
+
+    mirror_update_total(mirror);
+    switch (atomic_load(&mirror->step)) {
+    case MIRROR_FOLLOW:
+        follow(mirror, is_idle);
+        return false;
+    case MIRROR_CONVERGE:
+        return is_close(mirror);
+    case MIRROR_FINISH:
+        return is_copied(mirror, is_idle);
+    }
+    g_assert_not_reached();
+}
+
+const struct copy_source_operations mirror_source_operations = {
+    .next = next,
+    .extend = extend,
+    .block_status = block_status,
+    .pread = source_pread,
+    .done = done,
+    .is_finished = is_finished,
+};

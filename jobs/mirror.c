@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A mirror's life: options, the moment it starts, the run, and cleaning up. */
+#include "jobs/mirror.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include "block/align.h"
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "block/main-loop.h"
+#include "jobs/mirror-internal.h"
+
+#define GRANULARITY_DEFAULT     (4 * KIB)
+#define GRANULARITY_DEFAULT_MAX (64 * KIB)
+
+/* Bits for more granules than this take more than 64 MiB. */
+#define GRANULES_MAX (UINT64_C(1) << 29)
+
+/* What a worker copies at once if the memory allows it, and not much less than that pays. */
+#define CHUNK_MAX  COPY_DEFAULT_CHUNK
+#define CHUNK_MIN  (64 * KIB)
+#define CHUNK_UNIT (4 * KIB)
+
+uint64_t mirror_default_granularity(uint64_t length)
+{
+    uint64_t granularity = GRANULARITY_DEFAULT;
+
+    while (granularity < GRANULARITY_DEFAULT_MAX && length / granularity > GRANULES_MAX) {
+        granularity *= 2;
+    }
+    return granularity;
+}
+
+/* ---- Checks --------------------------------------------------------------------------------- */
+
+static bool has_parents(struct block_node *node)
+{
+    const struct block_claim *claim;
+    SCOPE_LOCK(&block_graph_lock);
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (claim->parent) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int mirror_check_is_root(struct block_node *node, GError **error)
+{
+    AUTO(block_device) device = block_device_find_by_root(node);
+
+    return device || !has_parents(node) ? 0 : block_error(error, EBUSY, "Need a root block node");
+}
+
+static int check_numbers(const struct mirror_options *options, GError **error)
+{
+    uint64_t granularity = options->granularity;
+
+    if (granularity &&
+        (granularity < MIRROR_GRANULARITY_MIN || granularity > MIRROR_GRANULARITY_MAX)) {
+        return block_error(error, EINVAL,
+                           "Parameter 'granularity' expects a value in range [512B, 64MB]");
+    }
+    if (granularity && !is_power_of_2(granularity)) {
+        return block_error(error, EINVAL, "Parameter 'granularity' expects a power of 2");
+    }
+    if (options->buf_size < 0) {
+        return block_error(error, EINVAL, "Invalid parameter 'buf-size'");
+    }
+    return 0;
+}
+
+static int check_target(struct block_node *source, struct block_node *target, GError **error)
+{
+    if (source == target) {
+        return block_error(error, EINVAL, "Can't mirror node into itself");
+    }
+    if (target->options.read_only) {
+        return block_error(error, EACCES, "Target node '%s' is read-only", target->name);
+    }
+    if (block_node_length(source) != block_node_length(target)) {
+        return block_error(error, EINVAL,
+                           "Source and target image have different sizes (%" PRIu64 " and "
+                           "%" PRIu64 " bytes)",
+                           block_node_length(source), block_node_length(target));
+    }
+    return 0;
+}
+
+/* Once they are claimed: nobody resizes them any more. */
+static int check_lengths(const struct mirror *mirror, GError **error)
+{
+    if (block_node_length(mirror->source_node) != mirror->length) {
+        return block_error(error, EBUSY, "Node '%s' is just being resized",
+                           mirror->source_node->name);
+    }
+    return check_target(mirror->source_node, mirror->target, error);
+}
+
+/* ---- Bitmap and gate on the source ---------------------------------------------------------- */
+
+static void install(void *data)
+{
+    struct mirror *mirror = data;
+
+    block_node_add_bitmap(mirror->source_node, mirror->bitmap);
+    block_node_add_notifier(mirror->source_node, &mirror->gate.notifier);
+    mirror->is_installed = true;
+}
+
+void mirror_uninstall(struct mirror *mirror)
+{
+    block_node_remove_notifier(mirror->source_node, &mirror->gate.notifier);
+    block_node_remove_bitmap(mirror->source_node, mirror->bitmap);
+    mirror->is_installed = false;
+}
+
+static void uninstall(void *data)
+{
+    mirror_uninstall(data);
+}
+
+static void with_writers_drained(struct mirror *mirror, main_loop_function *change)
+{
+    AUTO(block_drain) drain = block_drain_begin(&mirror->source_node, 1, BLOCK_PERM_WRITE);
+
+    main_loop_call_wait(change, mirror);
+}
+
+/* ---- The job's functions -------------------------------------------------------------------- */
+
+static int run_mirror(struct job *job, GError **error)
+{
+    struct mirror *mirror = job_state(job);
+
+    job_set_phase(job, "copying");
+    int status = copy_engine_run(mirror->engine, error);
+    mirror_gate_open(&mirror->gate);
+    return status;
+}
+
+static void wake_mirror(struct job *job)
+{
+    struct mirror *mirror = job_state(job);
+
+    copy_engine_wake(mirror->engine);
+}
+
+/* Writes are answered when they are on the source: a target in step is a matter of luck. */
+static void get_info(struct job *job, struct job_info *info)
+{
+    info->has_actively_synced = true;
+    info->actively_synced = false;
+}
+
+static void clean_mirror(struct job *job)
+{
+    struct mirror *mirror = job_state(job);
+
+    if (mirror->is_installed) {
+        with_writers_drained(mirror, uninstall);
+    }
+    if (mirror->engine) {
+        copy_engine_free(STEAL(mirror->engine));
+    }
+    if (mirror->bitmap) {
+        mirror_gate_destroy(&mirror->gate);
+        dirty_bitmap_free(STEAL(mirror->bitmap));
+    }
+}
+
+static void free_mirror(struct job *job)
+{
+    struct mirror *mirror = job_state(job);
+
+    pthread_mutex_destroy(&mirror->progress_lock);
+}
+
+static const struct job_driver mirror_driver = {
+    .type = "mirror",
+    .is_block_job = true,
+    .instance_size = sizeof(struct mirror),
+    .run = run_mirror,
+    .wake = wake_mirror,
+    .can_complete = true,
+    .soft_cancel_completes = true,
+    .prepare = mirror_prepare,
+    .commit = mirror_commit,
+    .abort = mirror_abort,
+    .clean = clean_mirror,
+    .get_info = get_info,
+    .free = free_mirror,
+};
+
+/* ---- Setting it up -------------------------------------------------------------------------- */
+
+/* Memory is bounded by workers times chunk: rather fewer and larger pieces, but some at once. */
+static void divide_memory(uint64_t buf_size, struct copy_engine_options *options)
+{
+    uint64_t chunk = CLAMP(buf_size / COPY_DEFAULT_MAX_WORKERS, CHUNK_MIN, CHUNK_MAX);
+
+    chunk = MIN_OF(chunk, MAX_OF(buf_size, CHUNK_UNIT));
+    options->max_chunk = align_down(chunk, CHUNK_UNIT);
+    options->max_workers =
+        (unsigned)CLAMP(buf_size / options->max_chunk, UINT64_C(1), (uint64_t)COPY_MAX_WORKERS);
+}
+
+static struct copy_engine *new_engine(struct mirror *mirror, const struct mirror_options *options,
+                                      GError **error)
+{
+    AUTO(block_device) guest = block_device_find_by_root(mirror->source_node);
+    struct copy_engine_options engine_options = {
+        .source = &mirror->source,
+        .length = mirror->length,
+        .unit = mirror->granularity,
+        .source_node = mirror->source_node,
+        .target = mirror->target,
+        .keep_allocated = options->keep_zeroes,
+        .on_source_error = options->on_source_error,
+        .on_target_error = options->on_target_error,
+        .guest = guest,
+    };
+
+    divide_memory((uint64_t)(options->buf_size ? options->buf_size : MIRROR_DEFAULT_BUF_SIZE),
+                  &engine_options);
+    return copy_engine_new(mirror->job, &engine_options, error);
+}
+
+/* Filled before anybody looks at it, as that takes a while for a large disk. */
+static int make_bitmap(struct mirror *mirror, GError **error)
+{
+    mirror->bitmap = dirty_bitmap_new(NULL, mirror->length, mirror->granularity, error);
+    if (!mirror->bitmap) {
+        return -ENOMEM;
+    }
+    mirror_gate_init(&mirror->gate, mirror->bitmap);
+    if (mirror->sync == MIRROR_SYNC_FULL && mirror->length > 0) {
+        dirty_bitmap_set(mirror->bitmap, 0, mirror->length);
+    }
+    return 0;
+}
+
+static void init(struct mirror *mirror, struct job *job, const struct mirror_options *options)
+{
+    uint64_t length = block_node_length(options->source);
+
+    mirror->source.operations = &mirror_source_operations;
+    mirror->job = job;
+    mirror->sync = options->sync;
+    mirror->length = length;
+    mirror->granularity =
+        options->granularity ? options->granularity : mirror_default_granularity(length);
+    mirror->source_node = options->source;
+    mirror->pass_bytes = length;
+    atomic_init(&mirror->is_settled, options->sync == MIRROR_SYNC_NONE);
+    pthread_mutex_init(&mirror->progress_lock, NULL);
+}
+
+static int set_up(struct mirror *mirror, const struct mirror_options *options, GError **error)
+{
+    AUTO(block_node) opened = NULL;
+
+    if (job_set_initial_speed(mirror->job, options->speed, error) < 0) {
+        return -EINVAL;
+    }
+    mirror->target = options->target;
+    if (!mirror->target) {
+        opened = options->open_target(options->open_target_data, error);
+        if (!opened || check_target(options->source, opened, error) < 0) {
+            return -EINVAL;
+        }
+        mirror->target = opened;
+    }
+    mirror->engine = new_engine(mirror, options, error);
+    if (!mirror->engine || check_lengths(mirror, error) < 0) {
+        return -EINVAL;
+    }
+    return make_bitmap(mirror, error);
+}
+
+int mirror_start(const struct mirror_options *options, GError **error)
+{
+    AUTO(job) job = NULL;
+
+    if (mirror_check_is_root(options->source, error) < 0 || check_numbers(options, error) < 0 ||
+        (options->target && check_target(options->source, options->target, error) < 0)) {
+        return -EINVAL;
+    }
+    job = job_new(&mirror_driver, options->job_id, options->job_flags, NULL, error);
+    if (!job) {
+        return -EINVAL;
+    }
+    init(job_state(job), job, options);
+    int status = set_up(job_state(job), options, error);
+    if (status == 0) {
+        with_writers_drained(job_state(job), install);
+        status = job_start(job, error);
+    }
+    if (status < 0) {
+        job_early_fail(job);
+    }
+    return status;
+}

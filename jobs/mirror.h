@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The mirror job: keeps a target like its source while guests write, until the guests' disks
+ * switch over to the target, or the target is kept as a copy.
+ *
+ * It is READY when all was copied once, and follows the guests then. Completing it (job_complete)
+ * makes the target the root of the devices on the source, without a guest noticing or any write
+ * being lost; a soft cancel leaves the target as a copy of that moment.
+ */
+#ifndef LIVEBLK_JOBS_MIRROR_H
+#define LIVEBLK_JOBS_MIRROR_H
+
+#include "block/device.h"
+#include "block/node.h"
+#include "jobs/job.h"
+
+enum mirror_sync {
+    MIRROR_SYNC_FULL, /* everything */
+    MIRROR_SYNC_NONE, /* only what guests write from now on */
+};
+
+#define MIRROR_GRANULARITY_MIN  UINT64_C(512)
+#define MIRROR_GRANULARITY_MAX  (UINT64_C(64) << 20)
+#define MIRROR_DEFAULT_BUF_SIZE (INT64_C(16) << 20)
+
+struct mirror_options {
+    const char *job_id;
+    struct block_node *source; /* borrowed; the job takes references */
+    struct block_node *target; /* as source; or NULL with open_target */
+    /*
+     * Makes the target when all else has been checked, the job's ID and speed included. Called at
+     * most once; a new reference, or NULL with the error set.
+     */
+    struct block_node *(*open_target)(void *data, GError **error);
+    void *open_target_data;
+    enum mirror_sync sync;
+    uint64_t granularity; /* bytes that one write makes dirty; 0: mirror_default_granularity */
+    int64_t buf_size;     /* most bytes in memory; 0: the default */
+    bool keep_zeroes;     /* write the source's zeroes as data */
+    int64_t speed;        /* bytes per second; 0: unlimited */
+    enum block_error_policy on_source_error;
+    enum block_error_policy on_target_error;
+    unsigned job_flags; /* JOB_MANUAL_* */
+};
+
+/*
+ * What is good for a disk of this length: 4 KiB, a guest's usual write, so that little is copied
+ * again. Larger for disks of more than 2 TiB, for which the bits would take more than 64 MiB of
+ * memory, but not above 64 KiB.
+ */
+uint64_t mirror_default_granularity(uint64_t length);
+
+/*
+ * Check the options, create the job and start it. The source must be a device's root, or a node
+ * without parents. Not the main thread; drains the source's writers for a moment. Returns a
+ * negative errno.
+ */
+int mirror_start(const struct mirror_options *options, GError **error);
+
+#endif

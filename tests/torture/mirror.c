@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Mirrors of a disk that many writers write to, several at once, while clients pause, resume,
+ * throttle and cancel them, nodes are drained, and the guest is stopped; the disk pivots from
+ * target to target. Each mirror that completes equals the disk, an old root is never written
+ * again, and none leaves anything behind.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "block/align.h"
+#include "block/clock.h"
+#include "block/drain.h"
+#include "tests/lib/mirror-rig.h"
+
+#define MIRRORS   3
+#define WRITERS   10
+#define BUDGET_NS (6 * NS_PER_SECOND)
+
+static const char *const job_ids[MIRRORS] = {"job0", "job1", "job2"};
+
+static bool meddled;      /* there are meddlers */
+static _Atomic bool over; /* they are to end */
+static _Atomic unsigned pivots, copies, cancelled, broken;
+
+/* ---- Meddlers -------------------------------------------------------------------------------- */
+
+struct meddler {
+    struct rig *rig;
+    struct test_random random;
+    void (*meddle)(struct rig *rig, struct test_random *random);
+    pthread_t thread;
+};
+
+static void *meddler_thread(void *data)
+{
+    struct meddler *meddler = data;
+
+    while (!atomic_load(&over)) {
+        meddler->meddle(meddler->rig, &meddler->random);
+        g_usleep(1000); /* leaves them time to work; nothing depends on it */
+    }
+    return NULL;
+}
+
+/* Resumes far more than it pauses: an error policy may have stopped a job. */
+static void meddle_with_jobs(struct rig *rig, struct test_random *random)
+{
+    AUTO(job) job = job_find(job_ids[test_random_below(random, MIRRORS)]);
+
+    if (!job) {
+        return;
+    }
+    switch (test_random_below(random, 12)) {
+    case 0:
+        job_user_pause(job, NULL);
+        break;
+    case 1:
+        job_set_speed(job, (int64_t)test_random_between(random, 4, 64) << 20, NULL);
+        break;
+    case 2:
+        job_set_speed(job, 0, NULL);
+        break;
+    case 3:
+        if (test_random_chance(random, 5)) {
+            job_cancel(job, true, test_random_chance(random, 50), NULL);
+        }
+        break;
+    default:
+        job_user_resume(job, NULL);
+    }
+}
+
+/* Sections of one or two nodes, whatever they are just now; sometimes nested. */
+static void meddle_with_drains(struct rig *rig, struct test_random *random)
+{
+    struct block_node **list = block_node_list();
+    size_t count = g_strv_length((char **)list);
+    struct block_node *nodes[] = {list[test_random_below(random, count)],
+                                  list[test_random_below(random, count)]};
+    unsigned perms = test_random_chance(random, 50) ? BLOCK_PERM_ALL : BLOCK_PERM_WRITE;
+    AUTO(block_drain) outer = block_drain_begin(nodes, test_random_between(random, 1, 2), perms);
+
+    if (test_random_chance(random, 30)) {
+        block_drain_end(block_drain_begin(nodes, 1, BLOCK_PERM_WRITE));
+    }
+    block_drain_end(STEAL(outer));
+    block_node_list_free(list);
+}
+
+static void meddle_with_guest(struct rig *rig, struct test_random *random)
+{
+    if (test_random_chance(random, 10)) {
+        block_device_stop_all();
+        g_assert_true(block_device_is_stopped(rig->device));
+        block_device_continue_all();
+    }
+}
+
+/* Progress grows, and never beyond its total. */
+static void watch_progress(struct rig *rig, struct test_random *random)
+{
+    AUTO(job) job = job_find(job_ids[test_random_below(random, MIRRORS)]);
+    uint64_t last = 0;
+
+    for (unsigned i = 0; job && i < 10; i++) {
+        struct job_info info;
+
+        job_get_info(job, &info);
+        if (info.status != JOB_STATUS_CREATED) {
+            g_assert_cmpuint(info.current_progress, <=, info.total_progress);
+        }
+        g_assert_cmpuint(info.current_progress, >=, last);
+        last = info.current_progress;
+        job_info_clear(&info);
+    }
+}
+
+static void (*const meddles[])(struct rig *rig, struct test_random *random) = {
+    meddle_with_jobs,
+    meddle_with_drains,
+    meddle_with_guest,
+    watch_progress,
+};
+
+static void start_meddlers(struct rig *rig, struct meddler *meddlers)
+{
+    atomic_store(&over, false);
+    for (size_t i = 0; i < G_N_ELEMENTS(meddles); i++) {
+        meddlers[i] = (struct meddler){
+            .rig = rig,
+            .random = test_random_split(&rig->random),
+            .meddle = meddles[i],
+        };
+        g_assert_cmpint(pthread_create(&meddlers[i].thread, NULL, meddler_thread, &meddlers[i]), ==,
+                        0);
+    }
+}
+
+static void stop_meddlers(struct meddler *meddlers)
+{
+    atomic_store(&over, true);
+    for (size_t i = 0; i < G_N_ELEMENTS(meddles); i++) {
+        pthread_join(meddlers[i].thread, NULL);
+    }
+}
+
+/* ---- Mirrors --------------------------------------------------------------------------------- */
+
+struct tried {
+    struct job *job;
+    struct block_node *target;
+    bool is_pivot;
+    bool may_break; /* by an error of the target */
+};
+
+static struct mirror_options choose_options(struct rig *rig, struct tried *tried, const char *id)
+{
+    struct test_random *random = &rig->random;
+    struct mirror_options options = rig_mirror_options(rig, id, tried->target);
+
+    options.granularity = MIRROR_GRANULARITY_MIN << test_random_below(random, 9);
+    options.buf_size = (int64_t)test_random_between(random, 1, 4 * MIB);
+    options.keep_zeroes = test_random_chance(random, 30);
+    /* Alone, nobody would resume a job that an error has stopped. */
+    options.on_target_error =
+        (enum block_error_policy)(meddled ? test_random_below(random, BLOCK_ERROR_POLICY_ENOSPC + 1)
+                                          : test_random_below(random, BLOCK_ERROR_POLICY_STOP));
+    if (test_random_chance(random, 30)) {
+        options.speed = (int64_t)test_random_between(random, 4, 64) << 20;
+    }
+    if (test_random_chance(random, 30)) {
+        options.job_flags |= JOB_MANUAL_FINALIZE;
+    }
+    return options;
+}
+
+static void choose_faults(struct rig *rig, struct tried *tried)
+{
+    struct test_random *random = &rig->random;
+
+    tried->may_break = test_random_chance(random, 30);
+    if (tried->may_break) {
+        FAULT(tried->target, .operations = FAULT_ON_CHANGES | FAULT_ON_STATUS, .percent = 20,
+              .skip = (unsigned)test_random_below(random, 100), .count = 2,
+              .error_number = test_random_chance(random, 50) ? ENOSPC : EIO);
+    }
+    if (test_random_chance(random, 40)) {
+        FAULT(tried->target, .operations = FAULT_ON_ALL, .percent = 20, .delay_ns = NS_PER_MS);
+    }
+}
+
+static struct tried start_one(struct rig *rig, const char *id)
+{
+    static unsigned number;
+    g_autofree char *name = g_strdup_printf("target%u", number++ % 16);
+    struct tried tried = {.target = rig_target(rig, name, test_random_chance(&rig->random, 50))};
+    struct mirror_options options = choose_options(rig, &tried, id);
+
+    choose_faults(rig, &tried);
+    tried.job = rig_mirror(&options);
+    return tried;
+}
+
+/* Tell a mirror to end when it is ready; it may have ended otherwise, and be paused now. */
+static void ask_for_end(struct rig *rig, struct tried *tried)
+{
+    if (rig_wait_status(tried->job, JOB_STATUS_READY) != JOB_STATUS_READY) {
+        return;
+    }
+    if (tried->is_pivot) {
+        fault_clear(tried->target); /* or guests would meet what is left of the errors */
+        while (job_complete(tried->job, NULL) < 0 &&
+               job_get_status(tried->job) != JOB_STATUS_CONCLUDED) {
+            g_usleep(500);
+        }
+    } else {
+        while (job_cancel(tried->job, false, true, NULL) < 0 &&
+               job_get_status(tried->job) != JOB_STATUS_CONCLUDED) {
+            g_usleep(500);
+        }
+    }
+}
+
+/* Ends the job if it waits for that. */
+static void finalize(struct rig *rig, struct tried *tried)
+{
+    struct job_info info;
+
+    job_get_info(tried->job, &info);
+    if (!info.auto_finalize &&
+        rig_wait_status(tried->job, JOB_STATUS_PENDING) == JOB_STATUS_PENDING) {
+        rig_wait_requests(rig, WRITERS);
+        if (test_random_chance(&rig->random, 20)) {
+            job_cancel(tried->job, true, true, NULL);
+        } else {
+            job_finalize(tried->job, NULL);
+        }
+    }
+    job_info_clear(&info);
+}
+
+static void check_failure(const struct tried *tried, const char *message)
+{
+    if (g_str_equal(message, g_strerror(ECANCELED))) {
+        cancelled++;
+        return;
+    }
+    if (!strstr(message, "Could not write target node 'target")) {
+        g_error("unexpected: %s", message);
+    }
+    g_assert_true(tried->may_break);
+    broken++;
+}
+
+/* The device is on the target now, and nobody touches the old root any more. */
+static void check_pivot(struct rig *rig, struct tried *tried)
+{
+    struct block_node *old = rig->source;
+
+    pivots++;
+    fault_clear(tried->target);
+    rig->source = tried->target;
+    g_autofree char *contents = rig_contents(old);
+    rig_wait_requests(rig, 2 * WRITERS);
+    rig_assert_contents(old, contents);
+    rig_assert_unused(old);
+    rig_stop(rig);
+    rig_assert_equal(rig->model, rig->source);
+    rig_write(rig, WRITERS);
+}
+
+static void check_end(struct rig *rig, struct tried *tried)
+{
+    AUTO(block_node) root = NULL;
+    g_autofree char *message = rig_end(tried->job);
+
+    root = block_device_root(rig->device);
+    if (message) {
+        check_failure(tried, message);
+    } else if (tried->is_pivot) {
+        g_assert_true(root == tried->target);
+        block_node_unref(STEAL(root));
+        check_pivot(rig, tried);
+        return;
+    } else {
+        copies++;
+    }
+    g_assert_true(root != tried->target);
+    fault_clear(tried->target);
+    rig_assert_unused(tried->target);
+}
+
+/* Some mirrors at once, of which the last one is to take the guest with it. */
+static void one_round(struct rig *rig)
+{
+    size_t count = test_random_between(&rig->random, 1, MIRRORS);
+    struct tried tried[MIRRORS];
+
+    for (size_t i = 0; i < count; i++) {
+        tried[i] = start_one(rig, job_ids[i]);
+        tried[i].is_pivot = i == count - 1;
+    }
+    if (test_random_chance(&rig->random, 15)) {
+        job_cancel(tried[0].job, true, test_random_chance(&rig->random, 50), NULL);
+    }
+    for (size_t i = 0; i < count; i++) {
+        ask_for_end(rig, &tried[i]);
+        finalize(rig, &tried[i]);
+        check_end(rig, &tried[i]);
+    }
+}
+
+static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
+{
+    int64_t end_ns = clock_now_ns() + BUDGET_NS / 3;
+    struct rig *rig = rig_new(length, alignment);
+    struct meddler meddlers[G_N_ELEMENTS(meddles)];
+    unsigned rounds = 0;
+
+    pivots = copies = cancelled = broken = 0;
+    rig_fill(rig);
+    rig_write(rig, WRITERS);
+    meddled = with_meddlers;
+    if (with_meddlers) {
+        start_meddlers(rig, meddlers);
+    }
+    do {
+        one_round(rig);
+    } while (++rounds < 3 || clock_now_ns() < end_ns);
+    if (with_meddlers) {
+        stop_meddlers(meddlers);
+    }
+    g_test_message("%u rounds: %u pivots, %u copies, %u cancelled, %u broken; %lu requests", rounds,
+                   pivots, copies, cancelled, broken, (unsigned long)atomic_load(&rig->requests));
+    g_assert_cmpuint(atomic_load(&rig->failed), ==, 0);
+    rig_free(rig);
+}
+
+static void test_alone(void)
+{
+    torture(4 * MIB, 1, false);
+}
+
+static void test_meddled(void)
+{
+    torture(4 * MIB + 3 * 512, 1, true);
+}
+
+static void test_unaligned(void)
+{
+    torture(2 * MIB + 20 * KIB, 4096, true);
+}
+
+/*
+ * Writers at full speed and a target that is many times slower: the mirror gets ready, and comes
+ * to its end all the same, without a write failing.
+ */
+static void test_convergence(void)
+{
+    struct rig *rig = rig_new(32 * MIB, 1);
+    struct block_node *target = rig_target(rig, "slow", false);
+    struct mirror_options options = rig_mirror_options(rig, "job0", target);
+
+    rig_fill(rig);
+    rig->max_bytes = 64 * KIB;
+    FAULT(target, .operations = FAULT_ON_CHANGES, .delay_ns = NS_PER_MS);
+    rig_write(rig, WRITERS);
+    struct job *job = rig_ready_mirror(&options);
+    rig_complete(job);
+    rig_end_well(job);
+    fault_clear(target);
+    g_test_message("%lu requests", (unsigned long)atomic_load(&rig->requests));
+    rig_wait_requests(rig, 2 * WRITERS);
+    rig_stop(rig);
+    g_assert_cmpuint(atomic_load(&rig->failed), ==, 0);
+    rig_assert_unused(rig_follow(rig, target));
+    rig_free(rig);
+}
+
+static void add_tests(void)
+{
+    g_test_add_func("/mirror/each-equals-the-disk", test_alone);
+    g_test_add_func("/mirror/each-equals-the-disk-whatever-happens-beside", test_meddled);
+    g_test_add_func("/mirror/each-equals-the-disk-with-unaligned-writes", test_unaligned);
+    g_test_add_func("/mirror/comes-to-its-end-whatever-the-guest-writes", test_convergence);
+}
+
+int main(int argc, char **argv)
+{
+    return rig_main(argc, argv, add_tests);
+}
