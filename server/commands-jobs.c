@@ -7,6 +7,7 @@
 #include "block/error.h"
 #include "jobs/job.h"
 #include "server/commands-backup.h"
+#include "server/commands-mirror.h"
 #include "server/commands.h"
 #include "server/lookup.h"
 #include "server/types.h"
@@ -288,6 +289,10 @@ const struct qmp_command job_commands[] = {
      "Back a device or node up to a node, as it is now."},
     {"drive-backup", &drive_backup_type, NULL, drive_backup, 0,
      "Back a device or node up to a file, as it is now."},
+    {"blockdev-mirror", &blockdev_mirror_type, NULL, blockdev_mirror, 0,
+     "Copy a device or node to a node and follow its writes, to move it or to keep the copy."},
+    {"drive-mirror", &drive_mirror_type, NULL, drive_mirror, 0,
+     "Copy a device or node to a file and follow its writes, to move it or to keep the copy."},
     {"job-pause", &id_type, NULL, job_pause_command, QMP_COMMAND_QUICK, "Pause a job."},
     {"job-resume", &id_type, NULL, job_resume_command, QMP_COMMAND_QUICK, "Let it go on."},
     {"job-cancel", &id_type, NULL, job_cancel_command, 0,

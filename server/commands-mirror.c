@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/commands-mirror.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "jobs/mirror.h"
+#include "server/commands-backup.h"
+#include "server/lookup.h"
+#include "server/target-file.h"
+#include "server/types.h"
+
+static const char *const copy_mode_names[] = {"background", "write-blocking", NULL};
+static const struct qmp_type copy_mode_type = {
+    .name = "MirrorCopyMode",
+    .kind = QMP_KIND_ENUM,
+    .values = copy_mode_names,
+    .doc = "background: guests' writes are copied later; write-blocking: not supported yet.",
+};
+
+static const struct qmp_member common_members[] = {
+    {"job-id", &qmp_type_string, .optional = true,
+     .doc = "The new job's ID; the device's name by default."},
+    {"device", &qmp_type_string,
+     .doc = "What to mirror: a device, its root node, or a node without parents."},
+    {"sync", &mirror_sync_mode_type, .doc = "How much of it."},
+    {"replaces", &qmp_type_string, .optional = true,
+     .doc = "The node whose place the target takes; only the mirrored node itself."},
+    {"speed", &qmp_type_int, .optional = true, .default_text = "0",
+     .doc = "Limit in bytes per second; 0: none. It does not hold for the last moment."},
+    {"granularity", &qmp_type_uint32, .optional = true, .default_text = "4096",
+     .doc = "Bytes that are copied again when a guest writes some of them: a power of 2 from 512 "
+            "to 64 MiB. The default is larger for disks of more than 2 TiB."},
+    {"buf-size", &qmp_type_int, .optional = true, .default_text = "16777216",
+     .doc = "Most bytes on their way at once; 0: the default."},
+    {"unmap", &qmp_type_bool, .optional = true, .default_text = "true",
+     .doc = "Deallocate on the target what is zero on the source; else write zeroes. With "
+            "blockdev-mirror an extension of liveblk's."},
+    {"copy-mode", &copy_mode_type, .optional = true, .default_text = "background",
+     .doc = "When guests' writes reach the target."},
+    {"on-source-error", &on_error_type, .optional = true, .default_text = "report",
+     .doc = "What to do when reading fails."},
+    {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
+     .doc = "What to do when writing fails. A mirror that is being finalized cannot stop: it "
+            "fails, and the guest stays where it is."},
+    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
+     .doc = "Finalize when the work is done; else wait for job-finalize."},
+    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
+     .doc = "Forget the job when it has ended; else wait for job-dismiss."},
+    {NULL},
+};
+static const struct qmp_type common_type = {
+    .name = "MirrorCommon",
+    .kind = QMP_KIND_OBJECT,
+    .members = common_members,
+};
+
+static const struct qmp_member blockdev_members[] = {
+    {"target", &qmp_type_string, .doc = "The node to write, and to pivot to."},
+    {NULL},
+};
+const struct qmp_type blockdev_mirror_type = {
+    .name = "BlockdevMirror",
+    .kind = QMP_KIND_OBJECT,
+    .base = &common_type,
+    .members = blockdev_members,
+};
+
+static const struct qmp_member drive_members[] = {
+    {"target", &qmp_type_string, .doc = "The file to write."},
+    {"format", &qmp_type_string, .optional = true, .default_text = "raw",
+     .doc = "The target's format."},
+    {"mode", &new_image_mode_type, .optional = true, .default_text = "absolute-paths",
+     .doc = "Whether to create it."},
+    {"node-name", &qmp_type_string, .optional = true,
+     .doc = "The target node's name; made up by default."},
+    {NULL},
+};
+const struct qmp_type drive_mirror_type = {
+    .name = "DriveMirror",
+    .kind = QMP_KIND_OBJECT,
+    .base = &common_type,
+    .members = drive_members,
+};
+
+static int check_replaces(const char *name, const struct block_node *source, GError **error)
+{
+    AUTO(block_node) node = name ? block_node_find(name) : NULL;
+
+    if (name && !node) {
+        return block_error(error, ENOENT, "Failed to find node with node-name='%s'", name);
+    }
+    if (node && node != source) {
+        return block_error(error, ENOTSUP,
+                           "The target can only take the place of node '%s', which is mirrored: "
+                           "leave 'replaces' out",
+                           source->name);
+    }
+    return 0;
+}
+
+static int check_modes(json_t *arguments, GError **error)
+{
+    const char *sync = json_string_value(json_object_get(arguments, "sync"));
+    const char *copy_mode = json_string_value(json_object_get(arguments, "copy-mode"));
+
+    if (strcmp(sync, "full") && strcmp(sync, "none")) {
+        return block_error(error, ENOTSUP, "Sync mode '%s' not supported", sync);
+    }
+    if (copy_mode && !strcmp(copy_mode, "write-blocking")) {
+        return block_error(error, ENOTSUP,
+                           "Copy mode 'write-blocking' is not supported yet; use 'background'");
+    }
+    return 0;
+}
+
+/* 0 would mean the default. */
+static int check_granularity(json_t *arguments, GError **error)
+{
+    if (lookup_integer(arguments, "granularity", 1) == 0) {
+        return block_error(error, EINVAL,
+                           "Parameter 'granularity' expects a value in range [512B, 64MB]");
+    }
+    return 0;
+}
+
+static int read_options(json_t *arguments, struct block_node *source,
+                        struct mirror_options *options, GError **error)
+{
+    const char *id = json_string_value(json_object_get(arguments, "job-id"));
+    const char *replaces = json_string_value(json_object_get(arguments, "replaces"));
+    const char *sync = json_string_value(json_object_get(arguments, "sync"));
+
+    *options = (struct mirror_options){
+        .job_id = id ? id : json_string_value(json_object_get(arguments, "device")),
+        .source = source,
+        .sync = strcmp(sync, "none") ? MIRROR_SYNC_FULL : MIRROR_SYNC_NONE,
+        .granularity = (uint64_t)lookup_integer(arguments, "granularity", 0),
+        .buf_size = lookup_integer(arguments, "buf-size", 0),
+        .keep_zeroes = !lookup_bool(arguments, "unmap", true),
+        .speed = lookup_integer(arguments, "speed", 0),
+        .on_source_error = lookup_on_error(arguments, "on-source-error"),
+        .on_target_error = lookup_on_error(arguments, "on-target-error"),
+    };
+    options->job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
+    options->job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
+    int status = check_modes(arguments, error);
+    if (status == 0) {
+        status = check_granularity(arguments, error);
+    }
+    return status < 0 ? status : check_replaces(replaces, source, error);
+}
+
+static struct block_node *find_source(json_t *arguments, GError **error)
+{
+    return lookup_device_or_node(json_string_value(json_object_get(arguments, "device")), error);
+}
+
+json_t *blockdev_mirror(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    const char *target_name = json_string_value(json_object_get(arguments, "target"));
+    AUTO(block_node) source = find_source(arguments, error);
+    AUTO(block_node) target = source ? lookup_device_or_node(target_name, error) : NULL;
+    struct mirror_options options;
+
+    if (!target || read_options(arguments, source, &options, error) < 0) {
+        return NULL;
+    }
+    options.target = target;
+    return mirror_start(&options, error) == 0 ? json_object() : NULL;
+}
+
+/* So that a name that is taken does not empty a file. */
+static int check_node_name(const char *name, GError **error)
+{
+    AUTO(block_node) node = name ? block_node_find(name) : NULL;
+
+    return node ? block_error(error, EEXIST, "Duplicate nodes with node-name='%s'", name) : 0;
+}
+
+/* The target is the guest's disk afterwards, so it is opened as the source was. */
+json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    const char *node_name = json_string_value(json_object_get(arguments, "node-name"));
+    AUTO(block_node) source = find_source(arguments, error);
+    struct mirror_options options;
+
+    if (!source || read_options(arguments, source, &options, error) < 0 ||
+        check_node_name(node_name, error) < 0) {
+        return NULL;
+    }
+    struct target_file file = target_file_from_arguments(arguments, block_node_length(source));
+    file.node_name = node_name;
+    file.cache_direct = source->options.cache_direct;
+    file.cache_no_flush = source->options.cache_no_flush;
+    options.open_target = target_file_open;
+    options.open_target_data = &file;
+    return mirror_start(&options, error) == 0 ? json_object() : NULL;
+}
