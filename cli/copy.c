@@ -8,6 +8,7 @@
 #include "cli/output.h"
 #include "cli/runtime.h"
 #include "cli/signals.h"
+#include "cli/target-node.h"
 
 static struct {
     char *to;
@@ -105,6 +106,13 @@ static bool check_target(const struct target *target, GError **error)
     return true;
 }
 
+static bool is_node_of(char *const *nodes, const char *job_id)
+{
+    g_autofree char *name = target_node_name(job_id);
+
+    return g_strv_contains((const char *const *)nodes, name);
+}
+
 static bool job_exists(json_t *jobs, const char *id)
 {
     json_t *job;
@@ -118,7 +126,10 @@ static bool job_exists(json_t *jobs, const char *id)
     return false;
 }
 
-/* "backup-DEVICE", with a number after it if that is taken. The caller frees; NULL: error. */
+/*
+ * "backup-DEVICE", with a number after it if that is taken, or if the device has moved to the
+ * target of an earlier job of this name. The caller frees; NULL: error.
+ */
 static char *free_job_id(struct client *client, const char *type, const char *device,
                          GError **error)
 {
@@ -129,8 +140,9 @@ static char *free_job_id(struct client *client, const char *type, const char *de
         return NULL;
     }
     g_strcanon(base, G_CSET_A_2_Z G_CSET_a_2_z G_CSET_DIGITS "._-", '-');
+    g_auto(GStrv) nodes = target_nodes_of_devices(client);
     char *id = g_strdup(base);
-    for (unsigned i = 2; job_exists(jobs, id); i++) {
+    for (unsigned i = 2; job_exists(jobs, id) || is_node_of(nodes, id); i++) {
         g_free(id);
         id = g_strdup_printf("%s-%u", base, i);
     }
@@ -180,13 +192,13 @@ static bool start_job(const struct copy *copy, struct client *client, const stru
     bool is_nbd = target->kind == TARGET_NBD;
 
     if (!set_names(arguments, is_nbd ? node_name : target->name, job_id, error) ||
-        (is_nbd && !target_add_node(client, target, node_name, error))) {
+        (is_nbd && !target_node_add(client, target, node_name, error))) {
         return false;
     }
     json_t *done =
         client_call(client, command, json_incref(arguments), CLIENT_WORK_TIMEOUT_MS, error);
     if (!done && is_nbd) {
-        target_remove_node(client, job_id);
+        target_nodes_clean(client, job_id, NULL);
     }
     json_decref(done);
     return done;
@@ -214,10 +226,11 @@ static enum exit_status follow(const struct copy *copy, const struct invocation 
         .at_ready = copy->at_ready,
     };
     struct follow_report report = {0};
+    g_auto(GStrv) before = target_nodes_of_devices(client);
     enum follow_outcome outcome = follow_job(client, &how, &report, error);
 
-    if (target->kind == TARGET_NBD && outcome <= FOLLOW_CANCELLED) {
-        target_remove_node(client, job_id);
+    if (outcome <= FOLLOW_CANCELLED) {
+        target_nodes_clean(client, job_id, before);
     }
     g_autofree char *what = g_strdup_printf("The %s of '%s' to '%s'", copy->what,
                                             invocation->arguments[0], target->name);

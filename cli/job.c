@@ -9,7 +9,7 @@
 #include "cli/output.h"
 #include "cli/runtime.h"
 #include "cli/signals.h"
-#include "cli/target.h"
+#include "cli/target-node.h"
 
 static struct {
     gboolean keep;
@@ -97,13 +97,14 @@ static enum exit_status dismiss(const struct invocation *invocation, struct clie
         simple_verb(client, "job-dismiss", json_pack("{s:s}", "id", id), error);
 
     if (status == EXIT_OK) {
-        target_remove_node(client, id);
+        target_nodes_clean(client, id, NULL);
     }
     return status;
 }
 
+/* before: target_nodes_of_devices. */
 static enum exit_status follow(const struct invocation *invocation, struct client *client,
-                               int signal_fd, GError **error)
+                               int signal_fd, char *const *before, GError **error)
 {
     struct follow_options how = {
         .job_id = invocation->arguments[1],
@@ -116,7 +117,7 @@ static enum exit_status follow(const struct invocation *invocation, struct clien
     enum follow_outcome outcome = follow_job(client, &how, &report, error);
 
     if (outcome <= FOLLOW_CANCELLED) {
-        target_remove_node(client, how.job_id);
+        target_nodes_clean(client, how.job_id, before);
     }
     return follow_conclude(&how, outcome, &report, what, NULL, error);
 }
@@ -124,7 +125,10 @@ static enum exit_status follow(const struct invocation *invocation, struct clien
 static enum exit_status wait(const struct invocation *invocation, struct client *client,
                              GError **error)
 {
-    return follow(invocation, client, signals_catch(), error);
+    int signal_fd = signals_catch();
+    g_auto(GStrv) before = target_nodes_of_devices(client);
+
+    return follow(invocation, client, signal_fd, before, error);
 }
 
 /* Have a ready job end, with a command that takes its id under this name, and see how it ends. */
@@ -134,10 +138,11 @@ static enum exit_status end_ready_job(const struct invocation *invocation, struc
     int signal_fd = signals_catch();
 
     client_set_interrupt_fd(client, signal_fd);
+    g_auto(GStrv) before = target_nodes_of_devices(client);
     enum exit_status status =
         simple_verb(client, command, json_pack("{s:s}", member, invocation->arguments[1]), error);
     if (status == EXIT_OK) {
-        return follow(invocation, client, signal_fd, error);
+        return follow(invocation, client, signal_fd, before, error);
     }
     if (invocation->json) {
         print_json_error(*error);

@@ -6,10 +6,6 @@
 
 #include "block/cleanup.h"
 #include "cli/command.h"
-#include "cli/output.h"
-
-#define NODE_PREFIX       "to-"
-#define LONGEST_NODE_NAME 31
 
 static bool is_nbd_uri(const char *text)
 {
@@ -104,76 +100,4 @@ void target_free(struct target *target)
         g_free(target->name);
         g_free(target);
     }
-}
-
-char *target_node_name(const char *job_id)
-{
-    if (strlen(NODE_PREFIX) + strlen(job_id) <= LONGEST_NODE_NAME) {
-        return g_strconcat(NODE_PREFIX, job_id, NULL);
-    }
-    g_autofree char *digest = g_compute_checksum_for_string(G_CHECKSUM_SHA256, job_id, -1);
-    return g_strdup_printf(NODE_PREFIX "%.*s", LONGEST_NODE_NAME - (int)strlen(NODE_PREFIX),
-                           digest);
-}
-
-bool target_add_node(struct client *client, const struct target *target, const char *node_name,
-                     GError **error)
-{
-    json_t *done = client_call(client, "blockdev-add",
-                               json_pack("{s:s, s:s, s:s, s:s}", "driver", "nbd", "node-name",
-                                         node_name, "uri", target->name, "discard", "unmap"),
-                               CLIENT_WORK_TIMEOUT_MS, error);
-
-    if (!done) {
-        g_prefix_error(error, "Could not open the target '%s': ", target->name);
-    }
-    json_decref(done);
-    return done;
-}
-
-static bool has_nbd_node(struct client *client, const char *node_name)
-{
-    json_t *nodes = client_call_if_known(client, "query-named-block-nodes", NULL);
-    bool found = false;
-    json_t *node;
-    size_t i;
-
-    json_array_foreach (nodes, i, node) {
-        found |= !strcmp(member_text(node, "node-name", ""), node_name) &&
-                 !strcmp(member_text(node, "drv", ""), "nbd");
-    }
-    json_decref(nodes);
-    return found;
-}
-
-/* A device has moved there, as after a mirror. */
-static bool has_device(struct client *client, const char *node_name)
-{
-    json_t *devices = client_call_if_known(client, "query-block", NULL);
-    bool found = false;
-    json_t *device;
-    size_t i;
-
-    json_array_foreach (devices, i, device) {
-        const json_t *inserted = json_object_get(device, "inserted");
-        found |= !strcmp(member_text(inserted, "node-name", ""), node_name);
-    }
-    json_decref(devices);
-    return found;
-}
-
-void target_remove_node(struct client *client, const char *job_id)
-{
-    g_autofree char *node_name = target_node_name(job_id);
-    g_autoptr(GError) error = NULL;
-
-    if (!has_nbd_node(client, node_name) || has_device(client, node_name)) {
-        return;
-    }
-    json_t *done = client_call(client, "blockdev-del", json_pack("{s:s}", "node-name", node_name),
-                               CLIENT_WORK_TIMEOUT_MS, &error);
-    if (!done) {
-        complain("The target's node '%s' could not be removed: %s", node_name, error->message);
-    }
-    json_decref(done);
 }

@@ -8,7 +8,6 @@
 #include <stdbool.h>
 
 #include "block/cleanup.h"
-#include "cli/client.h"
 
 enum target_kind {
     TARGET_FILE,
@@ -35,21 +34,5 @@ static inline void target_cleanup(struct target **target)
 }
 /* One that is freed at the end of the scope. */
 #define AUTO_TARGET CLEANUP(target_cleanup) struct target *
-
-/*
- * The name of the node that a job's NBD target has, derived from the job's id so that 'job wait'
- * and 'job dismiss' find it again. The caller frees.
- */
-char *target_node_name(const char *job_id);
-
-/* Add the node of an NBD target. */
-bool target_add_node(struct client *client, const struct target *target, const char *node_name,
-                     GError **error);
-
-/*
- * Remove that node if the server has it (and it is an NBD client) and no device is on it; complains
- * if it cannot.
- */
-void target_remove_node(struct client *client, const char *job_id);
 
 #endif

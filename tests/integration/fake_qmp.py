@@ -186,7 +186,7 @@ class FakeQmp:
     def start(self, kind, arguments):
         self.job = {"id": arguments["job-id"], "type": kind, "status": "running",
                     "current-progress": 0, "total-progress": 0, "phase": "copying"}
-        self.target = arguments.get("target")
+        self.id, self.target = arguments["job-id"], arguments.get("target")
         self.status("running")
         return {}
 
@@ -201,7 +201,8 @@ class FakeQmp:
     do_blockdev_mirror = do_drive_mirror
 
     def do_job_complete(self, arguments):
-        self.devices[0]["inserted"]["node-name"] = self.target
+        self.devices[0]["inserted"].update(
+            {"node-name": self.target, "drv": self.nodes.get(self.target, "raw")})
         self.finish()
         return {}
 

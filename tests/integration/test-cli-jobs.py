@@ -148,6 +148,15 @@ def test_mirror_to_nbd():
         server.ready()
         status, _, err = end(process)
         assert status == 0 and server.nodes == nodes and not err, (server.nodes, err)
+        # And when the disk moves on.
+        words = ["mirror", "vda", "-a", server.path, "--pivot", "--to"]
+        for to in ["nbd://host/y", path("z")]:
+            process = spawn(*words, to)
+            server.wait_for(lambda s: s.job)
+            server.ready()
+            assert end(process)[0] == 0
+            nodes = {f"to-{server.id}": "nbd"} if to.startswith("nbd") else {}
+            assert server.nodes == nodes, server.nodes
 
 
 def test_mirror_cancelled():

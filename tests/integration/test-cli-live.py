@@ -147,13 +147,13 @@ def test_detached():
     assert filecmp.cmp(DISK, inside("detached.img"), shallow=False)
 
 
-def overwrite_disk(seed):
+def overwrite_disk(seed, disk=DISK):
     """As a guest that writes all of it; returns the path of what the disk then holds."""
     path = inside(f"contents-{seed}")
     with open(path, "wb") as image:
         image.write(random.Random(seed).randbytes(SIZE))
     subprocess.run(["nbdcopy", "--flush", path, announced["exports"][0]["uri"]], check=True)
-    assert filecmp.cmp(DISK, path, shallow=False)
+    assert filecmp.cmp(disk, path, shallow=False)
     return path
 
 
@@ -178,18 +178,77 @@ def test_broken_view():
     """a view with too little scratch breaks, which its list tells; the guest goes on"""
     output_of("view", "create", "small", "--scratch", FOLDER, "--scratch-max", "64K")
     overwrite_disk(4)
-    wait_for_view("small", "broken")
+    wait_for(lambda: json.loads(output_of("view", "list", "--json"))[0]["status"] == "broken")
     result = run("view", "create", "small")
     assert result.returncode == 1 and "small" in result.stderr, result.stderr
     output_of("view", "drop", "small")
 
 
-def wait_for_view(name, status):
+def test_mirror_keep():
+    """mirror --keep makes a complete copy, and the disk stays where it is"""
+    before = overwrite_disk(5)
+    assert "is complete" in output_of("mirror", "vda", "--to", inside("kept.img"), "--keep")
+    overwrite_disk(6)
+    assert filecmp.cmp(inside("kept.img"), before, shallow=False)
+    assert json.loads(output_of("job", "list", "--json")) == []
+
+
+def test_mirror_pivot():
+    """mirror --pivot moves the disk, whose old image is not written any more, and back again"""
+    before = overwrite_disk(7)
+    assert "is complete" in output_of("mirror", "vda", "--to", inside("moved.img"), "--pivot")
+    after = overwrite_disk(8, inside("moved.img"))
+    assert filecmp.cmp(DISK, before, shallow=False)
+    output_of("mirror", "vda", "--to", DISK, "--existing", "--pivot")
+    assert filecmp.cmp(DISK, after, shallow=False)
+    overwrite_disk(9)
+    assert filecmp.cmp(inside("moved.img"), after, shallow=False)
+
+
+def test_mirror_by_hand():
+    """a mirror that is ready goes on, and job complete and job cancel --keep end it"""
+    said = output_of("mirror", "vda", "--to", inside("other.img"), "--job-id", "m")
+    assert "is ready" in said and "'liveblk job complete m'" in said, said
+    assert json.loads(output_of("job", "list", "--json"))[0]["status"] == "ready"
+    before = overwrite_disk(10)
+    assert "is complete" in output_of("job", "cancel", "m", "--keep")
+    assert filecmp.cmp(inside("other.img"), before, shallow=False)
+    output_of("mirror", "vda", "--to", inside("moved-2.img"), "--job-id", "m")
+    assert "is complete" in output_of("job", "complete", "m")
+    overwrite_disk(11, inside("moved-2.img"))
+    assert filecmp.cmp(DISK, before, shallow=False)
+    output_of("mirror", "vda", "--to", DISK, "--existing", "--pivot")
+    assert json.loads(output_of("job", "list", "--json")) == []
+
+
+def test_mirror_to_nbd():
+    """a disk moves to a server and back again, after which the server's node is gone"""
+    with open(inside("far.img"), "wb") as image:
+        image.truncate(SIZE)
+    before = overwrite_disk(12)
+    nodes = len(json.loads(output_of("qmp", "query-named-block-nodes", "flat=true", "--json")))
+    socket = inside("far.sock")
+    far = subprocess.Popen(["nbdkit", "-f", "-U", socket, "file", inside("far.img")],
+                           stdin=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: os.path.exists(socket))
+        output_of("mirror", "vda", "--to", f"nbd+unix:///?socket={socket}", "--pivot")
+        assert filecmp.cmp(inside("far.img"), before, shallow=False)
+        overwrite_disk(13, inside("far.img"))
+        output_of("mirror", "vda", "--to", DISK, "--existing", "--pivot")
+        left = json.loads(output_of("qmp", "query-named-block-nodes", "flat=true", "--json"))
+        assert len(left) == nodes, left
+    finally:
+        far.terminate()
+        assert far.wait(60) == 0
+    overwrite_disk(14)
+
+
+def wait_for(condition):
     deadline = time.monotonic() + 60
-    while not any(v["name"] == name and v["status"] == status
-                  for v in json.loads(output_of("view", "list", "--json"))):
-        assert time.monotonic() < deadline, output_of("view", "list")
-        time.sleep(0.05)
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_stats():
