@@ -7,6 +7,7 @@
 
 #include "block/dirty-bitmap.h"
 #include "block/drain.h"
+#include "formats/formats.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/point-rig.h"
 #include "tests/lib/random.h"
@@ -387,6 +388,95 @@ static void test_status(void)
     point_rig_free(rig);
 }
 
+/* A point in time of any node, without a rig. */
+static struct point_in_time *point_of(struct block_node *source)
+{
+    GError *error = NULL;
+    struct point_in_time *point = point_in_time_new(
+        &(struct point_in_time_options){.owner = "view 'w'", .source = source}, &error);
+
+    g_assert_no_error(error);
+    point_in_time_install(point);
+    return point;
+}
+
+struct question {
+    struct point_in_time *point;
+    uint64_t bytes;
+    struct block_extent extent;
+    int status;
+};
+
+static void *question_thread(void *data)
+{
+    struct question *question = data;
+
+    question->status =
+        point_in_time_block_status(question->point, 0, question->bytes, &question->extent);
+    return NULL;
+}
+
+/*
+ * A guest makes a hole while the source is asked: what it says of the hole is not believed.
+ * hole: where, in a file of holes that holds data in its units 0 and 4.
+ */
+static void check_status_race(uint64_t hole, uint64_t expected_bytes, unsigned expected_flags)
+{
+    char *directory = test_directory_new(true);
+    g_autofree char *path = test_path(directory, "source");
+    struct question question = {.bytes = 8 * UNIT};
+    uint8_t data[UNIT];
+    pthread_t thread;
+
+    memset(data, 1, sizeof(data));
+    test_make_file(path, MIB);
+    struct block_node *source = test_open(
+        "driver=fault,node-name=source,discard=unmap,file.driver=file,file.filename=%s", path);
+    g_assert_cmpint(block_node_pwrite(source, data, 0, hole ? 0 : UNIT, 0), ==, 0);
+    g_assert_cmpint(block_node_pwrite(source, data, 4 * UNIT, UNIT, 0), ==, 0);
+    question.point = point_of(source);
+    FAULT(source, .operations = FAULT_ON_STATUS, .hold = true);
+    pthread_create(&thread, NULL, question_thread, &question);
+    fault_wait_held(source, 1);
+    g_assert_cmpint(block_node_write_zeroes(source, hole, UNIT, BLOCK_REQUEST_MAY_UNMAP), ==, 0);
+    fault_clear(source);
+    pthread_join(thread, NULL);
+    g_assert_cmpint(question.status, ==, 0);
+    g_assert_cmpuint(question.extent.bytes, ==, expected_bytes);
+    g_assert_cmphex(question.extent.flags, ==, expected_flags);
+    point_in_time_uninstall(question.point);
+    point_in_time_free(question.point);
+    block_node_unref(source);
+    test_directory_free(directory);
+}
+
+static void test_status_race(void)
+{
+    check_status_race(0, UNIT, DATA);
+    check_status_race(4 * UNIT, 4 * UNIT, ZEROES);
+}
+
+/* The source's extents need not end with units: a unit that is zero in part only is data. */
+static void test_zero_in_part(void)
+{
+    struct block_node *source =
+        test_open("driver=raw,node-name=source,offset=512,size=512k,file.driver=memory,"
+                  "file.size=1M");
+    g_autofree uint8_t *old = g_malloc0(512 * KIB), *data = g_malloc0(512 * KIB);
+
+    for (uint64_t unit = 0; unit < 512 * KIB; unit += UNIT) {
+        memset(old + unit + UNIT - 512, 7, 512);
+    }
+    g_assert_cmpint(block_node_pwrite(source, old, 0, 512 * KIB, 0), ==, 0);
+    struct point_in_time *point = point_of(source);
+    g_assert_cmpint(block_node_pwrite(source, data, 0, 512 * KIB, 0), ==, 0);
+    g_assert_cmpint(point_in_time_pread(point, data, 0, 512 * KIB), ==, 0);
+    g_assert_cmpmem(data, 512 * KIB, old, 512 * KIB);
+    point_in_time_uninstall(point);
+    point_in_time_free(point);
+    block_node_unref(source);
+}
+
 /* ---- Making one ----------------------------------------------------------------------------- */
 
 static void test_bitmap(void)
@@ -498,6 +588,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     test_seed();
     point_rig_init();
+    formats_register();
     g_test_add_func("/point-in-time/what-nobody-changed-is-read-from-the-source", test_unsaved);
     g_test_add_func("/point-in-time/what-a-guest-overwrites-is-read-from-memory", test_in_memory);
     g_test_add_func("/point-in-time/what-has-come-to-scratch-is-read-from-there", test_on_scratch);
@@ -518,6 +609,8 @@ int main(int argc, char **argv)
     g_test_add_func("/point-in-time/discard/lets-guests-go", test_discard_lets_go);
     g_test_add_func("/point-in-time/what-is-left-is-found", test_next);
     g_test_add_func("/point-in-time/block-status-is-of-the-moment", test_status);
+    g_test_add_func("/point-in-time/block-status-asked-while-a-guest-writes", test_status_race);
+    g_test_add_func("/point-in-time/a-unit-zero-in-part-is-data", test_zero_in_part);
     g_test_add_func("/point-in-time/a-bitmap-says-what-is-part-of-it", test_bitmap);
     g_test_add_func("/point-in-time/unfit-nodes-are-refused", test_refused);
     g_test_add_func("/point-in-time/others-may-write-the-source-but-not-scratch", test_claims);
