@@ -107,7 +107,8 @@ def test_status():
 
 def test_backup():
     """a backup that is said to be complete equals the disk, is private, and leaves no job"""
-    assert "is complete" in output_of("backup", "vda", "--to", inside("copy.img"))
+    assert "is complete" in output_of("backup", "vda", "--to", inside("copy.img"), "--scratch",
+                                      FOLDER, "--scratch-max", "1G")
     assert filecmp.cmp(DISK, inside("copy.img"), shallow=False)
     assert mode_of(inside("copy.img")) == 0o600
     assert json.loads(output_of("job", "list", "--json")) == []
