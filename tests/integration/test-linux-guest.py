@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A real Linux guest with a file system on the served disk, and live jobs under it."""
 
+import hashlib
 import time
 
 from liveblk_guest import Guest, check_crash_copy, check_final_disk
@@ -9,6 +10,7 @@ from liveblk_test import Server, main, promise
 
 MIB = 1 << 20
 LENGTH = 192 * MIB
+SLOW = 64 << 10  # bytes a second: the guest goes several rounds meanwhile
 
 
 def back_up(test, qmp, guest):
@@ -16,7 +18,7 @@ def back_up(test, qmp, guest):
     image = test.path("backup.img")
     synced = guest.synced
     qmp.command("drive-backup", job_id="backup", device="vda", sync="full", format="raw",
-                target=str(image), speed=4 * MIB)  # fmt: skip
+                target=str(image), speed=SLOW)  # fmt: skip
     guest.wait_rounds(6)
     assert qmp.command("query-block-jobs"), "the guest did not get to write during the backup"
     qmp.command("block-job-set-speed", device="backup", speed=0)
@@ -38,8 +40,29 @@ def pull_view(test, server, qmp, guest):
     return image, synced
 
 
-@promise("under a Linux guest, backup and view are the disk of one moment: its file system is sound "
-         "and has all that was synced", timeout=240)  # fmt: skip
+def move(test, qmp, guest):
+    """Mirror the disk and switch the guest over to the copy: (copy, round synced before)."""
+    image = test.path("moved.img")
+    qmp.command("drive-mirror", job_id="move", device="vda", sync="full", format="raw",
+                target=str(image), speed=SLOW)  # fmt: skip
+    guest.wait_rounds(6)
+    qmp.command("block-job-set-speed", device="move", speed=0)
+    qmp.wait_event("BLOCK_JOB_READY", device="move")
+    guest.wait_rounds(3)
+    synced = guest.synced
+    qmp.command("job-complete", _id="move")
+    event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="move")
+    assert "error" not in event["data"], event
+    return image, synced
+
+
+def checksum(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@promise("under a Linux guest, backup and view are the disk of one moment with a sound file system "
+         "and all that was synced, and it can be moved to another disk", timeout=240)  # fmt: skip
 def linux_guest(test):
     began = time.monotonic()
     disk = test.make_disk("disk.img", LENGTH)
@@ -50,11 +73,16 @@ def linux_guest(test):
     test.log(f"{time.monotonic() - began:.1f} s: the guest writes")
     copies = [back_up(test, qmp, guest), pull_view(test, server, qmp, guest)]
     test.log(f"{time.monotonic() - began:.1f} s: backed up and pulled")
-    guest.wait_rounds(1)
+    moved, synced = move(test, qmp, guest)
+    left = checksum(disk)
+    copies.append((disk, synced))
+    test.log(f"{time.monotonic() - began:.1f} s: moved")
+    guest.wait_rounds(6)
     last = guest.end()
     server.stop()
     test.log(f"{time.monotonic() - began:.1f} s: the guest ended after {last} rounds")
-    check_final_disk(test, disk, guest.content, last)
+    assert checksum(disk) == left, "the disk that the guest has left was written"
+    check_final_disk(test, moved, guest.content, last)
     for image, synced in copies:
         check_crash_copy(test, image, guest.content, synced)
     test.log(f"{time.monotonic() - began:.1f} s: checked")

@@ -64,8 +64,8 @@ while ! [ -b /dev/vda ]; do
     sleep 0.1
 done
 /sbin/mke2fs -q -F -t ext4 -b @BLOCK@ /dev/vda || fail mke2fs
-# Each error that the guest sees is its last: it panics, and the machine ends. A file's data is to be
-# on the disk before its length is, so that any copy can be judged to the byte.
+# Each error that the guest sees is its last: it panics, and the machine ends. A file's data is to
+# be on the disk before its length is, so that any copy can be judged to the byte.
 mount -t ext4 -o errors=panic,discard,nodelalloc /dev/vda /disk || fail mount
 cd /disk || fail cd
 for folder in $(seq 0 $((@FOLDERS@ - 1))); do
@@ -162,7 +162,8 @@ def make_initramfs(test, modules, script):
     (root / "init").write_text(script)
     (root / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
-    test.run("cpio", "--quiet", "-o", "-H", "newc", "-F", archive, cwd=root, stdin=None, input=names)
+    cpio = ("cpio", "--quiet", "-o", "-H", "newc", "-F", archive)
+    test.run(*cpio, cwd=root, stdin=None, input=names)
     return archive
 
 
