@@ -81,7 +81,7 @@ struct point_in_time_options {
     void *callback_data;
     /* Saved data wants to be taken soon (point_in_time_is_crowded), or the thing broke. */
     void (*on_change)(void *data);
-    /* Writing (or reading, for who reads it) scratch failed; error_number is positive. */
+    /* Writing scratch failed; error_number is positive. (Who reads it gets the error himself.) */
     enum point_in_time_action (*on_scratch_error)(void *data, int error_number);
 };
 
