@@ -192,23 +192,31 @@ static bool find_run(struct guest *guest, uint64_t from, uint64_t *offset, uint6
     return false;
 }
 
-/* Lock held. */
-static int save_zero_run(struct guest *guest, uint64_t offset, uint64_t bytes)
+/*
+ * The source said that a range is zero. What others have saved meanwhile stays as it is: it may
+ * have been zeroed by them. Lock held.
+ */
+static int save_zero_run(struct guest *guest, uint64_t offset, uint64_t end)
 {
     struct point_in_time *point = guest->point;
-    struct point_piece *piece;
     GError *error = NULL;
+    uint64_t bytes;
 
     if (!point->options.write_through) {
-        copy_map_mark_saved(point->saved, offset, bytes);
+        copy_map_mark_saved(point->saved, offset, end - offset); /* if it is over: no harm */
         return 0;
     }
-    piece = point_piece_new(point, offset, bytes, true);
-    if (!piece) {
-        block_error(&error, ENOMEM, "Not enough memory to save what a write overwrites");
-        return cannot_save(guest, error);
+    for (; !atomic_load(&point->over) &&
+           copy_map_next_unsaved(point->saved, offset, end, ZERO_RUN, &offset, &bytes);
+         offset += bytes) {
+        struct point_piece *piece = point_piece_new(point, offset, bytes, true);
+
+        if (!piece) {
+            block_error(&error, ENOMEM, "Not enough memory to save what a write overwrites");
+            return cannot_save(guest, error);
+        }
+        queue_piece(point, piece);
     }
-    queue_piece(point, piece);
     return 0;
 }
 
@@ -236,8 +244,7 @@ static int save_if_zero(struct guest *guest, uint64_t offset, uint64_t *end)
     }
     *end = extent_end;
     POINT_LOCK(point);
-    /* What others have saved meanwhile stays as it is. */
-    status = atomic_load(&point->over) ? 0 : save_zero_run(guest, offset, *end - offset);
+    status = save_zero_run(guest, offset, *end);
     return status < 0 ? status : 1;
 }
 
