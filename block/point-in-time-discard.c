@@ -100,7 +100,7 @@ void point_scratch_free(struct point_in_time *point, uint64_t start, uint64_t en
         while (point->scratch.drains && !atomic_load(&point->over)) {
             pthread_cond_wait(&point->quiet, &point->lock);
         }
-        if (point->scratch.drains ||
+        if (point->scratch.drains || point->abandoned ||
             !dirty_bitmap_next_range(point->data, start, end, FREE_STEP, &offset, &bytes)) {
             return;
         }
@@ -129,10 +129,14 @@ bool point_in_time_next(struct point_in_time *point, bool saved_only, uint64_t o
     if (offset >= end || max_bytes == 0 || atomic_load(&point->over)) {
         return false;
     }
-    if (saved_only) {
-        return dirty_bitmap_next_range(point->data, start, end, max_bytes, run_offset, run_bytes);
-    }
     SCOPE_LOCK(&point->lock);
+    if (saved_only) {
+        bool is_there =
+            dirty_bitmap_next_range(point->data, start, end, max_bytes, run_offset, run_bytes);
+
+        point->told &= is_there; /* crowded by what is still being read: tell when there is more */
+        return is_there;
+    }
     return copy_map_next_unsaved(point->given_up, start, end, max_bytes, run_offset, run_bytes);
 }
 

@@ -122,12 +122,14 @@ struct point_in_time {
 
     pthread_t threads[POINT_THREADS_MAX];
     unsigned thread_count;
+    unsigned thread_running; /* of these, not at their end yet */
     unsigned thread_idle;
     unsigned thread_called; /* of the idle ones, woken and on their way */
     unsigned thread_active; /* at work on a batch */
     bool hurry;             /* memory gets used up: they write what is there */
     bool timer_runs;        /* an idle thread waits with a deadline */
-    bool ending;
+    bool ending;            /* threads end when there is nothing to free */
+    bool abandoned;         /* scratch hung: it is not freed any more */
     bool held;              /* scratch failed: until point_in_time_retry */
     uint64_t retries;       /* how often that was called */
     int64_t retry_after_ns; /* scratch failed: not before */
@@ -275,7 +277,8 @@ void point_batch_refused(struct point_in_time *point, struct point_batch *batch,
 
 /*
  * Free what is on scratch of a range that was given up, or of anything when it is over. Lock held
- * and dropped meanwhile. Waits for drains, but not if it is over: then it leaves the rest.
+ * and dropped meanwhile. Waits for drains, but not if it is over: then it leaves the rest, which
+ * the threads free later.
  */
 void point_scratch_free(struct point_in_time *point, uint64_t start, uint64_t end);
 

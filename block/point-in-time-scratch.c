@@ -87,10 +87,11 @@ static int64_t next_look(const struct point_in_time *point, int64_t now_ns)
                                           : TAILQ_FIRST(&point->queue)->queued_ns + LAZY_NS;
 }
 
-/* Whether broken data has to be freed on scratch. */
+/* Whether data that nobody can read any more has to be freed on scratch. */
 static bool must_free(struct point_in_time *point)
 {
-    return atomic_load(&point->broken) && point->scratch.drains == 0 &&
+    return atomic_load(&point->over) && point->scratch.drains == 0 && !point->abandoned &&
+           !(point->ending && point->options.scratch_vanishes) &&
            dirty_bitmap_count(point->data) > 0;
 }
 
@@ -121,6 +122,7 @@ static void start_thread(struct point_in_time *point)
 
     if (error_number == 0) {
         point->thread_count++;
+        point->thread_running++;
     } else if (point->thread_count == 0) { /* else fewer will do */
         cannot_start(point, error_number);
     }
@@ -238,17 +240,21 @@ static void *scratch_thread(void *data)
     struct point_batch batch = {.count = 0};
 
     point_lock(point);
-    while (!point->ending) {
+    while (true) {
         int64_t now_ns = clock_now_ns();
 
         if (must_free(point)) {
             point_scratch_free(point, 0, point->length);
+        } else if (point->ending) {
+            break;
         } else if (wanted_threads(point, now_ns) > point->thread_active) {
             work_on_queue(point, &batch, now_ns);
         } else {
             be_idle(point, now_ns);
         }
     }
+    point->thread_running--;
+    pthread_cond_broadcast(&point->quiet);
     point_unlock(point);
     free(batch.buffer);
     return NULL;

@@ -12,6 +12,9 @@
 #include "block/main-loop.h"
 #include "block/point-in-time-internal.h"
 
+/* What follows a request that was cut off, and hangs too, is cut off after this time. */
+#define CUT_OFF_AGAIN_NS (100 * NS_PER_MS)
+
 const char *const point_in_time_policy_names[] = {
     [POINT_IN_TIME_BREAK_SNAPSHOT] = "break-snapshot",
     [POINT_IN_TIME_BREAK_GUEST_WRITE] = "break-guest-write",
@@ -338,7 +341,7 @@ void point_end(struct point_in_time *point)
         pthread_cond_signal(&waiter->wake);
     }
     pthread_cond_broadcast(&point->quiet);
-    pthread_cond_broadcast(&point->work);
+    pthread_cond_broadcast(&point->work); /* scratch is to be freed */
 }
 
 void point_break(struct point_in_time *point, GError *error)
@@ -351,7 +354,6 @@ void point_break(struct point_in_time *point, GError *error)
     atomic_store(&point->broken, true);
     point->tell = true;
     point_end(point);
-    pthread_cond_broadcast(&point->work); /* scratch is to be freed */
 }
 
 void point_in_time_break(struct point_in_time *point, GError *error)
@@ -378,14 +380,11 @@ void point_in_time_free(struct point_in_time *point)
         return;
     }
     g_assert(!point->installed);
-    point_scratch_stop(point);
     point_lock(point);
     point_end(point);
-    if (!point->options.scratch_vanishes) {
-        point_scratch_free(point, 0, point->length);
-    }
-    point_scratch_give_back(point, point->info.scratch_bytes);
     point_unlock(point);
+    point_scratch_stop(point);
+    point_scratch_give_back(point, point->info.scratch_bytes); /* what could not be freed */
     destroy(point);
 }
 
@@ -396,6 +395,9 @@ static bool is_crowded(const struct point_in_time *point)
 {
     const struct scratch_budget *budget = point->options.budget;
 
+    if (atomic_load(&point->over)) {
+        return false;
+    }
     if (!point->options.scratch || point->held || point->retry_after_ns) {
         return point->memory_used > point->memory_max / 2;
     }
@@ -414,7 +416,10 @@ void point_look_if_crowded(struct point_in_time *point)
 bool point_in_time_is_crowded(struct point_in_time *point)
 {
     SCOPE_LOCK(&point->lock);
-    return !atomic_load(&point->over) && is_crowded(point);
+    bool crowded = is_crowded(point);
+
+    point->told &= crowded; /* who hears that it is not wants to be told when it is again */
+    return crowded;
 }
 
 void point_in_time_retry(struct point_in_time *point)
@@ -442,19 +447,20 @@ void point_in_time_cancel_in_flight(struct point_in_time *point)
 
 void point_in_time_stop(struct point_in_time *point, int64_t grace_ns)
 {
-    int64_t deadline_ns = clock_now_ns() + grace_ns;
-
     point_lock(point);
+    point_end(point);
     point->ending = true;
     pthread_cond_broadcast(&point->work);
-    bool in_time = true;
-    while (point->scratch.active && in_time) {
-        in_time = clock_cond_wait_until(&point->quiet, &point->lock, deadline_ns) != ETIMEDOUT;
+    while (point->thread_running || point->scratch.active) {
+        if (clock_cond_wait_until(&point->quiet, &point->lock, clock_now_ns() + grace_ns) != 0) {
+            point->abandoned = true;
+            point_unlock(point);
+            point_in_time_cancel_in_flight(point);
+            point_lock(point);
+            grace_ns = CUT_OFF_AGAIN_NS;
+        }
     }
     point_unlock(point);
-    if (!in_time) {
-        point_in_time_cancel_in_flight(point);
-    }
 }
 
 void point_in_time_get_info(struct point_in_time *point, struct point_in_time_info *info)

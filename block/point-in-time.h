@@ -107,8 +107,8 @@ void point_in_time_install(struct point_in_time *point);
 void point_in_time_uninstall(struct point_in_time *point);
 
 /*
- * Frees it: not installed, nobody inside. Waits for its threads; may block on scratch, where what
- * it used is freed, unless write_through or scratch_vanishes.
+ * Frees it: not installed, nobody inside. Does first what point_in_time_stop does, if that was not
+ * called, but waits as long as it takes.
  */
 void point_in_time_free(struct point_in_time *point);
 DEFINE_AUTO(point_in_time, point_in_time_free)
@@ -180,8 +180,10 @@ void point_in_time_retry(struct point_in_time *point);
 void point_in_time_cancel_in_flight(struct point_in_time *point);
 
 /*
- * End the threads that write to scratch, when it broke or before it is freed: waits for what is
- * in flight, but cuts off what hangs for longer than grace_ns.
+ * Before it is freed: the end of all saving and reading, and of the threads that write to scratch.
+ * What was used of scratch is freed there, unless write_through or scratch_vanishes. Waits for
+ * that, and for what is in flight; but once a request has hung for grace_ns, all that hangs is cut
+ * off and the rest is not freed.
  */
 void point_in_time_stop(struct point_in_time *point, int64_t grace_ns);
 

@@ -422,6 +422,28 @@ static void test_write_through_breaks(void)
     point_rig_free(rig);
 }
 
+/* Who asks for the status of an area may get that of a guest's zeroes, which are not the moment's.
+ */
+static void test_write_through_beside(void)
+{
+    struct point_rig *rig = point_rig_new(2 * MIB, true);
+    uint8_t *scratch = memory_disk_data(rig->scratch->file);
+
+    point_rig_zero(rig, MIB + UNIT, MIB - UNIT);
+    memset(scratch, 0xee, rig->length);
+    POINT_RIG_START(rig, .policy = POINT_IN_TIME_BREAK_SNAPSHOT, .guest_timeout_ns = NEVER,
+                    .write_through = true);
+    FAULT(rig->source, .operations = FAULT_ON_STATUS, .hold = true);
+    struct point_rig_guest *guest = point_rig_write_begin(rig, MIB, MIB);
+    fault_wait_held(rig->source, 1);
+    g_assert_cmpint(block_device_write_zeroes(rig->guest, MIB, UNIT, 0), ==, 0);
+    fault_clear(rig->source);
+    g_assert_cmpint(point_rig_write_await(guest), ==, 0);
+    g_assert_cmpmem(scratch + MIB, MIB, rig->old + MIB, MIB);
+    assert_whole(rig);
+    point_rig_free(rig);
+}
+
 /* ---- Drains --------------------------------------------------------------------------------- */
 
 struct reader {
@@ -575,6 +597,24 @@ static void test_free(gconstpointer vanishes)
     point_rig_free(rig);
 }
 
+/* Scratch that hangs while what was used of it is freed does not keep the end from coming. */
+static void test_free_hangs(void)
+{
+    struct point_rig *rig = point_rig_new(MIB, true);
+
+    POINT_RIG_START(rig, .policy = POINT_IN_TIME_BREAK_SNAPSHOT);
+    g_assert_cmpint(point_rig_write(rig, 0, UNIT), ==, 0);
+    g_assert_cmpint(point_rig_write(rig, 10 * UNIT, UNIT), ==, 0);
+    point_rig_wait_scratch(rig, 2 * UNIT);
+    point_rig_wait_memory(rig, 0);
+    FAULT(rig->scratch, .operations = FAULT_ON(DISCARD), .hold = true);
+    point_in_time_uninstall(rig->point);
+    point_in_time_stop(rig->point, SOON);
+    point_in_time_free(STEAL(rig->point));
+    g_assert_cmpuint(fault_cut_off(rig->scratch), >=, 1);
+    point_rig_free(rig);
+}
+
 static void add_by_policy(const char *name, GTestDataFunc function)
 {
     static const enum point_in_time_policy policies[] = {POINT_IN_TIME_BREAK_SNAPSHOT,
@@ -611,11 +651,13 @@ int main(int argc, char **argv)
     ADD("strict/a-change-waits-for-scratch", test_strict_waits);
     ADD("strict/write-through-puts-all-on-scratch", test_write_through);
     ADD("strict/write-through-breaks-when-slow", test_write_through_breaks);
+    ADD("strict/write-through-beside-zeroes-of-a-guest", test_write_through_beside);
     ADD("drain/of-scratch-begins-nothing", test_drained_scratch);
     ADD("drain/of-scratch-waits-for-what-is-in-flight", test_drain_waits);
     add_by_policy("end/uninstall-lets-guests-go", test_uninstall_lets_go);
     add_by_policy("end/break-lets-guests-go", test_break_lets_go);
     ADD("end/what-hangs-is-cut-off", test_cancel);
+    ADD("end/scratch-that-hangs-when-freed-is-cut-off", test_free_hangs);
     g_test_add_data_func("/point-in-time-fault/end/scratch-is-freed", GINT_TO_POINTER(0),
                          test_free);
     g_test_add_data_func("/point-in-time-fault/end/scratch-that-vanishes-is-not",
