@@ -167,10 +167,10 @@ static bool work(struct copy_engine *engine, void **buffer)
     return true;
 }
 
-/* Not before the next tick; a worker that rests for a shorter time than that sleeps by itself. */
+/* Until something changes, or what is known to end has ended: there are no ticks in a pause. */
 static void wait_for_work(struct copy_engine *engine)
 {
-    int64_t until_ns = engine->pace.rest_until_ns;
+    int64_t until_ns = MAX_OF(engine->pace.rest_until_ns, engine->retry_after_ns);
 
     if (until_ns > clock_now_ns()) {
         clock_cond_wait_until(&engine->work, &engine->lock, until_ns);
@@ -270,15 +270,15 @@ static bool coordinate(struct copy_engine *engine)
     if (is_finished) {
         return false;
     }
+    copy_pace_look(&engine->pace, clock_now_ns());
+    start_workers(engine); /* before a pause: guests may wait for them in it */
+    pthread_cond_signal(&engine->work);
     if (job_should_pause(engine->job)) {
         pause_workers(engine);
     } else {
         engine->is_pausing = false;
         engine->is_held = false; /* resumed: what failed is tried again */
     }
-    copy_pace_look(&engine->pace, clock_now_ns());
-    start_workers(engine);
-    pthread_cond_signal(&engine->work);
     return true;
 }
 

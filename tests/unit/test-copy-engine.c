@@ -32,6 +32,7 @@ struct copier {
     _Atomic bool started;
     _Atomic bool again; /* run the engine a second time */
     bool hurry;         /* allow the flush no time */
+    bool pause_first;   /* pause the job before the engine runs */
 };
 
 static struct copier *copier; /* of the test */
@@ -101,6 +102,12 @@ static bool is_finished(struct copy_source *source, bool is_idle)
     return is_idle && !atomic_load(&copier->stay) && dirty_bitmap_count(copier->left) == 0;
 }
 
+/* Called when what is in flight at the end has hung for a while. */
+static void cancel_in_flight(struct copy_source *source)
+{
+    memory_disk_release(copier->to);
+}
+
 static const struct copy_source_operations operations = {
     .next = next,
     .extend = extend,
@@ -109,11 +116,15 @@ static const struct copy_source_operations operations = {
     .copy_range = copy_range,
     .done = done,
     .is_finished = is_finished,
+    .cancel_in_flight = cancel_in_flight,
 };
 
 static int run(struct job *job, GError **error)
 {
     atomic_store(&copier->started, true);
+    if (copier->pause_first) {
+        g_assert_cmpint(job_user_pause(job, NULL), ==, 0);
+    }
     int status = copy_engine_run(copier->engine, error);
 
     if (status == 0 && atomic_load(&copier->again)) {
@@ -294,6 +305,30 @@ static void test_urgent(void)
     end_well();
 }
 
+/*
+ * Guests that wait for what is urgent are not left alone by a job that is paused from its start,
+ * nor by one that met an error in a pause.
+ */
+static void test_urgent_from_the_start(void)
+{
+    set_up(&(struct copy_engine_options){.on_target_error = BLOCK_ERROR_POLICY_IGNORE,
+                                         .max_chunk = UNIT});
+    memory_disk_fail(copier->to, BLOCK_OPERATION_WRITE, -EIO, 0, 1);
+    copier->pause_first = true;
+    atomic_store(&copier->stay, true);
+    start();
+    wait_for_status(JOB_STATUS_PAUSED);
+    atomic_store(&copier->urgent, true);
+    copy_engine_wake(copier->engine);
+    while (dirty_bitmap_count(copier->left) > 0) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(job_get_status(copier->job), ==, JOB_STATUS_PAUSED);
+    g_assert_cmpint(job_user_resume(copier->job, NULL), ==, 0);
+    atomic_store(&copier->stay, false);
+    end_well();
+}
+
 /* An engine may run again after a run that ended well. */
 static void test_again(void)
 {
@@ -342,8 +377,6 @@ static void test_late_flush(void)
     copier->hurry = true;
     memory_disk_hold(copier->to, BLOCK_OPERATION_FLUSH);
     start();
-    memory_disk_wait_held(copier->to, 1);
-    memory_disk_release(copier->to);
     g_autofree char *message = end();
     g_assert_cmpstr(message, ==, "Could not flush target node 'to': Connection timed out");
 }
@@ -377,6 +410,7 @@ int main(int argc, char **argv)
     g_test_add_func("/copy-engine/tried-again", test_tried_again);
     g_test_add_func("/copy-engine/stop", test_stop);
     g_test_add_func("/copy-engine/urgent", test_urgent);
+    g_test_add_func("/copy-engine/urgent-from-the-start", test_urgent_from_the_start);
     g_test_add_func("/copy-engine/again", test_again);
     g_test_add_func("/copy-engine/fail", test_fail);
     g_test_add_func("/copy-engine/idle", test_idle);
