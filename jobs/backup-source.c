@@ -96,7 +96,15 @@ static int block_status(struct copy_source *copy, uint64_t offset, uint64_t byte
 
 static int read_data(struct copy_source *copy, void *buffer, uint64_t offset, uint64_t bytes)
 {
-    return point_in_time_pread(backup_source_of(copy)->point, buffer, offset, bytes);
+    struct point_in_time *point = backup_source_of(copy)->point;
+    int status = point_in_time_pread(point, buffer, offset, bytes);
+    GError *reason = NULL;
+
+    /* That it broke is not an error of the source; say why before anybody takes it for one. */
+    if (status < 0 && point_in_time_is_broken(point, &reason)) {
+        copy_engine_fail(copy->engine, reason);
+    }
+    return status;
 }
 
 /*

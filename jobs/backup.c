@@ -154,11 +154,10 @@ static void clean_backup(struct job *job)
         point_in_time_stop(backup->point, END_GRACE_NS);
         point_in_time_uninstall(backup->point);
     }
+    point_in_time_free(backup->point); /* before the engine, which it may call */
+    backup->point = NULL;
     if (backup->engine) {
         copy_engine_free(STEAL(backup->engine));
-    }
-    if (backup->point) {
-        point_in_time_free(STEAL(backup->point));
     }
 }
 
