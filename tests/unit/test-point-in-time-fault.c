@@ -348,6 +348,35 @@ static void test_full_memory_is_emptied(void)
     point_rig_free(rig);
 }
 
+/* Who was told that it is crowded, and found nothing to take, is told again when there is more. */
+static void test_told_again(void)
+{
+    struct point_rig *rig = point_rig_new(MIB, false);
+    struct point_rig_guest *guests[3];
+    uint64_t offset, bytes;
+
+    POINT_RIG_START(rig, .policy = POINT_IN_TIME_BREAK_SNAPSHOT, .guest_timeout_ns = NEVER,
+                    .memory_max = POINT_IN_TIME_MEMORY_MIN);
+    FAULT(rig->source, .operations = FAULT_ON(READ), .offset = MIB / 2, .bytes = MIB / 2,
+          .hold = true);
+    for (size_t i = 0; i < G_N_ELEMENTS(guests); i++) {
+        guests[i] = point_rig_write_begin(rig, MIB / 2 + i * 16 * UNIT, 16 * UNIT);
+    }
+    fault_wait_held(rig->source, G_N_ELEMENTS(guests));
+    g_assert_cmpint(point_rig_write(rig, 0, UNIT), ==, 0);
+    g_assert_cmpuint(atomic_load(&rig->changes), ==, 1);
+    g_assert_true(point_in_time_next(rig->point, true, 0, MIB, MIB, &offset, &bytes));
+    g_assert_cmpint(point_in_time_discard(rig->point, offset, bytes), ==, 0);
+    g_assert_false(point_in_time_next(rig->point, true, 0, MIB, MIB, &offset, &bytes));
+    g_assert_true(point_in_time_is_crowded(rig->point));
+    fault_clear(rig->source);
+    for (size_t i = 0; i < G_N_ELEMENTS(guests); i++) {
+        g_assert_cmpint(point_rig_write_await(guests[i]), ==, 0);
+    }
+    g_assert_cmpuint(atomic_load(&rig->changes), ==, 2);
+    point_rig_free(rig);
+}
+
 /* ---- Waiting for scratch -------------------------------------------------------------------- */
 
 /* Under break-guest-write a change is made when what it overwrites is on scratch. */
@@ -648,6 +677,7 @@ int main(int argc, char **argv)
     ADD("slow/scratch-fails-the-guest", test_slow_fails_guest);
     ADD("slow/full-memory-breaks-it", test_full_memory_breaks);
     ADD("slow/memory-that-is-emptied-does-not", test_full_memory_is_emptied);
+    ADD("slow/who-empties-memory-is-told-again", test_told_again);
     ADD("strict/a-change-waits-for-scratch", test_strict_waits);
     ADD("strict/write-through-puts-all-on-scratch", test_write_through);
     ADD("strict/write-through-breaks-when-slow", test_write_through_breaks);
