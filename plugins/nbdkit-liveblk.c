@@ -15,6 +15,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "block/error.h"
 #include "block/main-loop.h"
 #include "block/thread.h"
 #include "server/export.h"
@@ -58,7 +59,7 @@ static int fail_request(int status, const char *what, uint32_t count, uint64_t o
     /* A client that probes for fast zeroes is told no by this error: nothing to log. */
     if (error_number != ENOTSUP) {
         nbdkit_error("%s of %" PRIu32 " bytes at offset %" PRIu64 " failed: %s", what, count,
-                     offset, strerror(-status));
+                     offset, block_strerror(-status));
     }
     nbdkit_set_error(error_number);
     errno = error_number;
