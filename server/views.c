@@ -265,7 +265,7 @@ int view_drop(const char *name, bool force, GError **error)
     }
     g_autofree char *user = force ? NULL : find_user(view);
     if (user) {
-        view_publish(view);
+        view_publish(view); /* as it was */
         return block_error(error, EBUSY, "View '%s' is busy: it is in use by %s; 'force' drops it",
                            name, user);
     }

@@ -53,7 +53,8 @@ def whole(test):
                         cbw_timeout=45)  # fmt: skip
         writers.wait_done(20)
         qmp.command("qom-set", path=QDEV, property="drive", value="cbw")
-        assert root_of(qmp) == "cbw" and qmp.command("qom-get", path=QDEV, property="drive") == "cbw"
+        assert root_of(qmp) == "cbw"
+        assert qmp.command("qom-get", path=QDEV, property="drive") == "cbw"
         writers.wait_done(50)
         qmp.command("blockdev-add", driver="snapshot-access", node_name="snap", file="cbw")
         backup = {"device": "snap", "target": f"backup{turn}", "sync": "full", "job-id": "j",

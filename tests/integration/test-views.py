@@ -87,7 +87,7 @@ def equals(test):
     server.stop()
 
 
-@promise("exports of views appear and vanish at run time, after the disks, and say when they are of")
+@promise("exports of views appear and vanish at run time, after the disks, and say what they are")
 def appear(test):
     server, qmp, scratch = serve(test, MIB, 2 * MIB)
     qmp.command("view-create", name="2026-07-01T12:00", scratch=str(scratch))
@@ -278,10 +278,9 @@ def trim(test):
     qmp.command("view-discard", name="v", device="vda", offset=4 * MIB + 1, length=MIB)
     assert view_device(qmp, "v")["discarded-bytes"] == 5 * MIB - 4096
     assert bytes(reader.pread(1, 4 * MIB)) == b"o"
-    refused(qmp, "view-discard",
-            {"name": "v", "device": "vda", "offset": 8 * MIB, "length": 1}, "not inside")  # fmt: skip
-    refused(qmp, "view-discard",
-            {"name": "v", "device": "vdb", "offset": 0, "length": 1}, "'vdb'")  # fmt: skip
+    for device, offset, word in (("vda", 8 * MIB, "not inside"), ("vdb", 0, "'vdb'")):
+        wrong = {"name": "v", "device": device, "offset": offset, "length": 1}
+        refused(qmp, "view-discard", wrong, word)
     reader.shutdown()
     wait_until(lambda: drop_idle(qmp, "v"), "the client has gone")
     assert node.stat().st_blocks == 0
@@ -319,6 +318,37 @@ def backup(test):
     qmp.wait_job("j", "concluded")
     assert "Input/output error" in qmp.command("query-jobs")[0]["error"]
     qmp.command("job-dismiss", id="j")
+    writers.stop()
+    server.stop()
+
+
+@promise("a view of a disk that a mirror moves away stays what it was")
+def moved(test):
+    server, qmp, scratch = serve(test, 16 * MIB)
+    writers = Writers(test, server.uri(), 16 * MIB).start()
+    with writers.held() as model:
+        qmp.command("view-create", name="before", scratch=str(scratch))
+    target = test.make_disk("target.img", 16 * MIB)
+    qmp.command("blockdev-add", driver="raw", node_name="target", discard="unmap",
+                file={"driver": "file", "filename": str(target)})  # fmt: skip
+    writers.wait_done(50)
+    qmp.command("blockdev-mirror", job_id="m", device="vda", target="target", sync="full")
+    qmp.wait_event("BLOCK_JOB_READY", device="m")
+    writers.wait_done(50)
+    qmp.command("block-job-complete", device="m")
+    qmp.wait_job("m", "null")
+    assert qmp.command("qom-get", path="vda", property="drive") == "target"
+    writers.wait_done(50)
+    with writers.held() as now:
+        qmp.command("view-create", name="after", scratch=str(scratch))
+    writers.wait_done(50)
+    copy_equals(test, server, "vda@before", model)
+    copy_equals(test, server, "vda@after", now)
+    old = test.path("disk0.img").read_bytes()
+    writers.wait_done(50)
+    assert test.path("disk0.img").read_bytes() == old
+    wait_until(lambda: drop_idle(qmp, "before"), "the clients have gone")
+    copy_equals(test, server, "vda@after", now)
     writers.stop()
     server.stop()
 

@@ -8,6 +8,7 @@
 #include "block/device.h"
 #include "block/dirty-bitmap.h"
 #include "block/drain.h"
+#include "block/event.h"
 #include "block/main-loop.h"
 #include "block/request.h"
 #include "formats/copy-before-write.h"
@@ -447,6 +448,56 @@ static void test_moving_guest(struct fixture *fixture, const void *data)
     g_assert_cmpint(block_device_remove(device), ==, 0);
 }
 
+/* ---- A device over it ----------------------------------------------------------------------- */
+
+static void count_io_errors(const struct event *event, void *data)
+{
+    unsigned *count = data;
+
+    *count += g_str_equal(event->name, "BLOCK_IO_ERROR");
+}
+
+static void add_listener(void *data)
+{
+    event_add_listener(count_io_errors, data);
+}
+
+static void remove_listener(void *data)
+{
+    event_remove_listener(count_io_errors, data);
+}
+
+/* What views are read through: no guest's disk, and if it may be, emptied although read-only. */
+static void test_unlisted_device(struct fixture *fixture, const void *data)
+{
+    AUTO(block_node) filter = open_filter("");
+    AUTO(block_node) snapshot = open_snapshot();
+    struct block_device *view = block_device_new_unlisted("vda@x", snapshot, true, NULL);
+    struct block_device *strict = block_device_new_unlisted("vda@x", snapshot, false, NULL);
+    struct block_device **list = block_device_list();
+    unsigned errors = 0;
+    uint8_t byte;
+
+    g_assert_null(list[0]);
+    block_device_list_free(list);
+    g_assert_null(block_device_find("vda@x"));
+    g_assert_true(block_device_takes_discards(view) && !block_device_takes_discards(strict));
+    g_assert_cmpint(block_device_discard(strict, 0, UNIT, 0), ==, -EPERM);
+    g_assert_cmpint(block_device_pwrite(view, &byte, 0, 1, 0), ==, -EPERM);
+    g_assert_cmpint(block_device_write_zeroes(view, 0, UNIT, 0), ==, -EPERM);
+    g_assert_cmpint(block_device_discard(view, 0, UNIT, 0), ==, 0);
+    /* Stop is for guests, and so is the event of an error. */
+    main_loop_call_wait(add_listener, &errors);
+    block_device_stop_all();
+    g_assert_cmpint(block_device_pread(view, &byte, 0, 1), ==, -EINVAL);
+    g_assert_cmpint(block_device_pread(view, &byte, UNIT, 1), ==, 0);
+    block_device_continue_all();
+    main_loop_call_wait(remove_listener, &errors);
+    g_assert_cmpuint(errors, ==, 0);
+    g_assert_cmpint(block_device_remove(view), ==, 0);
+    g_assert_cmpint(block_device_remove(strict), ==, 0);
+}
+
 /* ---- Refusals ------------------------------------------------------------------------------- */
 
 #define ASSERT_REFUSED(word, ...)                                                                  \
@@ -532,6 +583,7 @@ int main(int argc, char **argv)
     TEST("discard-may-be-ignored", test_discard_ignored);
     TEST("part-of-a-disk", test_bitmap);
     TEST("guests-come-and-go", test_moving_guest);
+    TEST("no-guest-reads-it", test_unlisted_device);
     TEST("refusals", test_refusals);
     TEST("read-only", test_read_only);
     int status = g_test_run();

@@ -368,15 +368,6 @@ static void expect_events(const char *expected)
     g_string_truncate(events, 0);
 }
 
-/* Those of earlier tests. */
-static void forget_events(void)
-{
-    main_loop_call_wait(nothing, NULL);
-    SCOPE_LOCK(&events_lock);
-
-    g_string_truncate(events, 0);
-}
-
 static void wait_for_event(const char *name)
 {
     SCOPE_LOCK(&events_lock);
@@ -735,33 +726,6 @@ static void test_read_only_stays(void)
     block_device_remove(exchange.device);
 }
 
-/* ---- Views' devices ----------------------------------------------------------------------------
- */
-
-static void test_unlisted(void)
-{
-    AUTO(block_node) disk = test_open("driver=memory,read-only=on");
-    struct block_device *device = block_device_new_unlisted("vda@x", disk, false, NULL);
-    struct block_device **list = block_device_list();
-    uint8_t byte;
-
-    forget_events();
-    g_assert_null(list[0]);
-    block_device_list_free(list);
-    g_assert_null(block_device_find("vda@x"));
-    /* QMP's stop is for guests. */
-    block_device_stop_all();
-    g_assert_cmpint(block_device_pread(device, &byte, 0, 1), ==, 0);
-    block_device_continue_all();
-    /* And so are the events. */
-    memory_disk_fail(disk, BLOCK_OPERATION_READ, -EIO, 0, 1);
-    g_assert_cmpint(block_device_pread(device, &byte, 0, 1), ==, -EIO);
-    expect_events("");
-    g_assert_cmpint(block_device_pwrite(device, &byte, 0, 1, 0), ==, -EPERM);
-    g_assert_cmpint(block_device_discard(device, 0, 1, 0), ==, -EPERM);
-    g_assert_cmpint(block_device_remove(device), ==, 0);
-}
-
 static void set_up_events(void *data)
 {
     event_add_listener(log_event, NULL);
@@ -797,7 +761,6 @@ int main(int argc, char **argv)
     g_test_add_func("/device/takes-over-from-a-job", test_take_over);
     g_test_add_func("/device/a-refused-take-over-changes-nothing", test_refused_take_over);
     g_test_add_func("/device/read-only-stays-read-only", test_read_only_stays);
-    g_test_add_func("/device/a-view-is-no-guest", test_unlisted);
     status = g_test_run();
     main_loop_stop();
     g_string_free(events, TRUE);
