@@ -77,6 +77,7 @@ struct point_memory_waiter {
 struct point_gate {
     unsigned drains;
     unsigned active;
+    uint64_t left; /* how many have been active */
 };
 
 struct point_in_time {

@@ -76,6 +76,7 @@ int point_enter(struct point_in_time *point, struct point_gate *gate)
 
 void point_leave(struct point_in_time *point, struct point_gate *gate)
 {
+    gate->left++;
     if (--gate->active == 0 && (gate->drains || point->ending)) {
         pthread_cond_broadcast(&point->quiet);
     }
@@ -447,18 +448,26 @@ void point_in_time_cancel_in_flight(struct point_in_time *point)
 
 void point_in_time_stop(struct point_in_time *point, int64_t grace_ns)
 {
+    int64_t deadline_ns = clock_now_ns() + grace_ns;
+
     point_lock(point);
     point_end(point);
     point->ending = true;
     pthread_cond_broadcast(&point->work);
+    uint64_t left = point->scratch.left;
     while (point->thread_running || point->scratch.active) {
-        if (clock_cond_wait_until(&point->quiet, &point->lock, clock_now_ns() + grace_ns) != 0) {
+        if (clock_cond_wait_until(&point->quiet, &point->lock, deadline_ns) != ETIMEDOUT) {
+            continue;
+        }
+        if (point->scratch.left == left) {
             point->abandoned = true;
             point_unlock(point);
             point_in_time_cancel_in_flight(point);
             point_lock(point);
             grace_ns = CUT_OFF_AGAIN_NS;
         }
+        left = point->scratch.left;
+        deadline_ns = clock_now_ns() + grace_ns;
     }
     point_unlock(point);
 }

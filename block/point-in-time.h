@@ -182,8 +182,8 @@ void point_in_time_cancel_in_flight(struct point_in_time *point);
 /*
  * Before it is freed: the end of all saving and reading, and of the threads that write to scratch.
  * What was used of scratch is freed there, unless write_through or scratch_vanishes. Waits for
- * that, and for what is in flight; but once a request has hung for grace_ns, all that hangs is cut
- * off and the rest is not freed.
+ * that, and for what is in flight; but once nothing has come to its end for grace_ns, all that
+ * hangs is cut off and the rest is not freed.
  */
 void point_in_time_stop(struct point_in_time *point, int64_t grace_ns);
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Backups of a disk that many writers write to, several at once, while clients pause, resume,
- * throttle and cancel them, nodes are drained, and the guest is stopped. Each backup that
- * succeeds equals the disk at its moment; none leaves anything behind.
+ * throttle and cancel them, nodes are drained, and the guest is stopped. Scratch is small, slow,
+ * fails or hangs. Each backup that succeeds equals the disk at its moment; none leaves anything
+ * behind; what ends it is said.
  */
 #include <errno.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #define BUDGET_NS (6 * NS_PER_SECOND)
 
 static const char *const target_names[TARGETS] = {"target0", "target1", "target2"};
+static const char *const scratch_names[TARGETS] = {"scratch0", "scratch1", "scratch2"};
 static const char *const job_ids[TARGETS] = {"job0", "job1", "job2"};
 
 static bool meddled;      /* there are meddlers */
@@ -146,6 +148,31 @@ static void stop_meddlers(struct meddler *meddlers)
     }
 }
 
+static void choose_scratch(struct rig *rig, unsigned i, struct backup_options *options)
+{
+    struct test_random *random = &rig->random;
+
+    options->scratch = (enum backup_scratch)test_random_below(random, BACKUP_SCRATCH_NONE + 1);
+    if (options->scratch != BACKUP_SCRATCH_NONE && test_random_chance(random, 20)) {
+        options->scratch_max = test_random_between(random, 1, MIB);
+    }
+    if (options->scratch != BACKUP_SCRATCH_NODE) {
+        return;
+    }
+    options->scratch_node = rig_target(rig, scratch_names[i], test_random_chance(random, 50));
+    if (test_random_chance(random, 20)) {
+        FAULT(options->scratch_node, .operations = FAULT_ON_CHANGES, .percent = 10,
+              .error_number = EIO);
+    } else if (test_random_chance(random, 10)) {
+        FAULT(options->scratch_node, .operations = FAULT_ON_ALL,
+              .skip = test_random_below(random, 20), .hold = true);
+        options->guest_timeout_s = 1;
+    } else if (test_random_chance(random, 40)) {
+        FAULT(options->scratch_node, .operations = FAULT_ON_ALL, .percent = 20,
+              .delay_ns = 2 * NS_PER_MS);
+    }
+}
+
 static struct backup_options choose_options(struct rig *rig, unsigned i, struct block_node *target)
 {
     struct test_random *random = &rig->random;
@@ -153,8 +180,7 @@ static struct backup_options choose_options(struct rig *rig, unsigned i, struct 
 
     options.max_workers = (int64_t)test_random_between(random, 1, 8);
     options.max_chunk = (int64_t)test_random_between(random, 64 * KIB, 512 * KIB);
-    options.scratch =
-        test_random_chance(random, 50) ? BACKUP_SCRATCH_DIRECTORY : BACKUP_SCRATCH_NONE;
+    choose_scratch(rig, i, &options);
     options.use_copy_range = test_random_chance(random, 30);
     /* Alone, nobody would resume a job that an error has stopped. */
     options.on_target_error =
@@ -179,6 +205,15 @@ static void choose_faults(struct rig *rig, struct block_node *target)
     }
 }
 
+/* Whether scratch is to blame, and can be. */
+static bool is_of_scratch(const char *message, const struct backup_options *options)
+{
+    return (options->scratch_max && strstr(message, "Old data needs more scratch than")) ||
+           (options->scratch == BACKUP_SCRATCH_NODE &&
+            (strstr(message, "Could not write to scratch node 'scratch") ||
+             (options->guest_timeout_s == 1 && strstr(message, "is too slow: a write to node"))));
+}
+
 /* Whatever became of the job: nobody uses the target, and if it succeeded, it is right. */
 static void check_end(struct job *job, struct block_node *target, struct model *snapshot,
                       const struct backup_options *options)
@@ -191,6 +226,8 @@ static void check_end(struct job *job, struct block_node *target, struct model *
         completed++;
     } else if (g_str_equal(message, g_strerror(ECANCELED))) {
         cancelled++;
+    } else if (is_of_scratch(message, options)) {
+        broken++;
     } else {
         if (!strstr(message, "Could not write target node 'target")) {
             g_error("unexpected: %s", message);
@@ -200,6 +237,10 @@ static void check_end(struct job *job, struct block_node *target, struct model *
         broken++;
     }
     rig_assert_unused(target);
+    if (options->scratch_node) {
+        fault_clear(options->scratch_node);
+        rig_assert_unused(options->scratch_node);
+    }
 }
 
 static void one_round(struct rig *rig)
