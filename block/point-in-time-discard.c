@@ -100,7 +100,7 @@ void point_scratch_free(struct point_in_time *point, uint64_t start, uint64_t en
         while (point->scratch.drains && !atomic_load(&point->over)) {
             pthread_cond_wait(&point->quiet, &point->lock);
         }
-        if (point->scratch.drains || point->abandoned ||
+        if (point->scratch.drains || point_scratch_is_left(point) ||
             !dirty_bitmap_next_range(point->data, start, end, FREE_STEP, &offset, &bytes)) {
             return;
         }

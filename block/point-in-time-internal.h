@@ -247,6 +247,12 @@ int point_notify_before_write(struct write_notifier *notifier, enum block_operat
 /* There may be work for the threads: start or wake as many as there should be. Lock held. */
 void point_scratch_wake(struct point_in_time *point);
 
+/* Scratch is not freed any more: it hung, or it vanishes soon. Lock held. */
+static inline bool point_scratch_is_left(const struct point_in_time *point)
+{
+    return point->abandoned || (point->ending && point->options.scratch_vanishes);
+}
+
 /* End the threads. No lock. */
 void point_scratch_stop(struct point_in_time *point);
 

@@ -90,9 +90,8 @@ static int64_t next_look(const struct point_in_time *point, int64_t now_ns)
 /* Whether data that nobody can read any more has to be freed on scratch. */
 static bool must_free(struct point_in_time *point)
 {
-    return atomic_load(&point->over) && point->scratch.drains == 0 && !point->abandoned &&
-           !(point->ending && point->options.scratch_vanishes) &&
-           dirty_bitmap_count(point->data) > 0;
+    return (atomic_load(&point->broken) || point->ending) && point->scratch.drains == 0 &&
+           !point_scratch_is_left(point) && dirty_bitmap_count(point->data) > 0;
 }
 
 static void *scratch_thread(void *data);
