@@ -28,6 +28,7 @@ struct block_device {
     enum block_error_policy on_write_error;
     bool is_listed; /* a guest's disk */
     bool discards;  /* the read-only root takes discards */
+    bool is_moving; /* block_device_begin_move; main thread */
     struct throttle *throttle;
     struct statistics statistics;
 
@@ -379,14 +380,41 @@ struct block_node *block_device_root(struct block_device *device)
     return device->root.node;
 }
 
+static int check_not_moving(const struct block_device *device, GError **error)
+{
+    return device->is_moving
+               ? block_error(error, EBUSY, "A job is just moving device '%s' to another node",
+                             device->name)
+               : 0;
+}
+
+int block_device_begin_move(struct block_device *device, GError **error)
+{
+    int status = check_not_moving(device, error);
+
+    device->is_moving = true;
+    return status;
+}
+
+void block_device_end_move(struct block_device *device)
+{
+    device->is_moving = false;
+}
+
 int block_device_set_root(struct block_device *device, struct block_node *root, GError **error)
 {
+    if (check_not_moving(device, error) < 0) {
+        return -EBUSY;
+    }
     return block_claim_move(&device->root, root, root_perms(device, root),
                             root_shared(device, root), error);
 }
 
 int block_device_take_root(struct block_device *device, struct block_claim *holder, GError **error)
 {
+    if (check_not_moving(device, error) < 0) {
+        return -EBUSY;
+    }
     return block_claim_replace(&device->root, holder, root_perms(device, holder->node),
                                root_shared(device, holder->node), error);
 }

@@ -75,7 +75,7 @@ struct block_node *block_device_root(struct block_device *device);
 
 /*
  * Put another root under the device (a pivot, a filter). Main thread, device drained. On error
- * nothing changes.
+ * nothing changes; -EBUSY while somebody is moving it.
  */
 int block_device_set_root(struct block_device *device, struct block_node *root, GError **error);
 
@@ -84,6 +84,14 @@ int block_device_set_root(struct block_device *device, struct block_node *root, 
  * released. It cannot fail where holder reads and writes the node and lets others read it only.
  */
 int block_device_take_root(struct block_device *device, struct block_claim *holder, GError **error);
+
+/*
+ * From here until block_device_end_move nobody gives the device another root: for who decides on
+ * a move before he can make it, and must not fail then. He ends this just before he moves it. Main
+ * thread. -EBUSY if somebody else is moving it.
+ */
+int block_device_begin_move(struct block_device *device, GError **error);
+void block_device_end_move(struct block_device *device);
 
 /* Set before the device is used; default: report both. */
 void block_device_set_error_policies(struct block_device *device, enum block_error_policy on_read,

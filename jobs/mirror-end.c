@@ -85,33 +85,117 @@ static struct block_drain *drain_guests(struct mirror *mirror)
                                                                     : BLOCK_PERM_WRITE);
 }
 
+/* ---- The devices to switch ------------------------------------------------------------------ */
+
+struct taking {
+    struct mirror *mirror;
+    bool is_pivot;
+    int status;
+    GError **error;
+};
+
+/* Main thread. */
+static void release_devices(void *data)
+{
+    struct mirror *mirror = data;
+
+    for (guint i = 0; i < mirror->moving->len; i++) {
+        block_device_end_move(g_ptr_array_index(mirror->moving, i));
+    }
+    g_ptr_array_unref(STEAL(mirror->moving));
+}
+
+/* Whether what is written to the one reaches the other, through filters. */
+static bool is_above(const struct block_node *node, const struct block_node *wanted)
+{
+    while (node != wanted && node->driver->is_filter && node->file) {
+        node = node->file;
+    }
+    return node == wanted;
+}
+
+/* Since the job began the guest may have moved away; what it writes elsewhere is not copied. */
+static int check_guest(const struct mirror *mirror, bool is_pivot, GError **error)
+{
+    AUTO(block_node) root = mirror->guest ? block_device_root(mirror->guest) : NULL;
+
+    if (root && !is_above(root, mirror->source_node)) {
+        return block_error(error, EBUSY,
+                           "Device '%s' has moved from node '%s' to another since the mirror "
+                           "began: the target '%s' is out of date",
+                           block_device_name(mirror->guest), mirror->source_node->name,
+                           mirror->target->name);
+    }
+    /* Or somebody has put a node between the source and the device. */
+    return is_pivot ? mirror_check_is_root(mirror->source_node, error) : 0;
+}
+
+static int take_device(struct mirror *mirror, struct block_device *device, GError **error)
+{
+    AUTO(block_node) root = block_device_root(device);
+    int status = 0;
+
+    if (root == mirror->source_node) {
+        status = block_device_begin_move(device, error);
+        if (status == 0) {
+            g_ptr_array_add(mirror->moving, block_device_ref(device));
+        }
+    }
+    return status;
+}
+
+/* Main thread; guests stand still. From here on nobody else moves the devices we are to switch. */
+static void take_devices(void *data)
+{
+    struct taking *taking = data;
+    struct mirror *mirror = taking->mirror;
+    struct block_device **devices = block_device_list();
+
+    mirror->moving = g_ptr_array_new_with_free_func((GDestroyNotify)block_device_unref);
+    taking->status = check_guest(mirror, taking->is_pivot, taking->error);
+    for (size_t i = 0; taking->is_pivot && devices[i] && taking->status == 0; i++) {
+        taking->status = take_device(mirror, devices[i], taking->error);
+    }
+    block_device_list_free(devices);
+}
+
+/* ---- The last step --------------------------------------------------------------------------- */
+
+/* Guests stand still. *again: it took too long, so they are to go on first. */
+static int finish_drained(struct mirror *mirror, bool is_pivot, bool *again, GError **error)
+{
+    struct taking taking = {.mirror = mirror, .is_pivot = is_pivot, .error = error};
+
+    main_loop_call_wait(take_devices, &taking);
+    if (taking.status == 0) {
+        taking.status = copy_rest(mirror, error);
+    }
+    *again = taking.status == 0 && !is_clean(mirror);
+    if (taking.status == 0 && !*again) {
+        mirror_update_total(mirror);
+        if (is_pivot) {
+            return copy_engine_flush(mirror->engine, clock_now_ns() + FLUSH_MAX_NS, error);
+        }
+    }
+    return taking.status;
+}
+
 /*
- * The moment in which target and source are the same. *again: it took too long, so guests went on.
- * For a pivot they go on standing still.
+ * The moment in which target and source are the same. For a pivot guests go on standing still
+ * after it.
  */
 static int finish(struct mirror *mirror, bool is_pivot, bool *again, GError **error)
 {
     AUTO(block_drain) drain = drain_guests(mirror);
-    /* Since the job began, somebody may have put a node between the source and the device. */
-    int status = is_pivot ? mirror_check_is_root(mirror->source_node, error) : 0;
+    int status = finish_drained(mirror, is_pivot, again, error);
 
-    if (status == 0) {
-        status = copy_rest(mirror, error);
-    }
-    *again = status == 0 && !is_clean(mirror);
-    if (status < 0 || *again) {
-        return status;
-    }
-    mirror_update_total(mirror);
-    if (!is_pivot) {
-        block_drain_end(STEAL(drain));
-        return copy_engine_flush(mirror->engine, INT64_MAX, error);
-    }
-    status = copy_engine_flush(mirror->engine, clock_now_ns() + FLUSH_MAX_NS, error);
-    if (status == 0) {
+    if (status == 0 && !*again && is_pivot) {
         mirror->drain = STEAL(drain);
+        return 0;
     }
-    return status;
+    main_loop_call_wait(release_devices, mirror);
+    block_drain_end(STEAL(drain));
+    return status == 0 && !*again ? copy_engine_flush(mirror->engine, INT64_MAX, error) : status;
 }
 
 int mirror_prepare(struct job *job, GError **error)
@@ -158,16 +242,14 @@ static void switch_device(struct mirror *mirror, struct block_device *device)
 static void pivot(void *data)
 {
     struct mirror *mirror = data;
-    struct block_device **devices = block_device_list();
 
-    for (struct block_device **device = devices; *device; device++) {
-        AUTO(block_node) root = block_device_root(*device);
+    for (guint i = 0; i < mirror->moving->len; i++) {
+        struct block_device *device = g_ptr_array_index(mirror->moving, i);
 
-        if (root == mirror->source_node) {
-            switch_device(mirror, *device);
-        }
+        block_device_end_move(device);
+        switch_device(mirror, device);
     }
-    block_device_list_free(devices);
+    g_ptr_array_unref(STEAL(mirror->moving));
     mirror_uninstall(mirror);
 }
 
@@ -185,5 +267,8 @@ void mirror_abort(struct job *job)
 {
     struct mirror *mirror = job_state(job);
 
-    block_drain_end(STEAL(mirror->drain));
+    if (mirror->drain) {
+        main_loop_call_wait(release_devices, mirror);
+        block_drain_end(STEAL(mirror->drain));
+    }
 }

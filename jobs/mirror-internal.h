@@ -34,7 +34,8 @@ struct mirror {
     struct copy_engine *engine;
     struct dirty_bitmap *bitmap;
     struct mirror_gate gate;
-    bool is_installed; /* bitmap and gate, on the source */
+    bool is_installed;          /* bitmap and gate, on the source */
+    struct block_device *guest; /* which stood on the source when that was done, or NULL */
 
     _Atomic uint64_t in_flight; /* bytes; never less than there are */
     _Atomic uint64_t copied;    /* bytes, ever */
@@ -54,6 +55,7 @@ struct mirror {
     int64_t look_ns;           /* of MIRROR_CONVERGE: when to look again, */
     uint64_t look_left;        /* what was left at the last look, */
     uint64_t look_copied;      /* and copied */
+    GPtrArray *moving;         /* devices with block_device_begin_move, references; or NULL */
     struct block_drain *drain; /* guests stand still until the pivot is done or given up */
 };
 

@@ -101,13 +101,38 @@ static int check_lengths(const struct mirror *mirror, GError **error)
 
 /* ---- Bitmap and gate on the source ---------------------------------------------------------- */
 
+struct installation {
+    struct mirror *mirror;
+    struct block_device *device; /* which must be on the source; or NULL */
+    int status;
+    GError **error;
+};
+
+static int check_device(const struct mirror *mirror, struct block_device *device, GError **error)
+{
+    AUTO(block_node) root = block_device_root(device);
+
+    return root == mirror->source_node
+               ? 0
+               : block_error(error, EAGAIN, "'%s' has just got another node; try again",
+                             block_device_name(device));
+}
+
 static void install(void *data)
 {
-    struct mirror *mirror = data;
+    struct installation *installation = data;
+    struct mirror *mirror = installation->mirror;
 
+    if (installation->device) {
+        installation->status = check_device(mirror, installation->device, installation->error);
+    }
+    if (installation->status < 0) {
+        return;
+    }
     block_node_add_bitmap(mirror->source_node, mirror->bitmap);
     block_node_add_notifier(mirror->source_node, &mirror->gate.notifier);
     mirror->is_installed = true;
+    mirror->guest = block_device_find_by_root(mirror->source_node);
 }
 
 void mirror_uninstall(struct mirror *mirror)
@@ -122,11 +147,20 @@ static void uninstall(void *data)
     mirror_uninstall(data);
 }
 
-static void with_writers_drained(struct mirror *mirror, main_loop_function *change)
+static void with_writers_drained(struct mirror *mirror, main_loop_function *change, void *data)
 {
     AUTO(block_drain) drain = block_drain_begin(&mirror->source_node, 1, BLOCK_PERM_WRITE);
 
-    main_loop_call_wait(change, mirror);
+    main_loop_call_wait(change, data);
+}
+
+/* The moment the mirror starts. */
+static int begin(struct mirror *mirror, struct block_device *device, GError **error)
+{
+    struct installation installation = {.mirror = mirror, .device = device, .error = error};
+
+    with_writers_drained(mirror, install, &installation);
+    return installation.status;
 }
 
 /* ---- The job's functions -------------------------------------------------------------------- */
@@ -160,11 +194,12 @@ static void clean_mirror(struct job *job)
     struct mirror *mirror = job_state(job);
 
     if (mirror->is_installed) {
-        with_writers_drained(mirror, uninstall);
+        with_writers_drained(mirror, uninstall, mirror);
     }
     if (mirror->engine) {
         copy_engine_free(STEAL(mirror->engine));
     }
+    block_device_unref(STEAL(mirror->guest));
     if (mirror->bitmap) {
         mirror_gate_destroy(&mirror->gate);
         dirty_bitmap_free(STEAL(mirror->bitmap));
@@ -295,7 +330,9 @@ int mirror_start(const struct mirror_options *options, GError **error)
     init(job_state(job), job, options);
     int status = set_up(job_state(job), options, error);
     if (status == 0) {
-        with_writers_drained(job_state(job), install);
+        status = begin(job_state(job), options->device, error);
+    }
+    if (status == 0) {
         status = job_start(job, error);
     }
     if (status < 0) {

@@ -5,7 +5,8 @@
  *
  * It is READY when all was copied once, and follows the guests then. Completing it (job_complete)
  * makes the target the root of the devices on the source, without a guest noticing or any write
- * being lost; a soft cancel leaves the target as a copy of that moment.
+ * being lost; a soft cancel leaves the target as a copy of that moment. If the guest has moved to
+ * another node meanwhile (by another mirror), the job fails: the target would be out of date.
  */
 #ifndef LIVEBLK_JOBS_MIRROR_H
 #define LIVEBLK_JOBS_MIRROR_H
@@ -26,6 +27,11 @@ enum mirror_sync {
 struct mirror_options {
     const char *job_id;
     struct block_node *source; /* borrowed; the job takes references */
+    /*
+     * The device whose disk is meant, if it is one's: the mirror is refused if the source is not
+     * its root any more at the moment it starts. NULL: the node as such is meant. Borrowed.
+     */
+    struct block_device *device;
     struct block_node *target; /* as source; or NULL with open_target */
     /*
      * Makes the target when all else has been checked, the job's ID and speed included. Called at

@@ -163,6 +163,8 @@ static void read_options(json_t *arguments, struct block_node *source,
 
 struct backup_action {
     struct job *job;
+    const char *device; /* as the arguments name it */
+    struct block_node *source;
 };
 
 /* target: the target's name, for messages. */
@@ -187,6 +189,8 @@ static int create_job(struct transaction_action *action, json_t *arguments,
     if (!state->job) {
         return -EINVAL;
     }
+    state->device = json_string_value(json_object_get(arguments, "device"));
+    state->source = block_node_ref(options->source);
     transaction_drain(action, options->source);
     return 0;
 }
@@ -229,6 +233,14 @@ static int prepare_drive_backup(struct transaction_action *action, json_t *argum
 
 /* ---- After the job is there, both are the same ----------------------------------------------- */
 
+/* The moment of a disk that has moved away is over. */
+static int apply(struct transaction_action *action, GError **error)
+{
+    struct backup_action *state = transaction_state(action);
+
+    return lookup_check_same(state->device, state->source, error);
+}
+
 static void activate(struct transaction_action *action)
 {
     struct backup_action *state = transaction_state(action);
@@ -255,6 +267,7 @@ static void clean(struct transaction_action *action)
     struct backup_action *state = transaction_state(action);
 
     job_unref(state->job);
+    block_node_unref(state->source);
 }
 
 const struct transaction_action_type blockdev_backup_action = {
@@ -263,6 +276,7 @@ const struct transaction_action_type blockdev_backup_action = {
     .state_size = sizeof(struct backup_action),
     .supports_grouped = true,
     .prepare = prepare_blockdev_backup,
+    .apply = apply,
     .activate = activate,
     .commit = commit,
     .abort = roll_back,
@@ -276,6 +290,7 @@ const struct transaction_action_type drive_backup_action = {
     .state_size = sizeof(struct backup_action),
     .supports_grouped = true,
     .prepare = prepare_drive_backup,
+    .apply = apply,
     .activate = activate,
     .commit = commit,
     .abort = roll_back,

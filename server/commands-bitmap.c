@@ -100,27 +100,12 @@ static int prepare_name(struct transaction_action *action, struct bitmap_name *b
     return will_exist(action, bitmap) ? 0 : not_found(name, error);
 }
 
-/*
- * In apply: between then and now the node may have been removed, or the device may have got
- * another root, which is not drained.
- */
-static int check_node(const struct bitmap_name *bitmap, GError **error)
-{
-    AUTO(block_node) node = find_node(bitmap->node_name, error);
-
-    if (node && node != bitmap->node) {
-        return block_error(error, EAGAIN, "'%s' has just got another node; try again",
-                           bitmap->node_name);
-    }
-    return node ? 0 : -ENOENT;
-}
-
 /* In apply: the bitmap, or NULL with the error set. */
 static struct dirty_bitmap *find_bitmap(const struct bitmap_name *bitmap, GError **error)
 {
     struct dirty_bitmap *found;
 
-    if (check_node(bitmap, error) < 0) {
+    if (lookup_check_same(bitmap->node_name, bitmap->node, error) < 0) {
         return NULL;
     }
     found = block_node_find_bitmap(bitmap->node, bitmap->name);
@@ -264,7 +249,7 @@ static int apply_add(struct transaction_action *action, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
     struct block_node *node = state->target.node;
-    int status = check_node(&state->target, error);
+    int status = lookup_check_same(state->target.node_name, node, error);
 
     if (status < 0) {
         return status;

@@ -153,21 +153,28 @@ static int read_options(json_t *arguments, struct block_node *source,
     return status < 0 ? status : check_replaces(replaces, source, error);
 }
 
-static struct block_node *find_source(json_t *arguments, GError **error)
+/* In *device, if it is one, and its root or else a node of that name: new references. */
+static struct block_node *find_source(json_t *arguments, struct block_device **device,
+                                      GError **error)
 {
-    return lookup_device_or_node(json_string_value(json_object_get(arguments, "device")), error);
+    const char *name = json_string_value(json_object_get(arguments, "device"));
+
+    *device = block_device_find(name);
+    return lookup_device_or_node(name, error);
 }
 
 json_t *blockdev_mirror(struct qmp_request *request, json_t *arguments, GError **error)
 {
     const char *target_name = json_string_value(json_object_get(arguments, "target"));
-    AUTO(block_node) source = find_source(arguments, error);
+    AUTO(block_device) device = NULL;
+    AUTO(block_node) source = find_source(arguments, &device, error);
     AUTO(block_node) target = source ? lookup_device_or_node(target_name, error) : NULL;
     struct mirror_options options;
 
     if (!target || read_options(arguments, source, &options, error) < 0) {
         return NULL;
     }
+    options.device = device;
     options.target = target;
     return mirror_start(&options, error) == 0 ? json_object() : NULL;
 }
@@ -184,7 +191,8 @@ static int check_node_name(const char *name, GError **error)
 json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **error)
 {
     const char *node_name = json_string_value(json_object_get(arguments, "node-name"));
-    AUTO(block_node) source = find_source(arguments, error);
+    AUTO(block_device) device = NULL;
+    AUTO(block_node) source = find_source(arguments, &device, error);
     struct mirror_options options;
 
     if (!source || read_options(arguments, source, &options, error) < 0 ||
@@ -195,6 +203,7 @@ json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **er
     file.node_name = node_name;
     file.cache_direct = source->options.cache_direct;
     file.cache_no_flush = source->options.cache_no_flush;
+    options.device = device;
     options.open_target = target_file_open;
     options.open_target_data = &file;
     return mirror_start(&options, error) == 0 ? json_object() : NULL;

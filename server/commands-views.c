@@ -239,6 +239,13 @@ static int prepare_create(struct transaction_action *action, json_t *arguments, 
     return 0;
 }
 
+static int apply_create(struct transaction_action *action, GError **error)
+{
+    struct create_state *state = transaction_state(action);
+
+    return view_check_sources(state->view, error);
+}
+
 static void activate_create(struct transaction_action *action)
 {
     struct create_state *state = transaction_state(action);
@@ -265,6 +272,7 @@ const struct transaction_action_type view_create_action = {
     .data = &create_type,
     .state_size = sizeof(struct create_state),
     .prepare = prepare_create,
+    .apply = apply_create,
     .activate = activate_create,
     .commit = commit_create,
     .abort = abort_create,

@@ -18,6 +18,16 @@ struct block_node *lookup_device_or_node(const char *name, GError **error)
     return node;
 }
 
+int lookup_check_same(const char *name, const struct block_node *node, GError **error)
+{
+    AUTO(block_node) now = lookup_device_or_node(name, error);
+
+    if (now && now != node) {
+        return block_error(error, EAGAIN, "'%s' has just got another node; try again", name);
+    }
+    return now ? 0 : -ENOENT;
+}
+
 int lookup_enum(json_t *value, const char *const *names)
 {
     for (int i = 0; names[i]; i++) {

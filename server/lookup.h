@@ -15,6 +15,13 @@
  */
 struct block_node *lookup_device_or_node(const char *name, GError **error);
 
+/*
+ * In a transaction's apply: whether the name still means this node, or the device has moved to
+ * another since it was looked up, which nobody has drained. "'%s' has just got another node; try
+ * again". Any thread.
+ */
+int lookup_check_same(const char *name, const struct block_node *node, GError **error);
+
 /* The index of a checked enum value in a list of names. */
 int lookup_enum(json_t *value, const char *const *names);
 

@@ -101,6 +101,7 @@ static void set_devices(struct view *view, struct block_device **guests)
         AUTO(block_node) root = block_device_root(guests[i]);
 
         device->view = view;
+        device->guest = block_device_ref(guests[i]);
         device->name = g_strdup(block_device_name(guests[i]));
         device->export_name = g_strdup_printf("%s@%s", device->name, view->name);
         if (root) {
@@ -253,6 +254,29 @@ struct block_node *const *view_sources(struct view *view, size_t *count)
 {
     *count = view->count;
     return view->sources;
+}
+
+static int check_source(const struct view_device *device, GError **error)
+{
+    AUTO(block_node) root = block_device_root(device->guest);
+
+    if (!root) {
+        return block_error(error, ENODEV, "Device '%s' was removed", device->name);
+    }
+    return block_node_below_filters(root) == device->source
+               ? 0
+               : block_error(error, EAGAIN, "Device '%s' has just got another node; try again",
+                             device->name);
+}
+
+int view_check_sources(struct view *view, GError **error)
+{
+    int status = 0;
+
+    for (size_t i = 0; i < view->count && status == 0; i++) {
+        status = check_source(&view->devices[i], error);
+    }
+    return status;
 }
 
 void view_take_moment(struct view *view)

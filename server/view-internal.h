@@ -15,8 +15,9 @@ enum view_state {
 /* One disk of a view. Constant once the view is published, but for clients. */
 struct view_device {
     struct view *view;
-    char *name;        /* of the guest's device */
-    char *export_name; /* DEVICE@VIEW */
+    char *name;                 /* of the guest's device */
+    struct block_device *guest; /* the device; of use up to the moment */
+    char *export_name;          /* DEVICE@VIEW */
     struct block_node *source;
     struct block_node *scratch;
     bool scratch_vanishes;       /* a file of our own */

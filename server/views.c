@@ -60,6 +60,7 @@ static void free_view(struct view *view)
         struct view_device *device = &view->devices[i];
 
         block_device_unref(device->device);
+        block_device_unref(device->guest);
         block_node_unref(device->scratch);
         block_node_unref(device->source);
         g_free(device->export_name);

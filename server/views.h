@@ -48,6 +48,13 @@ struct view *view_new(const struct view_options *options, GError **error);
 /* The nodes to drain (BLOCK_PERM_WRITE) for its moment; borrowed. */
 struct block_node *const *view_sources(struct view *view, size_t *count);
 
+/*
+ * Whether the devices still stand on these nodes, before the instant: a device that has moved to
+ * another since view_new is not drained. "Device '%s' has just got another node; try again". Main
+ * thread, its sources drained.
+ */
+int view_check_sources(struct view *view, GError **error);
+
 /* The instant is now. Main thread, its sources drained. */
 void view_take_moment(struct view *view);
 

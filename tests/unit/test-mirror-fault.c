@@ -224,6 +224,12 @@ static void test_cancel_hanging_flush(void)
     finish(rig, target);
 }
 
+static void *finalize_thread(void *data)
+{
+    g_assert_cmpint(job_finalize(data, NULL), ==, 0);
+    return NULL;
+}
+
 /* The target hangs while guests stand still for the last bytes: they are let go, and stay. */
 static void test_hang_in_the_last_step(void)
 {
@@ -237,8 +243,11 @@ static void test_hang_in_the_last_step(void)
     rig_wait_status(job, JOB_STATUS_PENDING);
     g_assert_cmpint(rig_pwrite(rig, 1, MIB, 8 * KIB), ==, 0);
     FAULT(target, .operations = FAULT_ON_CHANGES, .hold = true);
+    pthread_t thread;
+    g_assert_cmpint(pthread_create(&thread, NULL, finalize_thread, job), ==, 0);
+    fault_wait_held(target, 1); /* before guests have made so much dirty that they come first */
     rig_write(rig, WRITERS);
-    g_assert_cmpint(job_finalize(job, NULL), ==, 0);
+    pthread_join(thread, NULL);
     rig_end_badly(job, "target");
     rig_assert_source_quiet(rig);
     rig_wait_requests(rig, 20 * WRITERS);
