@@ -63,6 +63,11 @@ int rig_main(int argc, char **argv, void (*add_tests)(void))
 
 struct rig *rig_new(uint64_t length, uint64_t alignment)
 {
+    return rig_new_named("vda", "source", length, alignment);
+}
+
+struct rig *rig_new_named(const char *device, const char *node, uint64_t length, uint64_t alignment)
+{
     struct rig *rig = g_new0(struct rig, 1);
     GError *error = NULL;
 
@@ -70,10 +75,10 @@ struct rig *rig_new(uint64_t length, uint64_t alignment)
     rig->length = length;
     g_autofree char *path = test_path(rig->directory, "source");
     test_make_file(path, length);
-    rig->source = test_open("driver=fault,node-name=source,discard=unmap,alignment=%" PRIu64
+    rig->source = test_open("driver=fault,node-name=%s,discard=unmap,alignment=%" PRIu64
                             ",file.driver=file,file.filename=%s",
-                            alignment, path);
-    rig->device = block_device_new("vda", rig->source, &error);
+                            node, alignment, path);
+    rig->device = block_device_new(device, rig->source, &error);
     g_assert_no_error(error);
     block_device_ref(rig->device);
     rig->model = model_new(align_down(length, RIG_SECTOR), RIG_SECTOR);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A guest's disk under many writers, with a model of it beside, and backups of it: what the tests
- * of the data path stand on. One rig at a time; the main thread must run (rig_main).
+ * of the data path stand on. The main thread must run (rig_main).
  */
 #ifndef LIVEBLK_TESTS_LIB_BACKUP_RIG_H
 #define LIVEBLK_TESTS_LIB_BACKUP_RIG_H
@@ -46,10 +46,13 @@ struct rig {
 int rig_main(int argc, char **argv, void (*add_tests)(void));
 
 /*
- * A disk of zeroes with a device 'vda'. alignment: request size of the disk (1 to 4096); length
- * is a multiple of it and of 512.
+ * A disk of zeroes with a device 'vda', its node 'source'. alignment: request size of the disk (1
+ * to 4096); length is a multiple of it and of 512.
  */
 struct rig *rig_new(uint64_t length, uint64_t alignment);
+/* The same by other names, for rigs that live side by side. */
+struct rig *rig_new_named(const char *device, const char *node, uint64_t length,
+                          uint64_t alignment);
 /* Stops the writers; checks that the disk equals the model and that nobody uses its node. */
 void rig_free(struct rig *rig);
 
