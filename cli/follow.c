@@ -168,7 +168,8 @@ static bool act_on_ready(struct follow *follow, GError **error)
         return false;
     }
     /* Whoever is being asked whether to cancel it has not answered yet. */
-    if (what == FOLLOW_GO_ON_AT_READY || follow->asking || follow->cancelling || follow->ending) {
+    if (what == FOLLOW_GO_ON_AT_READY || what == FOLLOW_ENDS_AT_READY || follow->asking ||
+        follow->cancelling || follow->ending) {
         return true;
     }
     if (what == FOLLOW_RETURN_AT_READY) {
@@ -422,7 +423,8 @@ static void fill_report(struct follow *follow)
     follow->report->bytes_done = follow->progress.done;
     follow->report->bytes_seen =
         follow->progress.done > follow->first_done ? follow->progress.done - follow->first_done : 0;
-    if (follow->was_ready && follow->options->at_ready == FOLLOW_GO_ON_AT_READY) {
+    if (follow->was_ready && (follow->options->at_ready == FOLLOW_GO_ON_AT_READY ||
+                              follow->options->at_ready == FOLLOW_ENDS_AT_READY)) {
         follow->report->bytes_seen = 0; /* most of the time it waited for somebody's decision */
     }
     follow->report->bytes_total = follow->progress.total;

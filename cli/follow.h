@@ -26,6 +26,7 @@ enum follow_outcome {
 /* What to do with a job that has got ready, as a mirror does. */
 enum follow_at_ready {
     FOLLOW_GO_ON_AT_READY, /* somebody else will decide: say so, and go on following */
+    FOLLOW_ENDS_AT_READY,  /* it was told to end: nothing to say or do */
     FOLLOW_RETURN_AT_READY,
     FOLLOW_COMPLETE_AT_READY, /* a mirror: the device moves to the target */
     FOLLOW_KEEP_AT_READY,     /* end it without that, the target being a complete copy */

@@ -104,13 +104,15 @@ static enum exit_status dismiss(const struct invocation *invocation, struct clie
 
 /* before: target_nodes_of_devices. */
 static enum exit_status follow(const struct invocation *invocation, struct client *client,
-                               int signal_fd, char *const *before, GError **error)
+                               enum follow_at_ready at_ready, int signal_fd, char *const *before,
+                               GError **error)
 {
     struct follow_options how = {
         .job_id = invocation->arguments[1],
         .signal_fd = signal_fd,
         .json = invocation->json,
         .quiet = chosen.quiet,
+        .at_ready = at_ready,
     };
     struct follow_report report = {0};
     g_autofree char *what = g_strdup_printf("Job '%s'", how.job_id);
@@ -128,7 +130,7 @@ static enum exit_status wait(const struct invocation *invocation, struct client 
     int signal_fd = signals_catch();
     g_auto(GStrv) before = target_nodes_of_devices(client);
 
-    return follow(invocation, client, signal_fd, before, error);
+    return follow(invocation, client, FOLLOW_GO_ON_AT_READY, signal_fd, before, error);
 }
 
 /* Have a ready job end, with a command that takes its id under this name, and see how it ends. */
@@ -142,7 +144,7 @@ static enum exit_status end_ready_job(const struct invocation *invocation, struc
     enum exit_status status =
         simple_verb(client, command, json_pack("{s:s}", member, invocation->arguments[1]), error);
     if (status == EXIT_OK) {
-        return follow(invocation, client, signal_fd, before, error);
+        return follow(invocation, client, FOLLOW_ENDS_AT_READY, signal_fd, before, error);
     }
     if (invocation->json) {
         print_json_error(*error);

@@ -35,6 +35,7 @@ class FakeQmp:
         self.commands = []  # (name, arguments), in order
         self.refuse = {}  # command: (class, text)
         self.mute = set()  # commands that get no answer
+        self.ends_at_once = True  # a job that is told to end; else the test ends it
         self.last_id = {}  # command: the id it was last sent with
         self.nodes = {}
         self.views = []
@@ -203,11 +204,11 @@ class FakeQmp:
     def do_job_complete(self, arguments):
         self.devices[0]["inserted"].update(
             {"node-name": self.target, "drv": self.nodes.get(self.target, "raw")})
-        self.finish()
-        return {}
+        return self.do_block_job_cancel(arguments)
 
     def do_block_job_cancel(self, arguments):
-        self.finish()
+        if self.ends_at_once:
+            self.finish()
         return {}
 
     def do_view_create(self, arguments):

@@ -193,6 +193,22 @@ def test_ready_jobs():
         assert end(process)[0] == 0  # whoever of the two dismissed it
 
 
+def test_ready_jobs_end_slowly():
+    """while a job that was told to end is still ready, nobody is told how to end it"""
+    for words, command in [(["complete"], "job-complete"),
+                           (["cancel", "--keep"], "block-job-cancel")]:
+        server = FakeQmp(path("admin"))
+        run("mirror", "vda", "--to", path("t"), "--detach", "-a", server.path)
+        server.ends_at_once = False
+        server.ready()
+        process = spawn("job", *words, "mirror-vda", "-a", server.path)
+        server.wait_for_command(command)
+        server.progress(1000, 1000)
+        server.finish()
+        status, out, err = end(process)
+        assert status == 0 and "Job 'mirror-vda' is complete" in out and not err, (out, err)
+
+
 def test_target_names():
     """a target's name may have letters that the locale does not know; it has to be UTF-8"""
     server = FakeQmp(path("admin"))
