@@ -101,14 +101,10 @@ static int check_replaces(const char *name, const struct block_node *source, GEr
     return 0;
 }
 
-static int check_modes(json_t *arguments, GError **error)
+static int check_copy_mode(json_t *arguments, GError **error)
 {
-    const char *sync = json_string_value(json_object_get(arguments, "sync"));
     const char *copy_mode = json_string_value(json_object_get(arguments, "copy-mode"));
 
-    if (strcmp(sync, "full") && strcmp(sync, "none")) {
-        return block_error(error, ENOTSUP, "Sync mode '%s' not supported", sync);
-    }
     if (copy_mode && !strcmp(copy_mode, "write-blocking")) {
         return block_error(error, ENOTSUP,
                            "Copy mode 'write-blocking' is not supported yet; use 'background'");
@@ -146,7 +142,7 @@ static int read_options(json_t *arguments, struct block_node *source,
     };
     options->job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
     options->job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
-    int status = check_modes(arguments, error);
+    int status = check_copy_mode(arguments, error);
     if (status == 0) {
         status = check_granularity(arguments, error);
     }

@@ -249,8 +249,10 @@ static struct view *begin_drop(const char *name, bool force, GError **error)
         return NULL;
     }
     if (!force && count_clients(view)) {
-        block_error(error, EBUSY, "View '%s' is busy: %u clients are connected; 'force' drops it",
-                    name, count_clients(view));
+        unsigned clients = count_clients(view);
+
+        block_error(error, EBUSY, "View '%s' is busy: %u client%s connected; 'force' drops it",
+                    name, clients, clients == 1 ? " is" : "s are");
         return NULL;
     }
     view->state = VIEW_DROPPING;

@@ -197,7 +197,7 @@ def drop_idle(qmp, name):
         qmp.command("view-drop", name=name)
         return True
     except QmpError as error:
-        assert "clients are connected" in error.desc, error.desc
+        assert "1 client is connected" in error.desc, error.desc
         return False
 
 
