@@ -413,3 +413,23 @@ uint64_t block_node_default_granularity(struct block_node *node)
     return cluster_size ? CLAMP(cluster_size, 4 * KIB, DIRTY_BITMAP_GRANULARITY_DEFAULT)
                         : DIRTY_BITMAP_GRANULARITY_DEFAULT;
 }
+
+int block_node_check_sees_writes(struct block_node *node, GError **error)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    for (struct block_node *above = node; above->driver->is_filter && above->file;
+         above = above->file) {
+        struct block_claim *claim;
+
+        TAILQ_FOREACH (claim, &above->file->claims, entry) {
+            if (claim->parent != above && claim->perms & BLOCK_PERM_WRITE) {
+                return block_error(error, EBUSY,
+                                   "Node '%s' is a filter, and %s writes to node '%s' below it, "
+                                   "which would not be noticed: use that node instead",
+                                   node->name, claim->owner, above->file->name);
+            }
+        }
+    }
+    return 0;
+}

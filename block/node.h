@@ -218,6 +218,12 @@ static inline struct block_node *block_node_below_filters(struct block_node *nod
     return node;
 }
 
+/*
+ * -EBUSY with the user named if the node is a filter and somebody writes its data past it, to a
+ * node below: who follows the writes that pass through the filter would miss those. Any thread.
+ */
+int block_node_check_sees_writes(struct block_node *node, GError **error);
+
 /* The length in bytes as requests see it. Any thread. */
 static inline uint64_t block_node_length(struct block_node *node)
 {

@@ -92,28 +92,54 @@ int point_in_time_discard(struct point_in_time *point, uint64_t offset, uint64_t
     return atomic_load(&point->over) ? -EIO : 0;
 }
 
+/*
+ * The first data in [start, end), up to FREE_STEP of the disk, forgotten: nobody wants anything in
+ * there, so that it can be freed as one range however scattered it is. Returns how much of it was
+ * data; 0 if there is none. Lock held.
+ */
+static uint64_t forget_data(struct point_in_time *point, uint64_t start, uint64_t end,
+                            uint64_t *first, uint64_t *last)
+{
+    uint64_t offset, bytes, sum = 0;
+
+    *first = dirty_bitmap_next_dirty(point->data, start, end);
+    if (*first == UINT64_MAX) {
+        return 0;
+    }
+    end = MIN_OF(end, *first + FREE_STEP);
+    for (start = *first;
+         dirty_bitmap_next_range(point->data, start, end, UINT64_MAX, &offset, &bytes);
+         start = *last) {
+        sum += bytes;
+        *last = offset + bytes;
+    }
+    dirty_bitmap_reset(point->data, *first, *last - *first);
+    return sum;
+}
+
 void point_scratch_free(struct point_in_time *point, uint64_t start, uint64_t end)
 {
-    uint64_t offset, bytes;
-
     while (start < end && dirty_bitmap_next_dirty(point->data, start, end) != UINT64_MAX) {
         while (point->scratch.drains && !atomic_load(&point->over)) {
             pthread_cond_wait(&point->quiet, &point->lock);
         }
-        if (point->scratch.drains || point_scratch_is_left(point) ||
-            !dirty_bitmap_next_range(point->data, start, end, FREE_STEP, &offset, &bytes)) {
+        uint64_t first, last = start;
+        uint64_t bytes = point->scratch.drains || point_scratch_is_left(point)
+                             ? 0
+                             : forget_data(point, start, end, &first, &last);
+
+        if (bytes == 0) {
             return;
         }
-        dirty_bitmap_reset(point->data, offset, bytes);
         if (!point->options.write_through) { /* else others look at it */
             point->scratch.active++;
             point_unlock(point);
-            block_node_discard(point->options.scratch, offset, bytes);
+            block_node_discard(point->options.scratch, first, last - first);
             point_lock(point);
             point_leave(point, &point->scratch);
             point_scratch_give_back(point, bytes);
         }
-        start = offset + bytes;
+        start = last;
     }
 }
 

@@ -168,7 +168,10 @@ static int claim_nodes(struct point_in_time *point, GError **error)
     point->scratch_claim.operations = &claim_operations;
     point->scratch_claim.perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE;
     point->scratch_claim.shared = BLOCK_PERM_READ;
-    status = options->scratch ? check_scratch(options, error) : 0;
+    status = block_node_check_sees_writes(options->source, error);
+    if (status == 0 && options->scratch) {
+        status = check_scratch(options, error);
+    }
     if (status == 0) {
         status = block_claim_acquire(&point->source_claim, options->source, error);
     }

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "block/align.h"
 #include "block/checked.h"
@@ -72,14 +71,6 @@ void copy_engine_set_effort(struct copy_engine *engine, enum copy_effort effort)
 }
 
 /* ---- Workers -------------------------------------------------------------------------------- */
-
-static int64_t processor_time_ns(void)
-{
-    struct timespec used;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-    return used.tv_sec * NS_PER_SECOND + used.tv_nsec;
-}
 
 /* Lock held, as in the functions that follow. Whether anything at all may be begun. */
 static bool may_start(const struct copy_engine *engine, int64_t now_ns)
@@ -156,14 +147,16 @@ static bool work(struct copy_engine *engine, void **buffer)
     }
     pthread_mutex_unlock(&engine->lock);
 
-    int64_t used_ns = processor_time_ns();
+    struct copy_use before = copy_pace_use();
     copy_io_run(engine, &run, *buffer, engine->options.max_chunk);
-    used_ns = processor_time_ns() - used_ns;
+    struct copy_use use = copy_pace_use();
+    use.processor_ns -= before.processor_ns;
+    use.queued_ns -= before.queued_ns;
 
     pthread_mutex_lock(&engine->lock);
     TAILQ_REMOVE(&engine->runs, &run, entry);
     engine->active--;
-    copy_pace_measure(&engine->pace, now_ns, clock_now_ns(), used_ns);
+    copy_pace_measure(&engine->pace, now_ns, clock_now_ns(), use);
     return true;
 }
 

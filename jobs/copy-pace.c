@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "jobs/copy-pace.h"
 
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "block/align.h"
@@ -11,8 +15,8 @@
 /* Fewer requests than this in a tick (200 a second) are a guest that is idle. */
 #define BUSY_REQUESTS 4
 
-/* While the guest is busy pieces are small, so that it meets a short copy if it meets one. */
-#define BUSY_CHUNK (128 * KIB)
+/* While the guest is busy pieces are smaller: a drain of the source waits for them. */
+#define BUSY_CHUNK (512 * KIB)
 
 /* With low effort beside a busy guest, a worker rests this many times as long as it works. */
 #define REST_FACTOR 24
@@ -69,6 +73,20 @@ static unsigned useful_workers(const struct copy_pace *pace)
     return (unsigned)MIN_OF(useful, (double)pace->max_workers);
 }
 
+/*
+ * How many workers together have about one processor, where a busy guest leaves each of them only
+ * a part of one: it must not starve the job, whose end is what sets it free. One, if a worker does
+ * not wait for a processor but for storage, which the guest may need as well.
+ */
+static unsigned modest_workers(const struct copy_pace *pace)
+{
+    double crowding =
+        pace->processor_ns > 0 ? (pace->processor_ns + pace->queued_ns) / pace->processor_ns : 1;
+    double most = MIN_OF(pace->max_workers, 2 * pace->processors);
+
+    return pace->effort == COPY_EFFORT_LOW ? 1 : (unsigned)CLAMP(crowding + 0.5, 1.0, most);
+}
+
 static bool must_yield(const struct copy_pace *pace)
 {
     return pace->guest_is_busy && pace->effort != COPY_EFFORT_HIGH;
@@ -82,7 +100,7 @@ void copy_pace_set_effort(struct copy_pace *pace, enum copy_effort effort)
 
 /*
  * An idle guest gives the job everything; the number of workers moves by one per tick. A busy
- * one leaves it a single worker.
+ * one leaves it little.
  */
 void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
 {
@@ -102,7 +120,7 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
     }
     unsigned useful = useful_workers(pace);
     if (must_yield(pace)) {
-        pace->workers = 1;
+        pace->workers = modest_workers(pace);
     } else if (pace->workers < useful) {
         pace->workers++;
     } else if (pace->workers > MAX_OF(useful, 1u)) {
@@ -152,11 +170,40 @@ void copy_pace_account(struct copy_pace *pace, uint64_t bytes)
     pace->slice_bytes += (double)bytes;
 }
 
-void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
-                       int64_t processor_ns)
+/* The kernel's account of a thread: time on a processor, time in the queue for one. */
+struct copy_use copy_pace_use(void)
 {
-    pace->wall_ns = pace->wall_ns * 7 / 8 + (double)(end_ns - start_ns) / 8;
-    pace->processor_ns = pace->processor_ns * 7 / 8 + (double)processor_ns / 8;
+    struct copy_use use = {0};
+    char text[64];
+    int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
+
+    if (length > 0) {
+        text[length] = '\0';
+        sscanf(text, "%" SCNd64 " %" SCNd64, &use.processor_ns, &use.queued_ns);
+    } else {
+        struct timespec used;
+
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+        use.processor_ns = used.tv_sec * NS_PER_SECOND + used.tv_nsec;
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return use;
+}
+
+static double decay(double average, int64_t sample)
+{
+    return average * 7 / 8 + (double)sample / 8;
+}
+
+void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
+                       struct copy_use use)
+{
+    pace->wall_ns = decay(pace->wall_ns, end_ns - start_ns);
+    pace->processor_ns = decay(pace->processor_ns, use.processor_ns);
+    pace->queued_ns = decay(pace->queued_ns, use.queued_ns);
     if (pace->effort == COPY_EFFORT_LOW && pace->guest_is_busy) {
         pace->rest_until_ns = end_ns + (end_ns - start_ns) * REST_FACTOR;
     }

@@ -18,7 +18,7 @@
 
 /* How much of the machine copying may take. */
 enum copy_effort {
-    COPY_EFFORT_NORMAL, /* all while the guest is idle, one worker while it is busy */
+    COPY_EFFORT_NORMAL, /* all while the guest is idle, about one processor while it is busy */
     COPY_EFFORT_LOW,    /* while the guest is busy, a few per cent of one worker's time */
     COPY_EFFORT_HIGH,   /* somebody waits for the end: the same whatever the guest does */
 };
@@ -37,9 +37,11 @@ struct copy_pace {
     bool guest_is_busy;
     int64_t rest_until_ns; /* low effort: nothing is begun before */
 
-    /* How long pieces take, and how much of that is work of this machine's processors; decayed. */
+    /* How long pieces take, and how much of that is spent on a processor or waiting for one;
+     * decayed. */
     double wall_ns;
     double processor_ns;
+    double queued_ns;
 
     unsigned processors;
     unsigned max_workers;
@@ -69,8 +71,18 @@ bool copy_pace_may_start(struct copy_pace *pace, uint64_t speed, int64_t now_ns)
 /* Count what was let go. */
 void copy_pace_account(struct copy_pace *pace, uint64_t bytes);
 
-/* Take note of when a piece was begun and done, and of its worker's processor time for it. */
+/* What a worker has had of processors so far: how long it ran, and how long it waited to run. */
+struct copy_use {
+    int64_t processor_ns;
+    int64_t queued_ns;
+};
+
+/* That of the calling thread. */
+struct copy_use copy_pace_use(void);
+
+/* Take note of when a piece was begun and done, and of what its worker used of processors for it.
+ */
 void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
-                       int64_t processor_ns);
+                       struct copy_use use);
 
 #endif

@@ -319,7 +319,9 @@ int mirror_start(const struct mirror_options *options, GError **error)
 {
     AUTO(job) job = NULL;
 
-    if (mirror_check_is_root(options->source, error) < 0 || check_numbers(options, error) < 0 ||
+    if (mirror_check_is_root(options->source, error) < 0 ||
+        block_node_check_sees_writes(options->source, error) < 0 ||
+        check_numbers(options, error) < 0 ||
         (options->target && check_target(options->source, options->target, error) < 0)) {
         return -EINVAL;
     }

@@ -77,6 +77,22 @@ static void test_nodes(void)
     rig_free(rig);
 }
 
+/* A filter that the guest writes past would not see what has to be saved. */
+static void test_filter_above(void)
+{
+    struct rig *rig = rig_new(MIB, 1);
+    struct block_node *target = rig_target(rig, "target", false);
+    struct backup_options options = rig_options(rig, "job0", target);
+
+    options.source = test_open("driver=fault,node-name=above,file=source");
+    expect_refused(&options, "Node 'above' is a filter, and block device 'vda' writes to node "
+                             "'source' below it, which would not be noticed: use that node");
+    rig_assert_unused(options.source);
+    rig_assert_unused(target);
+    rig_assert_source_quiet(rig);
+    rig_free(rig);
+}
+
 static void test_conflicts(void)
 {
     struct rig *rig = rig_new(MIB, 1);
@@ -267,6 +283,7 @@ static void add_tests(void)
 {
     g_test_add_func("/backup/numbers-out-of-range-are-refused", test_numbers);
     g_test_add_func("/backup/nodes-that-do-not-fit-are-refused", test_nodes);
+    g_test_add_func("/backup/a-filter-beside-the-guest-is-refused", test_filter_above);
     g_test_add_func("/backup/a-target-in-use-is-refused", test_conflicts);
     g_test_add_func("/backup/a-second-job-of-the-same-name-is-refused", test_duplicate_id);
     g_test_add_func("/backup/a-roll-back-leaves-nothing", test_roll_back);

@@ -93,7 +93,9 @@ static void test_workers(void)
 
     copy_pace_init(&pace, NULL, 7);
     for (unsigned i = 0; i < 200; i++) {
-        copy_pace_measure(&pace, 0, i % 3 ? 100 * NS_PER_MS : 0, i % 5 ? NS_PER_MS / 10 : 0);
+        copy_pace_measure(&pace, 0, i % 3 ? 100 * NS_PER_MS : 0,
+                          (struct copy_use){.processor_ns = i % 5 ? NS_PER_MS / 10 : 0,
+                                            .queued_ns = i % 7 ? NS_PER_MS : 0});
         now_ns += COPY_TICK_NS;
         copy_pace_look(&pace, now_ns);
         g_assert_cmpuint(pace.workers, >=, 1);
