@@ -43,6 +43,7 @@ struct fault_state {
     unsigned held;
     uint64_t hits;
     uint64_t cut_off;
+    uint64_t bytes[BLOCK_OPERATION_COUNT + 1]; /* by the bits of fault_rule's operations */
     bool is_cut_off;
 };
 
@@ -103,6 +104,18 @@ uint64_t fault_cut_off(struct block_node *node)
     SCOPE_LOCK(&state->lock);
 
     return state->cut_off;
+}
+
+uint64_t fault_bytes(struct block_node *node, unsigned operations)
+{
+    struct fault_state *state = state_of(node);
+    uint64_t bytes = 0;
+    SCOPE_LOCK(&state->lock);
+
+    for (unsigned bit = 0; bit < G_N_ELEMENTS(state->bytes); bit++) {
+        bytes += operations & (1u << bit) ? state->bytes[bit] : 0;
+    }
+    return bytes;
 }
 
 /* Whether a rule meets a request; counts it. Lock held. */
@@ -172,6 +185,7 @@ static int meet(struct block_node *node, unsigned operation, uint64_t offset, ui
     struct fault_rule rule;
     SCOPE_LOCK(&state->lock);
 
+    state->bytes[g_bit_nth_lsf(operation, -1)] += bytes;
     if (!state->is_cut_off && !find_rule(state, operation, offset, bytes, &rule)) {
         return 0;
     }

@@ -50,4 +50,7 @@ unsigned fault_held(struct block_node *node);
 uint64_t fault_hits(struct block_node *node);
 uint64_t fault_cut_off(struct block_node *node);
 
+/* How many bytes were asked for by requests of these kinds, failed ones too. */
+uint64_t fault_bytes(struct block_node *node, unsigned operations);
+
 #endif

@@ -182,6 +182,68 @@ static uint64_t allocated(struct rig *rig, const char *name)
     return test_allocated(path);
 }
 
+/*
+ * While the target hangs the guest overwrites more than memory holds, without waiting for it. Old
+ * data then goes to scratch and from there to the target at most once, and leaves no room taken.
+ */
+static void test_scratch(void)
+{
+    struct rig *rig = rig_new(40 * MIB, 1);
+    struct block_node *target = rig_target(rig, "target", true);
+    struct block_node *scratch = rig_target(rig, "scratch", false);
+    struct backup_options options = rig_options(rig, "job0", target);
+    struct model *snapshot;
+    struct job *job;
+
+    rig_fill(rig);
+    uint64_t junk = fault_bytes(target, FAULT_ON_CHANGES);
+    options.scratch = BACKUP_SCRATCH_NODE;
+    options.scratch_node = scratch;
+    options.guest_timeout_s = 0;
+    FAULT(target, .operations = FAULT_ON_CHANGES, .hold = true);
+    rig_backup(rig, &options, 1, &job, &snapshot);
+    fault_wait_held(target, 1);
+    rig_fill(rig);
+    g_assert_cmpuint(fault_held(target), >, 0);
+    fault_clear(target);
+    g_autofree char *message = rig_end(job);
+    g_assert_cmpstr(message, ==, NULL);
+    rig_assert_equal(snapshot, target);
+    model_free(snapshot);
+
+    uint64_t kept = fault_bytes(scratch, FAULT_ON(WRITE));
+    g_assert_cmpuint(kept, >, 0);
+    g_assert_cmpuint(kept, <=, rig->length);
+    g_assert_cmpuint(fault_bytes(scratch, FAULT_ON(READ)), <=, kept);
+    g_assert_cmpuint(fault_bytes(target, FAULT_ON_CHANGES) - junk, ==, rig->length);
+    g_assert_cmpuint(allocated(rig, "scratch"), ==, 0);
+    rig_assert_unused(target);
+    rig_assert_unused(scratch);
+    rig_free(rig);
+}
+
+/* Scratch has a maximum: the job fails and says so, and the guest goes on. */
+static void test_scratch_max(void)
+{
+    struct rig *rig = rig_new(40 * MIB, 1);
+    struct block_node *target = rig_target(rig, "target", false);
+    struct backup_options options = rig_options(rig, "job0", target);
+    struct job *job;
+
+    rig_fill(rig);
+    options.scratch_max = MIB;
+    options.guest_timeout_s = 0;
+    FAULT(target, .operations = FAULT_ON_CHANGES, .hold = true);
+    rig_backup(rig, &options, 1, &job, NULL);
+    rig_fill(rig);
+    g_autofree char *message = rig_end(job);
+    g_assert_nonnull(message);
+    g_assert_nonnull(strstr(message, "Old data needs more scratch than"));
+    fault_clear(target);
+    rig_assert_unused(target);
+    rig_free(rig);
+}
+
 /* Every other 64 KiB is data; in between are holes, then zeroes that are stored as data. */
 static void test_thin(void)
 {
@@ -287,6 +349,8 @@ static void add_tests(void)
     g_test_add_func("/backup/a-target-in-use-is-refused", test_conflicts);
     g_test_add_func("/backup/a-second-job-of-the-same-name-is-refused", test_duplicate_id);
     g_test_add_func("/backup/a-roll-back-leaves-nothing", test_roll_back);
+    g_test_add_func("/backup/scratch/no-guest-waits-and-nothing-is-copied-twice", test_scratch);
+    g_test_add_func("/backup/scratch/a-maximum-fails-the-job-alone", test_scratch_max);
     g_test_add_func("/backup/thin-stays-thin", test_thin);
     g_test_add_func("/backup/nothing-stays-nothing", test_no_data);
     g_test_add_func("/backup/any-length-arrives-whole", test_crooked);
