@@ -12,8 +12,11 @@
 #include "block/checked.h"
 #include "block/point-in-time-internal.h"
 
-/* Extents of the same kind that block status joins at most. */
-#define JOINED_EXTENTS_MAX 16
+/* How much block status looks at in one step, with the lock held. */
+#define STATUS_MAX GIB
+
+/* How often block status asks the source for one extent. */
+#define LOOKS_MAX 256
 
 struct reader {
     struct point_in_time *point;
@@ -241,113 +244,124 @@ int point_in_time_pread(struct point_in_time *point, void *buffer, uint64_t offs
 
 /* ---- Block status --------------------------------------------------------------------------- */
 
-/* The end of the run from start in which nothing was given up; start itself if it was. */
-static uint64_t end_of_kept(struct point_in_time *point, uint64_t start, uint64_t end)
-{
-    uint64_t offset, bytes;
-
-    return copy_map_next_unsaved(point->given_up, start, end, POINT_ANY_LENGTH, &offset, &bytes) &&
-                   offset == start
-               ? start + bytes
-               : start;
-}
-
 /*
- * What is at a unit: the flags of block status, or 0 if it is unsaved; *end, on entry where to
- * look up to, is the end of what is alike. Negative errno as for reading. Lock held.
+ * The units of a region that read as zeroes, or as data. What is unsaved is as the source has said
+ * of the range up to source_end. Lock held.
  */
-static int look_at(struct point_in_time *point, uint64_t unit, uint64_t *end)
+static uint64_t units_that_read(struct point_in_time *point, uint64_t region, bool as_zeroes,
+                                bool source_is_zero, uint64_t source_end)
 {
-    uint64_t kept = end_of_kept(point, unit, *end), offset, bytes;
+    uint64_t saved = copy_map_saved_units(point->saved, region);
+    uint64_t data = dirty_bitmap_get_word(point->data, region);
+    uint64_t asked = source_end > region ? point_mask(region, region, source_end) : 0;
+    uint64_t units = saved & (as_zeroes ? ~data : data);
 
-    if (atomic_load(&point->over)) {
-        return -EIO;
+    if (as_zeroes == source_is_zero) {
+        units |= ~saved & asked;
     }
-    if (kept == unit) {
-        return -EINVAL;
-    }
-    *end = kept;
-    if (copy_map_next_unsaved(point->saved, unit, *end, POINT_ANY_LENGTH, &offset, &bytes)) {
-        *end = offset == unit ? unit + bytes : offset;
-        if (offset == unit) {
-            return 0;
+    return units & ~copy_map_saved_units(point->given_up, region);
+}
+
+/* The end of the units from unit on that read alike; unit itself if the first does not. Locked. */
+static uint64_t end_of_alike(struct point_in_time *point, uint64_t unit, uint64_t end,
+                             bool as_zeroes, bool source_is_zero, uint64_t source_end)
+{
+    while (unit < end) {
+        uint64_t region = point_region(unit);
+        unsigned first = (unsigned)((unit - region) / COPY_UNIT);
+        uint64_t others =
+            ~units_that_read(point, region, as_zeroes, source_is_zero, source_end) >> first;
+
+        if (others) {
+            return unit + (uint64_t)__builtin_ctzll(others) * COPY_UNIT;
         }
+        unit = region + COPY_REGION;
     }
-    if (!dirty_bitmap_next_range(point->data, unit, *end, UINT64_MAX, &offset, &bytes)) {
-        return BLOCK_STATUS_ZERO;
-    }
-    *end = offset == unit ? unit + bytes : offset;
-    return offset == unit ? BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED : BLOCK_STATUS_ZERO;
+    return unit;
 }
 
-/* What the source says of [offset, end), as far as it is unsaved, before and after. */
-static int status_of_source(struct point_in_time *point, uint64_t offset, uint64_t end,
-                            struct block_extent *extent)
-{
-    uint64_t still_end = end;
-    int status, seen;
-
-    point_lock(point);
-    status = point_enter(point, &point->source);
-    point_unlock(point);
-    if (status < 0) {
-        return status;
-    }
-    status =
-        block_node_block_status_chain(point->options.source, offset, end - offset, extent, NULL);
-    POINT_LOCK(point);
-    point_leave(point, &point->source);
-    seen = look_at(point, align_down(offset, COPY_UNIT), &still_end);
-    if (seen != 0) {
-        return seen < 0 ? seen : 1; /* it was saved just now: what was asked means nothing */
-    }
-    extent->bytes = MIN_OF(extent->bytes, still_end - offset);
-    extent->flags &= BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED;
-    return status;
-}
-
-/* The status of the extent that starts at offset. */
-static int one_extent(struct point_in_time *point, uint64_t offset, uint64_t end,
+/* What the source says of the start of a range, without a lock; 0 bytes if it fails. */
+static int ask_source(struct point_in_time *point, uint64_t offset, uint64_t bytes,
                       struct block_extent *extent)
 {
     int status;
 
-    do {
-        uint64_t run_end = MIN_OF(align_up(end, COPY_UNIT), point->length);
-
+    *extent = (struct block_extent){0};
+    point_lock(point);
+    status = point_enter(point, &point->source);
+    point_unlock(point);
+    if (status == 0) {
+        status = block_node_block_status_chain(point->options.source, offset, bytes, extent, NULL);
         point_lock(point);
-        status = look_at(point, align_down(offset, COPY_UNIT), &run_end);
+        point_leave(point, &point->source);
         point_unlock(point);
-        run_end = MIN_OF(run_end, end);
-        if (status > 0) {
-            *extent = (struct block_extent){.bytes = run_end - offset, .flags = (unsigned)status};
-            return 0;
-        }
-        if (status == 0) {
-            status = status_of_source(point, offset, run_end, extent);
-        }
-    } while (status > 0);
+    }
+    if (status < 0) {
+        extent->bytes = 0;
+    }
+    extent->flags &= BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED;
     return status;
 }
 
+/*
+ * The status at offset, up to where something else begins or the source's answer ends; then
+ * *more. The source is asked first: what a guest has saved by the time we have the lock is known
+ * from that, and all else has been what the source said.
+ */
+static int look_once(struct point_in_time *point, uint64_t offset, uint64_t end,
+                     struct block_extent *extent, bool *more)
+{
+    uint64_t unit = align_down(offset, COPY_UNIT);
+    struct block_extent source;
+    int status = ask_source(point, offset, end - offset, &source);
+    uint64_t source_end = source.bytes ? offset + source.bytes : 0;
+    bool source_is_zero = source.flags & BLOCK_STATUS_ZERO;
+    POINT_LOCK(point);
+
+    if (atomic_load(&point->over)) {
+        return -EIO;
+    }
+    if (!is_aligned(source_end, COPY_UNIT) && source_end < end &&
+        !copy_map_is_saved(point->saved, source_end, 1)) {
+        end = source_end; /* inside a unit that is the source's */
+    }
+    bool is_saved = copy_map_is_saved(point->saved, unit, 1);
+    bool is_zero = is_saved ? !dirty_bitmap_get(point->data, unit) : source_is_zero;
+    uint64_t alike = end_of_alike(point, unit, end, is_zero, source_is_zero, source_end);
+    if (alike == unit) {
+        return is_saved ? -EINVAL : status; /* given up, or the source fails */
+    }
+    alike = MIN_OF(alike, end);
+    *extent = (struct block_extent){
+        .bytes = alike - offset,
+        .flags = !is_saved ? source.flags
+                 : is_zero ? BLOCK_STATUS_ZERO
+                           : BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED,
+    };
+    *more = alike >= source_end;
+    return 0;
+}
+
+/* Where guests have written into holes, the source is in many pieces that had been one. */
 int point_in_time_block_status(struct point_in_time *point, uint64_t offset, uint64_t bytes,
                                struct block_extent *extent)
 {
-    uint64_t end = offset + bytes;
+    uint64_t end = offset + MIN_OF(bytes, STATUS_MAX);
     struct block_extent next;
+    bool more;
 
     if (bytes == 0 || !range_within(offset, bytes, point->length)) {
         return -EINVAL;
     }
-    int status = one_extent(point, offset, end, extent);
-    extent->host_offset = 0;
-    extent->host_node = NULL;
-    for (unsigned i = 1; status == 0 && i < JOINED_EXTENTS_MAX && extent->bytes < bytes; i++) {
-        if (one_extent(point, offset + extent->bytes, end, &next) < 0 ||
-            next.flags != extent->flags) {
+    int status = look_once(point, offset, end, extent, &more);
+    for (unsigned i = 1; status == 0 && more && i < LOOKS_MAX && extent->bytes < end - offset;
+         i++) {
+        if (look_once(point, offset + extent->bytes, end, &next, &more) < 0 ||
+            (next.flags ^ extent->flags) & BLOCK_STATUS_ZERO) {
             break;
         }
         extent->bytes += next.bytes;
+        extent->flags &= next.flags;
     }
     return status;
 }
