@@ -125,30 +125,54 @@ static void cut(struct copy_engine *engine, struct copy_run *run, uint64_t end)
     }
 }
 
+static int ask(struct copy_engine *engine, uint64_t offset, uint64_t end,
+               struct block_extent *extent)
+{
+    return engine->source->operations->block_status(engine->source, offset, end - offset, extent);
+}
+
+/*
+ * Where the data that a run begins with ends: at zeroes that are worth a request of their own. A
+ * disk that was written to at random is in pieces of a few KiB, which are copied as one.
+ */
+static uint64_t end_of_data(struct copy_engine *engine, const struct copy_run *run,
+                            uint64_t buffer_bytes, const struct block_extent *first)
+{
+    uint64_t unit = engine->options.unit;
+    uint64_t data_end = align_up(run->offset + first->bytes, unit);
+    uint64_t most = MIN_OF(run->end, run->offset + MAX_OF(buffer_bytes, unit));
+    struct block_extent next;
+
+    if (first->flags & BLOCK_STATUS_ZERO || data_end >= most ||
+        ask(engine, data_end, run->end, &next) < 0 || !(next.flags & BLOCK_STATUS_ZERO) ||
+        next.bytes < MIN_OF(ZERO_PIECE, run->end - data_end)) {
+        return most;
+    }
+    return data_end;
+}
+
 /*
  * What the source says of the start of a run: whether it is zeroes, and for how far. The run is
  * cut to that, in whole units.
  */
-static bool look_at_source(struct copy_engine *engine, struct copy_run *run)
+static bool look_at_source(struct copy_engine *engine, struct copy_run *run, uint64_t buffer_bytes)
 {
     struct block_extent extent;
-    uint64_t unit = engine->options.unit;
     uint64_t bytes = run->end - run->offset;
-    int status =
-        engine->source->operations->block_status(engine->source, run->offset, bytes, &extent);
-    bool is_zero = status == 0 && (extent.flags & BLOCK_STATUS_ZERO);
 
-    if (status < 0 || extent.bytes >= bytes) {
-        return is_zero; /* reading it will tell what is wrong */
+    if (ask(engine, run->offset, run->end, &extent) < 0) {
+        return false; /* reading it will tell what is wrong */
     }
-    /* A unit that is zero only in part is data. */
-    uint64_t end = is_zero ? align_down(run->offset + extent.bytes, unit)
-                           : align_up(run->offset + extent.bytes, unit);
-    if (end <= run->offset) {
+    bool is_zero = extent.flags & BLOCK_STATUS_ZERO && extent.bytes >= MIN_OF(bytes, ZERO_PIECE);
+    uint64_t end = is_zero ? align_down(run->offset + extent.bytes, engine->options.unit)
+                           : end_of_data(engine, run, buffer_bytes, &extent);
+    if (is_zero && extent.bytes >= bytes) {
+        end = run->end;
+    } else if (end <= run->offset) { /* a unit that is zero only in part is data */
         is_zero = false;
-        end = align_down(run->offset, unit) + unit;
+        end = MIN_OF(run->end, run->offset + engine->options.unit);
     }
-    cut(engine, run, MIN_OF(end, run->end));
+    cut(engine, run, end);
     return is_zero;
 }
 
@@ -239,11 +263,11 @@ void copy_io_run(struct copy_engine *engine, struct copy_run *run, void *buffer,
                  uint64_t buffer_bytes)
 {
     uint64_t end = run->end;
-    bool is_zero = look_at_source(engine, run);
+    bool is_zero = look_at_source(engine, run, buffer_bytes);
 
     if (is_zero && run->end == end && extend(engine, run)) {
         /* Again, for what was taken in: it has been taken only now. */
-        is_zero = look_at_source(engine, run);
+        is_zero = look_at_source(engine, run, buffer_bytes);
     }
     if (is_zero) {
         end_reading(engine, run);

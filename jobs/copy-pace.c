@@ -53,9 +53,10 @@ void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned
 
     *pace = (struct copy_pace){
         .guest = guest,
+        .guest_is_busy = guest != NULL, /* until we know */
         .processors = processors,
         .max_workers = max_workers,
-        .workers = MIN_OF(max_workers, MAX_OF(processors, 2u)),
+        .workers = guest ? 1 : MIN_OF(max_workers, MAX_OF(processors, 2u)),
     };
 }
 
@@ -74,17 +75,21 @@ static unsigned useful_workers(const struct copy_pace *pace)
 }
 
 /*
- * How many workers together have about one processor, where a busy guest leaves each of them only
- * a part of one: it must not starve the job, whose end is what sets it free. One, if a worker does
- * not wait for a processor but for storage, which the guest may need as well.
+ * One worker, unless a guest that takes all it can get leaves it only a part of a processor: then
+ * so many that together they have more than one, as the guest must not starve the job, whose end
+ * is what sets it free. A worker that waits for storage, which the guest may need as well, does
+ * not count as starved.
  */
 static unsigned modest_workers(const struct copy_pace *pace)
 {
     double crowding =
         pace->processor_ns > 0 ? (pace->processor_ns + pace->queued_ns) / pace->processor_ns : 1;
-    double most = MIN_OF(pace->max_workers, 2 * pace->processors);
+    double most = MIN_OF(pace->max_workers, 4 * pace->processors);
 
-    return pace->effort == COPY_EFFORT_LOW ? 1 : (unsigned)CLAMP(crowding + 0.5, 1.0, most);
+    if (pace->effort == COPY_EFFORT_LOW || crowding < 2) {
+        return 1;
+    }
+    return (unsigned)MIN_OF(2 * crowding, most);
 }
 
 static bool must_yield(const struct copy_pace *pace)
@@ -111,17 +116,15 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
         uint64_t requests = statistics_count(block_device_statistics(pace->guest));
 
         pace->guest_is_busy =
-            pace->last_look_ns && requests - pace->guest_requests >= BUSY_REQUESTS;
+            !pace->last_look_ns || requests - pace->guest_requests >= BUSY_REQUESTS;
         pace->guest_requests = requests;
     }
     pace->last_look_ns = now_ns;
     if (!pace->guest_is_busy) {
         pace->rest_until_ns = 0;
     }
-    unsigned useful = useful_workers(pace);
-    if (must_yield(pace)) {
-        pace->workers = modest_workers(pace);
-    } else if (pace->workers < useful) {
+    unsigned useful = must_yield(pace) ? modest_workers(pace) : useful_workers(pace);
+    if (pace->workers < useful) {
         pace->workers++;
     } else if (pace->workers > MAX_OF(useful, 1u)) {
         pace->workers--;
