@@ -76,7 +76,7 @@ static unsigned useful_workers(const struct copy_pace *pace)
 
 /*
  * One worker, unless a guest that takes all it can get leaves it only a part of a processor: then
- * so many that together they have more than one, as the guest must not starve the job, whose end
+ * so many that together they have about one, as the guest must not starve the job, whose end
  * is what sets it free. A worker that waits for storage, which the guest may need as well, does
  * not count as starved.
  */
@@ -86,10 +86,7 @@ static unsigned modest_workers(const struct copy_pace *pace)
         pace->processor_ns > 0 ? (pace->processor_ns + pace->queued_ns) / pace->processor_ns : 1;
     double most = MIN_OF(pace->max_workers, 4 * pace->processors);
 
-    if (pace->effort == COPY_EFFORT_LOW || crowding < 2) {
-        return 1;
-    }
-    return (unsigned)MIN_OF(2 * crowding, most);
+    return pace->effort == COPY_EFFORT_LOW ? 1 : (unsigned)CLAMP(crowding, 1.0, most);
 }
 
 static bool must_yield(const struct copy_pace *pace)
