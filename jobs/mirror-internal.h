@@ -51,7 +51,7 @@ struct mirror {
     pthread_mutex_t progress_lock; /* orders setting the total; a leaf */
 
     /* Used by the thread in run() or prepare() only. */
-    int64_t deadline_ns;       /* of MIRROR_FINISH */
+    int64_t finish_ns;         /* when MIRROR_FINISH began */
     int64_t look_ns;           /* of MIRROR_CONVERGE: when to look again, */
     uint64_t look_left;        /* what was left at the last look, */
     uint64_t look_copied;      /* and copied */

@@ -13,8 +13,9 @@
 /* What the last step may copy. Guests stand still meanwhile. */
 #define SMALL_BYTES MIB
 
-/* How long that may take. */
+/* How long that may take before guests go on first, and before the target counts as hanging. */
 #define COPY_MAX_NS (2 * NS_PER_SECOND)
+#define HANG_MAX_NS (10 * NS_PER_SECOND)
 
 /* How often to look whether guests have to be held back more. */
 #define LOOK_NS (500 * NS_PER_MS)
@@ -162,6 +163,9 @@ static void done(struct copy_source *source, uint64_t offset, uint64_t bytes, bo
         dirty_bitmap_set(mirror->bitmap, offset, bytes);
     }
     atomic_fetch_sub(&mirror->in_flight, bytes);
+    if (atomic_load(&mirror->step) == MIRROR_FINISH && mirror_left(mirror) == 0) {
+        job_kick(mirror->job); /* guests wait for it to be noticed */
+    }
 }
 
 /* ---- When it is enough. Coordinating thread. ------------------------------------------------- */
@@ -221,25 +225,25 @@ void mirror_begin_finish(struct mirror *mirror)
 {
     atomic_store(&mirror->step, MIRROR_FINISH);
     atomic_store(&mirror->is_closing, false);
-    mirror->deadline_ns = clock_now_ns() + COPY_MAX_NS;
+    mirror->finish_ns = clock_now_ns();
     copy_engine_set_effort(mirror->engine, COPY_EFFORT_HIGH);
     job_set_phase(mirror->job, "finishing");
 }
 
 /* Guests stand still: if they have done so for long, they go on; if the target hangs, for good. */
-static bool is_copied(struct mirror *mirror, bool is_idle)
+static bool is_copied(struct mirror *mirror)
 {
-    int64_t late_ns = clock_now_ns() - mirror->deadline_ns;
+    int64_t taken_ns = clock_now_ns() - mirror->finish_ns;
     GError *error = NULL;
 
-    if (late_ns >= COPY_MAX_NS) {
+    if (taken_ns >= HANG_MAX_NS) {
         block_error(&error, ETIMEDOUT,
                     "The target '%s' is too slow: it took more than %" PRId64 " s for the last "
                     "bytes, for which guests have to stand still",
-                    mirror->target->name, 2 * COPY_MAX_NS / NS_PER_SECOND);
+                    mirror->target->name, HANG_MAX_NS / NS_PER_SECOND);
         copy_engine_fail(mirror->engine, error);
     }
-    return is_idle || (late_ns >= 0 && close_run(mirror));
+    return mirror_left(mirror) == 0 || (taken_ns >= COPY_MAX_NS && close_run(mirror));
 }
 
 static void become_ready(struct mirror *mirror)
@@ -274,7 +278,7 @@ static bool is_finished(struct copy_source *source, bool is_idle)
     case MIRROR_CONVERGE:
         return is_close(mirror);
     case MIRROR_FINISH:
-        return is_copied(mirror, is_idle);
+        return is_copied(mirror);
     }
     g_assert_not_reached();
 }

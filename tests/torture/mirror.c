@@ -378,12 +378,51 @@ static void test_convergence(void)
     rig_free(rig);
 }
 
+/* A guest that writes to one place only, so that little is left for the last step. */
+static void *write_in_place(void *data)
+{
+    struct rig *rig = data;
+
+    while (!atomic_load(&rig->stop)) {
+        g_assert_cmpint(rig_pwrite(rig, 1, MIB, 8 * KIB), ==, 0);
+    }
+    return NULL;
+}
+
+/* The target hangs while guests stand still for the last bytes: they are let go, and stay. */
+static void test_hang_in_the_last_step(void)
+{
+    pthread_t guest;
+    struct rig *rig = rig_new(2 * MIB, 1);
+    struct block_node *target = rig_target(rig, "target", false);
+    struct mirror_options options = rig_mirror_options(rig, "job0", target);
+
+    options.job_flags |= JOB_MANUAL_FINALIZE;
+    struct job *job = rig_ready_mirror(&options);
+    rig_complete(job);
+    rig_wait_status(job, JOB_STATUS_PENDING);
+    FAULT(target, .operations = FAULT_ON_CHANGES, .hold = true);
+    g_assert_cmpint(pthread_create(&guest, NULL, write_in_place, rig), ==, 0);
+    rig_wait_requests(rig, 20);
+    g_assert_cmpint(job_finalize(job, NULL), ==, 0);
+    rig_end_badly(job, "The target 'target' is too slow: ");
+    rig_assert_source_quiet(rig);
+    rig_wait_requests(rig, 20);
+    atomic_store(&rig->stop, true);
+    pthread_join(guest, NULL);
+    g_assert_cmpuint(atomic_load(&rig->failed), ==, 0);
+    fault_clear(target);
+    rig_assert_unused(target);
+    rig_free(rig);
+}
+
 static void add_tests(void)
 {
     g_test_add_func("/mirror/each-equals-the-disk", test_alone);
     g_test_add_func("/mirror/each-equals-the-disk-whatever-happens-beside", test_meddled);
     g_test_add_func("/mirror/each-equals-the-disk-with-unaligned-writes", test_unaligned);
     g_test_add_func("/mirror/comes-to-its-end-whatever-the-guest-writes", test_convergence);
+    g_test_add_func("/mirror/guests-do-not-stand-still-for-ever", test_hang_in_the_last_step);
 }
 
 int main(int argc, char **argv)

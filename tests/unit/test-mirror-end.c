@@ -58,6 +58,21 @@ static void test_pivot(void)
     check_pivot(rig, target);
 }
 
+/* A limit under which the last bytes would take days does not hold where guests stand still. */
+static void test_rate_limit(void)
+{
+    struct block_node *target;
+    struct rig *rig;
+    struct job *job = start(&rig, &target, 0);
+
+    g_assert_cmpint(job_set_speed(job, 1, NULL), ==, 0);
+    g_assert_cmpint(rig_pwrite(rig, 1, MIB, MIB / 2), ==, 0);
+    rig_complete(job);
+    rig_end_well(job);
+    rig_write(rig, WRITERS);
+    check_pivot(rig, target);
+}
+
 /* ---- PENDING --------------------------------------------------------------------------------- */
 
 /* Between PENDING and the pivot guests write, and connect: nothing is held, nothing is lost. */
@@ -378,6 +393,7 @@ static void test_moment(void)
 static void add_tests(void)
 {
     g_test_add_func("/mirror/pivot/guests-go-on-and-the-old-root-stands-still", test_pivot);
+    g_test_add_func("/mirror/pivot/the-last-bytes-know-no-rate-limit", test_rate_limit);
     g_test_add_func("/mirror/pending/loses-no-write", test_pending);
     g_test_add_func("/mirror/pending/a-copy-loses-no-write", test_pending_soft_cancel);
     g_test_add_func("/mirror/pending/cancel-leaves-the-guest-alone", test_pending_cancel);

@@ -224,41 +224,6 @@ static void test_cancel_hanging_flush(void)
     finish(rig, target);
 }
 
-/* A guest that writes to one place only, so that little is left for the last step. */
-static void *write_in_place(void *data)
-{
-    struct rig *rig = data;
-
-    while (!atomic_load(&rig->stop)) {
-        g_assert_cmpint(rig_pwrite(rig, 1, MIB, 8 * KIB), ==, 0);
-    }
-    return NULL;
-}
-
-/* The target hangs while guests stand still for the last bytes: they are let go, and stay. */
-static void test_hang_in_the_last_step(void)
-{
-    pthread_t guest;
-    struct block_node *target;
-    struct rig *rig = start(&target);
-    struct mirror_options options = rig_mirror_options(rig, "job0", target);
-
-    options.job_flags |= JOB_MANUAL_FINALIZE;
-    struct job *job = rig_ready_mirror(&options);
-    rig_complete(job);
-    rig_wait_status(job, JOB_STATUS_PENDING);
-    FAULT(target, .operations = FAULT_ON_CHANGES, .hold = true);
-    g_assert_cmpint(pthread_create(&guest, NULL, write_in_place, rig), ==, 0);
-    rig_wait_requests(rig, 20);
-    g_assert_cmpint(job_finalize(job, NULL), ==, 0);
-    rig_end_badly(job, "The target 'target' is too slow: ");
-    rig_assert_source_quiet(rig);
-    rig_wait_requests(rig, 20);
-    atomic_store(&rig->stop, true);
-    pthread_join(guest, NULL);
-    finish(rig, target);
-}
-
 /* A drain of the source waits for what is being read, not for a target that hangs. */
 static void test_drain_beside_hang(void)
 {
@@ -323,7 +288,6 @@ static void add_tests(void)
     g_test_add_func("/mirror/hang/cancel-ends-a-hanging-copy", test_cancel_hanging_copy);
     g_test_add_func("/mirror/hang/cancel-ends-a-hanging-ready-mirror", test_cancel_hanging_ready);
     g_test_add_func("/mirror/hang/cancel-ends-a-hanging-flush", test_cancel_hanging_flush);
-    g_test_add_func("/mirror/hang/guests-do-not-stand-still-for-ever", test_hang_in_the_last_step);
     g_test_add_func("/mirror/hang/a-drain-of-the-source-ends", test_drain_beside_hang);
     g_test_add_func("/mirror/source/status-errors-are-no-errors", test_status_error);
     g_test_add_func("/mirror/source/a-guest-s-failed-write-is-copied", test_guest_error);
