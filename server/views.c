@@ -121,7 +121,7 @@ static void break_others(struct view *view, const struct view_device *culprit)
 }
 
 /* True for the first failure of a view that nobody drops: it then is our turn to break it. */
-static bool begin_breaking(struct view *view, const GError *reason)
+static bool begin_breaking(struct view *view)
 {
     SCOPE_LOCK(&views_lock);
 
@@ -130,10 +130,10 @@ static bool begin_breaking(struct view *view, const GError *reason)
     }
     view->broken = true;
     view->is_breaking = true;
-    view->error = g_strdup(reason->message);
     return true;
 }
 
+/* Who is told that the view broke can no longer read any device of it. */
 void view_on_change(void *data)
 {
     struct view_device *device = data;
@@ -144,13 +144,16 @@ void view_on_change(void *data)
         return;
     }
     point_in_time_is_broken(device->point, &reason);
-    if (!begin_breaking(view, reason)) {
+    if (!begin_breaking(view)) {
         return;
     }
+    break_others(view, device);
+    pthread_mutex_lock(&views_lock);
+    view->error = g_strdup(reason->message);
+    pthread_mutex_unlock(&views_lock);
     g_warning("View '%s' broke: device '%s': %s", view->name, device->name, reason->message);
     event_emit("VIEW_BROKEN", EVENT_STRING("name", view->name),
                EVENT_STRING("device", device->name), EVENT_STRING("reason", reason->message));
-    break_others(view, device);
     SCOPE_LOCK(&views_lock);
     view->is_breaking = false;
     pthread_cond_broadcast(&breaking_ended);
