@@ -312,8 +312,11 @@ static int look_once(struct point_in_time *point, uint64_t offset, uint64_t end,
                      struct block_extent *extent, bool *more)
 {
     uint64_t unit = align_down(offset, COPY_UNIT);
-    struct block_extent source;
-    int status = ask_source(point, offset, end - offset, &source);
+    struct block_extent source = {0};
+    /* What is saved is saved for good: then the source has nothing to say of it. */
+    int status = copy_map_is_saved(point->saved, unit, 1)
+                     ? 0
+                     : ask_source(point, offset, end - offset, &source);
     uint64_t source_end = source.bytes ? offset + source.bytes : 0;
     bool source_is_zero = source.flags & BLOCK_STATUS_ZERO;
     POINT_LOCK(point);
