@@ -215,7 +215,8 @@ static void test_hanging_target_without_scratch(void)
     expect_error(job,
                  "The memory for old data is full: a write to node 'source' would have had to");
     assert_guest_unhurt(rig);
-    g_assert_cmpuint(fault_cut_off(target), ==, 1);
+    /* Again while something is still on its way: workers that are slow to run follow it. */
+    g_assert_cmpuint(fault_cut_off(target), >=, 1);
     finish(rig, target);
 }
 
