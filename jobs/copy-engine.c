@@ -124,7 +124,10 @@ static bool take_run(struct copy_engine *engine, bool urgent_only, struct copy_r
     engine->active++;
     engine->starved = false;
     engine->is_urgent |= urgent_only;
-    pthread_cond_signal(&engine->work); /* where there is one run there may be another */
+    /* Where there is one run there may be another; but who may not begin it is not woken. */
+    if (urgent_only || engine->active < engine->pace.workers) {
+        pthread_cond_signal(&engine->work);
+    }
     copy_pace_account(&engine->pace, bytes);
     return true;
 }
