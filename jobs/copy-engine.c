@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "block/align.h"
 #include "block/checked.h"
@@ -133,7 +134,7 @@ static bool take_run(struct copy_engine *engine, bool urgent_only, struct copy_r
 }
 
 /* False if there is nothing to do now. The lock is dropped while copying. */
-static bool work(struct copy_engine *engine, void **buffer)
+static bool work(struct copy_engine *engine, void **buffer, int account)
 {
     int64_t now_ns = clock_now_ns();
     struct copy_run run;
@@ -150,9 +151,9 @@ static bool work(struct copy_engine *engine, void **buffer)
     }
     pthread_mutex_unlock(&engine->lock);
 
-    struct copy_use before = copy_pace_use();
+    struct copy_use before = copy_pace_use(account);
     copy_io_run(engine, &run, *buffer, engine->options.max_chunk);
-    struct copy_use use = copy_pace_use();
+    struct copy_use use = copy_pace_use(account);
     use.processor_ns -= before.processor_ns;
     use.queued_ns -= before.queued_ns;
 
@@ -179,10 +180,11 @@ static void *worker_thread(void *data)
 {
     struct copy_engine *engine = data;
     void *buffer = NULL;
-    SCOPE_LOCK(&engine->lock);
+    int account = copy_pace_open_account();
 
+    pthread_mutex_lock(&engine->lock);
     while (!engine->workers_end) {
-        if (work(engine, &buffer)) {
+        if (work(engine, &buffer, account)) {
             pthread_cond_broadcast(&engine->changed);
             /* The coordinator sleeps in ticks; only an end or a pause is worth waking it. */
             if (!engine->active && engine->is_pausing) {
@@ -192,7 +194,11 @@ static void *worker_thread(void *data)
             wait_for_work(engine);
         }
     }
+    pthread_mutex_unlock(&engine->lock);
     free(buffer);
+    if (account >= 0) {
+        close(account);
+    }
     return NULL;
 }
 

@@ -170,26 +170,27 @@ void copy_pace_account(struct copy_pace *pace, uint64_t bytes)
     pace->slice_bytes += (double)bytes;
 }
 
-/* The kernel's account of a thread: time on a processor, time in the queue for one. */
-struct copy_use copy_pace_use(void)
+/* Time on a processor, and time in the queue for one. */
+int copy_pace_open_account(void)
+{
+    return open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+}
+
+/* The account knows the time on a processor only up to the last tick or switch, the clock to now.
+ */
+struct copy_use copy_pace_use(int account)
 {
     struct copy_use use = {0};
+    struct timespec used;
     char text[64];
-    int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
+    ssize_t length = account >= 0 ? pread(account, text, sizeof(text) - 1, 0) : -1;
 
     if (length > 0) {
         text[length] = '\0';
-        sscanf(text, "%" SCNd64 " %" SCNd64, &use.processor_ns, &use.queued_ns);
-    } else {
-        struct timespec used;
-
-        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-        use.processor_ns = used.tv_sec * NS_PER_SECOND + used.tv_nsec;
+        sscanf(text, "%*d %" SCNd64, &use.queued_ns);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    use.processor_ns = used.tv_sec * NS_PER_SECOND + used.tv_nsec;
     return use;
 }
 

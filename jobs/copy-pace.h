@@ -77,8 +77,14 @@ struct copy_use {
     int64_t queued_ns;
 };
 
-/* That of the calling thread. */
-struct copy_use copy_pace_use(void);
+/*
+ * The kernel's account of the calling thread, kept open as opening it for each piece costs a good
+ * part of what copying one does. To be closed, but for -1: there is none.
+ */
+int copy_pace_open_account(void);
+
+/* The use of the calling thread, whose account this is. */
+struct copy_use copy_pace_use(int account);
 
 /* Take note of when a piece was begun and done, and of what its worker used of processors for it.
  */

@@ -2,6 +2,7 @@
 #include "jobs/copy-pace.h"
 
 #include <glib.h>
+#include <unistd.h>
 
 #include "block/align.h"
 #include "block/clock.h"
@@ -107,6 +108,22 @@ static void test_workers(void)
     g_assert_cmpuint(pace.workers, ==, 1);
 }
 
+static void test_use(void)
+{
+    int account = copy_pace_open_account();
+    struct copy_use before = copy_pace_use(account), use;
+
+    do {
+        use = copy_pace_use(account);
+    } while (use.processor_ns == before.processor_ns);
+    g_assert_cmpint(use.processor_ns, >, before.processor_ns);
+    g_assert_cmpint(use.queued_ns, >=, before.queued_ns);
+    if (account >= 0) {
+        close(account);
+    }
+    g_assert_cmpint(copy_pace_use(-1).processor_ns, >, 0); /* without /proc */
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -115,5 +132,6 @@ int main(int argc, char **argv)
     g_test_add_func("/copy-pace/the-smallest-and-the-largest-rate", test_extremes);
     g_test_add_func("/copy-pace/pieces-fit-the-rate-and-the-guest", test_chunk);
     g_test_add_func("/copy-pace/workers-stay-in-bounds", test_workers);
+    g_test_add_func("/copy-pace/the-use-of-a-thread-grows", test_use);
     return g_test_run();
 }
