@@ -75,18 +75,41 @@ static unsigned useful_workers(const struct copy_pace *pace)
 }
 
 /*
+ * How many of others' threads want a processor at any time. A worker takes as many times as long
+ * as it runs as there are threads for each processor; those that are workers do not count, or
+ * workers that are in each other's way would be taken for a busy guest and become more and more.
+ */
+static double competitors(const struct copy_pace *pace)
+{
+    double wanted_ns = pace->processor_ns + pace->queued_ns;
+
+    if (pace->processor_ns <= 0 || pace->elapsed_ns <= 0) {
+        return 0;
+    }
+    double workers = CLAMP(wanted_ns / pace->elapsed_ns, 1.0, (double)pace->workers);
+    return MAX_OF(pace->processors * wanted_ns / pace->processor_ns - workers, 0.0);
+}
+
+/* The guest takes all it can get: two threads for each processor with a worker among them. */
+static bool is_crowded(const struct copy_pace *pace)
+{
+    return competitors(pace) >= 2 * pace->processors - 1;
+}
+
+/*
  * One worker, unless a guest that takes all it can get leaves it only a part of a processor: then
  * so many that together they have about one, as the guest must not starve the job, whose end
- * is what sets it free. A worker that waits for storage, which the guest may need as well, does
- * not count as starved.
+ * is what sets it free; half as many again, because they also wait for locks. A worker that waits
+ * for storage, which the guest may need as well, does not count as starved.
  */
 static unsigned modest_workers(const struct copy_pace *pace)
 {
-    double crowding =
-        pace->processor_ns > 0 ? (pace->processor_ns + pace->queued_ns) / pace->processor_ns : 1;
     double most = MIN_OF(pace->max_workers, 4 * pace->processors);
+    double fair = competitors(pace) / MAX_OF(pace->processors - 1, 1u);
 
-    return pace->effort == COPY_EFFORT_LOW ? 1 : (unsigned)CLAMP(crowding, 1.0, most);
+    return pace->effort == COPY_EFFORT_LOW || !is_crowded(pace)
+               ? 1
+               : (unsigned)CLAMP(fair * 3 / 2, 1.0, most);
 }
 
 static bool must_yield(const struct copy_pace *pace)
@@ -98,6 +121,18 @@ void copy_pace_set_effort(struct copy_pace *pace, enum copy_effort effort)
 {
     pace->effort = effort;
     pace->rest_until_ns = 0;
+}
+
+/*
+ * Once per tick, not per piece: a single piece that had to wait, as happens on any machine, says
+ * little, and more workers because of it would wait for each other and so confirm it.
+ */
+static void forget(struct copy_pace *pace)
+{
+    pace->elapsed_ns *= 0.75;
+    pace->wall_ns *= 0.75;
+    pace->processor_ns *= 0.75;
+    pace->queued_ns *= 0.75;
 }
 
 /*
@@ -116,6 +151,7 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
             !pace->last_look_ns || requests - pace->guest_requests >= BUSY_REQUESTS;
         pace->guest_requests = requests;
     }
+    pace->elapsed_ns += pace->last_look_ns ? (double)(now_ns - pace->last_look_ns) : 0;
     pace->last_look_ns = now_ns;
     if (!pace->guest_is_busy) {
         pace->rest_until_ns = 0;
@@ -126,6 +162,7 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
     } else if (pace->workers > MAX_OF(useful, 1u)) {
         pace->workers--;
     }
+    forget(pace);
 }
 
 uint64_t copy_pace_chunk(const struct copy_pace *pace, uint64_t max_chunk, uint64_t speed)
@@ -194,17 +231,12 @@ struct copy_use copy_pace_use(int account)
     return use;
 }
 
-static double decay(double average, int64_t sample)
-{
-    return average * 7 / 8 + (double)sample / 8;
-}
-
 void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
                        struct copy_use use)
 {
-    pace->wall_ns = decay(pace->wall_ns, end_ns - start_ns);
-    pace->processor_ns = decay(pace->processor_ns, use.processor_ns);
-    pace->queued_ns = decay(pace->queued_ns, use.queued_ns);
+    pace->wall_ns += (double)(end_ns - start_ns);
+    pace->processor_ns += (double)use.processor_ns;
+    pace->queued_ns += (double)use.queued_ns;
     if (pace->effort == COPY_EFFORT_LOW && pace->guest_is_busy) {
         pace->rest_until_ns = end_ns + (end_ns - start_ns) * REST_FACTOR;
     }

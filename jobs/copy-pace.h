@@ -37,8 +37,9 @@ struct copy_pace {
     bool guest_is_busy;
     int64_t rest_until_ns; /* low effort: nothing is begun before */
 
-    /* How long pieces take, and how much of that is spent on a processor or waiting for one;
-     * decayed. */
+    /* How long pieces took, and how much of that was spent on a processor or waiting for one: sums
+     * that fade with each tick, as does that of the time. */
+    double elapsed_ns;
     double wall_ns;
     double processor_ns;
     double queued_ns;

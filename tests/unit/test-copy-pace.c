@@ -108,6 +108,72 @@ static void test_workers(void)
     g_assert_cmpuint(pace.workers, ==, 1);
 }
 
+/* A pace beside a busy guest on two processors, where nothing was measured yet. */
+static struct copy_pace busy_pace(void)
+{
+    struct copy_pace pace;
+
+    copy_pace_init(&pace, NULL, 16);
+    pace.processors = 2;
+    pace.workers = 1;
+    pace.guest_is_busy = true;
+    pace.last_look_ns = NS_PER_SECOND;
+    return pace;
+}
+
+/* Some ticks in which each worker has so much of a processor and waits the rest of the time. */
+static void pass_ticks(struct copy_pace *pace, unsigned ticks, int64_t percent)
+{
+    for (unsigned i = 0; i < ticks; i++) {
+        int64_t start_ns = pace->last_look_ns, end_ns = start_ns + COPY_TICK_NS;
+        struct copy_use use = {.processor_ns = COPY_TICK_NS * percent / 100,
+                               .queued_ns = COPY_TICK_NS * (100 - percent) / 100};
+
+        for (unsigned worker = pace->workers; worker; worker--) {
+            copy_pace_measure(pace, start_ns, end_ns, use);
+        }
+        copy_pace_look(pace, end_ns);
+    }
+}
+
+static void test_no_starving(void)
+{
+    struct copy_pace pace = busy_pace();
+
+    pass_ticks(&pace, 50, 25);
+    g_assert_cmpuint(pace.workers, >, 1);
+    g_assert_cmpuint(pace.workers, <=, 8);
+    g_assert_true(copy_pace_may_start(&pace, 0, pace.last_look_ns)); /* and no rest */
+    copy_pace_set_effort(&pace, COPY_EFFORT_LOW);
+    pass_ticks(&pace, 50, 25);
+    g_assert_cmpuint(pace.workers, ==, 1);
+}
+
+/* Eight workers on two processors have a quarter of one each, without any guest. */
+static void test_workers_among_themselves(void)
+{
+    struct copy_pace pace = busy_pace();
+
+    pace.workers = 8;
+    for (unsigned i = 0; i < 50; i++) {
+        pass_ticks(&pace, 1, pace.workers > 2 ? 200 / (int64_t)pace.workers : 100);
+    }
+    g_assert_cmpuint(pace.workers, ==, 1);
+}
+
+/* One piece that had to wait is no crowd. */
+static void test_one_delay(void)
+{
+    struct copy_pace pace = busy_pace();
+
+    pass_ticks(&pace, 5, 100);
+    copy_pace_measure(
+        &pace, 0, 4 * NS_PER_MS,
+        (struct copy_use){.processor_ns = NS_PER_MS / 10, .queued_ns = 4 * NS_PER_MS});
+    pass_ticks(&pace, 1, 100);
+    g_assert_cmpuint(pace.workers, ==, 1);
+}
+
 static void test_use(void)
 {
     int account = copy_pace_open_account();
@@ -132,6 +198,9 @@ int main(int argc, char **argv)
     g_test_add_func("/copy-pace/the-smallest-and-the-largest-rate", test_extremes);
     g_test_add_func("/copy-pace/pieces-fit-the-rate-and-the-guest", test_chunk);
     g_test_add_func("/copy-pace/workers-stay-in-bounds", test_workers);
+    g_test_add_func("/copy-pace/a-guest-at-full-speed-does-not-starve-the-job", test_no_starving);
+    g_test_add_func("/copy-pace/workers-are-no-guest-to-each-other", test_workers_among_themselves);
+    g_test_add_func("/copy-pace/one-piece-that-waited-is-no-crowd", test_one_delay);
     g_test_add_func("/copy-pace/the-use-of-a-thread-grows", test_use);
     return g_test_run();
 }
