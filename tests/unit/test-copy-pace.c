@@ -174,6 +174,23 @@ static void test_one_delay(void)
     g_assert_cmpuint(pace.workers, ==, 1);
 }
 
+static void test_rest(void)
+{
+    struct copy_pace pace = busy_pace();
+    struct copy_use use = {.processor_ns = NS_PER_MS};
+    int64_t now_ns = NS_PER_SECOND + NS_PER_MS;
+
+    copy_pace_measure(&pace, NS_PER_SECOND, now_ns, use);
+    g_assert_false(copy_pace_may_start(&pace, 0, now_ns));
+    g_assert_true(copy_pace_may_start(&pace, 0, now_ns + 10 * NS_PER_MS));
+    copy_pace_set_effort(&pace, COPY_EFFORT_HIGH);
+    copy_pace_measure(&pace, NS_PER_SECOND, now_ns, use);
+    g_assert_true(copy_pace_may_start(&pace, 0, now_ns));
+    copy_pace_init(&pace, NULL, 4); /* no guest */
+    copy_pace_measure(&pace, NS_PER_SECOND, now_ns, use);
+    g_assert_true(copy_pace_may_start(&pace, 0, now_ns));
+}
+
 static void test_use(void)
 {
     int account = copy_pace_open_account();
@@ -201,6 +218,7 @@ int main(int argc, char **argv)
     g_test_add_func("/copy-pace/a-guest-at-full-speed-does-not-starve-the-job", test_no_starving);
     g_test_add_func("/copy-pace/workers-are-no-guest-to-each-other", test_workers_among_themselves);
     g_test_add_func("/copy-pace/one-piece-that-waited-is-no-crowd", test_one_delay);
+    g_test_add_func("/copy-pace/a-worker-rests-beside-a-guest-that-leaves-room", test_rest);
     g_test_add_func("/copy-pace/the-use-of-a-thread-grows", test_use);
     return g_test_run();
 }
