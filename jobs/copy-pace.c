@@ -97,10 +97,14 @@ static double competitors(const struct copy_pace *pace)
     return MAX_OF(pace->processors * wanted_ns / pace->processor_ns - workers, 0.0);
 }
 
-/* The guest takes all it can get: two threads for each processor with a worker among them. */
+/*
+ * The guest takes all it can get: two threads for each processor with a worker among them. Who
+ * mostly waits for storage wants little, and has to wait each time it wakes up: that is no crowd.
+ */
 static bool is_crowded(const struct copy_pace *pace)
 {
-    return competitors(pace) >= 2 * pace->processors - 1;
+    return pace->processor_ns + pace->queued_ns >= pace->elapsed_ns / 2 &&
+           competitors(pace) >= 2 * pace->processors - 1;
 }
 
 /*

@@ -174,6 +174,20 @@ static void test_one_delay(void)
     g_assert_cmpuint(pace.workers, ==, 1);
 }
 
+/* A target so slow that workers do little but wait for it, and a little for a processor. */
+static void test_slow_target(void)
+{
+    struct copy_pace pace = busy_pace();
+
+    for (unsigned i = 0; i < 50; i++) {
+        copy_pace_measure(
+            &pace, pace.last_look_ns, pace.last_look_ns + COPY_TICK_NS,
+            (struct copy_use){.processor_ns = NS_PER_MS / 10, .queued_ns = 2 * NS_PER_MS});
+        copy_pace_look(&pace, pace.last_look_ns + COPY_TICK_NS);
+        g_assert_cmpuint(pace.workers, ==, 1);
+    }
+}
+
 static void test_rest(void)
 {
     struct copy_pace pace = busy_pace();
@@ -218,6 +232,7 @@ int main(int argc, char **argv)
     g_test_add_func("/copy-pace/a-guest-at-full-speed-does-not-starve-the-job", test_no_starving);
     g_test_add_func("/copy-pace/workers-are-no-guest-to-each-other", test_workers_among_themselves);
     g_test_add_func("/copy-pace/one-piece-that-waited-is-no-crowd", test_one_delay);
+    g_test_add_func("/copy-pace/who-waits-for-storage-is-not-crowded", test_slow_target);
     g_test_add_func("/copy-pace/a-worker-rests-beside-a-guest-that-leaves-room", test_rest);
     g_test_add_func("/copy-pace/the-use-of-a-thread-grows", test_use);
     return g_test_run();
