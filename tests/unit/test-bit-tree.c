@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <glib.h>
 #include <stdio.h>
+#include <sys/mman.h>
 
 #include "block/align.h"
 #include "block/bit-tree.h"
@@ -12,10 +13,10 @@ static void new_tree(struct bit_tree *tree, uint64_t bits)
     g_assert_cmpint(bit_tree_init(tree, bits), ==, 0);
 }
 
-/* Memory in use by the mapping of the tree, zero pages not counted. */
-static uint64_t resident_bytes(const struct bit_tree *tree)
+/* Memory in use by a mapping, zero pages not counted. */
+static uint64_t resident_in(const void *mapping, uint64_t bytes)
 {
-    uint64_t begin = (uint64_t)(uintptr_t)tree->mapping, end = begin + tree->mapping_bytes;
+    uint64_t begin = (uint64_t)(uintptr_t)mapping, end = begin + bytes;
     uint64_t area_begin = 0, area_end = 0, kib, resident = 0;
     char line[512];
     FILE *maps = fopen("/proc/self/smaps", "re");
@@ -33,6 +34,30 @@ static uint64_t resident_bytes(const struct bit_tree *tree)
     }
     fclose(maps);
     return resident;
+}
+
+static uint64_t resident_bytes(const struct bit_tree *tree)
+{
+    return resident_in(tree->mapping, tree->mapping_bytes);
+}
+
+/*
+ * Kernels of some virtual machines have no zero page: looking at untouched memory takes memory
+ * there, and a look is what clearing cannot do without.
+ */
+static bool kernel_has_zero_page(void)
+{
+    const size_t bytes = 64 * KIB;
+    volatile char *memory =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    g_assert_true(memory != MAP_FAILED);
+    for (size_t i = 0; i < bytes; i += 4 * KIB) {
+        g_assert_cmpint(memory[i], ==, 0);
+    }
+    bool has_zero_page = resident_in((const void *)memory, bytes) < bytes;
+    munmap((void *)memory, bytes);
+    return has_zero_page;
 }
 
 static void check_empty(struct bit_tree *tree)
@@ -97,7 +122,9 @@ static void test_clear_returns_memory(void)
     g_assert_cmpuint(bit_tree_count(&tree), ==, bits - 5);
     g_assert_cmpuint(resident_bytes(&tree), >=, 2 * MIB);
     bit_tree_clear(&tree);
-    g_assert_cmpuint(resident_bytes(&tree), <, 256 * KIB);
+    if (kernel_has_zero_page()) {
+        g_assert_cmpuint(resident_bytes(&tree), <, 256 * KIB);
+    }
     check_empty(&tree);
     bit_tree_set(&tree, bits - 1, bits - 1);
     g_assert_cmpuint(bit_tree_next_set(&tree, 0), ==, bits - 1);
