@@ -62,7 +62,9 @@ const struct block_driver *block_driver_probe(const uint8_t *head, size_t bytes,
 
 void block_info_clear(struct block_info *info)
 {
-    block_options_free(info->format_specific);
+    g_free(info->backing_file);
+    g_free(info->backing_format);
+    json_decref(info->format_specific);
     *info = (struct block_info){0};
 }
 

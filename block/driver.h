@@ -25,6 +25,7 @@
 #define LIVEBLK_BLOCK_DRIVER_H
 
 #include <glib.h>
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -100,11 +101,10 @@ struct block_snapshot_info {
 struct block_info {
     uint32_t cluster_size; /* 0: the format has none */
     bool is_dirty;         /* the format says it was not closed cleanly */
-    bool is_corrupt;
-    bool is_encrypted;
-    bool is_compressed;
-    /* More facts as key and text, in order: what QMP shows as format-specific. */
-    struct block_options *format_specific; /* NULL: none */
+    char *backing_file;    /* as the image names it; NULL: it names none */
+    char *backing_format;  /* NULL: it does not say */
+    /* More facts, an object with the names and types that QMP has for them, or NULL: none. */
+    json_t *format_specific;
 };
 
 /* Result of a consistency check; repairs count what was mended. */
@@ -119,7 +119,11 @@ struct block_check_result {
     uint64_t fragmented_clusters;
     uint64_t compressed_clusters;
     uint64_t image_end_offset;
+    /* What was found, a line for people each; at most BLOCK_CHECK_FINDINGS_MAX. NULL: not wanted;
+     * otherwise the caller's, of strings that are freed with it. */
+    GPtrArray *findings;
 };
+#define BLOCK_CHECK_FINDINGS_MAX 1000
 
 enum block_check_repair {
     BLOCK_CHECK_REPAIR_LEAKS = 1 << 0,
@@ -169,6 +173,8 @@ struct block_driver {
     bool is_filter; /* passes its `file` child's data through unchanged in place */
     /* Ends a tree: reaches storage itself, has no `file` child. cache.no-flush acts here. */
     bool is_protocol;
+    /* Lets its file grow beside requests (block_node_grow), so that may have no bitmaps. */
+    bool grows_file;
     /* Discards say what readers need no longer, so a read-only node takes them, too. */
     bool discard_when_read_only;
 
@@ -213,19 +219,40 @@ struct block_driver {
     void (*reopen_commit)(struct block_node *node, void *prepared);
     void (*reopen_abort)(struct block_node *node, void *prepared);
 
-    /* Create an image. values: the struct of create_options. NULL: refused. */
+    /*
+     * Create an image. values: the struct of create_options, with a borrowed struct block_node *
+     * for each BLOCK_OPTION_NODE, which the caller holds for writing. NULL: refused.
+     */
     const struct block_option *create_options;
     size_t create_options_size;
     int (*create)(void *values, block_progress *progress, void *progress_data, GError **error);
-    /* Change options of an existing image (qcow2 amend). NULL: refused. */
+    /* After that, if it succeeded: with the nodes no longer held, so that the image can be opened
+     * to be filled (preallocation). NULL: nothing. */
+    int (*create_contents)(void *values, block_progress *progress, void *progress_data,
+                           GError **error);
+    /* Change what an existing image is (qcow2 amend). values: the struct of amend_options. Drained.
+     * NULL: refused. */
+    const struct block_option *amend_options;
+    size_t amend_options_size;
     int (*amend)(struct block_node *node, void *values, block_progress *progress,
                  void *progress_data, GError **error);
 
     /* Length in bytes. NULL for a filter: its child's. */
     int64_t (*get_length)(struct block_node *node);
-    /* Set the length. Drained. New space reads as zeroes. NULL: refused. */
+    /*
+     * Set the length. Drained, or, for protocols and filters, only growing (block_node_grow). New
+     * space reads as zeroes. What takes time tells how far it is, in bytes; progress may be NULL.
+     * NULL: refused.
+     */
     int (*set_length)(struct block_node *node, uint64_t length,
-                      enum block_preallocation preallocation, GError **error);
+                      enum block_preallocation preallocation, block_progress *progress,
+                      void *progress_data, GError **error);
+    /*
+     * For a node that is no protocol and no filter: make it longer beside requests, by
+     * block_node_grow of what it keeps its data in. Returns 0 or negative errno. NULL: a guest
+     * that needs more gets -ENOSPC.
+     */
+    int (*grow)(struct block_node *node, uint64_t length);
     /* Bytes allocated on the host, negative errno if unknown. NULL: the sum of the children's. */
     int64_t (*get_allocated_size)(struct block_node *node);
     /* True if an image just created (or grown) of this kind reads as zeroes. NULL: false. */

@@ -414,6 +414,42 @@ uint64_t block_node_default_granularity(struct block_node *node)
                         : DIRTY_BITMAP_GRANULARITY_DEFAULT;
 }
 
+/* Somebody above, directly or through nodes that hand growth on, who lets the node grow. Graph lock
+ * held. */
+static const struct block_node *find_grower(const struct block_node *node)
+{
+    const struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        const struct block_node *parent = claim->parent;
+        const struct block_node *grower = NULL;
+
+        if (parent && parent->driver->grows_file && claim->perms & BLOCK_PERM_RESIZE) {
+            return parent;
+        }
+        if (parent && (parent->driver->is_filter || parent->driver->grow)) {
+            grower = find_grower(parent);
+        }
+        if (grower) {
+            return grower;
+        }
+    }
+    return NULL;
+}
+
+int block_node_check_steady(struct block_node *node, GError **error)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    const struct block_node *grower = find_grower(node);
+
+    return grower
+               ? block_error(error, EBUSY,
+                             "Node '%s' grows while node '%s' is in use, and a bitmap would not: "
+                             "use that node instead",
+                             node->name, grower->name)
+               : 0;
+}
+
 int block_node_check_sees_writes(struct block_node *node, GError **error)
 {
     SCOPE_LOCK(&block_graph_lock);

@@ -20,4 +20,12 @@ int block_node_refresh_length(struct block_node *node, GError **error);
 /* Free a node whose driver is closed or was never opened, and drop its children. */
 void block_node_free(struct block_node *node);
 
+/*
+ * The bitmaps of a node that may get another length (or, all_changed, another content) before and
+ * after that. To grow may fail, and to shrink makes them forget: so in between they, and those that
+ * come meanwhile, have the longer of the two lengths. The operation lock is held; any thread.
+ */
+int block_node_lengthen_bitmaps(struct block_node *node, uint64_t length, GError **error);
+void block_node_fit_bitmaps(struct block_node *node, bool all_changed);
+
 #endif

@@ -125,12 +125,47 @@ static void set_child_permissions(const struct block_node *parent, struct block_
     }
 }
 
+/* Whether a node may be a child, which its parent writes to unless it is a backing file. */
+static int check_writable(struct block_node *parent, enum block_role role,
+                          const struct block_node *node, GError **error)
+{
+    if (!node->options.read_only || parent->options.read_only || role == BLOCK_ROLE_BACKING) {
+        return 0;
+    }
+    if (!parent->options.auto_read_only) {
+        return block_error(error, EACCES,
+                           "Block node '%s' is read-only; open the node above it with "
+                           "read-only=on",
+                           node->name);
+    }
+    parent->options.read_only = true;
+    return 0;
+}
+
+/* Growing goes down through filters, and whatever else hands it on; a bitmap would not follow. */
+static int check_growable(const struct block_node *node, GError **error)
+{
+    for (; node; node = node->driver->is_filter || node->driver->grow ? node->file : NULL) {
+        if (node->bitmaps) {
+            return block_error(error, EBUSY,
+                               "Node '%s' has dirty bitmaps, which would not grow with it: remove "
+                               "them first",
+                               node->name);
+        }
+    }
+    return 0;
+}
+
 static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
                         GError **error)
 {
     struct block_child *child;
     int status;
 
+    if (parent->driver->grows_file && !parent->options.read_only &&
+        role_of(name) != BLOCK_ROLE_BACKING && check_growable(node, error) < 0) {
+        return -EBUSY;
+    }
     if (node->height >= BLOCK_NODE_HEIGHT_MAX) {
         return block_error(error, ELOOP, "There are too many nodes under each other (%u)",
                            node->height);
@@ -192,13 +227,18 @@ static int open_child(struct block_node *parent, const struct block_option *opti
 {
     AUTO(block_node) node = NULL;
     g_autofree char *reference = block_options_take(options, option->name);
+    enum block_role role = role_of(option->name);
 
+    if (reference && !*reference && role == BLOCK_ROLE_BACKING) {
+        parent->refuses_backing = true;
+        return 0;
+    }
     if (reference) {
         node = block_node_find_or_error(reference, error);
     } else if (block_options_has(options, option->name)) {
         AUTO(block_options) nested = block_options_take_nested(options, option->name);
 
-        inherit_options(parent, role_of(option->name), nested);
+        inherit_options(parent, role, nested);
         node = block_node_open(nested, true, error);
     } else if (option->required) {
         return block_error(error, EINVAL, "Parameter '%s' is missing", option->name);
@@ -208,17 +248,18 @@ static int open_child(struct block_node *parent, const struct block_option *opti
     if (!node) {
         return -EINVAL;
     }
-    if (node->options.read_only && !parent->options.read_only &&
-        role_of(option->name) != BLOCK_ROLE_BACKING) {
-        if (!parent->options.auto_read_only) {
-            return block_error(error, EACCES,
-                               "Block node '%s' is read-only; open the node above it with "
-                               "read-only=on",
-                               node->name);
-        }
-        parent->options.read_only = true;
-    }
-    return attach_child(parent, option->name, node, error);
+    int status = check_writable(parent, role, node, error);
+    return status == 0 ? attach_child(parent, option->name, node, error) : status;
+}
+
+int block_node_open_implied_child(struct block_node *parent, const char *name,
+                                  struct block_options *options, GError **error)
+{
+    inherit_options(parent, role_of(name), options);
+    AUTO(block_node) node = block_node_open(options, true, error);
+    int status = node ? check_writable(parent, role_of(name), node, error) : -EINVAL;
+
+    return status == 0 ? attach_child(parent, name, node, error) : status;
 }
 
 static int open_children(struct block_node *node, struct block_options *options, GError **error)
@@ -365,10 +406,12 @@ static struct block_node *open_tree(const struct block_driver *driver,
     node->driver = driver;
     node->references = 1;
     node->height = 1;
-    node->state = g_malloc0(driver->instance_size ? driver->instance_size : 1);
+    /* Drivers, too, keep what threads write at cache lines of their own. */
+    node->state = g_aligned_alloc0(1, driver->instance_size ? driver->instance_size : 1, 64);
     TAILQ_INIT(&node->children);
     TAILQ_INIT(&node->claims);
     tracked_requests_init(&node->tracked);
+    pthread_mutex_init(&node->operation_lock, NULL);
     if (take_name(node, options, allow_anonymous, error) < 0 ||
         extract_common(node, options, error) < 0 || open_children(node, options, error) < 0 ||
         open_driver(node, options, given, error) < 0) {

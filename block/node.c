@@ -12,6 +12,7 @@
 #include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/graph.h"
+#include "block/main-loop.h"
 #include "block/node-internal.h"
 #include "block/request.h"
 
@@ -128,11 +129,12 @@ void block_node_free(struct block_node *node)
         g_free(child);
     }
     tracked_requests_destroy(&node->tracked);
+    pthread_mutex_destroy(&node->operation_lock);
     g_free(node->notifiers);
     free_named_bitmaps(node);
     g_free(node->bitmaps);
     g_free(node->name);
-    g_free(node->state);
+    g_aligned_free(node->state);
     g_aligned_free(node);
 }
 
@@ -287,6 +289,16 @@ void block_node_remove_all(void)
     block_node_list_free(list);
 }
 
+/* ---- Another length ------------------------------------------------------------------------- */
+
+/* What is done with the bitmaps of a node that gets another length: on the main thread. */
+struct bitmap_resize {
+    struct block_node *node;
+    uint64_t length;
+    bool all_changed;
+    int status;
+};
+
 static int resize_bitmaps(struct block_node *node, uint64_t length)
 {
     for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
@@ -300,24 +312,77 @@ static int resize_bitmaps(struct block_node *node, uint64_t length)
     return 0;
 }
 
+static void lengthen_bitmaps(void *data)
+{
+    struct bitmap_resize *resize = data;
+    struct block_node *node = resize->node;
+    uint64_t length = MAX_OF(resize->length, block_node_length(node));
+
+    resize->status = resize_bitmaps(node, length);
+    if (resize->status < 0) {
+        resize_bitmaps(node, block_node_length(node));
+    } else {
+        node->bitmap_length = length;
+    }
+}
+
+int block_node_lengthen_bitmaps(struct block_node *node, uint64_t length, GError **error)
+{
+    struct bitmap_resize resize = {.node = node, .length = length};
+
+    main_loop_call_wait(lengthen_bitmaps, &resize);
+    return resize.status < 0
+               ? block_error(error, ENOMEM, "Not enough memory for the dirty bitmaps of node '%s'",
+                             node->name)
+               : 0;
+}
+
+static void fit_bitmaps(void *data)
+{
+    struct bitmap_resize *resize = data;
+    struct block_node *node = resize->node;
+    uint64_t length = block_node_length(node);
+
+    node->bitmap_length = 0;
+    resize_bitmaps(node, length);
+    for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
+        if (resize->all_changed && dirty_bitmap_enabled(*bitmap)) {
+            dirty_bitmap_set(*bitmap, 0, length);
+        }
+    }
+}
+
+void block_node_fit_bitmaps(struct block_node *node, bool all_changed)
+{
+    struct bitmap_resize resize = {.node = node, .all_changed = all_changed};
+
+    main_loop_call_wait(fit_bitmaps, &resize);
+}
+
+uint64_t block_node_bitmap_length(const struct block_node *node)
+{
+    return node->bitmap_length ? node->bitmap_length : atomic_load(&node->length);
+}
+
 static int driver_set_length(struct block_node *node, uint64_t length,
-                             enum block_preallocation preallocation, GError **error)
+                             enum block_preallocation preallocation, block_progress *progress,
+                             void *progress_data, GError **error)
 {
     if (node->driver->set_length) {
-        return node->driver->set_length(node, length, preallocation, error);
+        return node->driver->set_length(node, length, preallocation, progress, progress_data,
+                                        error);
     }
     if (node->driver->is_filter) {
-        return block_node_set_length(node->file, length, preallocation, error);
+        return block_node_resize(node->file, length, preallocation, progress, progress_data, error);
     }
     return block_error(error, ENOTSUP, "Driver '%s' cannot resize node '%s'", node->driver->name,
                        node->name);
 }
 
-int block_node_set_length(struct block_node *node, uint64_t length,
-                          enum block_preallocation preallocation, GError **error)
+int block_node_resize(struct block_node *node, uint64_t length,
+                      enum block_preallocation preallocation, block_progress *progress,
+                      void *progress_data, GError **error)
 {
-    int status;
-
     if (node->options.read_only) {
         return block_error(error, EACCES, "Image is read-only");
     }
@@ -325,20 +390,77 @@ int block_node_set_length(struct block_node *node, uint64_t length,
         return block_error(error, EINVAL, "The new size must be a multiple of %u",
                            node->limits.request_alignment);
     }
-    /* Bitmaps grow first, because they may fail to, and shrink last, because they forget then. */
-    if (length > block_node_length(node) && resize_bitmaps(node, length) < 0) {
-        resize_bitmaps(node, block_node_length(node));
-        return block_error(error, ENOMEM, "Not enough memory for the dirty bitmaps of node '%s'",
-                           node->name);
+    SCOPE_LOCK(&node->operation_lock);
+    int status = block_node_lengthen_bitmaps(node, length, error);
+    if (status < 0) {
+        return status;
     }
-    status = driver_set_length(node, length, preallocation, error);
+    status = driver_set_length(node, length, preallocation, progress, progress_data, error);
     if (status == 0) {
         status = block_node_refresh_length(node, error);
     }
-    resize_bitmaps(node, block_node_length(node));
+    block_node_fit_bitmaps(node, false);
     /* A length is to be flushed as data is, also one that was changed half. */
     sharded_counter_add(&node->write_generation, shard_here(), 1);
     return status;
+}
+
+int block_node_set_length(struct block_node *node, uint64_t length,
+                          enum block_preallocation preallocation, GError **error)
+{
+    return block_node_resize(node, length, preallocation, NULL, NULL, error);
+}
+
+/* Whether the driver can set the length beside requests, to grow (block_driver.set_length). */
+static bool grows_beside_requests(const struct block_driver *driver)
+{
+    return driver->set_length && (driver->is_protocol || driver->is_filter);
+}
+
+static int grow_by_length(struct block_node *node, uint64_t length)
+{
+    int status = driver_set_length(node, length, BLOCK_PREALLOCATION_OFF, NULL, NULL, NULL);
+
+    if (status < 0) {
+        /* A disk of fixed length is full; that it cannot be resized is not what a guest asked. */
+        return status == -EIO || status == -EFBIG || status == -EDQUOT ? status : -ENOSPC;
+    }
+    sharded_counter_add(&node->write_generation, shard_here(), 1);
+    return 0;
+}
+
+static int grow_locked(struct block_node *node, uint64_t length)
+{
+    const struct block_driver *driver = node->driver;
+    int status = -ENOSPC;
+
+    if (driver->grow) {
+        status = driver->grow(node, length);
+    } else if (grows_beside_requests(driver)) {
+        status = grow_by_length(node, length);
+    } else if (driver->is_filter) {
+        status = block_node_grow(node->file, length);
+    }
+    if (status == 0) {
+        status = block_node_refresh_length(node, NULL);
+    }
+    if (status < 0) {
+        return status;
+    }
+    return block_node_length(node) >= length ? 0 : -ENOSPC;
+}
+
+int block_node_grow(struct block_node *node, uint64_t length)
+{
+    if (block_node_length(node) >= length) {
+        return 0;
+    }
+    if (node->options.read_only || length > INT64_MAX) {
+        return node->options.read_only ? -EPERM : -EFBIG;
+    }
+    length = align_up(length, node->limits.request_alignment);
+    SCOPE_LOCK(&node->operation_lock);
+    return block_node_length(node) >= length ? 0 : grow_locked(node, length);
 }
 
 int64_t block_node_get_allocated_size(struct block_node *node)
@@ -391,6 +513,85 @@ int block_node_get_info(struct block_node *node, struct block_info *info)
     return node->driver->is_filter ? block_node_get_info(node->file, info) : 0;
 }
 
+static void release_claim(gpointer data)
+{
+    struct block_claim *claim = data;
+
+    block_claim_release(claim);
+    g_free(claim->owner);
+    g_free(claim);
+}
+
+/* Let others at the nodes; references stay until the claims are freed. */
+static int let_others_in(GPtrArray *claims, GError **error)
+{
+    int status = 0;
+
+    for (guint i = 0; status == 0 && i < claims->len; i++) {
+        status = block_claim_change(g_ptr_array_index(claims, i), 0, BLOCK_PERM_ALL, error);
+    }
+    return status;
+}
+
+/* One node option; it stays NULL if it was not given. */
+static int take_node(struct block_options *options, const struct block_option *option,
+                     struct block_node **place, GPtrArray *claims, GError **error)
+{
+    g_autofree char *reference = block_options_take(options, option->name);
+    AUTO(block_node) node = NULL;
+
+    if (reference) {
+        node = block_node_find_or_error(reference, error);
+    } else if (block_options_has(options, option->name)) {
+        AUTO(block_options) nested = block_options_take_nested(options, option->name);
+
+        if (!block_options_has(nested, "discard")) {
+            block_options_set(nested, "discard", "unmap");
+        }
+        node = block_node_open(nested, true, error);
+    } else if (!option->required) {
+        return 0;
+    } else {
+        return block_error(error, EINVAL, "Parameter '%s' is missing", option->name);
+    }
+    if (!node) {
+        return -EINVAL;
+    }
+    if (node->options.read_only) {
+        return block_error(error, EACCES, "Block node '%s' is read-only", node->name);
+    }
+    struct block_claim *claim = g_new0(struct block_claim, 1);
+    claim->owner = g_strdup("the creation of an image");
+    claim->perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
+    claim->shared = 0;
+    int status = block_claim_acquire(claim, node, error);
+    if (status < 0) {
+        g_free(claim->owner);
+        g_free(claim);
+        return status;
+    }
+    g_ptr_array_add(claims, claim);
+    *place = node;
+    return 0;
+}
+
+static int take_nodes(struct block_options *options, const struct block_option *table, void *values,
+                      GPtrArray *claims, GError **error)
+{
+    for (const struct block_option *option = table; option && option->name; option++) {
+        if (option->type == BLOCK_OPTION_NODE) {
+            int status =
+                take_node(options, option, (struct block_node **)((char *)values + option->offset),
+                          claims, error);
+
+            if (status < 0) {
+                return status;
+            }
+        }
+    }
+    return 0;
+}
+
 int block_create(struct block_options *options, block_progress *progress, void *progress_data,
                  GError **error)
 {
@@ -409,9 +610,19 @@ int block_create(struct block_options *options, block_progress *progress, void *
     if (status < 0) {
         return status;
     }
-    status = block_options_expect_empty(options, NULL, error);
+    g_autoptr(GPtrArray) claims = g_ptr_array_new_with_free_func(release_claim);
+    status = take_nodes(options, driver->create_options, values, claims, error);
+    if (status == 0) {
+        status = block_options_expect_empty(options, NULL, error);
+    }
     if (status == 0) {
         status = driver->create(values, progress, progress_data, error);
+    }
+    if (status == 0 && driver->create_contents) {
+        status = let_others_in(claims, error);
+        if (status == 0) {
+            status = driver->create_contents(values, progress, progress_data, error);
+        }
     }
     block_options_clear_target(driver->create_options, values);
     return status;

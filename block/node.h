@@ -117,8 +117,15 @@ struct block_node {
     /* The child requests pass to: the `file` child, or NULL. Constant while not drained. */
     struct block_node *file;
     struct block_node *backing;
+    bool refuses_backing; /* the user said that there is none, whatever the image says */
 
     _Atomic uint64_t length;
+    /*
+     * One operation that is no request at a time: another length, a check, a snapshot (struct
+     * block_driver says which). Held across I/O, so the main thread never wants it; a parent's is
+     * taken before its children's.
+     */
+    pthread_mutex_t operation_lock;
     struct sharded_counter write_generation; /* counts finished writes */
     _Atomic uint64_t flushed_generation;     /* writes up to here are on stable storage */
     _Atomic uint64_t highest_written; /* end of the highest byte written, as wr_highest_offset */
@@ -132,6 +139,7 @@ struct block_node {
      */
     struct write_notifier **notifiers; /* NULL-terminated; NULL if there are none */
     struct dirty_bitmap **bitmaps;     /* NULL-terminated; NULL if there are none */
+    uint64_t bitmap_length; /* main thread: theirs while the node is resized; 0: that of the node */
 
     /* Under the graph lock. */
     int references;
@@ -176,6 +184,14 @@ int block_node_remove(const char *name, GError **error);
 
 /* Give up the monitor's references of all nodes, at shutdown when devices and jobs are gone. */
 void block_node_remove_all(void);
+
+/*
+ * For a driver, while it opens a node: open a child that the image names, from options that passed
+ * the gate (block/gate.h), as an inline child that the user gave would be. Returns a negative
+ * errno.
+ */
+int block_node_open_implied_child(struct block_node *parent, const char *name,
+                                  struct block_options *options, GError **error);
 
 /* References. The last unref flushes and closes the node and drops its children; may block. */
 struct block_node *block_node_ref(struct block_node *node);
@@ -224,6 +240,12 @@ static inline struct block_node *block_node_below_filters(struct block_node *nod
  */
 int block_node_check_sees_writes(struct block_node *node, GError **error);
 
+/*
+ * -EBUSY with the user named if a format above lets the node grow beside requests
+ * (block_node_grow): then it can have no bitmaps. Any thread.
+ */
+int block_node_check_steady(struct block_node *node, GError **error);
+
 /* The length in bytes as requests see it. Any thread. */
 static inline uint64_t block_node_length(struct block_node *node)
 {
@@ -236,11 +258,23 @@ static inline bool block_node_is_read_only(const struct block_node *node)
 }
 
 /*
- * Set the length. The caller holds a claim with BLOCK_PERM_RESIZE or checked that nobody else
- * objects (block_node_check_resize) and has drained the node. Bitmaps grow along.
+ * Set the length. The caller holds a claim with BLOCK_PERM_RESIZE and has drained the node; bitmaps
+ * grow along. It may take as long as storage does, so not on the main thread of a server.
  */
 int block_node_set_length(struct block_node *node, uint64_t length,
                           enum block_preallocation preallocation, GError **error);
+
+/* The same, telling how far it is, in bytes, where that takes time. progress may be NULL. */
+int block_node_resize(struct block_node *node, uint64_t length,
+                      enum block_preallocation preallocation, block_progress *progress,
+                      void *progress_data, GError **error);
+
+/*
+ * Make a node at least this long while requests are running on it, for formats that allocate in
+ * their file. What is new reads as zeroes if block_node_is_zero_at_creation says so. The caller
+ * holds BLOCK_PERM_RESIZE. Any thread; 0 if it is long enough, -ENOSPC if it cannot grow.
+ */
+int block_node_grow(struct block_node *node, uint64_t length);
 
 /*
  * -EBUSY with the owner named if a claim on the node, or on those below that a filter passes the
@@ -303,6 +337,10 @@ void block_node_replace_bitmap(struct block_node *node, struct dirty_bitmap *old
 
 /* The bitmap of this name, or NULL. Main thread: elsewhere it could be removed meanwhile. */
 struct dirty_bitmap *block_node_find_bitmap(const struct block_node *node, const char *name);
+
+/* The length of the bitmaps of a node: its own, or while it is resized the longer one. Main thread.
+ */
+uint64_t block_node_bitmap_length(const struct block_node *node);
 
 /* What a new bitmap has unless the user says otherwise: a cluster, but 4 to 64 KiB. Any thread. */
 uint64_t block_node_default_granularity(struct block_node *node);

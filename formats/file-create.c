@@ -213,7 +213,8 @@ static int set_device_length(struct file_state *state, uint64_t length, GError *
 }
 
 int file_set_length(struct block_node *node, uint64_t length,
-                    enum block_preallocation preallocation, GError **error)
+                    enum block_preallocation preallocation, block_progress *progress,
+                    void *progress_data, GError **error)
 {
     struct file_state *state = block_node_state(node);
     int64_t current;
@@ -234,7 +235,13 @@ int file_set_length(struct block_node *node, uint64_t length,
         return block_error(error, EINVAL, "Cannot preallocate '%s' while shrinking it",
                            state->filename);
     }
-    struct growth growth = {.fd = state->fd, .from = (uint64_t)current, .to = length};
+    struct growth growth = {
+        .fd = state->fd,
+        .from = (uint64_t)current,
+        .to = length,
+        .progress = progress,
+        .progress_data = progress_data,
+    };
     ret = length > growth.from ? grow(&growth, preallocation) : truncate_to(state->fd, length);
     file_status_clear(&state->status);
     if (ret < 0) {

@@ -91,7 +91,8 @@ int file_discard(struct block_node *node, uint64_t offset, uint64_t bytes);
 /* file-create.c */
 int file_create(void *values, block_progress *progress, void *progress_data, GError **error);
 int file_set_length(struct block_node *node, uint64_t length,
-                    enum block_preallocation preallocation, GError **error);
+                    enum block_preallocation preallocation, block_progress *progress,
+                    void *progress_data, GError **error);
 /* Length of an open file or block device in bytes, or a negative errno. */
 int64_t file_length_of(int fd, bool is_block_device);
 

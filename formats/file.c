@@ -54,10 +54,8 @@ static int file_get_info(struct block_node *node, struct block_info *info)
 
     if (!state->is_block_device && ioctl(state->fd, FS_IOC_FSGETXATTR, &attributes) == 0 &&
         (attributes.fsx_xflags & FS_XFLAG_EXTSIZE)) {
-        g_autofree char *bytes = g_strdup_printf("%u", attributes.fsx_extsize);
-
-        info->format_specific = block_options_new();
-        block_options_set(info->format_specific, "extent-size-hint", bytes);
+        info->format_specific =
+            json_pack("{s:I}", "extent-size-hint", (json_int_t)attributes.fsx_extsize);
     }
     return 0;
 }

@@ -8,6 +8,7 @@
 #include "formats/lose-writes.h"
 #include "formats/nbd.h"
 #include "formats/null.h"
+#include "formats/qcow2/qcow2.h"
 #include "formats/raw.h"
 #include "formats/snapshot-access.h"
 
@@ -16,6 +17,7 @@ void formats_register(void)
     block_driver_register(&file_driver);
     block_driver_register(&host_device_driver);
     block_driver_register(&raw_driver);
+    block_driver_register(&qcow2_driver);
     block_driver_register(&null_co_driver);
     block_driver_register(&null_aio_driver);
     block_driver_register(&nbd_driver);

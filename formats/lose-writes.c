@@ -543,12 +543,20 @@ static int lose_writes_pwrite_from_fd(struct block_node *node, int fd, uint64_t 
     return -ENOTSUP;
 }
 
+/* Growing is never lost: it shows nothing but zeroes. */
 static int lose_writes_set_length(struct block_node *node, uint64_t length,
-                                  enum block_preallocation preallocation, GError **error)
+                                  enum block_preallocation preallocation, block_progress *progress,
+                                  void *progress_data, GError **error)
 {
-    return block_error(error, ENOTSUP,
-                       "Node '%s' cannot be resized: a lose-writes node cannot take that back",
-                       node->name);
+    if (length < block_node_length(node) || preallocation != BLOCK_PREALLOCATION_OFF) {
+        return block_error(error, ENOTSUP,
+                           "Node '%s' can only grow: a lose-writes node cannot take back more",
+                           node->name);
+    }
+    int status = block_node_grow(node->file, length);
+    return status < 0
+               ? block_error_errno(error, -status, "Could not grow node '%s'", node->file->name)
+               : 0;
 }
 
 const struct block_driver lose_writes_driver = {

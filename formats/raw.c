@@ -8,9 +8,12 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <string.h>
 
 #include "block/align.h"
 #include "block/checked.h"
+#include "block/cleanup.h"
 #include "block/error.h"
 #include "block/node.h"
 #include "block/request.h"
@@ -49,9 +52,14 @@ static const struct block_option raw_option_table[] = {
     {.name = NULL},
 };
 
+/* What formats are known by is in here. */
+#define HEAD_BYTES UINT64_C(2048)
+
 struct raw_state {
     uint64_t offset;
     uint64_t size; /* SIZE_NOT_GIVEN: as far as the file goes */
+    bool guards_format;
+    pthread_mutex_t head_lock; /* writes to the head are looked at one by one; held across I/O */
 };
 
 static int raw_probe(const uint8_t *head, size_t bytes, const char *filename)
@@ -114,12 +122,28 @@ static void set_limits(struct block_node *node)
 
 static int raw_open(struct block_node *node, void *values, GError **error)
 {
-    int ret = parse_window(node, values, block_node_state(node), error);
+    struct raw_state *state = block_node_state(node);
+    int ret = parse_window(node, values, state, error);
 
     if (ret == 0) {
         set_limits(node);
+        pthread_mutex_init(&state->head_lock, NULL);
     }
     return ret;
+}
+
+static void raw_close(struct block_node *node)
+{
+    struct raw_state *state = block_node_state(node);
+
+    pthread_mutex_destroy(&state->head_lock);
+}
+
+void raw_guard_format(struct block_node *node)
+{
+    struct raw_state *state = block_node_state(node);
+
+    state->guards_format = true;
 }
 
 /* The window stays where it is: a disk that jumped to other data would not be the same disk. */
@@ -150,7 +174,8 @@ static void raw_reopen_abort(struct block_node *node, void *prepared)
 }
 
 static int raw_set_length(struct block_node *node, uint64_t length,
-                          enum block_preallocation preallocation, GError **error)
+                          enum block_preallocation preallocation, block_progress *progress,
+                          void *progress_data, GError **error)
 {
     const struct raw_state *state = block_node_state(node);
     uint64_t file_length;
@@ -164,7 +189,21 @@ static int raw_set_length(struct block_node *node, uint64_t length,
                            " is more than a file can have",
                            length, state->offset);
     }
-    return block_node_set_length(node->file, file_length, preallocation, error);
+    return block_node_resize(node->file, file_length, preallocation, progress, progress_data,
+                             error);
+}
+
+static int raw_grow(struct block_node *node, uint64_t length)
+{
+    const struct raw_state *state = block_node_state(node);
+    uint64_t file_length;
+
+    if (state->size != SIZE_NOT_GIVEN) {
+        return -ENOSPC;
+    }
+    return checked_add_u64(length, state->offset, &file_length)
+               ? block_node_grow(node->file, file_length)
+               : -EFBIG;
 }
 
 static bool raw_is_zero_at_creation(struct block_node *node)
@@ -174,7 +213,11 @@ static bool raw_is_zero_at_creation(struct block_node *node)
 
 static int raw_get_info(struct block_node *node, struct block_info *info)
 {
-    return block_node_get_info(node->file, info);
+    int status = block_node_get_info(node->file, info);
+
+    /* What is special about the file is not about this format. */
+    json_decref(STEAL(info->format_specific));
+    return status;
 }
 
 static inline uint64_t shifted(const struct block_node *node, uint64_t offset)
@@ -190,10 +233,43 @@ static int raw_pread(struct block_node *node, void *buffer, uint64_t offset, uin
     return block_node_pread(node->file, buffer, shifted(node, offset), bytes, flags);
 }
 
+/* Whether the head will still be taken for raw after a write; head_lock held. */
+static int check_head(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes)
+{
+    uint64_t head_bytes = MIN_OF(HEAD_BYTES, block_node_length(node->file));
+    uint8_t head[HEAD_BYTES];
+    int status = block_node_pread(node->file, head, 0, head_bytes, 0);
+
+    if (status < 0) {
+        return status;
+    }
+    memcpy(head + offset, buffer, MIN_OF(bytes, head_bytes - offset));
+    return block_driver_probe(head, head_bytes, NULL) == &raw_driver ? 0 : -EPERM;
+}
+
+static int write_head(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
+                      unsigned flags)
+{
+    struct raw_state *state = block_node_state(node);
+    SCOPE_LOCK(&state->head_lock);
+    int status = check_head(node, buffer, offset, bytes);
+
+    return status == 0 ? block_node_pwrite(node->file, buffer, offset, bytes, flags) : status;
+}
+
+static bool is_guarded(struct block_node *node, uint64_t offset)
+{
+    const struct raw_state *state = block_node_state(node);
+
+    return state->guards_format && offset < HEAD_BYTES;
+}
+
 static int raw_pwrite(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
                       unsigned flags)
 {
-    return block_node_pwrite(node->file, buffer, shifted(node, offset), bytes, flags);
+    offset = shifted(node, offset);
+    return is_guarded(node, offset) ? write_head(node, buffer, offset, bytes, flags)
+                                    : block_node_pwrite(node->file, buffer, offset, bytes, flags);
 }
 
 static int raw_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes,
@@ -222,6 +298,9 @@ static int raw_host_range(struct block_node *node, uint64_t offset, uint64_t *by
 static int raw_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
                               uint64_t bytes)
 {
+    if (is_guarded(node, shifted(node, offset))) {
+        return -ENOTSUP; /* so that it comes as a write */
+    }
     return block_node_pwrite_from_fd(node->file, fd, fd_offset, shifted(node, offset), bytes);
 }
 
@@ -238,11 +317,13 @@ const struct block_driver raw_driver = {
     .options_size = sizeof(struct raw_options),
     .probe = raw_probe,
     .open = raw_open,
+    .close = raw_close,
     .reopen_prepare = raw_reopen_prepare,
     .reopen_commit = raw_reopen_commit,
     .reopen_abort = raw_reopen_abort,
     .get_length = raw_get_length,
     .set_length = raw_set_length,
+    .grow = raw_grow,
     .is_zero_at_creation = raw_is_zero_at_creation,
     .get_info = raw_get_info,
     .pread = raw_pread,

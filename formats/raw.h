@@ -7,4 +7,11 @@
 
 extern const struct block_driver raw_driver;
 
+/*
+ * The format of a raw node was guessed from its first bytes: a guest that could make them those of
+ * another format would choose what the host opens next time. From now on writes that would do so
+ * fail with -EPERM. No request is in flight.
+ */
+void raw_guard_format(struct block_node *node);
+
 #endif

@@ -41,6 +41,7 @@ struct backup_options {
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     bool use_copy_range;
+    bool compress;           /* the target's format compresses */
     int64_t max_workers;     /* 0: the default */
     int64_t max_chunk;       /* bytes; 0: the default */
     int64_t guest_timeout_s; /* how long a guest's write may wait for the job; 0: for ever */

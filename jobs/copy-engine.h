@@ -87,6 +87,7 @@ struct copy_engine_options {
     struct block_node *source_node; /* which the source reads */
     struct block_node *target;      /* at least length long */
     bool use_copy_range;            /* let the kernel copy where both ends can */
+    bool compress;                  /* write whole clusters of the target compressed */
     bool keep_allocated;            /* write zeroes without unmapping, also where they are */
     unsigned max_workers;           /* 1 to COPY_MAX_WORKERS; 0: the default */
     uint64_t max_chunk; /* bytes a worker copies at once; a multiple of 4 KiB; 0: default */

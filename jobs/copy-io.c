@@ -52,14 +52,41 @@ static int write_zeroes(struct copy_engine *engine, uint64_t offset, uint64_t by
     return 0;
 }
 
+/* Whole clusters of the target compressed; what is around them, and its last one, as it is. */
+static int write_compressed(struct copy_engine *engine, const char *buffer, uint64_t offset,
+                            uint64_t bytes)
+{
+    struct block_node *target = engine->options.target;
+    uint64_t cluster = MAX_OF(block_node_below_filters(target)->limits.cluster_size, 1u);
+    uint64_t start = MIN_OF(align_up(offset, cluster), offset + bytes);
+    uint64_t end = MAX_OF(align_down(offset + bytes, cluster), start);
+    int status = block_node_pwrite(target, buffer, offset, start - offset, 0);
+
+    if (status == 0) {
+        status =
+            block_node_pwrite_compressed(target, buffer + (start - offset), start, end - start);
+    }
+    return status == 0
+               ? block_node_pwrite(target, buffer + (end - offset), end, offset + bytes - end, 0)
+               : status;
+}
+
+static int write_plain(struct copy_engine *engine, const char *buffer, uint64_t offset,
+                       uint64_t bytes)
+{
+    return engine->options.compress
+               ? write_compressed(engine, buffer, offset, bytes)
+               : block_node_pwrite(engine->options.target, buffer, offset, bytes, 0);
+}
+
 static int write_data(struct copy_engine *engine, const char *buffer, uint64_t offset,
                       uint64_t bytes)
 {
     while (bytes) {
         bool is_zero;
         uint64_t run = buffer_zero_run(buffer, bytes, ZERO_PIECE, &is_zero);
-        int status = is_zero ? write_zeroes(engine, offset, run)
-                             : block_node_pwrite(engine->options.target, buffer, offset, run, 0);
+        int status =
+            is_zero ? write_zeroes(engine, offset, run) : write_plain(engine, buffer, offset, run);
 
         if (status < 0) {
             return status;

@@ -103,8 +103,11 @@ static int liveblk_config(const char *key, const char *value)
             return -1;
         }
         server_set_read_only(server, read_only);
+    } else if (!strcmp(key, "image-references")) {
+        status = server_set_image_references(server, value, &error);
     } else {
-        nbdkit_error("unknown parameter '%s': this plugin knows disk, admin, name and read-only",
+        nbdkit_error("unknown parameter '%s': this plugin knows disk, admin, name, read-only and "
+                     "image-references",
                      key);
         return -1;
     }
@@ -115,7 +118,8 @@ static int liveblk_config(const char *key, const char *value)
     "[disk=]<FILE>            A disk to serve, or name=NAME,file=FILE,...; may repeat\n"           \
     "admin=<SOCKET>           Listen for admin clients (QMP) on this socket\n"                     \
     "name=<NAME>              What query-name answers\n"                                           \
-    "read-only=true|false     Open all disks read-only"
+    "read-only=true|false     Open all disks read-only\n"                                          \
+    "image-references=...     What images may refer to: all, none, or DIRECTORY:..."
 
 static void liveblk_dump_plugin(void)
 {

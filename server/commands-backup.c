@@ -167,9 +167,10 @@ struct backup_action {
     struct block_node *source;
 };
 
-/* target: the target's name, for messages. */
+/* target: the target's name, for messages; can_compress: what its format says. */
 static int create_job(struct transaction_action *action, json_t *arguments,
-                      struct backup_options *options, const char *target, GError **error)
+                      struct backup_options *options, const char *target, bool can_compress,
+                      GError **error)
 {
     struct backup_action *state = transaction_state(action);
     AUTO(block_node) scratch_node = NULL;
@@ -177,7 +178,8 @@ static int create_job(struct transaction_action *action, json_t *arguments,
     if (check_workers(json_object_get(arguments, "x-perf"), error) < 0) {
         return -EINVAL;
     }
-    if (lookup_bool(arguments, "compress", false)) {
+    options->compress = lookup_bool(arguments, "compress", false);
+    if (options->compress && !can_compress) {
         return block_error(error, ENOTSUP, "Compression is not supported for this drive %s",
                            target);
     }
@@ -209,7 +211,8 @@ static int prepare_blockdev_backup(struct transaction_action *action, json_t *ar
     }
     read_options(arguments, source, &options);
     options.target = target;
-    return create_job(action, arguments, &options, target->name, error);
+    return create_job(action, arguments, &options, target->name,
+                      block_node_below_filters(target)->driver->can_compress, error);
 }
 
 /* ---- drive-backup: the target is a file, opened for the job and closed after it ------------- */
@@ -228,7 +231,9 @@ static int prepare_drive_backup(struct transaction_action *action, json_t *argum
     read_options(arguments, source, &options);
     options.open_target = target_file_open;
     options.open_target_data = &file;
-    return create_job(action, arguments, &options, file.filename, error);
+    const struct block_driver *format = block_driver_find(file.format);
+    return create_job(action, arguments, &options, file.filename, format && format->can_compress,
+                      error);
 }
 
 /* ---- After the job is there, both are the same ----------------------------------------------- */

@@ -228,6 +228,9 @@ static int prepare_add(struct transaction_action *action, json_t *data, GError *
     if (!target->node) {
         return -ENOENT;
     }
+    if (block_node_check_steady(target->node, error) < 0) {
+        return -EBUSY;
+    }
     state->spare = new_bitmap(target, data, error);
     if (!state->spare) {
         return -EINVAL;
@@ -257,7 +260,7 @@ static int apply_add(struct transaction_action *action, GError **error)
     if (block_node_find_bitmap(node, state->target.name)) {
         return already_exists(state->target.name, error);
     }
-    status = dirty_bitmap_resize(state->spare, block_node_length(node), false);
+    status = dirty_bitmap_resize(state->spare, block_node_bitmap_length(node), false);
     if (status < 0) {
         return block_error_errno(error, -status, "Could not make bitmap '%s' as long as node '%s'",
                                  state->target.name, node->name);

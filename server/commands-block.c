@@ -7,7 +7,7 @@
 #include "block/cleanup.h"
 #include "block/drain.h"
 #include "block/error.h"
-#include "block/main-loop.h"
+#include "block/options-json.h"
 #include "block/request.h"
 #include "jobs/create.h"
 #include "server/commands.h"
@@ -20,7 +20,7 @@
 
 static json_t *blockdev_add(struct qmp_request *request, json_t *arguments, GError **error)
 {
-    AUTO(block_options) options = options_from_json(arguments);
+    AUTO(block_options) options = block_options_from_json(arguments);
 
     return block_node_add(options, error) < 0 ? NULL : json_object();
 }
@@ -55,7 +55,7 @@ static const struct qmp_type create_type = {
 
 static json_t *blockdev_create(struct qmp_request *request, json_t *arguments, GError **error)
 {
-    AUTO(block_options) options = options_from_json(json_object_get(arguments, "options"));
+    AUTO(block_options) options = block_options_from_json(json_object_get(arguments, "options"));
     const char *id = json_string_value(json_object_get(arguments, "job-id"));
 
     return create_start(id, options, error) < 0 ? NULL : json_object();
@@ -77,8 +77,7 @@ static json_t *query_block(struct qmp_request *request, json_t *arguments, GErro
 
 static const struct qmp_member flat_members[] = {
     {"flat", &qmp_type_bool, .optional = true, .default_text = "false",
-     .doc =
-         "Leave out what is nested. No node has anything nested yet, so it makes no difference."},
+     .doc = "Leave out the images of backing files, which are nested otherwise."},
     {NULL},
 };
 static const struct qmp_type flat_type = {
@@ -94,7 +93,7 @@ static json_t *query_named_block_nodes(struct qmp_request *request, json_t *argu
     json_t *list = json_array();
 
     for (struct block_node **node = nodes; *node; node++) {
-        json_array_append_new(list, query_node(*node, NULL));
+        json_array_append_new(list, query_node(*node, NULL, lookup_bool(arguments, "flat", false)));
     }
     block_node_list_free(nodes);
     return list;
@@ -154,22 +153,26 @@ static const struct qmp_type resize_type = {
     .members = resize_members,
 };
 
-struct resize {
-    struct block_node *node;
-    uint64_t length;
-    int status;
-    GError **error;
-};
-
-static void resize_drained(void *data)
+/* Those who do not let the node be resized are kept out while it is; drained, it has no requests.
+ */
+static int resize(struct block_node *node, uint64_t length, GError **error)
 {
-    struct resize *resize = data;
+    g_autofree char *owner = g_strdup("the command block_resize");
+    struct block_claim claim = {
+        .owner = owner, .perms = BLOCK_PERM_RESIZE, .shared = BLOCK_PERM_ALL};
+    int status = block_node_check_resize(node, error);
 
-    resize->status = block_node_check_resize(resize->node, resize->error);
-    if (resize->status == 0) {
-        resize->status = block_node_set_length(resize->node, resize->length,
-                                               BLOCK_PREALLOCATION_OFF, resize->error);
+    if (status == 0) {
+        status = block_claim_acquire(&claim, node, error);
     }
+    if (status < 0) {
+        return status;
+    }
+    struct block_drain *drain = block_drain_begin(&node, 1, BLOCK_PERM_ALL);
+    status = block_node_set_length(node, length, BLOCK_PREALLOCATION_OFF, error);
+    block_drain_end(drain);
+    block_claim_release(&claim);
+    return status;
 }
 
 static struct block_node *node_to_resize(json_t *arguments, GError **error)
@@ -188,7 +191,6 @@ static json_t *block_resize(struct qmp_request *request, json_t *arguments, GErr
 {
     json_int_t size = json_integer_value(json_object_get(arguments, "size"));
     AUTO(block_node) node = node_to_resize(arguments, error);
-    struct resize resize = {.node = node, .length = (uint64_t)size, .error = error};
 
     if (!node) {
         return NULL;
@@ -201,13 +203,7 @@ static json_t *block_resize(struct qmp_request *request, json_t *arguments, GErr
         block_error(error, EINVAL, "The new size must be a multiple of 512");
         return NULL;
     }
-    /* What is refused must not hold the guest up; asked again when it can no longer change. */
-    if (block_node_check_resize(node, error) < 0) {
-        return NULL;
-    }
-    AUTO(block_drain) drain = block_drain_begin(&node, 1, BLOCK_PERM_ALL);
-    main_loop_call_wait(resize_drained, &resize);
-    return resize.status < 0 ? NULL : json_object();
+    return resize(node, (uint64_t)size, error) < 0 ? NULL : json_object();
 }
 
 /* ---- block_set_io_throttle ------------------------------------------------------------------ */
@@ -327,8 +323,24 @@ static const struct qmp_type io_error_type = {
     .members = io_error_members,
 };
 
+static const struct qmp_member corrupted_members[] = {
+    {"device", &qmp_type_string, .doc = "Empty: a node is meant."},
+    {"node-name", &qmp_type_string, .optional = true, .doc = "The image's node."},
+    {"msg", &qmp_type_string, .doc = "What is wrong, for people."},
+    {"offset", &qmp_type_int, .optional = true, .doc = "Where in the file, and"},
+    {"size", &qmp_type_int, .optional = true, .doc = "how many bytes."},
+    {"fatal", &qmp_type_bool, .doc = "Nothing is written to the image any more."},
+    {NULL},
+};
+static const struct qmp_type corrupted_type = {
+    .name = "BlockImageCorruptedEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = corrupted_members,
+};
+
 const struct qmp_event_type block_events[] = {
     {"BLOCK_IO_ERROR", &io_error_type, "A guest's request failed."},
+    {"BLOCK_IMAGE_CORRUPTED", &corrupted_type, "An image was found damaged."},
     {"STOP", NULL, "Guests' requests are held."},
     {"RESUME", NULL, "Guests' requests go on."},
     {NULL},

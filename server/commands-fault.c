@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "block/error.h"
+#include "block/options-json.h"
 #include "formats/blkdebug.h"
 #include "formats/lose-writes.h"
 #include "server/commands.h"
@@ -54,7 +55,7 @@ static struct qmp_type blkdebug_set_type = {
 static json_t *blkdebug_set(struct qmp_request *request, json_t *arguments, GError **error)
 {
     AUTO(block_node) node = find_node(arguments, error);
-    AUTO(block_options) options = options_from_json(arguments);
+    AUTO(block_options) options = block_options_from_json(arguments);
 
     return node && blkdebug_set_rules(node, options, error) == 0 ? json_object() : NULL;
 }

@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "block/error.h"
+#include "block/gate.h"
 #include "block/options.h"
+#include "formats/raw.h"
 #include "server/throttle-limits.h"
 
 enum disk_locking { DISK_LOCKING_AUTO, DISK_LOCKING_ON, DISK_LOCKING_OFF };
@@ -42,8 +44,9 @@ static const struct block_option disk_options[] = {
      .help = "The device's and export's name; vda, vdb, ... by default."},
     {"file", BLOCK_OPTION_STRING, offsetof(struct disk_values, file),
      .help = "A file, a block device or an NBD URI."},
-    {"format", BLOCK_OPTION_STRING, offsetof(struct disk_values, format), .default_text = "raw",
-     .help = "The image's format."},
+    {"format", BLOCK_OPTION_STRING, offsetof(struct disk_values, format),
+     .help = "The image's format. That of a local file is found out if it is not given; what the "
+             "guest may write to its first sectors is limited then, if it is raw. Elsewhere: raw."},
     {"node-name", BLOCK_OPTION_STRING, offsetof(struct disk_values, node_name),
      .help = "The root node's name; made up by default."},
     {"read-only", BLOCK_OPTION_BOOL, offsetof(struct disk_values, read_only), .default_text = "off",
@@ -229,12 +232,40 @@ static void set_storage_options(const struct disk *disk, struct block_options *o
     }
 }
 
-static struct block_options *root_options(const struct disk *disk, bool read_only)
+/* The format nobody named: a local file's by its first bytes. NULL with the error set. */
+static const char *find_format(const struct disk *disk, bool *is_guess, GError **error)
+{
+    const char *format;
+
+    *is_guess = false;
+    if (disk->values.format) {
+        return disk->values.format;
+    }
+    if (disk->file_options || is_uri(disk->values.file)) {
+        return "raw";
+    }
+    format = block_probe_file(disk->values.file, error);
+    *is_guess = format && !strcmp(format, "raw");
+    return format;
+}
+
+/* What a guest writes must not decide what is opened next time. */
+static void guard_guess(const struct disk *disk, struct block_node *root)
+{
+    g_warning("Disk '%s': no format was given, and '%s' looks like a raw disk. So that its guest "
+              "cannot make it look like another format, writes to its first sectors are "
+              "restricted; with format=raw they are not.",
+              disk->values.name, disk->values.file);
+    raw_guard_format(root);
+}
+
+static struct block_options *root_options(const struct disk *disk, const char *format,
+                                          bool read_only)
 {
     const struct disk_values *values = &disk->values;
     struct block_options *options = block_options_new();
 
-    block_options_set(options, "driver", values->format);
+    block_options_set(options, "driver", format);
     if (values->node_name) {
         block_options_set(options, "node-name", values->node_name);
     }
@@ -253,8 +284,14 @@ static struct block_options *root_options(const struct disk *disk, bool read_onl
 
 int disk_open(struct disk *disk, bool read_only, GError **error)
 {
-    AUTO(block_options) options = root_options(disk, read_only);
-    AUTO(block_node) root = block_node_open(options, true, error);
+    bool is_guess;
+    const char *format = find_format(disk, &is_guess, error);
+    AUTO(block_options) options = format ? root_options(disk, format, read_only) : NULL;
+    AUTO(block_node) root = options ? block_node_open(options, true, error) : NULL;
+
+    if (root && is_guess && !block_node_is_read_only(root)) {
+        guard_guess(disk, root);
+    }
     struct block_device *device = root ? block_device_new(disk->values.name, root, error) : NULL;
 
     if (!device) {

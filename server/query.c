@@ -5,6 +5,7 @@
 
 #include "block/clock.h"
 #include "block/dirty-bitmap.h"
+#include "block/image-info.h"
 #include "block/main-loop.h"
 #include "server/qmp/json-value.h"
 #include "server/throttle-limits.h"
@@ -12,28 +13,6 @@
 char *query_qdev(const struct block_device *device)
 {
     return g_strconcat(QUERY_QDEV_PREFIX, block_device_name(device), NULL);
-}
-
-static json_t *query_image(struct block_node *node, const char *filename)
-{
-    int64_t allocated = block_node_get_allocated_size(node);
-    struct block_info info;
-    json_t *image = json_object();
-
-    json_object_set_new(image, "filename", json_value_from_text(filename));
-    json_object_set_new(image, "format", json_string(node->driver->name));
-    json_object_set_new(image, "virtual-size", json_integer((json_int_t)block_node_length(node)));
-    if (allocated >= 0) {
-        json_object_set_new(image, "actual-size", json_integer(allocated));
-    }
-    if (block_node_get_info(node, &info) == 0) {
-        if (info.cluster_size) {
-            json_object_set_new(image, "cluster-size", json_integer(info.cluster_size));
-        }
-        json_object_set_new(image, "dirty-flag", json_boolean(info.is_dirty));
-        block_info_clear(&info);
-    }
-    return image;
 }
 
 static bool is_basic(const struct limits_field *field)
@@ -58,14 +37,21 @@ static void add_limits(json_t *object, struct block_device *device)
     }
 }
 
-static int backing_depth(struct block_node *node)
+/* The nearest backing file, and how many there are. */
+static void add_backing(json_t *object, struct block_node *node)
 {
+    struct block_node *backing = block_node_below_filters(node)->backing;
     int depth = 0;
 
-    for (; node->backing; node = node->backing) {
+    if (backing) {
+        g_autofree char *filename = block_node_get_filename(backing);
+
+        json_object_set_new(object, "backing_file", json_value_from_text(filename));
+    }
+    for (; backing; backing = block_node_below_filters(backing)->backing) {
         depth++;
     }
-    return depth;
+    json_object_set_new(object, "backing_file_depth", json_integer(depth));
 }
 
 static json_t *query_bitmap(struct dirty_bitmap *bitmap)
@@ -104,7 +90,7 @@ static void add_bitmaps(json_t *object, struct block_node *node)
     json_decref(query.list);
 }
 
-json_t *query_node(struct block_node *node, struct block_device *device)
+json_t *query_node(struct block_node *node, struct block_device *device, bool is_flat)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     g_autofree char *filename = block_node_get_filename(node);
@@ -114,13 +100,13 @@ json_t *query_node(struct block_node *node, struct block_device *device)
     json_object_set_new(object, "node-name", json_string(node->name));
     json_object_set_new(object, "ro", json_boolean(node->options.read_only));
     json_object_set_new(object, "drv", json_string(node->driver->name));
-    json_object_set_new(object, "backing_file_depth", json_integer(backing_depth(node)));
+    add_backing(object, node);
     json_object_set_new(object, "active", json_true());
     json_object_set_new(object, "encrypted", json_false());
     json_object_set_new(object, "detect_zeroes",
                         json_string(detect_zeroes[node->options.detect_zeroes]));
     add_limits(object, device);
-    json_object_set_new(object, "image", query_image(node, filename));
+    json_object_set_new(object, "image", block_image_info(node, !is_flat));
     json_object_set_new(object, "cache",
                         json_pack("{s:b, s:b, s:b}", "writeback", true, "direct",
                                   node->options.cache_direct, "no-flush",
@@ -144,7 +130,7 @@ json_t *query_device(struct block_device *device)
     json_object_set_new(object, "io-status",
                         json_string(block_io_status_names[block_device_io_status(device)]));
     if (root) {
-        json_object_set_new(object, "inserted", query_node(root, device));
+        json_object_set_new(object, "inserted", query_node(root, device, false));
     }
     return object;
 }

@@ -7,8 +7,9 @@
 
 #include "block/device.h"
 
-/* BlockDeviceInfo of a node; device: whose throttling it shows, or NULL. May block on storage. */
-json_t *query_node(struct block_node *node, struct block_device *device);
+/* BlockDeviceInfo of a node; device: whose throttling it shows, or NULL; is_flat: without its
+ * backing files' images. May block on storage. */
+json_t *query_node(struct block_node *node, struct block_device *device, bool is_flat);
 /* BlockInfo. */
 json_t *query_device(struct block_device *device);
 /* BlockStats of a device, or of a node (which counts no requests, only the highest offset). */

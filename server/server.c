@@ -7,12 +7,14 @@
 #include "block/device.h"
 #include "block/driver.h"
 #include "block/error.h"
+#include "block/gate.h"
 #include "block/main-loop.h"
 #include "formats/blkdebug.h"
 #include "formats/formats.h"
 #include "jobs/job.h"
 #include "server/commands-bitmap.h"
 #include "server/commands-fault.h"
+#include "server/commands-snapshot.h"
 #include "server/commands-transaction.h"
 #include "server/commands-views.h"
 #include "server/commands.h"
@@ -37,8 +39,17 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands,      block_commands, qom_commands,   job_commands,
-    bitmap_commands,      transaction_commands, view_commands,  fault_commands, NULL,
+    qmp_commands_control,
+    server_commands,
+    block_commands,
+    qom_commands,
+    job_commands,
+    bitmap_commands,
+    transaction_commands,
+    view_commands,
+    fault_commands,
+    snapshot_commands,
+    NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {block_events, job_events, view_events,
@@ -96,6 +107,11 @@ int server_set_admin(struct server *server, const char *path, GError **error)
     }
     server->admin = g_canonicalize_filename(path, NULL);
     return 0;
+}
+
+int server_set_image_references(struct server *server, const char *policy, GError **error)
+{
+    return block_gate_set(policy, error);
 }
 
 void server_set_name(struct server *server, const char *name)

@@ -29,6 +29,9 @@ int server_set_admin(struct server *server, const char *path, GError **error);
 /* A name for query-name. */
 void server_set_name(struct server *server, const char *name);
 
+/* What images may refer to (block/gate.h). Before disks are opened. A negative errno on error. */
+int server_set_image_references(struct server *server, const char *policy, GError **error);
+
 /* Open all disks read-only. */
 void server_set_read_only(struct server *server, bool read_only);
 

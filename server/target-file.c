@@ -31,17 +31,36 @@ struct target_file target_file_from_arguments(json_t *arguments, uint64_t length
     };
 }
 
-static int create(const struct target_file *file, GError **error)
+static int create_file(const struct target_file *file, uint64_t length, GError **error)
 {
     AUTO(block_options) options = block_options_new();
-    g_autofree char *size = g_strdup_printf("%" PRIu64, file->length);
+    g_autofree char *size = g_strdup_printf("%" PRIu64, length);
 
-    if (strcmp(file->format, "raw")) {
-        return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", file->format);
-    }
     block_options_set(options, "driver", "file");
     block_options_set(options, "filename", file->filename);
     block_options_set(options, "size", size);
+    return block_create(options, NULL, NULL, error);
+}
+
+/* A raw target is the file itself; another format is made in an empty one. */
+static int create(const struct target_file *file, GError **error)
+{
+    const struct block_driver *driver = block_driver_find(file->format);
+    bool is_raw = !strcmp(file->format, "raw");
+
+    if (!is_raw && (!driver || !driver->create || driver->is_protocol)) {
+        return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", file->format);
+    }
+    int status = create_file(file, is_raw ? file->length : 0, error);
+    if (status < 0 || is_raw) {
+        return status;
+    }
+    AUTO(block_options) options = block_options_new();
+    g_autofree char *size = g_strdup_printf("%" PRIu64, file->length);
+    block_options_set(options, "driver", file->format);
+    block_options_set(options, "size", size);
+    block_options_set(options, "file.driver", "file");
+    block_options_set(options, "file.filename", file->filename);
     return block_create(options, NULL, NULL, error);
 }
 

@@ -17,7 +17,8 @@ struct transaction_action {
 struct transaction {
     GPtrArray *actions; /* struct transaction_action, in order */
     GPtrArray *nodes;   /* to drain; references */
-    GHashTable *plans;  /* key -> whether it will exist */
+    unsigned drain_perms;
+    GHashTable *plans; /* key -> whether it will exist */
     struct job_transaction *jobs;
     bool grouped;
 };
@@ -36,6 +37,7 @@ struct transaction *transaction_new(bool grouped)
 
     transaction->actions = g_ptr_array_new_with_free_func(free_action);
     transaction->nodes = g_ptr_array_new_with_free_func((GDestroyNotify)block_node_unref);
+    transaction->drain_perms = BLOCK_PERM_WRITE;
     transaction->plans = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     transaction->jobs = job_transaction_new(grouped);
     transaction->grouped = grouped;
@@ -78,7 +80,8 @@ static struct transaction_action *action_at(struct transaction *transaction, gui
     return g_ptr_array_index(transaction->actions, index);
 }
 
-/* ---- The drained moment, on the main thread ------------------------------------------------- */
+/* ---- The drained moment; what is applied is on the main thread
+ * ------------------------------------------------- */
 
 struct moment {
     struct transaction *transaction;
@@ -123,14 +126,46 @@ static void apply_all(void *data)
     }
 }
 
+/* *changed: how many have made their changes. */
+static int change_all(struct transaction *transaction, guint *changed, GError **error)
+{
+    for (*changed = 0; *changed < transaction->actions->len; (*changed)++) {
+        struct transaction_action *action = action_at(transaction, *changed);
+        int status = action->type->change ? action->type->change(action, error) : 0;
+
+        if (status < 0) {
+            return status;
+        }
+    }
+    return 0;
+}
+
+static void revert_changed(struct transaction *transaction, guint changed)
+{
+    while (changed-- > 0) {
+        struct transaction_action *action = action_at(transaction, changed);
+
+        if (action->type->revert) {
+            action->type->revert(action);
+        }
+    }
+}
+
 static int apply_drained(struct transaction *transaction, GError **error)
 {
     struct moment moment = {.transaction = transaction, .error = error};
+    guint changed;
     AUTO(block_drain)
     drain = block_drain_begin((struct block_node *const *)transaction->nodes->pdata,
-                              transaction->nodes->len, BLOCK_PERM_WRITE);
+                              transaction->nodes->len, transaction->drain_perms);
 
-    main_loop_call_wait(apply_all, &moment);
+    moment.status = change_all(transaction, &changed, error);
+    if (moment.status == 0) {
+        main_loop_call_wait(apply_all, &moment);
+    }
+    if (moment.status < 0) {
+        revert_changed(transaction, changed);
+    }
     return moment.status;
 }
 
@@ -228,6 +263,11 @@ struct job_transaction *transaction_jobs(struct transaction_action *action)
 void transaction_drain(struct transaction_action *action, struct block_node *node)
 {
     g_ptr_array_add(action->transaction->nodes, block_node_ref(node));
+}
+
+void transaction_drain_readers(struct transaction_action *action)
+{
+    action->transaction->drain_perms = BLOCK_PERM_ALL;
 }
 
 void transaction_plan(struct transaction_action *action, const char *key, bool exists)

@@ -7,19 +7,23 @@
  *
  *   step      thread     drained  may fail  may block
  *   prepare   command's  no       yes       yes        checks, looks up, opens, creates the job
+ *   change    command's  yes      yes       yes        changes an image, which takes I/O
  *   apply     main       yes      yes       no         changes what later actions look at
  *   undo      main       yes      no        no         takes apply back
+ *   revert    command's  yes      no        yes        takes change back
  *   activate  main       yes      no        no         the moment of a job or a view
  *   commit    command's  no       no        yes        starts the job, tells the world
  *   abort     command's  no       no        yes        takes prepare back
  *   clean     command's  no       no        yes        frees what the state holds
  *
  * All actions are prepared in order. The nodes they named with transaction_drain are drained in
- * one section (those who write, BLOCK_PERM_WRITE), and there all are applied in order and then all
- * activated: that is the one moment of the transaction. After the section all are committed.
+ * one section (those who write, BLOCK_PERM_WRITE), and there all make their changes in order, then
+ * all are applied in order and then all activated: that is the one moment of the transaction, for
+ * guests as long as the changes take. After the section all are committed.
  *
- * If one fails to apply, those before it are undone in reverse order, before any guest goes on.
- * If one fails to prepare or to apply, all those that were prepared are aborted in reverse order.
+ * If one fails to change or to apply, those before it are undone in reverse order and then reverted
+ * in reverse order, before any guest goes on.
+ * If one fails before activate, all those that were prepared are aborted in reverse order.
  * An action that fails leaves nothing but what its clean frees; clean is called for each action
  * whose prepare was called, in reverse order, at the very end.
  *
@@ -58,8 +62,10 @@ struct transaction_action_type {
 
     /* data was checked against the type and lives as long as the transaction. */
     int (*prepare)(struct transaction_action *action, json_t *data, GError **error);
+    int (*change)(struct transaction_action *action, GError **error);
     int (*apply)(struct transaction_action *action, GError **error);
     void (*undo)(struct transaction_action *action);
+    void (*revert)(struct transaction_action *action);
     void (*activate)(struct transaction_action *action);
     void (*commit)(struct transaction_action *action);
     void (*abort)(struct transaction_action *action);
@@ -98,6 +104,9 @@ struct job_transaction *transaction_jobs(struct transaction_action *action);
 
 /* In prepare: this node's writers are to be drained. Takes a reference. */
 void transaction_drain(struct transaction_action *action, struct block_node *node);
+
+/* In prepare, besides: the readers of all nodes, too. For actions that change images. */
+void transaction_drain_readers(struct transaction_action *action);
 
 /*
  * In prepare: that the thing of this key (say, a bitmap of that name on that node) will exist or

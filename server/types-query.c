@@ -4,6 +4,133 @@
 
 #include "block/device.h"
 
+static const struct qmp_member snapshot_info_members[] = {
+    {"id", &qmp_type_string, .doc = "Its ID."},
+    {"name", &qmp_type_string, .doc = "Its name."},
+    {"vm-state-size", &qmp_type_int, .doc = "Bytes of VM state."},
+    {"date-sec", &qmp_type_int, .doc = "When it was taken: seconds since 1970, and"},
+    {"date-nsec", &qmp_type_int, .doc = "nanoseconds."},
+    {"vm-clock-sec", &qmp_type_int, .doc = "How long the guest had run: seconds, and"},
+    {"vm-clock-nsec", &qmp_type_int, .doc = "nanoseconds."},
+    {"icount", &qmp_type_int, .optional = true, .doc = "Instructions executed, if recorded."},
+    {NULL},
+};
+const struct qmp_type snapshot_info_type = {
+    .name = "SnapshotInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = snapshot_info_members,
+};
+static const struct qmp_type snapshot_info_list_type = {
+    .name = "SnapshotInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &snapshot_info_type,
+};
+
+static const char *const bitmap_flag_names[] = {"in-use", "auto", NULL};
+static const struct qmp_type bitmap_flag_type = {
+    .name = "Qcow2BitmapInfoFlags",
+    .kind = QMP_KIND_ENUM,
+    .values = bitmap_flag_names,
+    .doc =
+        "in-use: it was not stored cleanly, its contents are not to be trusted. auto: it records "
+        "when the image is opened.",
+};
+static const struct qmp_type bitmap_flags_type = {
+    .name = "Qcow2BitmapInfoFlagsList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &bitmap_flag_type,
+};
+static const struct qmp_member stored_bitmap_members[] = {
+    {"name", &qmp_type_string, .doc = "Its name."},
+    {"granularity", &qmp_type_uint32, .doc = "Bytes per bit."},
+    {"flags", &bitmap_flags_type, .doc = "Its state."},
+    {NULL},
+};
+static const struct qmp_type stored_bitmap_type = {
+    .name = "Qcow2BitmapInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = stored_bitmap_members,
+};
+static const struct qmp_type stored_bitmap_list_type = {
+    .name = "Qcow2BitmapInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &stored_bitmap_type,
+};
+
+static const struct qmp_member qcow2_info_members[] = {
+    {"compat", &qmp_type_string, .doc = "0.10: version 2; 1.1: version 3."},
+    {"compression-type", &qmp_type_string, .doc = "How compressed clusters are compressed."},
+    {"refcount-bits", &qmp_type_int, .doc = "Width of a refcount."},
+    {"lazy-refcounts", &qmp_type_bool, .optional = true,
+     .doc = "Refcounts are written when the image is closed."},
+    {"corrupt", &qmp_type_bool, .optional = true, .doc = "The image was found damaged."},
+    {"extended-l2", &qmp_type_bool, .optional = true, .doc = "Clusters have subclusters."},
+    {"data-file", &qmp_type_string, .optional = true,
+     .doc = "The external data file, as the image names it."},
+    {"data-file-raw", &qmp_type_bool, .optional = true,
+     .doc = "The external data file is a raw image of the disk."},
+    {"bitmaps", &stored_bitmap_list_type, .optional = true,
+     .doc = "The bitmaps that are stored in the image; absent if there are none."},
+    {NULL},
+};
+static const struct qmp_type qcow2_info_type = {
+    .name = "ImageInfoSpecificQCow2",
+    .kind = QMP_KIND_OBJECT,
+    .members = qcow2_info_members,
+};
+static const struct qmp_member file_info_members[] = {
+    {"extent-size-hint", &qmp_type_size, .optional = true,
+     .doc = "Bytes that the file system allocates at once."},
+    {NULL},
+};
+static const struct qmp_type file_info_type = {
+    .name = "ImageInfoSpecificFile",
+    .kind = QMP_KIND_OBJECT,
+    .members = file_info_members,
+};
+
+static const char *const specific_names[] = {"qcow2", "file", NULL};
+static const struct qmp_type specific_kind_type = {
+    .name = "ImageInfoSpecificKind",
+    .kind = QMP_KIND_ENUM,
+    .values = specific_names,
+};
+static const struct qmp_member specific_members[] = {
+    {"type", &specific_kind_type, .doc = "The format."},
+    {NULL},
+};
+static const struct qmp_member specific_qcow2_members[] = {
+    {"data", &qcow2_info_type, .doc = "What is special about it."},
+    {NULL},
+};
+static const struct qmp_type specific_qcow2_type = {
+    .name = "ImageInfoSpecificQCow2Wrapper",
+    .kind = QMP_KIND_OBJECT,
+    .members = specific_qcow2_members,
+};
+static const struct qmp_member specific_file_members[] = {
+    {"data", &file_info_type, .doc = "What is special about it."},
+    {NULL},
+};
+static const struct qmp_type specific_file_type = {
+    .name = "ImageInfoSpecificFileWrapper",
+    .kind = QMP_KIND_OBJECT,
+    .members = specific_file_members,
+};
+static const struct qmp_variant specific_variants[] = {
+    {"qcow2", &specific_qcow2_type},
+    {"file", &specific_file_type},
+    {NULL},
+};
+static const struct qmp_type specific_type = {
+    .name = "ImageInfoSpecific",
+    .kind = QMP_KIND_OBJECT,
+    .members = specific_members,
+    .discriminator = "type",
+    .variants = specific_variants,
+};
+
+static const struct qmp_type image_info_type;
 static const struct qmp_member image_info_members[] = {
     {"filename", &qmp_type_string, .doc = "Where the image is."},
     {"format", &qmp_type_string, .doc = "Its format."},
@@ -11,6 +138,17 @@ static const struct qmp_member image_info_members[] = {
     {"actual-size", &qmp_type_size, .optional = true, .doc = "Bytes allocated for it."},
     {"cluster-size", &qmp_type_size, .optional = true, .doc = "Its cluster size in bytes."},
     {"dirty-flag", &qmp_type_bool, .optional = true, .doc = "It was not closed cleanly."},
+    {"backing-filename", &qmp_type_string, .optional = true,
+     .doc = "Its backing file, as the image names it."},
+    {"full-backing-filename", &qmp_type_string, .optional = true,
+     .doc = "The same as seen from here."},
+    {"backing-filename-format", &qmp_type_string, .optional = true,
+     .doc = "The backing file's format, as the image says."},
+    {"snapshots", &snapshot_info_list_type, .optional = true,
+     .doc = "Its internal snapshots; absent if there are none."},
+    {"format-specific", &specific_type, .optional = true, .doc = "What only this format has."},
+    {"backing-image", &image_info_type, .optional = true,
+     .doc = "The backing file that is open, unless `flat` was asked for."},
     {NULL},
 };
 static const struct qmp_type image_info_type = {
@@ -74,6 +212,7 @@ static const struct qmp_member device_info_members[] = {
     {"node-name", &qmp_type_string, .optional = true, .doc = "The node's name."},
     {"ro", &qmp_type_bool, .doc = "Read-only."},
     {"drv", &qmp_type_string, .doc = "The driver."},
+    {"backing_file", &qmp_type_string, .optional = true, .doc = "Where its backing file is."},
     {"backing_file_depth", &qmp_type_int, .doc = "Number of backing files below."},
     {"active", &qmp_type_bool, .doc = "Always true."},
     {"encrypted", &qmp_type_bool, .doc = "The image is encrypted."},

@@ -98,6 +98,17 @@ static const struct qmp_type reference_type = {
     .kind = QMP_KIND_ALTERNATE,
     .members = reference_members,
 };
+static const struct qmp_member reference_or_null_members[] = {
+    {"definition", &blockdev_options_type, .doc = "A new node."},
+    {"reference", &qmp_type_string, .doc = "The name of an existing node."},
+    {"null", &qmp_type_null, .doc = "None, whatever the image says."},
+    {NULL},
+};
+static const struct qmp_type reference_or_null_type = {
+    .name = "BlockdevRefOrNull",
+    .kind = QMP_KIND_ALTERNATE,
+    .members = reference_or_null_members,
+};
 
 const char *const on_error_names[] = {"report", "ignore", "enospc", "stop", "auto", NULL};
 const struct qmp_type on_error_type = {
@@ -126,7 +137,7 @@ static const struct qmp_type *type_of_option(const struct block_option *option)
     case BLOCK_OPTION_SIZE:
         return &qmp_type_size;
     case BLOCK_OPTION_NODE:
-        return &reference_type;
+        return strcmp(option->name, "backing") ? &reference_type : &reference_or_null_type;
     case BLOCK_OPTION_ADDRESS:
         return &address_type;
     case BLOCK_OPTION_STRINGS:
@@ -264,55 +275,4 @@ void types_init(void)
         make_union(&blockdev_options_type, "-", false);
         make_union(&blockdev_create_options_type, "-", true);
     }
-}
-
-static void flatten(struct block_options *options, const char *key, json_t *value)
-{
-    g_autofree char *text = NULL;
-    const char *name;
-    size_t index;
-    json_t *item;
-
-    switch (json_typeof(value)) {
-    case JSON_OBJECT:
-        json_object_foreach (value, name, item) {
-            g_autofree char *nested = key ? g_strdup_printf("%s.%s", key, name) : g_strdup(name);
-
-            flatten(options, nested, item);
-        }
-        break;
-    case JSON_ARRAY:
-        json_array_foreach (value, index, item) {
-            g_autofree char *nested = g_strdup_printf("%s.%zu", key, index);
-
-            flatten(options, nested, item);
-        }
-        break;
-    case JSON_STRING:
-        block_options_set(options, key, json_string_value(value));
-        break;
-    case JSON_INTEGER:
-        text = g_strdup_printf("%" JSON_INTEGER_FORMAT, json_integer_value(value));
-        block_options_set(options, key, text);
-        break;
-    case JSON_REAL:
-        text = g_strdup_printf("%.17g", json_real_value(value));
-        block_options_set(options, key, text);
-        break;
-    case JSON_TRUE:
-    case JSON_FALSE:
-        block_options_set(options, key, json_is_true(value) ? "on" : "off");
-        break;
-    case JSON_NULL:
-        block_options_set(options, key, "");
-        break;
-    }
-}
-
-struct block_options *options_from_json(json_t *object)
-{
-    struct block_options *options = block_options_new();
-
-    flatten(options, NULL, object);
-    return options;
 }

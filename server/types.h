@@ -21,14 +21,9 @@ void types_append_options(GArray *members, const struct block_option *table);
 
 extern const struct qmp_type on_error_type;
 extern const struct qmp_type block_device_info_type; /* one node */
+extern const struct qmp_type snapshot_info_type;
 extern const struct qmp_type block_device_info_list_type;
 extern const struct qmp_type block_info_list_type;
 extern const struct qmp_type block_statistics_list_type;
-
-/*
- * Checked JSON as flat options: nested objects become dotted keys, lists numbered ones, null the
- * empty string. The caller owns the result.
- */
-struct block_options *options_from_json(json_t *object);
 
 #endif

@@ -238,7 +238,8 @@ static int64_t memory_get_length(struct block_node *node)
 }
 
 static int memory_set_length(struct block_node *node, uint64_t length,
-                             enum block_preallocation preallocation, GError **error)
+                             enum block_preallocation preallocation, block_progress *progress,
+                             void *progress_data, GError **error)
 {
     struct memory_disk *disk = block_node_state(node);
     int64_t old_length = disk->length;

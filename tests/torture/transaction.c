@@ -469,7 +469,7 @@ static void *query_on(void *data)
 {
     while (!atomic_load(&over)) {
         for (size_t i = 0; i < DISKS; i++) {
-            json_t *answer = query_node(disks[i].node, NULL);
+            json_t *answer = query_node(disks[i].node, NULL, false);
 
             g_assert_true(json_is_object(answer));
             json_decref(answer);

@@ -478,7 +478,8 @@ static void test_drivers_are_found_and_probed(void)
 
 static void test_driver_results_are_freed(void)
 {
-    struct block_info info = {.cluster_size = 512, .format_specific = parse("a=b")};
+    struct block_info info = {
+        .cluster_size = 512, .backing_file = g_strdup("a"), .format_specific = json_object()};
     struct block_snapshot_info *list = g_new0(struct block_snapshot_info, 2);
 
     list[0].id = g_strdup("1");

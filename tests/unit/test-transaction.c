@@ -20,11 +20,12 @@
 /* Data of an action: {"id": "a", "fail": "prepare", "drain": "node"}. */
 struct teller {
     char *id;
+    bool fails_to_change;
     bool fails_to_apply;
     struct job *job;
 };
 
-static void (*when_applied)(void);
+static void (*when_changed)(void);
 static void (*when_activated)(void);
 
 static void tell(struct transaction_action *action, const char *step, bool on_main_thread)
@@ -52,6 +53,7 @@ static int prepare(struct transaction_action *action, json_t *data, GError **err
     AUTO(block_node) node = name ? block_node_find(name) : NULL;
 
     teller->id = g_strdup(json_string_value(json_object_get(data, "id")));
+    teller->fails_to_change = fails(data, "change");
     teller->fails_to_apply = fails(data, "apply");
     tell(action, "prepare", false);
     if (node) {
@@ -60,20 +62,36 @@ static int prepare(struct transaction_action *action, json_t *data, GError **err
     return fails(data, "prepare") ? fail(teller, "prepare", error) : 0;
 }
 
+static int change(struct transaction_action *action, GError **error)
+{
+    struct teller *teller = transaction_state(action);
+
+    tell(action, "change", false);
+    if (when_changed) {
+        when_changed();
+    }
+    return teller->fails_to_change ? fail(teller, "change", error) : 0;
+}
+
 static int apply(struct transaction_action *action, GError **error)
 {
     struct teller *teller = transaction_state(action);
 
     tell(action, "apply", true);
-    if (when_applied) {
-        when_applied();
-    }
     return teller->fails_to_apply ? fail(teller, "apply", error) : 0;
 }
 
 static void undo(struct transaction_action *action)
 {
     tell(action, "undo", true);
+    if (when_activated) {
+        when_activated();
+    }
+}
+
+static void revert(struct transaction_action *action)
+{
+    tell(action, "revert", false);
     if (when_activated) {
         when_activated();
     }
@@ -110,8 +128,10 @@ static const struct transaction_action_type teller_type = {
     .data = &qmp_type_any,
     .state_size = sizeof(struct teller),
     .prepare = prepare,
+    .change = change,
     .apply = apply,
     .undo = undo,
+    .revert = revert,
     .activate = activate,
     .commit = commit,
     .abort = take_back,
@@ -154,9 +174,9 @@ static void test_success(void)
     g_autofree char *error = run_three(NULL);
 
     g_assert_null(error);
-    EXPECT("a.prepare()", "b.prepare()", "c.prepare()", "a.apply()", "b.apply()", "c.apply()",
-           "a.activate()", "b.activate()", "c.activate()", "a.commit()", "b.commit()", "c.commit()",
-           "c.clean()", "b.clean()", "a.clean()");
+    EXPECT("a.prepare()", "b.prepare()", "c.prepare()", "a.change()", "b.change()", "c.change()",
+           "a.apply()", "b.apply()", "c.apply()", "a.activate()", "b.activate()", "c.activate()",
+           "a.commit()", "b.commit()", "c.commit()", "c.clean()", "b.clean()", "a.clean()");
 }
 
 static void test_failed_prepare(void)
@@ -167,12 +187,22 @@ static void test_failed_prepare(void)
     EXPECT("a.prepare()", "b.prepare()", "a.abort()", "b.clean()", "a.clean()");
 }
 
+static void test_failed_change(void)
+{
+    g_autofree char *error = run_three("change");
+
+    g_assert_cmpstr(error, ==, "b failed to change");
+    EXPECT("a.prepare()", "b.prepare()", "c.prepare()", "a.change()", "b.change()", "a.revert()",
+           "c.abort()", "b.abort()", "a.abort()", "c.clean()", "b.clean()", "a.clean()");
+}
+
 static void test_failed_apply(void)
 {
     g_autofree char *error = run_three("apply");
 
     g_assert_cmpstr(error, ==, "b failed to apply");
-    EXPECT("a.prepare()", "b.prepare()", "c.prepare()", "a.apply()", "b.apply()", "a.undo()",
+    EXPECT("a.prepare()", "b.prepare()", "c.prepare()", "a.change()", "b.change()", "c.change()",
+           "a.apply()", "b.apply()", "a.undo()", "c.revert()", "b.revert()", "a.revert()",
            "c.abort()", "b.abort()", "a.abort()", "c.clean()", "b.clean()", "a.clean()");
 }
 
@@ -188,7 +218,7 @@ static void test_empty(void)
 
 static void test_missing_steps(void)
 {
-    static const char *const failing[] = {NULL, "prepare", "apply"};
+    static const char *const failing[] = {NULL, "prepare", "change", "apply"};
     json_t *answer = transaction_run_single(&silent_type, NULL, NULL);
 
     g_assert_nonnull(answer);
@@ -213,11 +243,11 @@ static void test_single(void)
 
     g_assert_true(json_is_object(answer));
     json_decref(answer);
-    EXPECT("a.prepare()", "a.apply()", "a.activate()", "a.commit()", "a.clean()");
+    EXPECT("a.prepare()", "a.change()", "a.apply()", "a.activate()", "a.commit()", "a.clean()");
     json_object_set_new(data, "fail", json_string("apply"));
     g_assert_null(transaction_run_single(&teller_type, data, &error));
     g_assert_cmpstr(error->message, ==, "a failed to apply");
-    EXPECT("a.prepare()", "a.apply()", "a.abort()", "a.clean()");
+    EXPECT("a.prepare()", "a.change()", "a.apply()", "a.revert()", "a.abort()", "a.clean()");
     json_decref(data);
 }
 
@@ -362,7 +392,7 @@ static void test_one_moment(void)
 {
     pthread_t threads[DISKS][WRITERS];
 
-    when_applied = note_counts;
+    when_changed = note_counts;
     when_activated = check_counts;
     atomic_store(&stop_writing, false);
     for (size_t i = 0; i < DISKS; i++) {
@@ -375,11 +405,11 @@ static void test_one_moment(void)
         }
     }
     for (unsigned i = 0; i < 50; i++) {
-        run_on_two_disks(i % 3 ? NULL : "apply");
+        run_on_two_disks(i % 3 ? NULL : i % 2 ? "apply" : "change");
         wait_for_writes(); /* the section has ended */
     }
     atomic_store(&stop_writing, true);
-    when_applied = when_activated = NULL;
+    when_changed = when_activated = NULL;
     for (size_t i = 0; i < DISKS; i++) {
         for (size_t j = 0; j < WRITERS; j++) {
             pthread_join(threads[i][j], NULL);
@@ -536,6 +566,7 @@ int main(int argc, char **argv)
     event_log_start();
     g_test_add_func("/transaction/steps-in-order", test_success);
     g_test_add_func("/transaction/failed-prepare", test_failed_prepare);
+    g_test_add_func("/transaction/failed-change", test_failed_change);
     g_test_add_func("/transaction/failed-apply", test_failed_apply);
     g_test_add_func("/transaction/empty", test_empty);
     g_test_add_func("/transaction/missing-steps", test_missing_steps);

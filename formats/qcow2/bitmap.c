@@ -1,0 +1,505 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * qcow2: stored dirty bitmaps ("Bitmaps extension", "Bitmaps").
+ *
+ * They are never the reason that an image does not open: what is damaged is given up with a
+ * warning. The header refers to a directory that is stable; a new one is written to new clusters,
+ * and the old one's are freed afterwards.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "block/checked.h"
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "formats/qcow2/internal.h"
+
+#define ENTRY_BYTES          24
+#define TYPE_DIRTY           1
+#define NAME_MAX_BYTES       1023
+#define GRANULARITY_BITS_MIN 9
+#define GRANULARITY_BITS_MAX 31
+#define TABLE_BYTES_MAX      (32 * MIB)
+#define DIRECTORY_BYTES_MAX  (16 * MIB)
+
+/* ---- The directory -------------------------------------------------------------------------- */
+
+static uint64_t get(const uint8_t *bytes, unsigned count)
+{
+    uint64_t value = 0;
+
+    for (unsigned i = 0; i < count; i++) {
+        value = value << 8 | bytes[i];
+    }
+    return value;
+}
+
+static void put(GByteArray *array, uint64_t value, unsigned count)
+{
+    for (unsigned i = count; i-- > 0;) {
+        uint8_t byte = (uint8_t)(value >> (8 * i));
+
+        g_byte_array_append(array, &byte, 1);
+    }
+}
+
+void qcow2_bitmap_clear(struct qcow2_bitmap *bitmap)
+{
+    g_free(bitmap->name);
+    g_free(bitmap->extra);
+}
+
+static void clear_element(gpointer data)
+{
+    qcow2_bitmap_clear(data);
+}
+
+static int damaged(GError **error, const char *what)
+{
+    return block_error(error, EINVAL, "The bitmap directory is damaged: %s", what);
+}
+
+/* Decode one entry, and check what it says; *used is its length. */
+static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct qcow2_bitmap *bitmap,
+                  uint64_t *used, GError **error)
+{
+    if (left < ENTRY_BYTES) {
+        return damaged(error, "it ends inside an entry");
+    }
+    uint64_t name_bytes = get(entry + 18, 2), extra_bytes = get(entry + 20, 4);
+    *used = align_up(ENTRY_BYTES + extra_bytes + name_bytes, 8);
+    if (*used > left || !name_bytes || name_bytes > NAME_MAX_BYTES) {
+        return damaged(error, "an entry's length is not valid");
+    }
+    *bitmap = (struct qcow2_bitmap){
+        .table_offset = get(entry, 8),
+        .table_size = (uint32_t)get(entry + 8, 4),
+        .flags = (uint32_t)get(entry + 12, 4),
+        .granularity_bits = entry[17],
+        .name = g_strndup((const char *)entry + ENTRY_BYTES + extra_bytes, name_bytes),
+        .extra = g_memdup2(entry + ENTRY_BYTES, extra_bytes),
+        .extra_bytes = (uint32_t)extra_bytes,
+    };
+    uint64_t table_bytes = bitmap->table_size * sizeof(uint64_t);
+    if (entry[16] != TYPE_DIRTY || bitmap->flags & ~(uint32_t)QCOW2_BITMAP_FLAGS_KNOWN ||
+        bitmap->granularity_bits < GRANULARITY_BITS_MIN ||
+        bitmap->granularity_bits > GRANULARITY_BITS_MAX) {
+        return damaged(error, "a bitmap is of a kind that is not known");
+    }
+    if (table_bytes > TABLE_BYTES_MAX || !is_aligned(bitmap->table_offset, q->cluster_size) ||
+        !range_within(bitmap->table_offset, table_bytes,
+                      align_up(block_node_length(q->file), q->cluster_size))) {
+        return damaged(error, "a bitmap's table is not in the file");
+    }
+    return 0;
+}
+
+static bool has_name(const GArray *bitmaps, const char *name)
+{
+    for (guint i = 0; i + 1 < bitmaps->len; i++) {
+        if (!strcmp(g_array_index(bitmaps, struct qcow2_bitmap, i).name, name)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int decode_all(struct qcow2 *q, const uint8_t *data, uint64_t bytes, GArray *bitmaps,
+                      GError **error)
+{
+    uint64_t at = 0, used = 0;
+    int status = 0;
+
+    for (uint32_t i = 0; status == 0 && i < q->header.bitmap_count; i++, at += used) {
+        struct qcow2_bitmap bitmap = {0};
+
+        status = decode(q, data + at, bytes - at, &bitmap, &used, error);
+        g_array_append_val(bitmaps, bitmap);
+        if (status == 0 && has_name(bitmaps, bitmap.name)) {
+            status = damaged(error, "two bitmaps have the same name");
+        }
+    }
+    return status == 0 && at != bytes ? damaged(error, "it is longer than its entries") : status;
+}
+
+GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error)
+{
+    uint64_t bytes = q->header.bitmap_count ? q->header.bitmap_directory_bytes : 0;
+    g_autoptr(GArray) bitmaps = g_array_new(FALSE, FALSE, sizeof(struct qcow2_bitmap));
+    g_autofree uint8_t *data = g_try_malloc(MAX_OF(bytes, UINT64_C(1)));
+
+    g_array_set_clear_func(bitmaps, clear_element);
+    if (!bytes) {
+        return g_steal_pointer(&bitmaps);
+    }
+    if (bytes > DIRECTORY_BYTES_MAX || !data) {
+        damaged(error, "it is too large");
+        return NULL;
+    }
+    int status = qcow2_read_metadata(q, data, bytes, q->header.bitmap_directory_offset);
+    if (status < 0) {
+        block_error_errno(error, -status, "Could not read the bitmap directory");
+        return NULL;
+    }
+    return decode_all(q, data, bytes, bitmaps, error) == 0 ? g_steal_pointer(&bitmaps) : NULL;
+}
+
+static void encode(GByteArray *directory, const struct qcow2_bitmap *bitmap)
+{
+    put(directory, bitmap->table_offset, 8);
+    put(directory, bitmap->table_size, 4);
+    put(directory, bitmap->flags, 4);
+    put(directory, TYPE_DIRTY, 1);
+    put(directory, bitmap->granularity_bits, 1);
+    put(directory, strlen(bitmap->name), 2);
+    put(directory, bitmap->extra_bytes, 4);
+    if (bitmap->extra_bytes) {
+        g_byte_array_append(directory, bitmap->extra, bitmap->extra_bytes);
+    }
+    g_byte_array_append(directory, (const uint8_t *)bitmap->name, (guint)strlen(bitmap->name));
+    while (directory->len % 8) {
+        put(directory, 0, 1);
+    }
+}
+
+/* Let the header refer to a directory, or to none. */
+static int set_extension(struct qcow2 *q, uint32_t count, uint64_t offset, uint64_t bytes,
+                         GError **error)
+{
+    struct qcow2_header before = q->header;
+    SCOPE_LOCK(&q->header_lock);
+
+    q->header.bitmap_count = count;
+    q->header.bitmap_directory_offset = offset;
+    q->header.bitmap_directory_bytes = bytes;
+    if (count) {
+        q->header.autoclear |= QCOW2_AUTOCLEAR_BITMAPS;
+    } else {
+        q->header.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
+    }
+    int status = qcow2_header_write(q, error);
+    if (status < 0) {
+        q->header = before;
+    } else {
+        qcow2_area_set(q, QCOW2_AREA_BITMAPS, offset, bytes);
+    }
+    return status;
+}
+
+/* Write a directory to new clusters, switch the header to it, free the old one. */
+static int store_directory(struct qcow2 *q, GArray *bitmaps, GError **error)
+{
+    g_autoptr(GByteArray) directory = g_byte_array_new();
+    uint64_t old_offset = q->header.bitmap_directory_offset, offset = 0;
+    uint64_t old_bytes = q->header.bitmap_count ? q->header.bitmap_directory_bytes : 0;
+    bool is_new;
+    int status = 0;
+
+    for (guint i = 0; i < bitmaps->len; i++) {
+        encode(directory, &g_array_index(bitmaps, struct qcow2_bitmap, i));
+    }
+    if (directory->len) {
+        status = qcow2_allocate(q, qcow2_clusters(q, directory->len), true, &offset, NULL, &is_new);
+    }
+    if (status == 0 && directory->len) {
+        status = qcow2_write_metadata(q, directory->data, directory->len, offset);
+    }
+    if (status == 0) {
+        status = qcow2_commit_all(q);
+    }
+    if (status < 0) {
+        if (offset) {
+            qcow2_unallocate(q, offset, qcow2_clusters(q, directory->len));
+        }
+        return block_error_errno(error, -status, "Could not write the bitmap directory");
+    }
+    status = set_extension(q, bitmaps->len, offset, directory->len, error);
+    if (status == 0) {
+        qcow2_refcount_add(q, old_offset, old_bytes, -1); /* if it fails it leaks */
+    }
+    return status;
+}
+
+/* ---- Opening -------------------------------------------------------------------------------- */
+
+/* Write the directory in place; entries keep their lengths. */
+static int rewrite_directory(struct qcow2 *q, const GArray *bitmaps)
+{
+    g_autoptr(GByteArray) directory = g_byte_array_new();
+
+    for (guint i = 0; i < bitmaps->len; i++) {
+        encode(directory, &g_array_index(bitmaps, struct qcow2_bitmap, i));
+    }
+    int status =
+        qcow2_write_metadata(q, directory->data, directory->len, q->header.bitmap_directory_offset);
+    return status == 0 ? block_node_flush(q->file) : status;
+}
+
+/* Give the bitmaps up: they would say nothing of what is written from now on. */
+static void drop_all(struct qcow2 *q, GError *why)
+{
+    GError *error = NULL;
+
+    g_warning("The bitmaps stored in the image of node '%s' are lost: %s",
+              q->node->name ? q->node->name : "", why->message);
+    g_error_free(why);
+    if (set_extension(q, 0, 0, 0, &error) < 0) {
+        g_warning("... and the image still refers to them: %s", error->message);
+        g_error_free(error);
+    }
+}
+
+void qcow2_bitmaps_opened(struct qcow2 *q)
+{
+    GError *error = NULL;
+    bool is_changed = false;
+
+    if (!q->header.bitmap_count) {
+        return;
+    }
+    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, &error);
+    if (!bitmaps) {
+        drop_all(q, error);
+        return;
+    }
+    for (guint i = 0; i < bitmaps->len; i++) {
+        struct qcow2_bitmap *bitmap = &g_array_index(bitmaps, struct qcow2_bitmap, i);
+
+        is_changed |= !(bitmap->flags & QCOW2_BITMAP_IN_USE);
+        bitmap->flags |= QCOW2_BITMAP_IN_USE;
+    }
+    int status = is_changed ? rewrite_directory(q, bitmaps) : 0;
+    if (status < 0) {
+        block_error_errno(&error, -status, "they could not be marked as in use");
+        drop_all(q, error);
+    }
+}
+
+/* ---- Bitmaps -------------------------------------------------------------------------------- */
+
+static uint64_t bitmap_bytes(const struct qcow2 *q, unsigned granularity_bits)
+{
+    return div_round_up(div_round_up(q->header.size, UINT64_C(1) << granularity_bits), 8);
+}
+
+int qcow2_bitmap_list(struct block_node *node, struct block_persistent_bitmap **list, size_t *count,
+                      GError **error)
+{
+    struct qcow2 *q = qcow2_of(node);
+    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
+
+    if (!bitmaps) {
+        return -EINVAL;
+    }
+    *list = g_new0(struct block_persistent_bitmap, MAX_OF(bitmaps->len, 1u));
+    *count = bitmaps->len;
+    for (guint i = 0; i < bitmaps->len; i++) {
+        const struct qcow2_bitmap *bitmap = &g_array_index(bitmaps, struct qcow2_bitmap, i);
+
+        (*list)[i] = (struct block_persistent_bitmap){
+            .name = g_strdup(bitmap->name),
+            .granularity = 1u << bitmap->granularity_bits,
+            .enabled = bitmap->flags & QCOW2_BITMAP_AUTO,
+            .in_use = bitmap->flags & QCOW2_BITMAP_IN_USE,
+        };
+    }
+    return 0;
+}
+
+static struct qcow2_bitmap *find(GArray *bitmaps, const char *name, guint *index)
+{
+    for (guint i = 0; i < bitmaps->len; i++) {
+        struct qcow2_bitmap *bitmap = &g_array_index(bitmaps, struct qcow2_bitmap, i);
+
+        if (!strcmp(bitmap->name, name)) {
+            *index = i;
+            return bitmap;
+        }
+    }
+    return NULL;
+}
+
+/* An entry of a bitmap's table ("Bitmap table"). */
+static int read_piece(struct qcow2 *q, uint64_t entry, uint8_t *bits, uint64_t bytes)
+{
+    uint64_t offset = entry & QCOW2_OFFSET_MASK;
+
+    if (entry & ~(QCOW2_OFFSET_MASK | 1) || (offset && entry & 1) ||
+        !is_aligned(offset, q->cluster_size)) {
+        return -EINVAL;
+    }
+    if (!offset) {
+        memset(bits, entry & 1 ? 0xff : 0, bytes);
+        return 0;
+    }
+    return qcow2_read_metadata(q, bits, bytes, offset);
+}
+
+int qcow2_bitmap_load(struct block_node *node, const char *name, uint8_t *bits, uint64_t bytes,
+                      GError **error)
+{
+    struct qcow2 *q = qcow2_of(node);
+    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
+    guint index;
+
+    if (!bitmaps) {
+        return -EINVAL;
+    }
+    struct qcow2_bitmap *bitmap = find(bitmaps, name, &index);
+    if (!bitmap) {
+        return block_error(error, ENOENT, "Dirty bitmap '%s' not found", name);
+    }
+    uint64_t wanted = bitmap_bytes(q, bitmap->granularity_bits);
+    if (bytes != wanted || bitmap->table_size != qcow2_clusters(q, wanted) ||
+        (bitmap->extra_bytes && !(bitmap->flags & QCOW2_BITMAP_EXTRA_COMPATIBLE))) {
+        return block_error(error, EINVAL, "Bitmap '%s' does not fit the disk", name);
+    }
+    g_autofree uint64_t *table = g_new(uint64_t, MAX_OF(bitmap->table_size, 1u));
+    int status = qcow2_read_words(q, table, bitmap->table_size, bitmap->table_offset);
+    for (uint32_t i = 0; status == 0 && i < bitmap->table_size; i++) {
+        uint64_t at = (uint64_t)i << q->cluster_bits;
+
+        status = read_piece(q, table[i], bits + at, MIN_OF(q->cluster_size, bytes - at));
+    }
+    return status < 0 ? block_error_errno(error, -status, "Could not read bitmap '%s'", name) : 0;
+}
+
+/* Give up a table and what it refers to; the directory does not refer to it any more. */
+static void drop_table(struct qcow2 *q, uint64_t table_offset, uint32_t table_size)
+{
+    g_autofree uint64_t *table = g_new0(uint64_t, MAX_OF(table_size, 1u));
+
+    if (qcow2_read_words(q, table, table_size, table_offset) < 0) {
+        return; /* it leaks */
+    }
+    for (uint32_t i = 0; i < table_size; i++) {
+        if (table[i] & QCOW2_OFFSET_MASK) {
+            qcow2_refcount_add(q, table[i] & QCOW2_OFFSET_MASK, q->cluster_size, -1);
+        }
+    }
+    qcow2_refcount_add(q, table_offset, table_size * sizeof(*table), -1);
+}
+
+static bool is_all(const uint8_t *bits, uint64_t bytes, uint8_t value)
+{
+    for (uint64_t i = 0; i < bytes; i++) {
+        if (bits[i] != value) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Write a piece to a cluster of its own unless its table entry can say what it is. */
+static int write_piece(struct qcow2 *q, const uint8_t *bits, uint64_t bytes, uint64_t *entry)
+{
+    AUTO_FREE uint8_t *cluster = NULL;
+    bool is_new;
+
+    if (is_all(bits, bytes, 0)) {
+        *entry = 0;
+        return 0;
+    }
+    if (bytes == q->cluster_size && is_all(bits, bytes, 0xff)) {
+        *entry = 1;
+        return 0;
+    }
+    int status = qcow2_allocate(q, 1, true, entry, NULL, &is_new);
+    if (status < 0) {
+        *entry = 0;
+        return status;
+    }
+    cluster = calloc(1, q->cluster_size);
+    if (!cluster) {
+        return -ENOMEM;
+    }
+    memcpy(cluster, bits, bytes);
+    return qcow2_write_metadata(q, cluster, q->cluster_size, *entry);
+}
+
+static int write_bits(struct qcow2 *q, const uint8_t *bits, uint64_t bytes,
+                      struct qcow2_bitmap *bitmap)
+{
+    bitmap->table_size = (uint32_t)qcow2_clusters(q, bytes);
+    g_autofree uint64_t *table = g_new0(uint64_t, MAX_OF(bitmap->table_size, 1u));
+    bool is_new;
+    int status = qcow2_allocate(
+        q, MAX_OF(qcow2_clusters(q, bitmap->table_size * sizeof(*table)), UINT64_C(1)), true,
+        &bitmap->table_offset, NULL, &is_new);
+
+    for (uint32_t i = 0; status == 0 && i < bitmap->table_size; i++) {
+        uint64_t at = (uint64_t)i << q->cluster_bits;
+
+        status = write_piece(q, bits + at, MIN_OF(q->cluster_size, bytes - at), &table[i]);
+    }
+    return status == 0 ? qcow2_write_words(q, table, bitmap->table_size, bitmap->table_offset)
+                       : status; /* clusters taken so far leak */
+}
+
+int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bitmap *stored,
+                       const uint8_t *bits, uint64_t bytes, GError **error)
+{
+    struct qcow2 *q = qcow2_of(node);
+    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
+    struct qcow2_bitmap bitmap = {
+        .flags =
+            (stored->enabled ? QCOW2_BITMAP_AUTO : 0) | (stored->in_use ? QCOW2_BITMAP_IN_USE : 0),
+        .granularity_bits = log2_of(stored->granularity),
+    };
+    guint index;
+
+    if (!bitmaps) {
+        return -EINVAL;
+    }
+    if (q->header.version < 3) {
+        return block_error(error, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
+    }
+    if (bytes != bitmap_bytes(q, bitmap.granularity_bits) ||
+        bitmap.granularity_bits < GRANULARITY_BITS_MIN ||
+        bitmap.granularity_bits > GRANULARITY_BITS_MAX || strlen(stored->name) > NAME_MAX_BYTES ||
+        qcow2_clusters(q, bytes) * sizeof(uint64_t) > TABLE_BYTES_MAX) {
+        return block_error(error, EINVAL, "Bitmap '%s' cannot be stored: its size does not fit",
+                           stored->name);
+    }
+    int status = write_bits(q, bits, bytes, &bitmap);
+    if (status < 0) {
+        return block_error_errno(error, -status, "Could not write bitmap '%s'", stored->name);
+    }
+    bitmap.name = g_strdup(stored->name);
+    struct qcow2_bitmap *old = find(bitmaps, stored->name, &index);
+    uint64_t old_offset = old ? old->table_offset : 0;
+    uint32_t old_size = old ? old->table_size : 0;
+    if (old) {
+        g_array_remove_index(bitmaps, index);
+    }
+    g_array_append_val(bitmaps, bitmap);
+    status = store_directory(q, bitmaps, error);
+    if (status == 0 && old) {
+        drop_table(q, old_offset, old_size);
+    }
+    return status;
+}
+
+int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **error)
+{
+    struct qcow2 *q = qcow2_of(node);
+    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
+    guint index;
+
+    if (!bitmaps) {
+        return -EINVAL;
+    }
+    struct qcow2_bitmap *bitmap = find(bitmaps, name, &index);
+    if (!bitmap) {
+        return block_error(error, ENOENT, "Dirty bitmap '%s' not found", name);
+    }
+    uint64_t offset = bitmap->table_offset;
+    uint32_t size = bitmap->table_size;
+    g_array_remove_index(bitmaps, index);
+    int status = store_directory(q, bitmaps, error);
+    if (status == 0) {
+        drop_table(q, offset, size);
+    }
+    return status;
+}

@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Power is lost at each write that reaches an image's file, one after the other, with what was
+ * written since the last flush lost or torn at random. The image must have no corruption for
+ * `qemu-img check` (leaks are allowed), and each sector must hold what was there at the last flush
+ * or something that was written since.
+ */
+#include <errno.h>
+#include <glib.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "block/align.h"
+#include "block/node.h"
+#include "block/request.h"
+#include "formats/formats.h"
+#include "formats/lose-writes.h"
+#include "tests/lib/disk.h"
+#include "tests/lib/random.h"
+
+#define SECTOR     UINT64_C(512)
+#define OPERATIONS 40
+#define WORKLOADS  4
+
+/* What a sector may hold: numbers of writes; 0 stands for zeroes. */
+struct disk {
+    uint64_t length;
+    GArray **allowed; /* uint32_t, by sector; the last one is what was written last */
+    uint32_t number;  /* of the last write */
+};
+
+struct workload {
+    uint64_t seed;
+    char *directory, *image;
+    unsigned cluster_bits;
+    bool is_v2, has_extended_l2, has_backing;
+    uint64_t length;
+    struct disk disk;
+};
+
+/* ---- The model ------------------------------------------------------------------------------ */
+
+static void disk_init(struct disk *disk, uint64_t length)
+{
+    *disk = (struct disk){.length = length};
+    disk->allowed = g_new(GArray *, length / SECTOR);
+    for (uint64_t i = 0; i < length / SECTOR; i++) {
+        uint32_t zero = 0;
+
+        disk->allowed[i] = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+        g_array_append_val(disk->allowed[i], zero);
+    }
+}
+
+static void disk_destroy(struct disk *disk)
+{
+    for (uint64_t i = 0; i < disk->length / SECTOR; i++) {
+        g_array_unref(disk->allowed[i]);
+    }
+    g_free(disk->allowed);
+}
+
+static void disk_change(struct disk *disk, uint64_t offset, uint64_t bytes, uint32_t number)
+{
+    for (uint64_t i = offset / SECTOR; i < (offset + bytes) / SECTOR; i++) {
+        g_array_append_val(disk->allowed[i], number);
+    }
+}
+
+static void disk_flushed(struct disk *disk)
+{
+    for (uint64_t i = 0; i < disk->length / SECTOR; i++) {
+        if (disk->allowed[i]->len > 1) {
+            g_array_remove_range(disk->allowed[i], 0, disk->allowed[i]->len - 1);
+        }
+    }
+}
+
+static void fill_sector(uint8_t *sector, uint32_t number, uint64_t at)
+{
+    uint32_t *words = (uint32_t *)sector;
+
+    for (unsigned i = 0; i < SECTOR / sizeof(*words); i++) {
+        words[i] = number ? number * 2654435761u + (uint32_t)(at / SECTOR) * 40503u + i : 0;
+    }
+}
+
+static bool is_allowed(const struct disk *disk, const uint8_t *sector, uint64_t at)
+{
+    const GArray *allowed = disk->allowed[at / SECTOR];
+    uint8_t wanted[SECTOR] __attribute__((aligned(8)));
+
+    for (guint i = 0; i < allowed->len; i++) {
+        fill_sector(wanted, g_array_index(allowed, uint32_t, i), at);
+        if (!memcmp(wanted, sector, SECTOR)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- The workload --------------------------------------------------------------------------- */
+
+static int run_program(const char *format, ...) G_GNUC_PRINTF(1, 2);
+static int run_program(const char *format, ...)
+{
+    g_autofree char *said = NULL, *complaint = NULL;
+    int status;
+    va_list args;
+
+    va_start(args, format);
+    g_autofree char *command = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_assert_true(g_spawn_command_line_sync(command, &said, &complaint, &status, NULL));
+    if (status) {
+        g_test_message("%s: status %d\n%s%s", command, status, said, complaint);
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void make_image(struct workload *work)
+{
+    g_autofree char *extra = work->has_extended_l2 ? g_strdup(",extended_l2=on") : g_strdup("");
+    g_autofree char *backing = test_path(work->directory, "backing");
+    g_autofree char *chain =
+        work->has_backing ? g_strdup_printf("-b %s -F raw", backing) : g_strdup("");
+
+    test_make_file(backing, work->length);
+    g_assert_cmpint(run_program("qemu-img create -q -f qcow2 -o cluster_size=%u,compat=%s%s %s %s "
+                                "%" PRIu64,
+                                1u << work->cluster_bits, work->is_v2 ? "0.10" : "1.1", extra,
+                                chain, work->image, work->length),
+                    ==, 0);
+}
+
+static int write_numbered(struct workload *work, struct block_node *node, uint64_t offset,
+                          uint64_t bytes)
+{
+    g_autofree uint8_t *buffer = g_malloc(bytes);
+    uint32_t number = ++work->disk.number;
+
+    for (uint64_t at = 0; at < bytes; at += SECTOR) {
+        fill_sector(buffer + at, number, offset + at);
+    }
+    disk_change(&work->disk, offset, bytes, number);
+    return block_node_pwrite(node, buffer, offset, bytes, 0);
+}
+
+/* A discard may be done for some sectors and not for others, so what was there stays allowed. */
+static int discard_some(struct workload *work, struct block_node *node, uint64_t offset,
+                        uint64_t bytes)
+{
+    g_autofree uint8_t *buffer = g_malloc(bytes);
+    static const uint8_t zeroes[SECTOR];
+
+    disk_change(&work->disk, offset, bytes, 0);
+    int status = block_node_discard(node, offset, bytes);
+    if (status == 0) {
+        status = block_node_pread(node, buffer, offset, bytes, 0);
+    }
+    for (uint64_t at = 0; status == 0 && at < bytes; at += SECTOR) {
+        GArray *allowed = work->disk.allowed[(offset + at) / SECTOR];
+
+        if (memcmp(buffer + at, zeroes, SECTOR)) { /* it was not done: the last stays the last */
+            uint32_t last = g_array_index(allowed, uint32_t, allowed->len - 2);
+
+            g_array_append_val(allowed, last);
+        }
+    }
+    return status;
+}
+
+static int one_operation(struct workload *work, struct block_node *node, struct test_random *random)
+{
+    uint64_t offset, bytes, dice = test_random_below(random, 100);
+    uint64_t most = MAX_OF(SECTOR, UINT64_C(2) << work->cluster_bits);
+
+    test_random_range(random, work->length, SECTOR, most, &offset, &bytes);
+    if (dice < 55) {
+        return write_numbered(work, node, offset, bytes);
+    }
+    if (dice < 70) {
+        disk_change(&work->disk, offset, bytes, 0);
+        return block_node_write_zeroes(node, offset, bytes, dice & 1 ? BLOCK_REQUEST_MAY_UNMAP : 0);
+    }
+    if (dice < 85) {
+        return discard_some(work, node, align_down(offset, UINT64_C(1) << work->cluster_bits),
+                            bytes);
+    }
+    int status = block_node_flush(node);
+    if (status == 0) {
+        disk_flushed(&work->disk);
+    }
+    return status;
+}
+
+/* Until it fails; returns how many writes reached the file. */
+static uint64_t run_workload(struct workload *work, uint64_t at_write, uint64_t seed)
+{
+    struct test_random random = test_random_new(work->seed);
+    struct test_random chaos = test_random_new(seed);
+    struct block_node *node =
+        test_open("driver=qcow2,discard=unmap,l2-cache-size=1,l2-cache-entry-size=512,"
+                  "file.driver=lose-writes,file.node-name=power,file.discard=unmap,"
+                  "file.file.driver=file,file.file.filename=%s",
+                  work->image);
+    AUTO(block_node) power = block_node_find("power");
+    struct lose_writes_plan plan = {
+        .probability = 20 + test_random_below(&chaos, 81),
+        .tear = test_random_chance(&chaos, 50) ? SECTOR : 0,
+        .seed = test_random_u64(&chaos),
+        .end = LOSE_WRITES_END_NODE,
+    };
+    struct lose_writes_status status;
+    int result = 0;
+
+    if (at_write) {
+        g_assert_cmpint(lose_writes_arm(power, at_write, &plan, NULL), ==, 0);
+    }
+    for (unsigned i = 0; i < OPERATIONS && result == 0; i++) {
+        result = one_operation(work, node, &random);
+    }
+    if (result == 0 && block_node_flush(node) == 0) {
+        disk_flushed(&work->disk);
+    }
+    g_assert_cmpint(lose_writes_get_status(power, &status, NULL), ==, 0);
+    uint64_t writes = status.writes;
+    lose_writes_status_clear(&status);
+    block_node_unref(node);
+    return writes;
+}
+
+static void judge(struct workload *work, uint64_t at_write, uint64_t seed)
+{
+    int check = run_program("qemu-img check -f qcow2 %s", work->image);
+    struct block_node *node;
+    g_autofree uint8_t *buffer = g_malloc(work->length);
+
+    if (check != 0 && check != 3) {
+        g_error("workload %" PRIu64 ", power lost at write %" PRIu64 ", seed %" PRIu64
+                ": qemu-img check says %d",
+                work->seed, at_write, seed, check);
+    }
+    node = test_open("driver=qcow2,file.driver=file,file.filename=%s", work->image);
+    g_assert_cmpint(block_node_pread(node, buffer, 0, work->length, 0), ==, 0);
+    for (uint64_t at = 0; at < work->length; at += SECTOR) {
+        if (!is_allowed(&work->disk, buffer + at, at)) {
+            g_error("workload %" PRIu64 ", power lost at write %" PRIu64 ", seed %" PRIu64
+                    ": the sector at %" PRIu64 " holds neither old nor new data",
+                    work->seed, at_write, seed, at);
+        }
+    }
+    block_node_unref(node);
+}
+
+static uint64_t run_once(struct workload *work, uint64_t at_write, uint64_t seed)
+{
+    disk_init(&work->disk, work->length);
+    make_image(work);
+    uint64_t writes = run_workload(work, at_write, seed);
+    judge(work, at_write, seed);
+    disk_destroy(&work->disk);
+    return writes;
+}
+
+static void test_every_write(void)
+{
+    static const unsigned bits[] = {9, 12, 16, 9, 14, 10};
+    struct test_random random = test_random_new(test_seed());
+    const char *wanted = g_getenv("LIVEBLK_TEST_CASES");
+    unsigned long workloads = wanted ? strtoul(wanted, NULL, 10) : WORKLOADS;
+
+    for (unsigned long i = 0; i < workloads; i++) {
+        struct workload work = {
+            .seed = test_random_u64(&random),
+            .directory = test_directory_new(true),
+            .cluster_bits = bits[i % G_N_ELEMENTS(bits)],
+            .is_v2 = test_random_chance(&random, 20),
+            .has_backing = test_random_chance(&random, 30),
+        };
+
+        work.image = test_path(work.directory, "image");
+        work.has_extended_l2 = work.cluster_bits >= 14 && !work.is_v2;
+        work.length = UINT64_C(150) << work.cluster_bits;
+        work.length = MIN_OF(work.length, MIB);
+        uint64_t writes = run_once(&work, 0, 0);
+        g_test_message("workload %lu: seed %" PRIu64 ", clusters of 2^%u, %" PRIu64 " writes", i,
+                       work.seed, work.cluster_bits, writes);
+        for (uint64_t at_write = 1; at_write <= writes; at_write++) {
+            run_once(&work, at_write, test_random_u64(&random));
+        }
+        g_free(work.image);
+        test_directory_free(work.directory);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    /* That metadata could not be written at the end is what is wanted here. */
+    g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL);
+    formats_register();
+    g_test_add_func("/qcow2-power-loss/flushed-data-is-there-and-nothing-is-corrupt",
+                    test_every_write);
+    return g_test_run();
+}

@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* qcow2 images that are damaged, dirty, or have bitmaps and VM state; QEMU's tools as the peer. */
+#include <errno.h>
+#include <fcntl.h>
+#include <glib.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "block/align.h"
+#include "block/image.h"
+#include "block/node.h"
+#include "block/request.h"
+#include "formats/formats.h"
+#include "tests/lib/disk.h"
+#include "tests/lib/fault-driver.h"
+
+#define LENGTH (256 * KIB)
+
+static int run(char **output, const char *format, ...) G_GNUC_PRINTF(2, 3);
+static int run(char **output, const char *format, ...)
+{
+    g_autofree char *said = NULL, *complaint = NULL;
+    int status;
+    va_list args;
+
+    va_start(args, format);
+    g_autofree char *command = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_assert_true(g_spawn_command_line_sync(command, &said, &complaint, &status, NULL));
+    if (output) {
+        *output = g_steal_pointer(&said);
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* An image of 512-byte clusters with data in it: header, refcounts, L1 and L2 lie at its start. */
+static void make(struct test_image *image, const char *options)
+{
+    g_assert_cmpint(
+        run(NULL, "qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, image->path, LENGTH),
+        ==, 0);
+    g_assert_cmpint(run(NULL, "qemu-io -f qcow2 -c 'write -P 17 0 64k' -c 'write -P 34 100k 8k' %s",
+                        image->path),
+                    ==, 0);
+}
+
+static struct block_node *open_image(struct test_image *image, const char *more)
+{
+    return test_open("driver=qcow2,discard=unmap,%sfile.driver=file,file.filename=%s", more,
+                     image->path);
+}
+
+static uint64_t get(struct test_image *image, uint64_t offset, unsigned bytes)
+{
+    int fd = open(image->path, O_RDONLY);
+    uint8_t data[8];
+    uint64_t value = 0;
+
+    g_assert_cmpint(pread(fd, data, bytes, (off_t)offset), ==, bytes);
+    close(fd);
+    for (unsigned i = 0; i < bytes; i++) {
+        value = value << 8 | data[i];
+    }
+    return value;
+}
+
+static void put(struct test_image *image, uint64_t offset, uint64_t value, unsigned bytes)
+{
+    int fd = open(image->path, O_WRONLY);
+
+    for (unsigned i = 0; i < bytes; i++) {
+        uint8_t byte = (uint8_t)(value >> (8 * (bytes - 1 - i)));
+
+        g_assert_cmpint(pwrite(fd, &byte, 1, (off_t)(offset + i)), ==, 1);
+    }
+    close(fd);
+}
+
+static void check(struct test_image *image, unsigned repair, struct block_check_result *result)
+{
+    g_autoptr(GError) error = NULL;
+    AUTO(block_node) node =
+        open_image(image, repair ? "for-check=on," : "for-check=on,read-only=on,");
+
+    *result = (struct block_check_result){0};
+    block_node_check(node, repair, result, NULL, NULL, &error);
+    g_assert_no_error(error);
+}
+
+static void assert_data(struct block_node *node)
+{
+    g_autofree uint8_t *buffer = g_malloc(LENGTH);
+
+    g_assert_cmpint(block_node_pread(node, buffer, 0, LENGTH, 0), ==, 0);
+    for (uint64_t i = 0; i < LENGTH; i++) {
+        bool is_second = i >= 100 * KIB && i < 108 * KIB;
+
+        g_assert_cmpint(buffer[i], ==, i < 64 * KIB ? 17 : is_second ? 34 : 0);
+    }
+}
+
+/* ---- Damage --------------------------------------------------------------------------------- */
+
+static uint64_t l1_offset(struct test_image *image)
+{
+    return get(image, 40, 8);
+}
+
+static uint64_t l2_offset(struct test_image *image)
+{
+    return get(image, l1_offset(image), 8) & ((UINT64_C(1) << 56) - 1);
+}
+
+static uint64_t refblock_offset(struct test_image *image)
+{
+    return get(image, get(image, 48, 8), 8);
+}
+
+static void lower_refcount(struct test_image *image)
+{
+    put(image, refblock_offset(image) + 2 * 8, 0, 2);
+}
+
+static void raise_refcount(struct test_image *image)
+{
+    put(image, refblock_offset(image) + 2 * 8, 7, 2);
+}
+
+static void lose_copied(struct test_image *image)
+{
+    uint64_t entry = get(image, l2_offset(image), 8);
+
+    put(image, l2_offset(image), entry & ~(UINT64_C(1) << 63), 8);
+}
+
+static void lose_l1_copied(struct test_image *image)
+{
+    put(image, l1_offset(image), l2_offset(image), 8);
+}
+
+static void misalign_refblock(struct test_image *image)
+{
+    put(image, get(image, 48, 8), refblock_offset(image) + 8, 8);
+}
+
+static void lose_refblock(struct test_image *image)
+{
+    put(image, get(image, 48, 8), 0, 8);
+}
+
+static void set_reserved(struct test_image *image)
+{
+    put(image, l2_offset(image), get(image, l2_offset(image), 8) | 0x10, 8);
+}
+
+/* Each kind of damage is found, told from a mere loss of space, and mended with all data there. */
+static void test_damage(void)
+{
+    static const struct {
+        const char *name;
+        void (*damage)(struct test_image *image);
+        bool is_leak;
+    } cases[] = {
+        {"lower refcount", lower_refcount, false}, {"raise refcount", raise_refcount, true},
+        {"lose copied", lose_copied, false},       {"lose L1 copied", lose_l1_copied, false},
+        {"misalign", misalign_refblock, false},    {"lose refblock", lose_refblock, false},
+        {"reserved bits", set_reserved, false},
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        struct block_check_result result;
+        struct test_image image;
+
+        g_test_message("%s", cases[i].name);
+        test_image_make(&image, 0);
+        make(&image, "cluster_size=512");
+        check(&image, 0, &result);
+        g_assert_cmpuint(result.corruptions + result.leaks, ==, 0);
+        cases[i].damage(&image);
+        check(&image, 0, &result);
+        g_assert_cmpint(result.corruptions > 0, ==, !cases[i].is_leak);
+        g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), !=, 0);
+        if (cases[i].is_leak) {
+            g_assert_cmpuint(result.leaks, >, 0);
+            check(&image, BLOCK_CHECK_REPAIR_LEAKS, &result);
+        } else {
+            check(&image, BLOCK_CHECK_REPAIR_LEAKS | BLOCK_CHECK_REPAIR_ERRORS, &result);
+        }
+        g_assert_cmpuint(result.corruptions + result.leaks, ==, 0);
+        g_assert_cmpuint(result.corruptions_fixed + result.leaks_fixed, >, 0);
+        g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+        AUTO(block_node) node = open_image(&image, "");
+        assert_data(node);
+        block_node_unref(STEAL(node));
+        test_image_remove(&image, NULL);
+    }
+}
+
+/* An image that a bad entry shows to be damaged is not written to any more, and says so. */
+static void test_corrupt(void)
+{
+    struct test_image image;
+    uint8_t buffer[512] = {0};
+
+    test_image_make(&image, 0);
+    make(&image, "cluster_size=512");
+    put(&image, l2_offset(&image), 3 * 512 | UINT64_C(1) << 63, 8); /* where the L1 table is */
+    {
+        AUTO(block_node) node = open_image(&image, "");
+
+        g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "*is damaged*");
+        g_assert_cmpint(block_node_pwrite(node, buffer, 0, 512, 0), ==, -EIO);
+        g_test_assert_expected_messages();
+        g_assert_cmpint(block_node_pwrite(node, buffer, 100 * KIB, 512, 0), ==, -EIO);
+        g_assert_cmpint(block_node_pread(node, buffer, 100 * KIB, 512, 0), ==, 0);
+        g_assert_cmpint(buffer[0], ==, 34);
+    }
+    g_autofree char *reason =
+        test_open_error("driver=qcow2,file.driver=file,file.filename=%s", image.path);
+    g_assert_nonnull(strstr(reason, "Image is corrupt"));
+    AUTO(block_node) node = open_image(&image, "read-only=on,");
+    g_assert_cmpint(block_node_pread(node, buffer, 100 * KIB, 512, 0), ==, 0);
+    block_node_unref(STEAL(node));
+    test_image_remove(&image, NULL);
+}
+
+/* Lazy refcounts after a crash: the refcounts are made anew when the image is opened. */
+static void test_dirty(void)
+{
+    struct test_image image;
+
+    test_image_make(&image, 0);
+    make(&image, "cluster_size=512,lazy_refcounts=on");
+    for (unsigned i = 0; i < 100; i++) {
+        put(&image, refblock_offset(&image) + 2 * (20 + i), i % 3, 2);
+    }
+    put(&image, 72, 1, 8); /* incompatible_features: dirty */
+    AUTO(block_node) node = open_image(&image, "");
+    assert_data(node);
+    block_node_unref(STEAL(node));
+    g_assert_cmpint(get(&image, 72, 8), ==, 0);
+    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    test_image_remove(&image, NULL);
+}
+
+/* ---- Bitmaps -------------------------------------------------------------------------------- */
+
+static void test_bitmaps(void)
+{
+    struct block_persistent_bitmap *list,
+        stored = {.name = (char *)(uintptr_t) "ours", .granularity = 4096, .enabled = true};
+    g_autoptr(GError) error = NULL;
+    uint8_t bits[LENGTH / 4096 / 8], again[sizeof(bits)];
+    g_autofree char *info = NULL;
+    struct test_image image;
+    size_t count;
+
+    test_image_make(&image, 0);
+    make(&image, "cluster_size=512");
+    g_assert_cmpint(run(NULL, "qemu-img bitmap --add -g 4096 %s theirs", image.path), ==, 0);
+    g_assert_cmpint(run(NULL, "qemu-io -f qcow2 -c 'write -P 17 8k 4k' %s", image.path), ==, 0);
+    {
+        AUTO(block_node) node = open_image(&image, "read-only=on,");
+
+        block_node_bitmap_list(node, &list, &count, &error);
+        g_assert_no_error(error);
+        g_assert_cmpuint(count, ==, 1);
+        g_assert_cmpstr(list[0].name, ==, "theirs");
+        g_assert_true(list[0].enabled && !list[0].in_use);
+        g_assert_cmpuint(list[0].granularity, ==, 4096);
+        block_persistent_bitmap_list_free(list, count);
+        block_node_bitmap_load(node, "theirs", bits, sizeof(bits), &error);
+        g_assert_no_error(error);
+        for (unsigned i = 0; i < 8 * sizeof(bits); i++) {
+            g_assert_cmpint(bits[i / 8] >> i % 8 & 1, ==, i == 2);
+        }
+    }
+    {
+        AUTO(block_node) node = open_image(&image, "");
+
+        for (unsigned i = 0; i < sizeof(bits); i++) {
+            bits[i] = (uint8_t)(i * 37 + 1);
+        }
+        block_node_bitmap_store(node, &stored, bits, sizeof(bits), &error);
+        g_assert_no_error(error);
+        block_node_bitmap_store(node, &stored, bits, sizeof(bits), &error); /* in its place */
+        g_assert_no_error(error);
+    }
+    run(&info, "qemu-img info --output=json %s", image.path);
+    g_assert_nonnull(strstr(info, "\"ours\""));
+    g_assert_nonnull(strstr(info, "\"in-use\"")); /* theirs: it did not see our writes */
+    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    {
+        AUTO(block_node) node = open_image(&image, "");
+
+        block_node_bitmap_load(node, "ours", again, sizeof(again), &error);
+        g_assert_no_error(error);
+        g_assert_cmpmem(bits, sizeof(bits), again, sizeof(again));
+        block_node_bitmap_remove(node, "ours", &error);
+        g_assert_no_error(error);
+        block_node_bitmap_remove(node, "theirs", &error);
+        g_assert_no_error(error);
+        assert_data(node);
+    }
+    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    test_image_remove(&image, NULL);
+}
+
+static void test_bad_bitmaps(void)
+{
+    struct test_image image;
+
+    test_image_make(&image, 0);
+    make(&image, "cluster_size=512");
+    g_assert_cmpint(run(NULL, "qemu-img bitmap --add %s b", image.path), ==, 0);
+    for (uint64_t at = 104; at < 512; at += 8) { /* the extension is somewhere here */
+        if (get(&image, at, 4) == 0x23852875) {
+            put(&image, get(&image, at + 24, 8), UINT64_MAX, 8); /* a table beyond all */
+        }
+    }
+    g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "*bitmaps*are lost*");
+    AUTO(block_node) node = open_image(&image, "");
+    g_test_assert_expected_messages();
+    assert_data(node);
+    block_node_unref(STEAL(node));
+    g_assert_cmpint(get(&image, 88, 8), ==, 0); /* autoclear_features */
+    test_image_remove(&image, NULL);
+}
+
+/* ---- VM state ------------------------------------------------------------------------------- */
+
+static void test_vm_state(void)
+{
+    struct block_snapshot_info info = {
+        .name = (char *)(uintptr_t) "with", .vm_state_size = 100000, .icount = UINT64_MAX};
+    g_autofree uint8_t *state = g_malloc(100000), *again = g_malloc(100000);
+    g_autoptr(GError) error = NULL;
+    g_autofree char *list = NULL;
+    struct test_image image;
+
+    for (unsigned i = 0; i < 100000; i++) {
+        state[i] = (uint8_t)(i * 7 + i / 512);
+    }
+    test_image_make(&image, 0);
+    make(&image, "cluster_size=512");
+    AUTO(block_node) node = open_image(&image, "");
+    g_assert_cmpint(block_node_vmstate_write(node, state, 0, 100000), ==, 0);
+    block_node_snapshot_create(node, &info, &error);
+    g_assert_no_error(error);
+    g_assert_cmpint(block_node_vmstate_write(node, again, 0, 50000), ==, 0);
+    block_node_snapshot_apply(node, "with", &error);
+    g_assert_no_error(error);
+    g_assert_cmpint(block_node_vmstate_read(node, again, 0, 100000), ==, 0);
+    g_assert_cmpmem(state, 100000, again, 100000);
+    assert_data(node);
+    block_node_unref(STEAL(node));
+    run(&list, "qemu-img snapshot -l %s", image.path);
+    g_assert_nonnull(strstr(list, "with"));
+    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    test_image_remove(&image, NULL);
+}
+
+/* ---- Failing storage ------------------------------------------------------------------------ */
+
+/* Fail the nth write while a snapshot is taken and deleted: the image opens, and all is there. */
+static void test_snapshot_faults(void)
+{
+    bool is_over = false;
+
+    for (unsigned skip = 0; !is_over; skip++) {
+        struct block_snapshot_info info = {.name = (char *)(uintptr_t) "s", .icount = UINT64_MAX};
+        g_autoptr(GError) error = NULL;
+        struct test_image image;
+
+        test_image_make(&image, 0);
+        make(&image, "cluster_size=512");
+        AUTO(block_node) node = test_open("driver=qcow2,file.driver=fault,file.node-name=bad,"
+                                          "file.file.driver=file,file.file.filename=%s",
+                                          image.path);
+        AUTO(block_node) bad = block_node_find("bad");
+        FAULT(bad, .operations = FAULT_ON(WRITE), .skip = skip, .count = 1, .error_number = EIO);
+        is_over = block_node_snapshot_create(node, &info, &error) == 0 &&
+                  block_node_snapshot_delete(node, "s", &error) == 0 && fault_hits(bad) == 0;
+        fault_clear(bad);
+        assert_data(node);
+        block_node_unref(STEAL(bad));
+        block_node_unref(STEAL(node));
+        node = open_image(&image, ""); /* repairs what was left half done */
+        assert_data(node);
+        block_node_unref(STEAL(node));
+        g_autofree char *said = NULL;
+        int verdict = run(&said, "qemu-img check -f qcow2 %s", image.path);
+        if (verdict != 0 && verdict != 3) {
+            g_error("after write %u failed (%s): qemu-img check says %d: %s", skip,
+                    error ? error->message : "no error", verdict, said);
+        }
+        test_image_remove(&image, NULL);
+        g_assert_cmpuint(skip, <, 200);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    formats_register();
+    fault_driver_register();
+    g_test_add_func("/qcow2-image/damage-is-found-and-mended", test_damage);
+    g_test_add_func("/qcow2-image/a-damaged-image-is-left-alone", test_corrupt);
+    g_test_add_func("/qcow2-image/a-dirty-image-is-repaired-when-it-is-opened", test_dirty);
+    g_test_add_func("/qcow2-image/bitmaps-of-qemu-and-ours-are-understood", test_bitmaps);
+    g_test_add_func("/qcow2-image/bad-bitmaps-never-keep-an-image-from-opening", test_bad_bitmaps);
+    g_test_add_func("/qcow2-image/vm-state-is-part-of-a-snapshot", test_vm_state);
+    g_test_add_func("/qcow2-image/a-failed-write-in-a-snapshot-loses-nothing",
+                    test_snapshot_faults);
+    return g_test_run();
+}
