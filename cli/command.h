@@ -12,11 +12,13 @@
 /* Exit statuses: a contract, documented in liveblk(1). */
 enum exit_status {
     EXIT_OK = 0,
-    EXIT_FAILED = 1,      /* the operation failed */
-    EXIT_USAGE = 2,       /* the command line makes no sense; nothing was done */
-    EXIT_UNREACHABLE = 3, /* no server, the connection was lost, or it speaks no QMP */
-    EXIT_CANCELLED = 4,   /* the job was cancelled */
-    EXIT_LEFT_RUNNING = 5 /* asked to leave: the job goes on, its outcome is not known yet */
+    EXIT_FAILED = 1,        /* the operation failed */
+    EXIT_USAGE = 2,         /* the command line makes no sense; nothing was done */
+    EXIT_UNREACHABLE = 3,   /* no server, the connection was lost, or it speaks no QMP */
+    EXIT_CANCELLED = 4,     /* the job was cancelled */
+    EXIT_LEFT_RUNNING = 5,  /* asked to leave: the job goes on, its outcome is not known yet */
+    EXIT_IMAGE_CORRUPT = 6, /* check: the image has errors */
+    EXIT_IMAGE_LEAKS = 7,   /* check: it has lost clusters, and no errors */
 };
 
 /* The GError domain of this folder; the code is the exit status that the error leads to. */
@@ -68,7 +70,8 @@ struct command {
 };
 
 extern const struct command serve_command, status_command, backup_command, mirror_command,
-    view_command, job_command, stats_command, events_command, qmp_command, complete_command;
+    view_command, job_command, stats_command, events_command, qmp_command, create_command,
+    info_command, map_command, check_command, snapshot_command, resize_command, complete_command;
 
 /* All of them, NULL-terminated. */
 extern const struct command *const all_commands[];

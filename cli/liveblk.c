@@ -11,8 +11,10 @@
 #include "cli/output.h"
 
 const struct command *const all_commands[] = {
-    &serve_command, &status_command, &backup_command, &mirror_command, &view_command,
-    &job_command,   &stats_command,  &events_command, &qmp_command,    &complete_command,
+    &serve_command, &status_command,   &backup_command, &mirror_command,
+    &view_command,  &job_command,      &stats_command,  &events_command,
+    &qmp_command,   &create_command,   &info_command,   &map_command,
+    &check_command, &snapshot_command, &resize_command, &complete_command,
     NULL,
 };
 
@@ -209,7 +211,7 @@ static enum exit_status run_command(const struct command *command, char **argv)
         return status;
     }
     complain("%s", error->message);
-    if (error->code == EXIT_USAGE) {
+    if (error->domain == CLI_ERROR && error->code == EXIT_USAGE) {
         fprintf(stderr, "Try 'liveblk %s --help'.\n", command->name);
     }
     return error->domain == CLI_ERROR ? (enum exit_status)error->code : EXIT_FAILED;

@@ -24,6 +24,7 @@ static struct {
     char *port;
     char *bind;
     char *pidfile;
+    char *image_references;
     gboolean read_only;
 } chosen = {.name = "default"};
 
@@ -38,12 +39,15 @@ static const GOptionEntry options[] = {
     {"read-only", 'r', 0, G_OPTION_ARG_NONE, &chosen.read_only, "Let nobody write", NULL},
     {"pidfile", 'P', 0, G_OPTION_ARG_FILENAME, &chosen.pidfile, "Write the process ID here",
      "FILE"},
+    {"image-references", 0, 0, G_OPTION_ARG_FILENAME, &chosen.image_references,
+     "What images may refer to: all, none or DIR:...", "WHAT"},
     {NULL},
 };
 
 static const struct command_words words[] = {
     {"socket", 0, "@file"},
     {"pidfile", 0, "@file"},
+    {"image-references", 0, "all none"},
     {NULL, -1, "@file"},
     {NULL},
 };
@@ -215,6 +219,9 @@ static char **make_argv(const struct invocation *invocation, const struct endpoi
     g_ptr_array_add(argv, g_strconcat("name=", chosen.name, NULL));
     if (chosen.read_only) {
         add(argv, "read-only=true");
+    }
+    if (chosen.image_references) {
+        g_ptr_array_add(argv, g_strconcat("image-references=", chosen.image_references, NULL));
     }
     for (unsigned i = 0; invocation->arguments[i]; i++) {
         g_ptr_array_add(argv, g_strconcat("disk=", invocation->arguments[i], NULL));

@@ -14,7 +14,8 @@ import cli_program
 from cli_program import FOLDER, PROGRAM, end, environment, expect, json_lines, path, run, spawn
 from fake_qmp import FakeQmp
 
-COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "stats", "events", "qmp"]
+COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "stats", "events", "qmp",
+            "create", "info", "map", "check", "snapshot", "resize"]  # fmt: skip
 
 
 def test_help():
