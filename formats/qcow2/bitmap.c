@@ -81,6 +81,9 @@ static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct q
         .extra = g_memdup2(entry + ENTRY_BYTES, extra_bytes),
         .extra_bytes = (uint32_t)extra_bytes,
     };
+    if (strlen(bitmap->name) != name_bytes) {
+        return damaged(error, "a name holds a zero byte");
+    }
     uint64_t table_bytes = bitmap->table_size * sizeof(uint64_t);
     if (entry[16] != TYPE_DIRTY || bitmap->flags & ~(uint32_t)QCOW2_BITMAP_FLAGS_KNOWN ||
         bitmap->granularity_bits < GRANULARITY_BITS_MIN ||
