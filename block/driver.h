@@ -107,27 +107,34 @@ struct block_info {
     json_t *format_specific;
 };
 
-/* Result of a consistency check; repairs count what was mended. */
+/* So many findings of a check are kept as text; all are counted. */
+#define BLOCK_CHECK_FINDINGS_MAX 1000
+
+/*
+ * Result of a consistency check. After a repair the counts are of what remains, and those of what
+ * was mended say so.
+ */
 struct block_check_result {
     uint64_t corruptions;
     uint64_t leaks;
-    uint64_t check_errors;
+    uint64_t check_errors; /* what could not be looked at */
     uint64_t corruptions_fixed;
     uint64_t leaks_fixed;
+    uint64_t clusters_lost; /* guest clusters whose data a repair found to be lost, and gave up */
     uint64_t total_clusters;
     uint64_t allocated_clusters;
     uint64_t fragmented_clusters;
     uint64_t compressed_clusters;
     uint64_t image_end_offset;
-    /* What was found, a line for people each; at most BLOCK_CHECK_FINDINGS_MAX. NULL: not wanted;
-     * otherwise the caller's, of strings that are freed with it. */
+    /* What was found and done, a line for people each. NULL: not wanted; otherwise the caller's,
+     * of strings that are freed with it. */
     GPtrArray *findings;
+    uint64_t finding_count; /* also of those that are not kept */
 };
-#define BLOCK_CHECK_FINDINGS_MAX 1000
 
 enum block_check_repair {
-    BLOCK_CHECK_REPAIR_LEAKS = 1 << 0,
-    BLOCK_CHECK_REPAIR_ERRORS = 1 << 1,
+    BLOCK_CHECK_REPAIR_LEAKS = 1 << 0,  /* space that nothing uses becomes free */
+    BLOCK_CHECK_REPAIR_ERRORS = 1 << 1, /* all that can be mended, leaks too */
 };
 
 enum block_preallocation {
@@ -307,6 +314,11 @@ struct block_driver {
     int (*change_backing_file)(struct block_node *node, const char *backing_file,
                                const char *backing_format, GError **error);
 
+    /*
+     * Look whether the image is consistent, and mend it: repair is a mask of BLOCK_CHECK_REPAIR_*.
+     * Damage is no error but a result, which is zeroed before the call but for the list. Drained.
+     * NULL: refused.
+     */
     int (*check)(struct block_node *node, unsigned repair, struct block_check_result *result,
                  block_progress *progress, void *progress_data, GError **error);
 

@@ -56,12 +56,13 @@ static void print_result_json(const struct block_check_result *result, const cha
         json_array_append_new(findings, json_string(g_ptr_array_index(result->findings, i)));
     }
     print_json(json_pack(
-        "{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "filename", path, "corruptions",
-        (json_int_t)result->corruptions, "leaks", (json_int_t)result->leaks, "check-errors",
-        (json_int_t)result->check_errors, "corruptions-fixed",
+        "{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}", "filename", path,
+        "corruptions", (json_int_t)result->corruptions, "leaks", (json_int_t)result->leaks,
+        "check-errors", (json_int_t)result->check_errors, "corruptions-fixed",
         (json_int_t)result->corruptions_fixed, "leaks-fixed", (json_int_t)result->leaks_fixed,
-        "total-clusters", (json_int_t)result->total_clusters, "allocated-clusters",
-        (json_int_t)result->allocated_clusters, "fragmented-clusters",
+        "clusters-lost", (json_int_t)result->clusters_lost, "findings-total",
+        (json_int_t)result->finding_count, "total-clusters", (json_int_t)result->total_clusters,
+        "allocated-clusters", (json_int_t)result->allocated_clusters, "fragmented-clusters",
         (json_int_t)result->fragmented_clusters, "compressed-clusters",
         (json_int_t)result->compressed_clusters, "image-end-offset",
         (json_int_t)result->image_end_offset, "findings", findings));
@@ -71,6 +72,15 @@ static void print_result(const struct block_check_result *result)
 {
     for (guint i = 0; i < result->findings->len; i++) {
         printf("%s.\n", (const char *)g_ptr_array_index(result->findings, i));
+    }
+    if (result->finding_count > result->findings->len) {
+        printf("And %" PRIu64 " more.\n", result->finding_count - result->findings->len);
+    }
+    if (result->clusters_lost) {
+        printf("The data of %" PRIu64
+               " clusters of the disk or its snapshots could not be found and "
+               "is given up.\n",
+               result->clusters_lost);
     }
     if (result->corruptions_fixed || result->leaks_fixed) {
         printf("Mended: %" PRIu64 " errors, %" PRIu64 " lost clusters.\n",
