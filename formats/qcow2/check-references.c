@@ -1,357 +1,389 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * qcow2: finding every reference to a host cluster.
- *
- * Nothing that the image says is trusted: tables are read in pieces that the file's length bounds,
- * and each L2 table is looked at once however many L1 entries refer to it.
- */
+/* qcow2 check: the walk over all that refers to clusters, which counts and, if told so, mends. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
-#include "block/checked.h"
 #include "formats/qcow2/check-internal.h"
 
-/* ---- The refcount table --------------------------------------------------------------------- */
+/* L1 tables are read in pieces of this many entries. */
+#define L1_PIECE UINT64_C(8192)
 
-int check_read_reftable(struct check *check)
+/* Whose L1 table it is: the active one's is NULL. */
+struct l1_walk {
+    const char *owner;
+    uint64_t offset;
+    uint64_t entries;
+    bool active;
+};
+
+uint64_t check_table_guest(const struct check *c, const struct check_table *table)
 {
-    struct qcow2 *q = check->q;
-    uint64_t bytes = (uint64_t)q->header.reftable_clusters << q->cluster_bits;
-
-    check->reftable_entries = bytes / sizeof(uint64_t);
-    check->reftable = g_try_malloc0(bytes);
-    if (!check->reftable) {
-        return -ENOMEM;
-    }
-    int status =
-        qcow2_read_words(q, check->reftable, check->reftable_entries, q->header.reftable_offset);
-    if (status < 0) {
-        return status;
-    }
-    check_refer(check, q->header.reftable_offset, bytes, 1, "The refcount table");
-    for (uint64_t i = 0; i < check->reftable_entries; i++) {
-        uint64_t offset = check->reftable[i] & QCOW2_REFTABLE_MASK;
-
-        if (check->reftable[i] & ~QCOW2_REFTABLE_MASK || !is_aligned(offset, q->cluster_size)) {
-            check_corruption(check,
-                             "Refcount block %" PRIu64 " is not aligned to a cluster: its "
-                             "table entry is 0x%" PRIx64,
-                             i, check->reftable[i]);
-            check->reftable[i] = 0;
-            check->needs_rebuild = true;
-        } else if (offset && !check_refer(check, offset, q->cluster_size, 1, "A refcount block")) {
-            check->reftable[i] = 0;
-            check->needs_rebuild = true;
-        }
-    }
-    return 0;
+    return (uint64_t)table->l1_index << (c->q->cluster_bits + c->q->table_bits);
 }
 
 /* ---- L1 tables ------------------------------------------------------------------------------ */
 
-static int add_table(struct check *check, uint64_t offset, bool is_active, uint64_t guest)
+/*
+ * What is wrong with an L1 entry, including that its target holds something else. Tables are known
+ * before any data is, so a target is either free or a table.
+ */
+static void judge_l1(struct check *c, uint64_t entry, struct check_verdict *verdict)
 {
-    struct check_table *table = g_hash_table_lookup(check->tables, &offset);
-
-    if (!table) {
-        table = g_new0(struct check_table, 1);
-        table->offset = offset;
-        g_hash_table_insert(check->tables, &table->offset, table);
-    }
-    if (is_active && table->is_active) {
-        check_corruption(check,
-                         "The L2 table at offset 0x%" PRIx64 " is in the active L1 table "
-                         "twice",
-                         offset);
-        return -EEXIST;
-    }
-    table->references++;
-    if (is_active) {
-        table->is_active = true;
-        table->guest = guest;
-    }
-    return 0;
-}
-
-/* One entry; 1 if it is not valid. */
-static int look_at_l1_entry(struct check *check, uint64_t entry, uint32_t index, bool is_active)
-{
-    struct qcow2 *q = check->q;
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
 
-    if (entry & QCOW2_L1_RESERVED || !is_aligned(offset, q->cluster_size)) {
-        check_corruption(check, "L1 table entry %" PRIu32 " (0x%" PRIx64 ") is not valid", index,
-                         entry);
-        return 1;
+    check_judge_l1(c, entry, verdict);
+    if (verdict->lost || !offset) {
+        return;
     }
-    if (!offset) {
-        return 0;
+    enum check_kind kind = check_counts_kind(c->counts, offset >> c->q->cluster_bits);
+    if (kind != CHECK_KIND_DATA && kind != CHECK_KIND_L2) {
+        verdict->problem = "refers to an L2 table where another table is";
+    } else if (kind == CHECK_KIND_L2 && c->q->has_data_file) {
+        verdict->problem = "refers to an L2 table that belongs to another entry";
+    } else if (c->mends && g_hash_table_contains(c->not_tables, &offset)) {
+        verdict->problem = "refers to an L2 table where something else is";
+    } else {
+        return;
     }
-    if (!check_refer(check, offset, q->cluster_size, 1, "An L2 table")) {
-        return 1;
-    }
-    return add_table(check, offset, is_active,
-                     (uint64_t)index << (q->cluster_bits + q->table_bits)) < 0;
+    verdict->lost = true;
+    verdict->remedy = "it becomes unallocated";
+    verdict->fixed.descriptor = 0;
 }
 
-static int look_at_active_l1(struct check *check)
+static int count_table(struct check *c, const struct l1_walk *walk, uint64_t index, uint64_t offset)
 {
-    struct qcow2 *q = check->q;
-    uint32_t size = q->header.l1_size;
+    uint64_t cluster = offset >> c->q->cluster_bits;
+    bool is_new = check_counts_get(c->counts, cluster) == 0;
+    int status = check_counts_add(c->counts, cluster, 1);
 
-    check->l1 = g_try_new0(uint64_t, MAX_OF(size, 1u));
-    int status = check->l1 ? qcow2_read_words(q, check->l1, size, q->header.l1_offset) : -ENOMEM;
-    if (status < 0) {
-        return status;
-    }
-    check_refer(check, q->header.l1_offset, size * sizeof(uint64_t), 1, "The active L1 table");
-    for (uint32_t i = 0; i < size; i++) {
-        if (look_at_l1_entry(check, check->l1[i], i, true) &&
-            check->repair & BLOCK_CHECK_REPAIR_ERRORS) {
-            check->l1[i] = 0; /* whatever it referred to cannot be found */
-            check->l1_is_changed = true;
-        }
-    }
-    return 0;
-}
+    if (status == 0 && is_new) {
+        struct check_table table = {offset, (uint32_t)index, walk->active};
 
-static int look_at_snapshot_l1(struct check *check, const struct qcow2_snapshot *snapshot)
-{
-    struct qcow2 *q = check->q;
-    g_autofree uint64_t *l1 = g_try_new0(uint64_t, MAX_OF(snapshot->l1_size, 1u));
-    int status = l1 ? qcow2_read_words(q, l1, snapshot->l1_size, snapshot->l1_offset) : -ENOMEM;
-
-    check_refer(check, snapshot->l1_offset, snapshot->l1_size * sizeof(uint64_t), 1,
-                "A snapshot's L1 table");
-    for (uint32_t i = 0; status == 0 && i < snapshot->l1_size; i++) {
-        look_at_l1_entry(check, l1[i], i, false);
+        check_counts_set_kind(c->counts, cluster, CHECK_KIND_L2);
+        g_array_append_val(c->tables, table);
     }
     return status;
 }
 
-/* Their tables cannot be larger together than the file they all are in. */
-static int look_at_snapshots(struct check *check)
+static int look_at_l1_entry(struct check *c, const struct l1_walk *walk, uint64_t index,
+                            uint64_t entry)
 {
-    struct qcow2 *q = check->q;
-    uint64_t left = check->file_clusters << q->cluster_bits;
-    GError *error = NULL;
+    struct check_verdict verdict;
     int status = 0;
 
-    qcow2_snapshots_free(q);
-    if (qcow2_snapshots_load(q, &error) < 0) {
-        check_corruption(check, "%s", error->message);
-        g_error_free(error);
-        return 0;
-    }
-    check_refer(check, q->header.snapshots_offset, q->snapshot_table_bytes, 1,
-                "The snapshot table");
-    for (size_t i = 0; status == 0 && i < q->snapshot_count; i++) {
-        uint64_t bytes = align_up(q->snapshots[i].l1_size * sizeof(uint64_t), q->cluster_size);
+    judge_l1(c, entry, &verdict);
+    if (verdict.problem) {
+        check_report(c, CHECK_CORRUPTION, "Entry %" PRIu64 " of %s (0x%" PRIx64 ") %s%s%s", index,
+                     walk->owner, entry, verdict.problem, c->mends ? "; " : "",
+                     c->mends ? verdict.remedy : "");
+        c->bad_entries = true;
+        if (c->mends) {
+            uint64_t word = htobe64(verdict.fixed.descriptor);
 
-        if (bytes > left) {
-            check_corruption(check, "The L1 tables of snapshots overlap");
-            return 0;
+            status = check_write(c, &word, sizeof(word), walk->offset + index * sizeof(word));
+        } else {
+            c->lost_references |= verdict.lost;
         }
-        left -= bytes;
-        status = look_at_snapshot_l1(check, &q->snapshots[i]);
+    }
+    uint64_t offset = verdict.fixed.descriptor & QCOW2_OFFSET_MASK;
+    if (status == 0 && offset) {
+        status = count_table(c, walk, index, offset);
+    }
+    return status;
+}
+
+static int walk_l1(struct check *c, const struct l1_walk *walk)
+{
+    g_autofree uint64_t *words = g_new(uint64_t, L1_PIECE);
+
+    for (uint64_t start = 0; start < walk->entries; start += L1_PIECE) {
+        uint64_t count = MIN_OF(L1_PIECE, walk->entries - start);
+        int status = check_step(c, 0);
+
+        if (status < 0) {
+            return status;
+        }
+        uint64_t offset = walk->offset + start * sizeof(*words);
+        if (check_is_hole(c, offset, count * sizeof(*words)) ||
+            !check_read(c, words, count * sizeof(*words), offset, walk->owner)) {
+            continue;
+        }
+        for (uint64_t i = 0; status == 0 && i < count; i++) {
+            if (words[i]) {
+                status = look_at_l1_entry(c, walk, start + i, be64toh(words[i]));
+            }
+        }
+        if (status < 0) {
+            return status;
+        }
+    }
+    return 0;
+}
+
+static int walk_l1_tables(struct check *c)
+{
+    struct l1_walk active = {
+        .owner = "the active L1 table",
+        .offset = c->q->header.l1_offset,
+        .entries = c->q->header.l1_size,
+        .active = true,
+    };
+    int status = walk_l1(c, &active);
+
+    for (guint i = 0; status == 0 && i < c->snapshots->len; i++) {
+        const struct check_snapshot *snapshot =
+            &g_array_index(c->snapshots, struct check_snapshot, i);
+        g_autofree char *owner = g_strdup_printf("the L1 table of snapshot number %u", i + 1);
+        struct l1_walk walk = {owner, snapshot->l1_offset, snapshot->l1_size, false};
+
+        status = walk_l1(c, &walk);
     }
     return status;
 }
 
 /* ---- L2 tables ------------------------------------------------------------------------------ */
 
-/* An entry that is not valid: what can be kept of it. */
-static struct qcow2_entry mended(const struct qcow2 *q, struct qcow2_entry entry, uint64_t guest)
-{
-    struct qcow2_entry zero = {.descriptor =
-                                   q->header.version >= 3 && !q->has_extended_l2 ? QCOW2_ZERO : 0,
-                               .bitmap = q->has_extended_l2 ? (uint64_t)UINT32_MAX << 32 : 0};
-    uint64_t host = entry.descriptor & QCOW2_OFFSET_MASK;
+/* What a walk over a table carries along. */
+struct l2_walk {
+    const struct check_table *table;
+    uint64_t weight; /* L1 entries that refer to the table: as often each of its targets is used */
+    uint64_t next_host;  /* where a disk that is not fragmented goes on; 0: anywhere */
+    uint64_t first, end; /* words that were changed */
+};
 
-    if (entry.descriptor & QCOW2_COMPRESSED || !is_aligned(host, q->cluster_size) ||
-        (q->has_data_file && host != guest)) {
-        return zero;
-    }
-    entry.descriptor &= QCOW2_OFFSET_MASK | QCOW2_COPIED |
-                        (q->header.version >= 3 && !q->has_extended_l2 ? QCOW2_ZERO : 0);
-    entry.bitmap &= ~(entry.bitmap >> 32 & UINT32_MAX); /* zero wins: it shows nothing foreign */
-    return qcow2_has_host(q, entry.descriptor) ? entry : zero;
-}
-
-static void count_cluster(struct check *check, struct qcow2_entry entry, uint64_t *next)
+/* Clusters that hold data of the disk, for the statistics; of the current state only. */
+static void count_use(struct check *c, struct l2_walk *walk, struct qcow2_entry entry)
 {
     uint64_t host = entry.descriptor & QCOW2_OFFSET_MASK;
 
+    if (c->mends || !walk->table->active) {
+        return;
+    }
+    c->result->allocated_clusters++;
     if (entry.descriptor & QCOW2_COMPRESSED) {
-        check->result->allocated_clusters++;
-        check->result->compressed_clusters++;
-        check->result->fragmented_clusters++;
-    } else if (host) {
-        check->result->allocated_clusters++;
-        check->result->fragmented_clusters += *next && host != *next;
-        *next = host + check->q->cluster_size;
+        c->result->compressed_clusters++;
+        c->result->fragmented_clusters++;
+        return;
     }
+    if (walk->next_host && walk->next_host != host) {
+        c->result->fragmented_clusters++;
+    }
+    walk->next_host = host + c->q->cluster_size;
 }
 
-/* What an entry refers to. False if it does not lie in the file. */
-static bool refer_entry(struct check *check, struct qcow2_entry entry, uint64_t references)
+static int count_targets(struct check *c, const struct l2_walk *walk, struct qcow2_entry entry)
 {
-    struct qcow2 *q = check->q;
-    uint64_t offset = entry.descriptor & QCOW2_OFFSET_MASK, bytes = q->cluster_size;
+    uint64_t offset = entry.descriptor & QCOW2_OFFSET_MASK, bytes = c->q->cluster_size;
+    int status = 0;
 
+    if (c->q->has_data_file) {
+        return 0; /* clusters in the data file have no refcounts */
+    }
     if (entry.descriptor & QCOW2_COMPRESSED) {
-        qcow2_compressed_range(q, entry.descriptor, &offset, &bytes);
-        /* Its last sector need not be there whole. */
-        uint64_t end = check->file_clusters << q->cluster_bits;
-        bytes = offset < end ? MIN_OF(bytes, end - offset) : bytes;
-        return check_refer(check, offset, bytes, references, "A compressed cluster");
+        qcow2_compressed_range(c->q, entry.descriptor, &offset, &bytes);
     }
-    if (q->has_data_file || !offset) {
-        return true;
+    uint64_t last = (offset + bytes - 1) >> c->q->cluster_bits;
+    for (uint64_t cluster = offset >> c->q->cluster_bits; status == 0 && cluster <= last;
+         cluster++) {
+        status = check_counts_add(c->counts, cluster, (int64_t)walk->weight);
     }
-    return check_refer(check, offset, bytes, references, "A data cluster");
+    return status;
 }
 
-/* True if the entry is to be written again, changed. */
-static bool look_at_entry(struct check *check, const struct check_table *table,
-                          struct qcow2_entry *entry, uint64_t guest, uint64_t *next)
+static void report_l2_entry(struct check *c, uint64_t guest, struct qcow2_entry entry,
+                            const struct l2_walk *walk, const struct check_verdict *verdict)
 {
-    struct qcow2 *q = check->q;
-    bool is_valid = qcow2_entry_is_valid(q, guest, *entry);
+    g_autofree char *where = walk->table->active
+                                 ? g_strdup_printf("of the disk's offset %" PRIu64, guest)
+                                 : g_strdup_printf("of a snapshot, offset %" PRIu64, guest);
 
-    if (!is_valid) {
-        check_corruption(check,
-                         "The L2 table entry 0x%" PRIx64 " (in the table at offset 0x%" PRIx64
-                         ") is not valid",
-                         entry->descriptor, table->offset);
-        *entry = mended(q, *entry, guest);
+    check_report(c, CHECK_CORRUPTION, "The L2 entry 0x%" PRIx64 " %s %s%s%s", entry.descriptor,
+                 where, verdict->problem, c->mends ? "; " : "", c->mends ? verdict->remedy : "");
+    c->bad_entries = true;
+    if (!c->mends) {
+        c->lost_references |= verdict->lost;
+    } else if (verdict->lost && !c->q->data_file_is_raw) {
+        c->clusters_lost++;
     }
-    if (!refer_entry(check, *entry, table->references)) {
-        entry->descriptor |= QCOW2_COMPRESSED; /* so that nothing is kept of it */
-        *entry = mended(q, *entry, guest);
-        is_valid = false;
-    } else if (table->is_active) {
-        count_cluster(check, *entry, next);
-    }
-    return !is_valid;
 }
 
-static int look_at_table(struct check *check, const struct check_table *table, uint64_t *words)
+/* Entry at a word of the table in c->buffer. */
+static int look_at_l2_entry(struct check *c, struct l2_walk *walk, uint64_t at)
 {
-    struct qcow2 *q = check->q;
-    uint64_t count = q->cluster_size / sizeof(*words), next = 0;
-    bool is_changed = false;
-    int status = qcow2_read_words(q, words, count, table->offset);
+    uint64_t *words = (uint64_t *)c->buffer + at;
+    bool is_extended = c->q->has_extended_l2;
+    struct qcow2_entry entry = {be64toh(words[0]), is_extended ? be64toh(words[1]) : 0};
+    uint64_t guest =
+        check_table_guest(c, walk->table) + (at / c->q->entry_words << c->q->cluster_bits);
+    struct check_verdict verdict;
 
-    for (uint64_t i = 0; status == 0 && i < count; i += q->entry_words) {
-        struct qcow2_entry entry = {words[i], q->has_extended_l2 ? words[i + 1] : 0};
-        uint64_t guest = table->guest + (i / q->entry_words << q->cluster_bits);
-
-        if (!entry.descriptor && !entry.bitmap) {
-            continue;
-        }
-        if (look_at_entry(check, table, &entry, guest, &next)) {
-            words[i] = entry.descriptor;
-            if (q->has_extended_l2) {
-                words[i + 1] = entry.bitmap;
+    check_judge_l2(c, guest, entry, &verdict);
+    if (verdict.problem) {
+        report_l2_entry(c, guest, entry, walk, &verdict);
+        if (c->mends) {
+            words[0] = htobe64(verdict.fixed.descriptor);
+            if (is_extended) {
+                words[1] = htobe64(verdict.fixed.bitmap);
             }
-            is_changed = true;
+            walk->first = MIN_OF(walk->first, at);
+            walk->end = at + c->q->entry_words;
         }
     }
-    if (status < 0) {
-        check->result->check_errors++;
-        check_corruption(check, "The L2 table at offset 0x%" PRIx64 " cannot be read",
-                         table->offset);
+    if (!(verdict.fixed.descriptor & QCOW2_COMPRESSED) &&
+        !qcow2_has_host(c->q, verdict.fixed.descriptor)) {
         return 0;
     }
-    return is_changed && check->repair & BLOCK_CHECK_REPAIR_ERRORS
-               ? qcow2_write_words(q, words, count, table->offset)
-               : 0;
+    count_use(c, walk, verdict.fixed);
+    return count_targets(c, walk, verdict.fixed);
 }
 
-static int look_at_tables(struct check *check)
+static void note_no_table(struct check *c, const struct check_table *table)
 {
-    g_autofree uint64_t *words = g_malloc(check->q->cluster_size);
-    uint64_t done = 0, total = g_hash_table_size(check->tables);
-    GHashTableIter iterator;
-    gpointer table;
+    uint64_t *offset = g_new(uint64_t, 1);
 
-    g_hash_table_iter_init(&iterator, check->tables);
-    while (g_hash_table_iter_next(&iterator, NULL, &table)) {
-        int status = look_at_table(check, table, words);
+    *offset = table->offset;
+    g_hash_table_add(c->not_tables, offset);
+    check_report(c, CHECK_CORRUPTION,
+                 "At offset %" PRIu64 " there should be an L2 table, but most of what is there is "
+                 "no entry of one; it belongs to the offset %" PRIu64 " of the disk%s",
+                 table->offset, check_table_guest(c, table), table->active ? "" : " in a snapshot");
+    c->bad_entries = true;
+    c->lost_references = true;
+}
 
-        if (status < 0) {
-            return status;
+static int walk_l2(struct check *c, const struct check_table *table)
+{
+    uint64_t words = c->q->cluster_size / sizeof(uint64_t);
+    struct l2_walk walk = {
+        .table = table,
+        .weight = check_counts_get(c->counts, table->offset >> c->q->cluster_bits),
+        .first = words,
+    };
+    int status = 0;
+
+    if (check_is_hole(c, table->offset, c->q->cluster_size) ||
+        !check_read(c, c->buffer, c->q->cluster_size, table->offset, "an L2 table")) {
+        return 0;
+    }
+    if (!c->mends && check_is_no_table(c, (const uint64_t *)c->buffer)) {
+        note_no_table(c, table);
+        return 0;
+    }
+    for (uint64_t at = 0; status == 0 && at < words; at += c->q->entry_words) {
+        if (((const uint64_t *)c->buffer)[at] || c->q->has_extended_l2) {
+            status = look_at_l2_entry(c, &walk, at);
         }
-        if (check->progress && !check->progress(check->progress_data, ++done, total)) {
-            return -ECANCELED;
+    }
+    if (status == 0 && walk.first < walk.end) {
+        status = check_write(c, (uint64_t *)c->buffer + walk.first,
+                             (walk.end - walk.first) * sizeof(uint64_t),
+                             table->offset + walk.first * sizeof(uint64_t));
+    }
+    return status;
+}
+
+static int walk_l2_tables(struct check *c)
+{
+    int status = 0;
+
+    for (guint i = 0; status == 0 && i < c->tables->len; i++) {
+        status = check_step(c, 1);
+        if (status == 0) {
+            status = walk_l2(c, &g_array_index(c->tables, struct check_table, i));
         }
+    }
+    return status;
+}
+
+/* ---- What the header names ------------------------------------------------------------------ */
+
+static int claim_header(struct check *c)
+{
+    bool clashes;
+
+    return check_claim(c, 0, c->q->cluster_size, CHECK_KIND_HEADER, &clashes);
+}
+
+/* ("Full disk encryption header pointer") */
+static int claim_encryption_header(struct check *c)
+{
+    const GArray *unknown = c->q->header.unknown;
+    bool clashes;
+
+    for (guint i = 0; i < unknown->len; i++) {
+        const struct qcow2_extension *extension =
+            &g_array_index(unknown, struct qcow2_extension, i);
+        uint64_t place[2];
+
+        if (extension->type != QCOW2_EXTENSION_ENCRYPTION || extension->bytes != sizeof(place)) {
+            continue;
+        }
+        memcpy(place, extension->data, sizeof(place));
+        uint64_t offset = be64toh(place[0]), bytes = be64toh(place[1]);
+        if (!check_is_place(c, offset) || !check_in_file(c, offset, bytes)) {
+            check_found(c, CHECK_CORRUPTION, "The encryption header is not inside the file");
+            continue;
+        }
+        return check_claim(c, offset, bytes, CHECK_KIND_ENCRYPTION, &clashes);
     }
     return 0;
 }
 
-/* ---- Bitmaps -------------------------------------------------------------------------------- */
-
-static int look_at_bitmap(struct check *check, const struct qcow2_bitmap *bitmap)
+static int claim_active_l1(struct check *c)
 {
-    struct qcow2 *q = check->q;
-    uint64_t bytes = bitmap->table_size * sizeof(uint64_t);
+    uint64_t offset = c->q->header.l1_offset;
+    uint64_t bytes = (uint64_t)c->q->header.l1_size * sizeof(uint64_t);
+    bool clashes = false;
 
-    if (!check_refer(check, bitmap->table_offset, bytes, 1, "A bitmap's table")) {
+    if (!bytes) {
         return 0;
     }
-    g_autofree uint64_t *table = g_try_malloc(MAX_OF(bytes, (uint64_t)sizeof(*table)));
-    int status =
-        table ? qcow2_read_words(q, table, bitmap->table_size, bitmap->table_offset) : -ENOMEM;
-    for (uint32_t i = 0; status == 0 && i < bitmap->table_size; i++) {
-        uint64_t offset = table[i] & QCOW2_OFFSET_MASK;
-
-        if (table[i] & ~(QCOW2_OFFSET_MASK | 1) || (offset && table[i] & 1) ||
-            !is_aligned(offset, q->cluster_size)) {
-            check_corruption(check, "An entry (0x%" PRIx64 ") of bitmap '%s' is not valid",
-                             table[i], bitmap->name);
-        } else if (offset) {
-            check_refer(check, offset, q->cluster_size, 1, "A bitmap's data");
-        }
+    if (!check_in_file(c, offset, bytes)) {
+        check_found(c, CHECK_ERROR,
+                    "The active L1 table (offset %" PRIu64 ") is not inside the "
+                    "file, which seems to have been cut off",
+                    offset);
+        c->lost_references = true;
+        return -ENODATA;
+    }
+    int status = check_claim(c, offset, bytes, CHECK_KIND_L1, &clashes);
+    if (status == 0 && clashes) {
+        check_found(c, CHECK_ERROR, "The active L1 table is where another table is");
+        c->lost_references = true;
+        status = -ENODATA;
     }
     return status;
 }
 
-static int look_at_bitmaps(struct check *check)
+int check_references(struct check *c)
 {
-    struct qcow2 *q = check->q;
-    GError *error = NULL;
-    int status = 0;
+    int status = claim_header(c);
 
-    if (!q->header.bitmap_count) {
-        return 0;
+    if (status == 0) {
+        status = claim_encryption_header(c);
     }
-    check_refer(check, q->header.bitmap_directory_offset, q->header.bitmap_directory_bytes, 1,
-                "The bitmap directory");
-    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, &error);
-    if (!bitmaps) {
-        check_corruption(check, "%s", error->message);
-        g_error_free(error);
-        return 0;
+    if (status == 0) {
+        status = claim_active_l1(c);
     }
-    for (guint i = 0; status == 0 && i < bitmaps->len; i++) {
-        status = look_at_bitmap(check, &g_array_index(bitmaps, struct qcow2_bitmap, i));
+    if (status == 0) {
+        status = check_snapshot_table(c);
+    }
+    if (status == 0) {
+        status = check_bitmap_tables(c);
+    }
+    if (status == 0) {
+        status = check_refcount_table(c);
+    }
+    if (status == 0) {
+        status = walk_l1_tables(c);
+    }
+    if (status == 0) {
+        c->total += c->tables->len;
+        status = check_bitmap_data(c);
+    }
+    if (status == 0) {
+        status = walk_l2_tables(c);
     }
     return status;
-}
-
-int check_find_references(struct check *check)
-{
-    struct qcow2 *q = check->q;
-
-    check_refer(check, 0, q->cluster_size, 1, "The header");
-    int status = look_at_active_l1(check);
-    if (status == 0) {
-        status = look_at_snapshots(check);
-    }
-    if (status == 0) {
-        status = look_at_tables(check);
-    }
-    return status == 0 ? look_at_bitmaps(check) : status;
 }

@@ -736,7 +736,7 @@ int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bi
                        const uint8_t *bits, uint64_t bytes, GError **error);
 int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **error);
 
-/* ---- check.c, check-repair.c ---------------------------------------------------------------- */
+/* ---- check.c and the other check-*.c -------------------------------------------------------- */
 
 /*
  * Repair an image that has the dirty bit, during its opening for writing: before tables and

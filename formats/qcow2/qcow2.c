@@ -155,7 +155,8 @@ static int qcow2_probe(const uint8_t *head, size_t bytes, const char *filename)
     return be32toh(words[0]) == QCOW2_MAGIC && be32toh(words[1]) >= 2 ? 100 : 0;
 }
 
-static int read_header(struct qcow2 *q, GError **error)
+/* Who checks an image looks himself where its tables are. */
+static int read_header(struct qcow2 *q, bool for_check, GError **error)
 {
     uint64_t length = block_node_length(q->file);
     size_t bytes = MIN_OF(length, UINT64_C(1) << QCOW2_CLUSTER_BITS_MAX);
@@ -165,7 +166,7 @@ static int read_header(struct qcow2 *q, GError **error)
     if (status < 0) {
         return block_error_errno(error, -status, "Could not read qcow2 header");
     }
-    return qcow2_header_parse(&q->header, head, bytes, length, error);
+    return qcow2_header_parse(&q->header, head, bytes, for_check ? UINT64_MAX : length, error);
 }
 
 static void set_geometry(struct qcow2 *q)
@@ -355,7 +356,7 @@ static int load_tables(struct qcow2 *q, const struct open_options *options, GErr
 
 static int open_image(struct qcow2 *q, struct open_options *options, GError **error)
 {
-    int status = read_header(q, error);
+    int status = read_header(q, options->for_check, error);
 
     if (status < 0) {
         return status;
