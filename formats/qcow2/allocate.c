@@ -460,20 +460,51 @@ void qcow2_unallocate(struct qcow2 *q, uint64_t offset, uint64_t clusters)
 
 /* ---- Places for compressed data ------------------------------------------------------------- */
 
+/* Take one particular cluster that directly follows one in use, if it is free. */
+static bool take_next(struct qcow2 *q, uint64_t cluster)
+{
+    struct qcow2_refblock *block;
+    struct clusters run = {cluster, 1};
+
+    if (qcow2_refblock_find(q, block_of(q, cluster), &block) < 0 || !block ||
+        qcow2_refblock_get(block->data, q->refcount_order,
+                           cluster & ((UINT64_C(1) << q->refblock_bits) - 1)) ||
+        allocate_found(q, &run, true) < 0) {
+        return false;
+    }
+    if (cluster == q->free_hint) {
+        q->free_hint++;
+    }
+    q->tail = MAX_OF(q->tail, cluster + 1);
+    return true;
+}
+
+/* Go on behind the last data, into the next cluster if need be and possible. */
+static bool append_bytes(struct qcow2 *q, uint64_t bytes)
+{
+    uint64_t at = q->compressed_at;
+    uint64_t cluster = at >> q->cluster_bits, last = (at + bytes - 1) >> q->cluster_bits;
+
+    if (!at || qcow2_refcount_change(q, cluster, 1) < 0) {
+        return false;
+    }
+    if (last != cluster && !take_next(q, last)) {
+        qcow2_refcount_change(q, cluster, -1);
+        return false;
+    }
+    q->compressed_at = qcow2_in_cluster(q, at + bytes) ? at + bytes : 0;
+    return true;
+}
+
 int qcow2_allocate_bytes(struct qcow2 *q, uint64_t bytes, uint64_t *offset)
 {
     bool is_new;
 
     pthread_mutex_lock(&q->refcount_lock);
-    uint64_t at = q->compressed_at;
-    bool fits = at && q->cluster_size - qcow2_in_cluster(q, at) >= bytes &&
-                qcow2_refcount_change(q, at >> q->cluster_bits, 1) == 0;
-    if (fits) {
-        q->compressed_at = qcow2_in_cluster(q, at + bytes) ? at + bytes : 0;
-    }
+    *offset = q->compressed_at;
+    bool is_appended = append_bytes(q, bytes);
     pthread_mutex_unlock(&q->refcount_lock);
-    *offset = at;
-    if (fits) {
+    if (is_appended) {
         return 0;
     }
     int status = qcow2_allocate(q, 1, true, offset, NULL, &is_new);

@@ -1,238 +1,214 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2: compressed clusters ("Compressed Clusters Descriptor", "compression_type"). */
+/*
+ * qcow2: reading and writing compressed clusters ("Compressed Clusters Descriptor").
+ *
+ * Guests read in small pieces, so that the last few clusters are kept decompressed, by their
+ * descriptors. What is kept can get old only when its host clusters are used for something else,
+ * which is not before all have ended that may have found the descriptor: by forgetting it then,
+ * nobody sees it any more.
+ */
 #include <errno.h>
 #include <string.h>
-#include <zlib.h>
-#include <zstd.h>
 
+#include "block/checked.h"
 #include "block/cleanup.h"
 #include "formats/qcow2/internal.h"
 
-/* QEMU's deflate window: 4 KiB, without zlib's header. */
-#define WINDOW_BITS (-12)
-
-/* Decompressed clusters that are kept: guests read them in small pieces. */
 #define KEPT_MAX   16
 #define KEPT_BYTES (4 * MIB)
 
-struct kept {
-    uint64_t descriptor; /* 0: none */
-    uint64_t host;       /* what of the file it was made of */
+/* A decompressed cluster. Its data changes no more once it is ready. */
+struct content {
+    uint64_t descriptor;
+    uint64_t host; /* what of the file it was made of */
     uint64_t host_bytes;
     uint64_t last_use;
+    unsigned references; /* its users', and one while it is kept */
+    bool is_ready;       /* else its first user is still decompressing, and others wait */
+    int status;          /* ready: 0, or why there is no data */
     char *data;
 };
 
 struct qcow2_decompressed {
     pthread_mutex_t lock; /* guards what follows; innermost, not held while decompressing */
-    unsigned count;
+    pthread_cond_t ready;
+    unsigned max;
     uint64_t clock;
-    uint64_t forgets; /* how often something was forgotten */
-    struct kept kept[KEPT_MAX];
+    struct content *kept[KEPT_MAX]; /* NULL: a free place */
 };
-
-/* ---- The methods ---------------------------------------------------------------------------- */
-
-static int deflate_cluster(const void *from, uint64_t from_bytes, void *to, uint64_t *to_bytes)
-{
-    z_stream stream = {
-        .next_in = (Bytef *)from,
-        .avail_in = (uInt)from_bytes,
-        .next_out = to,
-        .avail_out = (uInt)*to_bytes,
-    };
-
-    if (deflateInit2(&stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, WINDOW_BITS, 9,
-                     Z_DEFAULT_STRATEGY) != Z_OK) {
-        return -ENOMEM;
-    }
-    int status = deflate(&stream, Z_FINISH);
-    *to_bytes -= stream.avail_out;
-    deflateEnd(&stream);
-    return status == Z_STREAM_END ? 0 : -ENOSPC;
-}
-
-/* The data ends when a cluster is full; what follows it in its last sector is another's. */
-static int inflate_cluster(const void *from, uint64_t from_bytes, void *to, uint64_t to_bytes)
-{
-    z_stream stream = {
-        .next_in = (Bytef *)from,
-        .avail_in = (uInt)from_bytes,
-        .next_out = to,
-        .avail_out = (uInt)to_bytes,
-    };
-
-    if (inflateInit2(&stream, WINDOW_BITS) != Z_OK) {
-        return -ENOMEM;
-    }
-    int status = inflate(&stream, Z_FINISH);
-    bool is_whole = (status == Z_STREAM_END || status == Z_BUF_ERROR) && stream.avail_out == 0;
-    inflateEnd(&stream);
-    return is_whole ? 0 : -EIO;
-}
-
-static int zstd_cluster(const void *from, uint64_t from_bytes, void *to, uint64_t *to_bytes)
-{
-    size_t bytes = ZSTD_compress(to, *to_bytes, from, from_bytes, ZSTD_CLEVEL_DEFAULT);
-
-    if (ZSTD_isError(bytes)) {
-        return -ENOSPC;
-    }
-    *to_bytes = bytes;
-    return 0;
-}
-
-static int unzstd_cluster(const void *from, uint64_t from_bytes, void *to, uint64_t to_bytes)
-{
-    ZSTD_DCtx *context = ZSTD_createDCtx();
-    ZSTD_inBuffer in = {from, from_bytes, 0};
-    ZSTD_outBuffer out = {to, to_bytes, 0};
-    size_t more = 1;
-
-    if (!context) {
-        return -ENOMEM;
-    }
-    /* A frame may ask for no more memory than a few clusters. */
-    ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, QCOW2_CLUSTER_BITS_MAX + 1);
-    while (more && !ZSTD_isError(more) && out.pos < out.size) {
-        size_t in_before = in.pos, out_before = out.pos;
-
-        more = ZSTD_decompressStream(context, &out, &in);
-        if (in.pos == in_before && out.pos == out_before) {
-            break;
-        }
-    }
-    ZSTD_freeDCtx(context);
-    return !ZSTD_isError(more) && out.pos == out.size ? 0 : -EIO;
-}
-
-int qcow2_compress(enum qcow2_compression compression, uint64_t cluster_size, const void *from,
-                   void *to, uint64_t *bytes)
-{
-    *bytes = cluster_size - 1; /* else it is not worth it */
-    return compression == QCOW2_COMPRESSION_ZSTD ? zstd_cluster(from, cluster_size, to, bytes)
-                                                 : deflate_cluster(from, cluster_size, to, bytes);
-}
-
-int qcow2_decompress(enum qcow2_compression compression, uint64_t cluster_size, const void *from,
-                     uint64_t from_bytes, void *to)
-{
-    return compression == QCOW2_COMPRESSION_ZSTD
-               ? unzstd_cluster(from, from_bytes, to, cluster_size)
-               : inflate_cluster(from, from_bytes, to, cluster_size);
-}
 
 /* ---- What is kept --------------------------------------------------------------------------- */
 
 int qcow2_compress_init(struct qcow2 *q)
 {
-    struct qcow2_decompressed *kept = g_new0(struct qcow2_decompressed, 1);
+    struct qcow2_decompressed *cache = g_new0(struct qcow2_decompressed, 1);
 
-    pthread_mutex_init(&kept->lock, NULL);
-    kept->count = (unsigned)CLAMP(KEPT_BYTES >> q->cluster_bits, 1, KEPT_MAX);
-    q->decompressed = kept;
+    pthread_mutex_init(&cache->lock, NULL);
+    pthread_cond_init(&cache->ready, NULL);
+    cache->max = (unsigned)CLAMP(KEPT_BYTES >> q->cluster_bits, 1, KEPT_MAX);
+    q->decompressed = cache;
     return 0;
+}
+
+/* The lock held. */
+static void drop_reference(struct content *content)
+{
+    if (--content->references == 0) {
+        free(content->data);
+        g_free(content);
+    }
+}
+
+/* Let nobody find the content of a place any more. The lock held. */
+static void forget_place(struct qcow2_decompressed *cache, unsigned place)
+{
+    struct content *content = STEAL(cache->kept[place]);
+
+    if (content) {
+        drop_reference(content);
+    }
 }
 
 void qcow2_compress_destroy(struct qcow2 *q)
 {
-    struct qcow2_decompressed *kept = STEAL(q->decompressed);
+    struct qcow2_decompressed *cache = STEAL(q->decompressed);
 
-    if (!kept) {
+    if (!cache) {
         return;
     }
-    for (unsigned i = 0; i < kept->count; i++) {
-        free(kept->kept[i].data);
+    for (unsigned i = 0; i < cache->max; i++) {
+        forget_place(cache, i);
     }
-    pthread_mutex_destroy(&kept->lock);
-    g_free(kept);
-}
-
-/* Copy a piece of a cluster that is kept; false if it is not. *forgets is how often so far
- * something was forgotten. */
-static bool read_kept(struct qcow2 *q, uint64_t descriptor, uint64_t in_cluster, void *buffer,
-                      uint64_t bytes, uint64_t *forgets)
-{
-    struct qcow2_decompressed *kept = q->decompressed;
-    SCOPE_LOCK(&kept->lock);
-
-    *forgets = kept->forgets;
-    for (unsigned i = 0; i < kept->count; i++) {
-        if (kept->kept[i].descriptor == descriptor) {
-            kept->kept[i].last_use = ++kept->clock;
-            memcpy(buffer, kept->kept[i].data + in_cluster, bytes);
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Keep a cluster, which is taken over, unless something was forgotten since it was read. */
-static void keep(struct qcow2 *q, uint64_t descriptor, char *data, uint64_t forgets)
-{
-    struct qcow2_decompressed *kept = q->decompressed;
-    uint64_t host, host_bytes;
-    SCOPE_LOCK(&kept->lock);
-    struct kept *oldest = &kept->kept[0];
-
-    for (unsigned i = 1; i < kept->count; i++) {
-        if (kept->kept[i].last_use < oldest->last_use) {
-            oldest = &kept->kept[i];
-        }
-    }
-    if (kept->forgets != forgets) {
-        free(data);
-        return;
-    }
-    free(oldest->data);
-    qcow2_compressed_range(q, descriptor, &host, &host_bytes);
-    *oldest = (struct kept){descriptor, host, host_bytes, ++kept->clock, data};
+    pthread_cond_destroy(&cache->ready);
+    pthread_mutex_destroy(&cache->lock);
+    g_free(cache);
 }
 
 void qcow2_decompressed_forget(struct qcow2 *q, uint64_t host_offset, uint64_t bytes)
 {
-    struct qcow2_decompressed *kept = q->decompressed;
-    SCOPE_LOCK(&kept->lock);
+    struct qcow2_decompressed *cache = q->decompressed;
+    SCOPE_LOCK(&cache->lock);
 
-    kept->forgets++;
-    for (unsigned i = 0; i < kept->count; i++) {
-        struct kept *one = &kept->kept[i];
+    for (unsigned i = 0; i < cache->max; i++) {
+        const struct content *content = cache->kept[i];
 
-        if (one->descriptor && one->host < host_offset + bytes &&
-            host_offset < one->host + one->host_bytes) {
-            free(one->data);
-            *one = (struct kept){0};
+        if (content && ranges_overlap(content->host, content->host_bytes, host_offset, bytes)) {
+            forget_place(cache, i);
         }
     }
 }
 
+/* Put a content in place of the one that was not used for longest. The lock held. */
+static void keep(struct qcow2_decompressed *cache, struct content *content)
+{
+    unsigned place = 0;
+
+    for (unsigned i = 0; i < cache->max && cache->kept[place]; i++) {
+        if (!cache->kept[i] || cache->kept[i]->last_use < cache->kept[place]->last_use) {
+            place = i;
+        }
+    }
+    forget_place(cache, place);
+    cache->kept[place] = content;
+    content->references++;
+}
+
+/*
+ * A reference to the content of a descriptor. *is_mine: it is new, and the caller makes it ready;
+ * else it is ready.
+ */
+static struct content *get_content(struct qcow2 *q, uint64_t descriptor, bool *is_mine)
+{
+    struct qcow2_decompressed *cache = q->decompressed;
+    struct content *content = NULL;
+    SCOPE_LOCK(&cache->lock);
+
+    for (unsigned i = 0; i < cache->max && !content; i++) {
+        if (cache->kept[i] && cache->kept[i]->descriptor == descriptor) {
+            content = cache->kept[i];
+        }
+    }
+    *is_mine = !content;
+    if (!content) {
+        content = g_new0(struct content, 1);
+        content->descriptor = descriptor;
+        qcow2_compressed_range(q, descriptor, &content->host, &content->host_bytes);
+        keep(cache, content);
+    }
+    content->references++;
+    content->last_use = ++cache->clock;
+    while (!*is_mine && !content->is_ready) {
+        pthread_cond_wait(&cache->ready, &cache->lock);
+    }
+    return content;
+}
+
+/* It is ready, with its data (taken over) or an error; errors are not kept. */
+static void set_ready(struct qcow2_decompressed *cache, struct content *content, char *data,
+                      int status)
+{
+    SCOPE_LOCK(&cache->lock);
+
+    content->is_ready = true;
+    content->status = status;
+    content->data = data;
+    for (unsigned i = 0; status < 0 && i < cache->max; i++) {
+        if (cache->kept[i] == content) {
+            forget_place(cache, i);
+        }
+    }
+    pthread_cond_broadcast(&cache->ready);
+}
+
+static void put_content(struct qcow2_decompressed *cache, struct content *content)
+{
+    SCOPE_LOCK(&cache->lock);
+
+    drop_reference(content);
+}
+
 /* ---- Reading -------------------------------------------------------------------------------- */
+
+/* All of a cluster. */
+static int read_cluster(struct qcow2 *q, uint64_t descriptor, void *cluster)
+{
+    uint64_t host, host_bytes;
+
+    qcow2_compressed_range(q, descriptor, &host, &host_bytes);
+    AUTO_FREE void *compressed = block_node_alloc_buffer(q->file, host_bytes);
+    int status = compressed ? qcow2_read_padded(q->file, compressed, host, host_bytes) : -ENOMEM;
+
+    return status == 0 ? qcow2_decompress(q->header.compression, q->cluster_size, compressed,
+                                          host_bytes, cluster)
+                       : status;
+}
+
+static void make_ready(struct qcow2 *q, struct content *content)
+{
+    AUTO_FREE char *cluster = malloc(q->cluster_size);
+    int status = cluster ? read_cluster(q, content->descriptor, cluster) : -ENOMEM;
+
+    set_ready(q->decompressed, content, status == 0 ? STEAL(cluster) : NULL, status);
+}
 
 int qcow2_read_compressed(struct qcow2 *q, uint64_t descriptor, uint64_t in_cluster, void *buffer,
                           uint64_t bytes)
 {
-    uint64_t host, host_bytes, forgets;
+    bool is_mine;
 
-    if (read_kept(q, descriptor, in_cluster, buffer, bytes, &forgets)) {
-        return 0;
+    if (bytes == q->cluster_size) { /* who reads all of it will not come back for another piece */
+        return read_cluster(q, descriptor, buffer);
     }
-    qcow2_compressed_range(q, descriptor, &host, &host_bytes);
-    AUTO_FREE void *compressed = block_node_alloc_buffer(q->file, host_bytes);
-    AUTO_FREE char *cluster = malloc(q->cluster_size);
-    if (!compressed || !cluster) {
-        return -ENOMEM;
+    struct content *content = get_content(q, descriptor, &is_mine);
+    if (is_mine) {
+        make_ready(q, content);
     }
-    int status = qcow2_read_padded(q->file, compressed, host, host_bytes);
+    int status = content->status;
     if (status == 0) {
-        status = qcow2_decompress(q->header.compression, q->cluster_size, compressed, host_bytes,
-                                  cluster);
+        memcpy(buffer, content->data + in_cluster, bytes);
     }
-    if (status < 0) {
-        return status;
-    }
-    memcpy(buffer, cluster + in_cluster, bytes);
-    keep(q, descriptor, STEAL(cluster), forgets);
-    return 0;
+    put_content(q->decompressed, content);
+    return status;
 }
 
 /* ---- Writing -------------------------------------------------------------------------------- */

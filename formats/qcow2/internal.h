@@ -649,10 +649,7 @@ int qcow2_flush(struct block_node *node);
 int qcow2_block_status(struct block_node *node, uint64_t offset, uint64_t bytes,
                        struct block_extent *extent);
 
-/* ---- compress.c ----------------------------------------------------------------------------- */
-
-int qcow2_compress_init(struct qcow2 *q);
-void qcow2_compress_destroy(struct qcow2 *q);
+/* ---- codec.c -------------------------------------------------------------------------------- */
 
 /* Compress a cluster; *bytes is the result's length. -ENOSPC if it does not get smaller. */
 int qcow2_compress(enum qcow2_compression compression, uint64_t cluster_size, const void *from,
@@ -661,7 +658,12 @@ int qcow2_compress(enum qcow2_compression compression, uint64_t cluster_size, co
 int qcow2_decompress(enum qcow2_compression compression, uint64_t cluster_size, const void *from,
                      uint64_t from_bytes, void *to);
 
-/* Read bytes of the compressed cluster that starts at the guest offset `cluster`. In the epoch. */
+/* ---- compress.c ----------------------------------------------------------------------------- */
+
+int qcow2_compress_init(struct qcow2 *q);
+void qcow2_compress_destroy(struct qcow2 *q);
+
+/* Read bytes of a compressed cluster, from the offset in_cluster in it. In the epoch. */
 int qcow2_read_compressed(struct qcow2 *q, uint64_t descriptor, uint64_t in_cluster, void *buffer,
                           uint64_t bytes);
 /* Write one whole cluster (the disk's last one may be shorter) compressed. In the epoch. */

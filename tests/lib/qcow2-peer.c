@@ -4,7 +4,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
+
+#include "tests/lib/command.h"
 
 const char *const image_verdict_names[] = {"clean", "leaks", "corrupt", "unreadable"};
 
@@ -14,20 +15,6 @@ enum image_verdict image_verdict_of(const struct block_check_result *result)
            : result->corruptions ? IMAGE_CORRUPT
            : result->leaks       ? IMAGE_LEAKS
                                  : IMAGE_CLEAN;
-}
-
-/* Run a program; returns its exit status, and what it printed to both outputs. */
-static int run(const char *const *arguments, char **said)
-{
-    g_autofree char *out = NULL, *complaint = NULL;
-    g_autoptr(GError) error = NULL;
-    int status;
-
-    g_spawn_sync(NULL, (char **)arguments, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, &out, &complaint,
-                 &status, &error);
-    g_assert_no_error(error);
-    *said = g_strconcat(out, complaint, NULL);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 /* A number in JSON; 0 if it is not there. */
@@ -55,10 +42,8 @@ static void take_numbers(const char *text, struct block_check_result *result)
 
 enum image_verdict qemu_check(const char *path, struct block_check_result *result, char **said)
 {
-    const char *const arguments[] = {"qemu-img", "check",         "-f", "qcow2",
-                                     "-U",       "--output=json", path, NULL};
     g_autofree char *text = NULL;
-    int status = run(arguments, &text);
+    int status = test_command(&text, "qemu-img check -f qcow2 -U --output=json %s", path);
 
     if (result) {
         take_numbers(text, result);
@@ -74,23 +59,11 @@ enum image_verdict qemu_check(const char *path, struct block_check_result *resul
 
 void qemu_assert_reads(const char *path, const struct peer_read *reads, size_t count)
 {
-    g_autoptr(GPtrArray) arguments = g_ptr_array_new_with_free_func(g_free);
-    g_autofree char *text = NULL;
+    g_autoptr(GString) commands = g_string_new("");
 
-    for (const char *const *word = (const char *const[]){"qemu-io", "-r", "-f", "qcow2", NULL};
-         *word; word++) {
-        g_ptr_array_add(arguments, g_strdup(*word));
-    }
     for (size_t i = 0; i < count; i++) {
-        g_ptr_array_add(arguments, g_strdup("-c"));
-        g_ptr_array_add(arguments, g_strdup_printf("read -P 0x%x %" PRIu64 " %" PRIu64,
-                                                   reads[i].fill, reads[i].offset, reads[i].bytes));
+        g_string_append_printf(commands, " -c 'read -P 0x%x %" PRIu64 " %" PRIu64 "'",
+                               reads[i].fill, reads[i].offset, reads[i].bytes);
     }
-    g_ptr_array_add(arguments, g_strdup(path));
-    g_ptr_array_add(arguments, NULL);
-    int status = run((const char *const *)arguments->pdata, &text);
-
-    if (status) {
-        g_error("qemu-io: status %d\n%s", status, text);
-    }
+    test_command_succeeds("qemu-io -r -f qcow2%s %s", commands->str, path);
 }

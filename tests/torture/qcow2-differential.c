@@ -17,6 +17,7 @@
 #include "block/node.h"
 #include "block/request.h"
 #include "formats/formats.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/random.h"
 
@@ -57,18 +58,15 @@ struct one {
 static void run(struct one *one, const char *format, ...) G_GNUC_PRINTF(2, 3);
 static void run(struct one *one, const char *format, ...)
 {
-    g_autofree char *said = NULL, *complaint = NULL;
-    g_autoptr(GError) error = NULL;
-    int status;
+    g_autofree char *said = NULL;
     va_list args;
 
     va_start(args, format);
     g_autofree char *command = g_strdup_vprintf(format, args);
     va_end(args);
-    g_spawn_command_line_sync(command, &said, &complaint, &status, &error);
-    g_assert_no_error(error);
+    int status = test_command(&said, "%s", command);
     if (status) {
-        g_error("%s\n%s\nstatus %d\n%s%s", one->what, command, status, said, complaint);
+        g_error("%s\n%s\nstatus %d\n%s", one->what, command, status, said);
     }
 }
 

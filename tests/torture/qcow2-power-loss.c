@@ -10,13 +10,13 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "block/align.h"
 #include "block/node.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "formats/lose-writes.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/random.h"
 
@@ -103,23 +103,6 @@ static bool is_allowed(const struct disk *disk, const uint8_t *sector, uint64_t 
 
 /* ---- The workload --------------------------------------------------------------------------- */
 
-static int run_program(const char *format, ...) G_GNUC_PRINTF(1, 2);
-static int run_program(const char *format, ...)
-{
-    g_autofree char *said = NULL, *complaint = NULL;
-    int status;
-    va_list args;
-
-    va_start(args, format);
-    g_autofree char *command = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_assert_true(g_spawn_command_line_sync(command, &said, &complaint, &status, NULL));
-    if (status) {
-        g_test_message("%s: status %d\n%s%s", command, status, said, complaint);
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 static void make_image(struct workload *work)
 {
     g_autofree char *extra = work->has_extended_l2 ? g_strdup(",extended_l2=on") : g_strdup("");
@@ -128,11 +111,10 @@ static void make_image(struct workload *work)
         work->has_backing ? g_strdup_printf("-b %s -F raw", backing) : g_strdup("");
 
     test_make_file(backing, work->length);
-    g_assert_cmpint(run_program("qemu-img create -q -f qcow2 -o cluster_size=%u,compat=%s%s %s %s "
-                                "%" PRIu64,
-                                1u << work->cluster_bits, work->is_v2 ? "0.10" : "1.1", extra,
-                                chain, work->image, work->length),
-                    ==, 0);
+    test_command_succeeds("qemu-img create -q -f qcow2 -o cluster_size=%u,compat=%s%s %s %s "
+                          "%" PRIu64,
+                          1u << work->cluster_bits, work->is_v2 ? "0.10" : "1.1", extra, chain,
+                          work->image, work->length);
 }
 
 static int write_numbered(struct workload *work, struct block_node *node, uint64_t offset,
@@ -234,7 +216,7 @@ static uint64_t run_workload(struct workload *work, uint64_t at_write, uint64_t 
 
 static void judge(struct workload *work, uint64_t at_write, uint64_t seed)
 {
-    int check = run_program("qemu-img check -f qcow2 %s", work->image);
+    int check = test_command(NULL, "qemu-img check -f qcow2 %s", work->image);
     struct block_node *node;
     g_autofree uint8_t *buffer = g_malloc(work->length);
 

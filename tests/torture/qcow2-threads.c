@@ -16,6 +16,7 @@
 #include "block/node.h"
 #include "block/request.h"
 #include "formats/formats.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/model.h"
 #include "tests/lib/random.h"
@@ -170,15 +171,10 @@ static void run_round(struct test_random *random, const char *options, bool has_
 {
     struct rig rig = {.length = 24 * MIB};
     struct worker workers[THREADS];
-    g_autofree char *said = NULL;
-    int status;
 
     test_image_make(&rig.image, 0);
-    g_autofree char *create = g_strdup_printf("qemu-img create -q -f qcow2 -o %s %s %" PRIu64,
-                                              options, rig.image.path, rig.length);
-    g_autofree char *check = g_strdup_printf("qemu-img check -f qcow2 %s", rig.image.path);
-    g_assert_true(g_spawn_command_line_sync(create, NULL, NULL, &status, NULL));
-    g_assert_cmpint(status, ==, 0);
+    test_command_succeeds("qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, rig.image.path,
+                          rig.length);
     rig.node = test_open("driver=qcow2,discard=unmap,l2-cache-size=64k,l2-cache-entry-size=512,"
                          "refcount-cache-size=1,file.driver=file,file.filename=%s",
                          rig.image.path);
@@ -208,10 +204,7 @@ static void run_round(struct test_random *random, const char *options, bool has_
     g_test_message("%s: %" PRIu64 " requests", options, atomic_load(&rig.requests));
     judge(&rig);
     block_node_unref(rig.node);
-    g_assert_true(g_spawn_command_line_sync(check, &said, NULL, &status, NULL));
-    if (status) {
-        g_error("%s: %s", options, said);
-    }
+    test_command_succeeds("qemu-img check -f qcow2 %s", rig.image.path);
     rig.node = test_open("driver=qcow2,file.driver=file,file.filename=%s", rig.image.path);
     judge(&rig);
     block_node_unref(rig.node);

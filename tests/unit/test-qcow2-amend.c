@@ -5,61 +5,17 @@
 #include <glib.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "block/align.h"
 #include "block/image.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "formats/lose-writes.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/random.h"
 
 #define LENGTH (256 * KIB)
-
-/* ---- Programs ------------------------------------------------------------------------------- */
-
-/* The exit status; what it printed in *said (may be NULL). */
-static int run_status(char **said, const char *format, va_list args)
-{
-    g_autofree char *command = g_strdup_vprintf(format, args), *output = NULL, *complaint = NULL;
-    int status;
-
-    g_assert_true(g_spawn_command_line_sync(command, &output, &complaint, &status, NULL));
-    if (status) {
-        g_test_message("%s: %s%s", command, output, complaint);
-    }
-    if (said) {
-        *said = g_steal_pointer(&output);
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static char *run(const char *format, ...) G_GNUC_PRINTF(1, 2);
-static char *run(const char *format, ...)
-{
-    char *said;
-    va_list args;
-
-    va_start(args, format);
-    int status = run_status(&said, format, args);
-    va_end(args);
-    if (status) {
-        g_error("%s: status %d", format, status);
-    }
-    return said;
-}
-
-static int check(const char *format, ...) G_GNUC_PRINTF(1, 2);
-static int check(const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    int status = run_status(NULL, format, args);
-    va_end(args);
-    return status;
-}
 
 /* ---- Images --------------------------------------------------------------------------------- */
 
@@ -140,16 +96,16 @@ static void judge(struct test_image *image, const uint8_t *disk, uint64_t bytes,
 {
     g_autofree char *raw = test_path(image->directory, "raw");
 
-    g_free(run("qemu-img check -q -f qcow2 %s", image->path));
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
     g_assert_true(g_file_set_contents(raw, (const char *)disk, (gssize)bytes, NULL));
-    g_free(run("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, raw));
+    test_command_succeeds("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, raw);
     if (snapshot) {
         g_autofree char *copy = test_path(image->directory, "copy");
 
         g_assert_true(g_file_set_contents(raw, (const char *)snapshot, LENGTH, NULL));
-        g_free(
-            run("qemu-img convert -l snapshot.name=then -f qcow2 -O raw %s %s", image->path, copy));
-        g_free(run("qemu-img compare -q -f raw -F raw %s %s", copy, raw));
+        test_command_succeeds("qemu-img convert -l snapshot.name=then -f qcow2 -O raw %s %s",
+                              image->path, copy);
+        test_command_succeeds("qemu-img compare -q -f raw -F raw %s %s", copy, raw);
     }
 }
 
@@ -160,7 +116,8 @@ static void make(struct test_image *image, const char *options)
 
     memset(contents, 0xbb, LENGTH);
     g_assert_true(g_file_set_contents(backing, (char *)contents, LENGTH, NULL));
-    g_free(run("qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, image->path, LENGTH));
+    test_command_succeeds("qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, image->path,
+                          LENGTH);
 }
 
 /* ---- Versions ------------------------------------------------------------------------------- */
@@ -194,7 +151,7 @@ static void test_versions(struct test_image *image, const void *unused)
         change_some(&random, node, disk, LENGTH, 10);
         block_node_unref(STEAL(node));
         judge(image, disk, LENGTH, has_snapshot ? then : NULL);
-        g_autofree char *info = run("qemu-img info %s", image->path);
+        g_autofree char *info = test_command_output("qemu-img info %s", image->path);
         g_assert_nonnull(strstr(info, "compat: 0.10"));
         node = open_image(image->path);
         must_amend(node, "version=v3");
@@ -248,7 +205,7 @@ static void test_widths(struct test_image *image, const void *unused)
             if (i >= 6 && wanted == 1) {
                 continue;
             }
-            g_autofree char *info = run("qemu-img info %s", image->path);
+            g_autofree char *info = test_command_output("qemu-img info %s", image->path);
             g_autofree char *line = g_strdup_printf("refcount bits: %u\n", bits);
             g_assert_nonnull(strstr(info, line));
         }
@@ -284,7 +241,7 @@ static void test_stopping(struct test_image *image, const void *unused)
         assert_contents(node, disk, LENGTH);
         block_node_unref(STEAL(node));
         judge(image, disk, LENGTH, NULL);
-        g_autofree char *info = run("qemu-img info %s", image->path);
+        g_autofree char *info = test_command_output("qemu-img info %s", image->path);
         g_assert_nonnull(strstr(info, "compat: 1.1"));
         g_assert_nonnull(strstr(info, "refcount bits: 16\n"));
     }
@@ -316,7 +273,7 @@ static void test_backing_names(struct test_image *image, const void *unused)
                                            &error);
             g_assert_no_error(error);
             block_node_unref(STEAL(node));
-            g_autofree char *info = run("qemu-img info %s", image->path);
+            g_autofree char *info = test_command_output("qemu-img info %s", image->path);
             g_autofree char *line = g_strdup_printf("backing file: %s", name);
             g_assert_cmpint(i != 5, ==, !!strstr(info, line));
             g_assert_cmpint(i != 5, ==, !!strstr(info, "backing file format: raw"));
@@ -337,19 +294,19 @@ static void test_features(struct test_image *image, const void *unused)
     g_assert_cmpint(block_node_pwrite(node, options, 0, 16, 0), ==, 0);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     must_amend(node, "lazy-refcounts=off");
-    g_free(run("qemu-img check -q -U -f qcow2 %s", image->path));
+    test_command_succeeds("qemu-img check -q -U -f qcow2 %s", image->path);
     block_node_unref(STEAL(node));
-    g_autofree char *info = run("qemu-img info %s", image->path);
+    g_autofree char *info = test_command_output("qemu-img info %s", image->path);
     g_assert_nonnull(strstr(info, "lazy refcounts: false"));
     make(image, options);
     node = open_image(image->path);
     must_amend(node, text);
     block_node_unref(STEAL(node));
-    g_free(run("mv %s %s", data, other));
-    g_autofree char *more = run("qemu-img info %s", image->path);
+    test_command_succeeds("mv %s %s", data, other);
+    g_autofree char *more = test_command_output("qemu-img info %s", image->path);
     g_assert_nonnull(strstr(more, "data file raw: false"));
     g_assert_nonnull(strstr(more, other));
-    g_free(run("qemu-img check -q -f qcow2 %s", image->path));
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
 }
 
 static void test_refusals(struct test_image *image, const void *unused)
@@ -461,7 +418,7 @@ static uint64_t change_once(const struct change *change, const char *path, uint6
 /* The image opens, is not corrupt, and shows what it showed. */
 static void judge_loss(struct test_image *image, const uint8_t *disk, const uint8_t *snapshot)
 {
-    int status = check("qemu-img check -f qcow2 %s", image->path);
+    int status = test_command(NULL, "qemu-img check -f qcow2 %s", image->path);
     g_autofree uint8_t *buffer = g_malloc(LENGTH);
 
     if (status != 0 && status != 3) {
@@ -481,8 +438,8 @@ static void judge_loss(struct test_image *image, const uint8_t *disk, const uint
         g_autofree char *copy = test_path(image->directory, "copy"), *contents = NULL;
         gsize bytes;
 
-        g_free(
-            run("qemu-img convert -l snapshot.name=then -f qcow2 -O raw %s %s", image->path, copy));
+        test_command_succeeds("qemu-img convert -l snapshot.name=then -f qcow2 -O raw %s %s",
+                              image->path, copy);
         g_assert_true(g_file_get_contents(copy, &contents, &bytes, NULL));
         g_assert_cmpuint(bytes, >=, LENGTH); /* QEMU gives it the disk's length */
         g_assert_cmpmem(contents, LENGTH, snapshot, LENGTH);
@@ -528,13 +485,13 @@ static void test_power_loss(struct test_image *image, const void *unused)
             change_some(&random, node, disk, LENGTH, 4);
         }
         block_node_unref(STEAL(node));
-        g_free(run("cp %s %s", image->path, master));
+        test_command_succeeds("cp %s %s", image->path, master);
         uint64_t writes = change_once(&changes[i], image->path, 0, &random);
         g_test_message("%s to %s: %" PRIu64 " writes", changes[i].image,
                        changes[i].options ? changes[i].options : "another size", writes);
         for (uint64_t at_write = 1; at_write <= writes;
              at_write += MAX_OF(writes / 40, UINT64_C(1))) {
-            g_free(run("cp %s %s", master, image->path));
+            test_command_succeeds("cp %s %s", master, image->path);
             change_once(&changes[i], image->path, at_write, &random);
             judge_loss(image, disk, changes[i].has_snapshot ? then : NULL);
         }

@@ -9,6 +9,7 @@
 #include "block/node.h"
 #include "block/request.h"
 #include "formats/formats.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/random.h"
 
@@ -30,28 +31,9 @@ static void must_create(const char *path, const char *more)
     g_assert_no_error(error);
 }
 
-/* Run a program; its output, or the test fails. */
-static char *run(const char *format, ...) G_GNUC_PRINTF(1, 2);
-static char *run(const char *format, ...)
-{
-    char *said = NULL;
-    g_autofree char *complaint = NULL;
-    int status;
-    va_list args;
-
-    va_start(args, format);
-    g_autofree char *command = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_assert_true(g_spawn_command_line_sync(command, &said, &complaint, &status, NULL));
-    if (status) {
-        g_error("%s: status %d\n%s%s", command, status, said, complaint);
-    }
-    return said;
-}
-
 static void check(const char *path)
 {
-    g_free(run("qemu-img check -q -f qcow2 %s", path));
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", path);
 }
 
 static void test_options(struct test_image *image, const void *unused)
@@ -73,8 +55,9 @@ static void test_options(struct test_image *image, const void *unused)
 
             must_create(image->path, options);
             check(image->path);
-            g_free(run("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, zeroes));
-            g_autofree char *info = run("qemu-img info --output=json %s", image->path);
+            test_command_succeeds("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, zeroes);
+            g_autofree char *info =
+                test_command_output("qemu-img info --output=json %s", image->path);
             g_autofree char *width = g_strdup_printf("\"refcount-bits\": %u", bits);
             g_assert_nonnull(strstr(info, width));
             g_assert_nonnull(strstr(info, count % 5 ? "\"zlib\"" : "\"zstd\""));

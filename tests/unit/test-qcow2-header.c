@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "formats/qcow2/internal.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/random.h"
 
@@ -538,17 +539,11 @@ static void test_feature_names(void)
 
 static void parse_image(const char *path, const char *options, uint64_t size)
 {
-    g_autofree char *command =
-        g_strdup_printf("qemu-img create -q -f qcow2 %s %s %" PRIu64, options, path, size);
     g_autofree char *contents = NULL;
     struct qcow2_header header;
     gsize bytes;
-    int status;
 
-    g_assert_true(g_spawn_command_line_sync(command, NULL, NULL, &status, NULL));
-    if (status) {
-        g_error("%s: %d", command, status);
-    }
+    test_command_succeeds("qemu-img create -q -f qcow2 %s %s %" PRIu64, options, path, size);
     g_assert_true(g_file_get_contents(path, &contents, &bytes, NULL));
     must_parse(&header, (uint8_t *)contents, bytes);
     g_assert_cmpuint(header.size, ==, size);

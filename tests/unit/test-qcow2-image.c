@@ -5,7 +5,6 @@
 #include <glib.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "block/align.h"
@@ -13,37 +12,22 @@
 #include "block/node.h"
 #include "block/request.h"
 #include "formats/formats.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/fault-driver.h"
 
 #define LENGTH (256 * KIB)
 
-static int run(char **output, const char *format, ...) G_GNUC_PRINTF(2, 3);
-static int run(char **output, const char *format, ...)
-{
-    g_autofree char *said = NULL, *complaint = NULL;
-    int status;
-    va_list args;
-
-    va_start(args, format);
-    g_autofree char *command = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_assert_true(g_spawn_command_line_sync(command, &said, &complaint, &status, NULL));
-    if (output) {
-        *output = g_steal_pointer(&said);
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 /* An image of 512-byte clusters with data in it: header, refcounts, L1 and L2 lie at its start. */
 static void make(struct test_image *image, const char *options)
 {
-    g_assert_cmpint(
-        run(NULL, "qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, image->path, LENGTH),
-        ==, 0);
-    g_assert_cmpint(run(NULL, "qemu-io -f qcow2 -c 'write -P 17 0 64k' -c 'write -P 34 100k 8k' %s",
-                        image->path),
+    g_assert_cmpint(test_command(NULL, "qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options,
+                                 image->path, LENGTH),
                     ==, 0);
+    g_assert_cmpint(
+        test_command(NULL, "qemu-io -f qcow2 -c 'write -P 17 0 64k' -c 'write -P 34 100k 8k' %s",
+                     image->path),
+        ==, 0);
 }
 
 static struct block_node *open_image(struct test_image *image, const char *more)
@@ -183,7 +167,7 @@ static void test_damage(void)
         cases[i].damage(&image);
         check(&image, 0, &result);
         g_assert_cmpint(result.corruptions > 0, ==, !cases[i].is_leak);
-        g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), !=, 0);
+        g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), !=, 0);
         if (cases[i].is_leak) {
             g_assert_cmpuint(result.leaks, >, 0);
             check(&image, BLOCK_CHECK_REPAIR_LEAKS, &result);
@@ -192,7 +176,7 @@ static void test_damage(void)
         }
         g_assert_cmpuint(result.corruptions + result.leaks, ==, 0);
         g_assert_cmpuint(result.corruptions_fixed + result.leaks_fixed, >, 0);
-        g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+        g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
         AUTO(block_node) node = open_image(&image, "");
         assert_data(node);
         block_node_unref(STEAL(node));
@@ -243,7 +227,7 @@ static void test_dirty(void)
     assert_data(node);
     block_node_unref(STEAL(node));
     g_assert_cmpint(get(&image, 72, 8), ==, 0);
-    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
     test_image_remove(&image, NULL);
 }
 
@@ -261,8 +245,10 @@ static void test_bitmaps(void)
 
     test_image_make(&image, 0);
     make(&image, "cluster_size=512");
-    g_assert_cmpint(run(NULL, "qemu-img bitmap --add -g 4096 %s theirs", image.path), ==, 0);
-    g_assert_cmpint(run(NULL, "qemu-io -f qcow2 -c 'write -P 17 8k 4k' %s", image.path), ==, 0);
+    g_assert_cmpint(test_command(NULL, "qemu-img bitmap --add -g 4096 %s theirs", image.path), ==,
+                    0);
+    g_assert_cmpint(test_command(NULL, "qemu-io -f qcow2 -c 'write -P 17 8k 4k' %s", image.path),
+                    ==, 0);
     {
         AUTO(block_node) node = open_image(&image, "read-only=on,");
 
@@ -290,10 +276,10 @@ static void test_bitmaps(void)
         block_node_bitmap_store(node, &stored, bits, sizeof(bits), &error); /* in its place */
         g_assert_no_error(error);
     }
-    run(&info, "qemu-img info --output=json %s", image.path);
+    test_command(&info, "qemu-img info --output=json %s", image.path);
     g_assert_nonnull(strstr(info, "\"ours\""));
     g_assert_nonnull(strstr(info, "\"in-use\"")); /* theirs: it did not see our writes */
-    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
     {
         AUTO(block_node) node = open_image(&image, "");
 
@@ -306,7 +292,7 @@ static void test_bitmaps(void)
         g_assert_no_error(error);
         assert_data(node);
     }
-    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
     test_image_remove(&image, NULL);
 }
 
@@ -316,7 +302,7 @@ static void test_bad_bitmaps(void)
 
     test_image_make(&image, 0);
     make(&image, "cluster_size=512");
-    g_assert_cmpint(run(NULL, "qemu-img bitmap --add %s b", image.path), ==, 0);
+    g_assert_cmpint(test_command(NULL, "qemu-img bitmap --add %s b", image.path), ==, 0);
     for (uint64_t at = 104; at < 512; at += 8) { /* the extension is somewhere here */
         if (get(&image, at, 4) == 0x23852875) {
             put(&image, get(&image, at + 24, 8), UINT64_MAX, 8); /* a table beyond all */
@@ -358,9 +344,9 @@ static void test_vm_state(void)
     g_assert_cmpmem(state, 100000, again, 100000);
     assert_data(node);
     block_node_unref(STEAL(node));
-    run(&list, "qemu-img snapshot -l %s", image.path);
+    test_command(&list, "qemu-img snapshot -l %s", image.path);
     g_assert_nonnull(strstr(list, "with"));
-    g_assert_cmpint(run(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
     test_image_remove(&image, NULL);
 }
 
@@ -393,7 +379,7 @@ static void test_snapshot_faults(void)
         assert_data(node);
         block_node_unref(STEAL(node));
         g_autofree char *said = NULL;
-        int verdict = run(&said, "qemu-img check -f qcow2 %s", image.path);
+        int verdict = test_command(&said, "qemu-img check -f qcow2 %s", image.path);
         if (verdict != 0 && verdict != 3) {
             g_error("after write %u failed (%s): qemu-img check says %d: %s", skip,
                     error ? error->message : "no error", verdict, said);

@@ -12,36 +12,20 @@
 #include "block/image.h"
 #include "block/request.h"
 #include "formats/formats.h"
+#include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/fault-driver.h"
 #include "tests/lib/random.h"
 
-static char *run(const char *format, ...) G_GNUC_PRINTF(1, 2);
-static char *run(const char *format, ...)
-{
-    char *said = NULL;
-    g_autofree char *complaint = NULL;
-    int status;
-    va_list args;
-
-    va_start(args, format);
-    g_autofree char *command = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_assert_true(g_spawn_command_line_sync(command, &said, &complaint, &status, NULL));
-    if (status) {
-        g_error("%s: status %d\n%s%s", command, status, said, complaint);
-    }
-    return said;
-}
-
 static void make(struct test_image *image, const char *options, uint64_t length)
 {
-    g_free(run("qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, image->path, length));
+    test_command_succeeds("qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, image->path,
+                          length);
 }
 
 static void check(struct test_image *image)
 {
-    g_free(run("qemu-img check -q -f qcow2 %s", image->path));
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
 }
 
 static struct block_node *open_image(struct test_image *image)
@@ -172,7 +156,7 @@ static void test_data_files(struct test_image *image, const void *unused)
         block_node_unref(STEAL(node));
         check(image);
         if (is_raw) {
-            g_free(run("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, data));
+            test_command_succeeds("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, data);
         }
     }
 }
@@ -251,16 +235,16 @@ static void test_bitmaps(struct test_image *image, const void *unused)
 {
     for (unsigned i = 0; i < 2; i++) {
         make(image, "cluster_size=4k", 64 * MIB);
-        g_free(run("qemu-img bitmap --add -g 512 %s dirty", image->path));
-        g_free(run("qemu-io -f qcow2 -c 'write 1M 4M' %s", image->path));
+        test_command_succeeds("qemu-img bitmap --add -g 512 %s dirty", image->path);
+        test_command_succeeds("qemu-io -f qcow2 -c 'write 1M 4M' %s", image->path);
         AUTO(block_node) node = open_image(image);
         resize(node, i ? 512 * MIB : MIB, BLOCK_PREALLOCATION_OFF);
         block_node_unref(STEAL(node));
         check(image);
-        g_autofree char *said = run("qemu-img info %s", image->path);
+        g_autofree char *said = test_command_output("qemu-img info %s", image->path);
         g_assert_nonnull(strstr(said, "name: dirty"));
         g_assert_nonnull(strstr(said, "in-use"));
-        g_free(run("qemu-img bitmap --remove %s dirty", image->path));
+        test_command_succeeds("qemu-img bitmap --remove %s dirty", image->path);
         check(image);
     }
 }
@@ -407,7 +391,7 @@ static void test_random_lengths(struct test_image *image, const void *unused)
             block_node_unref(STEAL(node));
             check(image);
             g_assert_true(g_file_set_contents(raw, (char *)model, (gssize)length, NULL));
-            g_free(run("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, raw));
+            test_command_succeeds("qemu-img compare -q -f qcow2 -F raw %s %s", image->path, raw);
         }
     }
 }
