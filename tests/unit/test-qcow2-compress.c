@@ -448,7 +448,7 @@ static void test_write_error(void)
     bool is_over = false;
 
     for (unsigned skip = 0; !is_over; skip++) {
-        g_autofree uint8_t *model = g_memdup2(old, length), *buffer = g_malloc(length);
+        g_autofree uint8_t *model = g_memdup2(old, length);
         struct test_image image;
 
         test_image_make(&image, 0);
