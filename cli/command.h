@@ -12,13 +12,15 @@
 /* Exit statuses: a contract, documented in liveblk(1). */
 enum exit_status {
     EXIT_OK = 0,
-    EXIT_FAILED = 1,        /* the operation failed */
-    EXIT_USAGE = 2,         /* the command line makes no sense; nothing was done */
-    EXIT_UNREACHABLE = 3,   /* no server, the connection was lost, or it speaks no QMP */
-    EXIT_CANCELLED = 4,     /* the job was cancelled */
-    EXIT_LEFT_RUNNING = 5,  /* asked to leave: the job goes on, its outcome is not known yet */
-    EXIT_IMAGE_CORRUPT = 6, /* check: the image has errors */
-    EXIT_IMAGE_LEAKS = 7,   /* check: it has lost clusters, and no errors */
+    EXIT_FAILED = 1,       /* the operation failed */
+    EXIT_USAGE = 2,        /* the command line makes no sense; nothing was done */
+    EXIT_UNREACHABLE = 3,  /* no server, the connection was lost, or it speaks no QMP */
+    EXIT_CANCELLED = 4,    /* the job was cancelled */
+    EXIT_LEFT_RUNNING = 5, /* asked to leave: the job goes on, its outcome is not known yet */
+
+    /* Of check alone, whose statuses are those of qemu-img check: usage errors are EXIT_FAILED. */
+    EXIT_CHECK_CORRUPT = 2, /* the image has errors */
+    EXIT_CHECK_LEAKS = 3,   /* it has lost clusters, and no errors */
 };
 
 /* The GError domain of this folder; the code is the exit status that the error leads to. */
@@ -38,11 +40,13 @@ enum {
     COMMAND_JSON = 1 << 1,         /* has --json */
     COMMAND_PASS_THROUGH = 1 << 2, /* keeps the words after "--" apart */
     COMMAND_HIDDEN = 1 << 3,       /* not listed in the help */
+    COMMAND_NEGATIVE = 1 << 4,     /* "-5G" is an argument, not an option */
+    COMMAND_CHECKS = 1 << 5,       /* usage errors exit with EXIT_FAILED: 2 and 3 are verdicts */
 };
 
 /*
  * What completes an option's value or an argument: words separated by spaces, or one of
- * "@file", "@device", "@job", "@view", "@command", "@socket".
+ * "@file", "@device", "@image" (a file or a device), "@job", "@view", "@command", "@socket".
  */
 struct command_words {
     const char *option; /* its long name; NULL: the argument at this index */

@@ -63,6 +63,9 @@ static void offer_words(const char *words, const char *typed)
         offer_sockets(typed);
     } else if (!strcmp(words, "@device")) {
         offer_from_server("query-block", "device", typed);
+    } else if (!strcmp(words, "@image")) {
+        offer_from_server("query-block", "device", typed);
+        printf("@file\n");
     } else if (!strcmp(words, "@job")) {
         offer_from_server("query-jobs", "id", typed);
     } else if (!strcmp(words, "@view")) {

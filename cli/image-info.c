@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* liveblk info and map: what an image is, and where its data is. */
+/* liveblk info: what an image is. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "block/image-info.h"
-#include "block/request.h"
 #include "cli/image.h"
 #include "cli/output.h"
 
@@ -23,11 +22,20 @@ static const GOptionEntry info_options[] = {
      NULL},
     {NULL},
 };
-static const struct command_words image_words[] = {
+static const struct command_words info_words[] = {
     {"format", 0, "qcow2 raw"},
-    {NULL, 0, "@file"},
+    {NULL, 0, "@image"},
     {NULL},
 };
+
+/* ---- For people ------------------------------------------------------------------------------ */
+
+static void print_text(const char *label, const char *text)
+{
+    g_autofree char *shown = printable(text);
+
+    printf("%s: %s\n", label, shown);
+}
 
 static void print_size(const char *label, int64_t bytes)
 {
@@ -36,219 +44,175 @@ static void print_size(const char *label, int64_t bytes)
     printf("%s: %s (%" PRId64 " bytes)\n", label, size, bytes);
 }
 
+static void print_backing(const json_t *image)
+{
+    const char *name = member_text(image, "backing-filename", NULL);
+    const char *full = member_text(image, "full-backing-filename", NULL);
+    const char *format = member_text(image, "backing-filename-format", NULL);
+
+    if (!name) {
+        return;
+    }
+    print_text("backing file", name);
+    if (full && strcmp(full, name)) {
+        print_text("  which is here", full);
+    }
+    if (format) {
+        print_text("backing file format", format);
+    }
+}
+
+static void print_bitmaps(const json_t *bitmaps)
+{
+    const json_t *bitmap, *flag;
+    size_t i, j;
+
+    json_array_foreach ((json_t *)bitmaps, i, bitmap) {
+        g_autofree char *name = printable(member_text(bitmap, "name", "?"));
+
+        printf("    bitmap: %s, granularity %" PRId64, name,
+               member_integer(bitmap, "granularity", 0));
+        json_array_foreach (json_object_get(bitmap, "flags"), j, flag) {
+            g_autofree char *text = printable(json_string_value(flag));
+
+            printf(", %s", text);
+        }
+        printf("\n");
+    }
+}
+
+/* The facts that only this format has. */
 static void print_facts(const json_t *facts)
 {
     const char *name;
     json_t *value;
 
     json_object_foreach ((json_t *)facts, name, value) {
-        g_autofree char *number =
-            json_is_integer(value)
-                ? g_strdup_printf("%" JSON_INTEGER_FORMAT, json_integer_value(value))
-                : NULL;
+        g_autofree char *label = g_strdup_printf("    %s", name);
 
-        printf("    %s: %s\n", name,
-               number                  ? number
-               : json_is_string(value) ? json_string_value(value)
-               : json_is_true(value)   ? "true"
-                                       : "false");
+        if (json_is_string(value)) {
+            print_text(label, json_string_value(value));
+        } else if (json_is_integer(value)) {
+            printf("%s: %" JSON_INTEGER_FORMAT "\n", label, json_integer_value(value));
+        } else if (json_is_boolean(value)) {
+            printf("%s: %s\n", label, json_is_true(value) ? "true" : "false");
+        }
     }
+    print_bitmaps(json_object_get(facts, "bitmaps"));
 }
 
-static void print_snapshots(json_t *snapshots)
+static void print_image(const json_t *image)
 {
-    static const char *const headings[] = {"ID", "NAME", ">VM STATE", "DATE", NULL};
-    struct libscols_table *table;
-    json_t *snapshot;
-    size_t i;
+    const json_t *specific = json_object_get(image, "format-specific");
 
-    if (!json_array_size(snapshots)) {
-        return;
-    }
-    printf("snapshots:\n");
-    table = table_new(headings);
-    json_array_foreach (snapshots, i, snapshot) {
-        g_autofree char *state =
-            format_size((uint64_t)member_integer(snapshot, "vm-state-size", 0));
-        g_autofree char *date = image_date(member_integer(snapshot, "date-sec", 0));
-
-        table_add(table, (const char *const[]){member_text(snapshot, "id", ""),
-                                               member_text(snapshot, "name", ""), state, date});
-    }
-    table_print(table);
-}
-
-static void print_image(json_t *image)
-{
-    const char *backing = member_text(image, "backing-filename", NULL);
-    json_t *specific = json_object_get(image, "format-specific");
-
-    printf("image: %s\nformat: %s\n", member_text(image, "filename", ""),
-           member_text(image, "format", ""));
+    print_text("image", member_text(image, "filename", "?"));
+    print_text("format", member_text(image, "format", "?"));
     print_size("virtual size", member_integer(image, "virtual-size", 0));
-    print_size("disk size", member_integer(image, "actual-size", 0));
+    if (json_object_get(image, "actual-size")) {
+        print_size("disk size", member_integer(image, "actual-size", 0));
+    }
     if (json_object_get(image, "cluster-size")) {
         printf("cluster size: %" PRId64 "\n", member_integer(image, "cluster-size", 0));
     }
     if (member_flag(image, "dirty-flag")) {
-        printf("it was not closed cleanly\n");
+        printf("cleanly closed: no\n");
     }
-    if (backing) {
-        printf("backing file: %s (format: %s)\n", backing,
-               member_text(image, "backing-filename-format", "not said"));
+    print_backing(image);
+    if (json_object_get(image, "snapshots")) {
+        printf("snapshots:\n");
+        image_print_snapshots(json_object_get(image, "snapshots"));
     }
-    print_snapshots(json_object_get(image, "snapshots"));
     if (specific) {
-        printf("of the format:\n");
+        printf("specific to the format:\n");
         print_facts(json_object_get(specific, "data"));
+    }
+}
+
+/* ---- The command ----------------------------------------------------------------------------- */
+
+static json_t *query_file(const char *path, GError **error)
+{
+    const struct image_options how = {
+        .format = chosen.format,
+        .force_share = chosen.force_share,
+        .without_backing = !chosen.backing_chain,
+        .can_share = true,
+        .served_command = "info",
+    };
+    AUTO(block_node) node = image_open(path, &how, error);
+
+    return node ? block_image_info(node, true) : NULL;
+}
+
+static json_t *query_served(const struct invocation *invocation, const char *device, GError **error)
+{
+    AUTO_CLIENT client = image_connect(invocation, device, error);
+
+    return client ? image_query(client, device, error) : NULL;
+}
+
+/* What is nested becomes a list: the image, its backing file, and so on. Takes the reference. */
+static json_t *list_chain(json_t *image)
+{
+    json_t *list = json_array();
+
+    while (image) {
+        json_t *backing = json_incref(json_object_get(image, "backing-image"));
+
+        json_object_del(image, "backing-image");
+        json_array_append_new(list, image);
+        image = backing;
+    }
+    return list;
+}
+
+static void print_chain(const json_t *list)
+{
+    const json_t *image;
+    size_t i;
+
+    json_array_foreach ((json_t *)list, i, image) {
+        if (i == 0 || chosen.backing_chain) {
+            printf("%s", i ? "\n" : "");
+            print_image(image);
+        }
     }
 }
 
 static enum exit_status run_info(const struct invocation *invocation, GError **error)
 {
-    if (!check_arguments(invocation, 1, 1, "FILE", error)) {
+    if (!check_arguments(invocation, 1, 1, "FILE or DEVICE", error)) {
         return EXIT_USAGE;
     }
-    const struct image_options how = {
-        .format = chosen.format,
-        .force_share = chosen.force_share,
-        .without_backing = !chosen.backing_chain,
-    };
-    AUTO(block_node) node = image_open(invocation->arguments[0], &how, error);
-    json_t *list = json_array();
-    for (struct block_node *layer = node; layer; layer = layer->backing) {
-        json_array_append_new(list, block_image_info(layer, false));
+    const char *name = invocation->arguments[0];
+    bool is_served = image_is_served(invocation, name);
+    if (is_served && (chosen.format || chosen.force_share)) {
+        return usage_error(error,
+                           "There is no file '%s', and --format and --force-share are not "
+                           "for disks of a server",
+                           name);
     }
-    json_t *image;
-    size_t i;
-    if (node && invocation->json) {
+    json_t *image = is_served ? query_served(invocation, name, error) : query_file(name, error);
+    if (!image) {
+        return EXIT_FAILED;
+    }
+    json_t *list = list_chain(image);
+    if (invocation->json) {
         print_json(json_incref(chosen.backing_chain ? list : json_array_get(list, 0)));
     } else {
-        json_array_foreach (list, i, image) {
-            printf("%s", i ? "\n" : "");
-            print_image(image);
-        }
+        print_chain(list);
     }
     json_decref(list);
-    return node ? EXIT_OK : EXIT_FAILED;
+    return EXIT_OK;
 }
 
 const struct command info_command = {
     .name = "info",
-    .summary = "Show what an image file is",
-    .usage = "[OPTION...] FILE",
-    .notes = "Of served disks 'liveblk status' tells.\n",
-    .flags = COMMAND_JSON,
+    .summary = "Show what an image, or a disk of a server, is",
+    .usage = "[OPTION...] FILE|DEVICE",
+    .notes = "A DEVICE is a disk of a running server, where no file has that name.\n",
+    .flags = COMMAND_ADMIN | COMMAND_JSON,
     .options = info_options,
-    .words = image_words,
+    .words = info_words,
     .run = run_info,
-};
-
-/* ---- map ------------------------------------------------------------------------------------ */
-
-static const GOptionEntry map_options[] = {
-    {"format", 'f', 0, G_OPTION_ARG_STRING, &chosen.format, "The image's format", "FORMAT"},
-    {"force-share", 'U', 0, G_OPTION_ARG_NONE, &chosen.force_share, "Also if somebody has it open",
-     NULL},
-    {NULL},
-};
-
-static bool is_alike(const struct block_extent *a, unsigned a_depth, const struct block_extent *b,
-                     unsigned b_depth)
-{
-    return a->flags == b->flags && a_depth == b_depth &&
-           (!(a->flags & BLOCK_STATUS_OFFSET_VALID) || b->host_offset == a->host_offset + a->bytes);
-}
-
-static void print_extent(const struct block_extent *extent, uint64_t offset, unsigned depth,
-                         bool as_json)
-{
-    bool has_offset = extent->flags & BLOCK_STATUS_OFFSET_VALID && depth;
-    bool is_data = extent->flags & BLOCK_STATUS_DATA;
-
-    if (as_json) {
-        json_t *object =
-            json_pack("{s:I,s:I,s:I,s:b,s:b,s:b,s:b}", "start", (json_int_t)offset, "length",
-                      (json_int_t)extent->bytes, "depth", (json_int_t)(depth ? depth - 1 : 0),
-                      "present", depth != 0, "zero", extent->flags & BLOCK_STATUS_ZERO, "data",
-                      is_data, "compressed", extent->flags & BLOCK_STATUS_COMPRESSED);
-
-        if (has_offset) {
-            json_object_set_new(object, "offset", json_integer((json_int_t)extent->host_offset));
-        }
-        print_json_line(object);
-    } else if (is_data) {
-        printf("%-18" PRIu64 " %-18" PRIu64 " %5u  ", offset, extent->bytes, depth - 1);
-        if (has_offset) {
-            printf("%" PRIu64 "\n", extent->host_offset);
-        } else {
-            printf("compressed\n");
-        }
-    }
-}
-
-static int print_map(struct block_node *node, bool as_json)
-{
-    uint64_t length = block_node_length(node), start = 0;
-    struct block_extent extent = {0};
-    unsigned depth = 0;
-
-    while (start + extent.bytes < length) {
-        struct block_extent next;
-        unsigned next_depth;
-        uint64_t at = start + extent.bytes;
-        int status = block_node_block_status_chain(node, at, length - at, &next, &next_depth);
-
-        if (status < 0) {
-            return status;
-        }
-        if (extent.bytes && is_alike(&extent, depth, &next, next_depth)) {
-            extent.bytes += next.bytes;
-            continue;
-        }
-        if (extent.bytes) {
-            print_extent(&extent, start, depth, as_json);
-        }
-        start = at;
-        extent = next;
-        depth = next_depth;
-    }
-    if (extent.bytes) {
-        print_extent(&extent, start, depth, as_json);
-    }
-    return 0;
-}
-
-static enum exit_status run_map(const struct invocation *invocation, GError **error)
-{
-    if (!check_arguments(invocation, 1, 1, "FILE", error)) {
-        return EXIT_USAGE;
-    }
-    const struct image_options how = {.format = chosen.format, .force_share = chosen.force_share};
-    AUTO(block_node) node = image_open(invocation->arguments[0], &how, error);
-    if (!node) {
-        return EXIT_FAILED;
-    }
-    if (!invocation->json) {
-        printf("%-18s %-18s %5s  %s\n", "OFFSET", "LENGTH", "DEPTH", "IN THE FILE AT");
-    }
-    int status = print_map(node, invocation->json);
-    if (status < 0) {
-        g_set_error(error, CLI_ERROR, EXIT_FAILED, "Could not read the image's tables: %s",
-                    g_strerror(-status));
-        return EXIT_FAILED;
-    }
-    return EXIT_OK;
-}
-
-const struct command map_command = {
-    .name = "map",
-    .summary = "Show where an image's data is",
-    .usage = "[OPTION...] FILE",
-    .notes = "Lists what holds data; with --json, a line for every extent, zeroes too. DEPTH\n"
-             "is 0 for the image itself, 1 for its backing file and so on.\n",
-    .flags = COMMAND_JSON,
-    .options = map_options,
-    .words = image_words,
-    .run = run_map,
 };

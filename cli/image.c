@@ -1,18 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "cli/image.h"
 
-#include <inttypes.h>
-#include <stdio.h>
+#include <errno.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
-#include "block/clock.h"
+#include "block/error.h"
 #include "block/gate.h"
 #include "cli/output.h"
 #include "formats/formats.h"
-
-/* How often a line on the terminal changes at most. */
-#define PAINT_NS (100 * NS_PER_MS)
 
 void image_init(void)
 {
@@ -24,20 +20,20 @@ void image_init(void)
     }
 }
 
-struct block_node *image_open(const char *path, const struct image_options *options, GError **error)
+const char *image_file_driver(const char *path)
 {
-    const char *format = options->format;
-    AUTO(block_options) how = block_options_new();
+    struct stat st;
 
-    image_init();
-    if (!format) {
-        format = block_probe_file(path, error);
-    }
-    if (!format) {
-        return NULL;
-    }
+    return stat(path, &st) == 0 && S_ISBLK(st.st_mode) ? "host_device" : "file";
+}
+
+static struct block_options *open_options(const char *path, const char *format,
+                                          const struct image_options *options)
+{
+    struct block_options *how = block_options_new();
+
     block_options_set(how, "driver", format);
-    block_options_set(how, "file.driver", "file");
+    block_options_set(how, "file.driver", image_file_driver(path));
     block_options_set(how, "file.filename", path);
     block_options_set(how, "read-only", options->writable ? "off" : "on");
     block_options_set(how, "discard", "unmap");
@@ -50,34 +46,70 @@ struct block_node *image_open(const char *path, const struct image_options *opti
             block_options_set(how, "backing", "");
         }
     }
-    return block_node_open(how, true, error);
+    return how;
 }
 
-bool image_progress_show(void *data, uint64_t done, uint64_t total)
+void image_explain_lock(const char *path, const struct image_options *options, GError **error)
 {
-    struct image_progress *progress = data;
-    int64_t now_ns = clock_now_ns();
-
-    if (isatty(STDERR_FILENO) && now_ns - progress->painted_ns >= PAINT_NS && total) {
-        fprintf(stderr, "\r%s  %3.0f %%", progress->what, 100.0 * (double)done / (double)total);
-        fflush(stderr);
-        progress->painted_ns = now_ns;
-        progress->is_painted = true;
+    if (!g_error_matches(*error, BLOCK_ERROR, EAGAIN)) {
+        return;
     }
-    return true;
+    g_autofree char *server = image_find_server(path, options->served_command);
+    g_autofree char *text = g_strdup_printf(
+        "%s %s%s", (*error)->message,
+        server ? server : "Stop what uses it first: a virtual machine, a server, another tool",
+        options->can_share ? "; or look at it as it is, perhaps in the middle of a change, with "
+                             "--force-share"
+                           : "");
+
+    g_clear_error(error);
+    g_set_error_literal(error, CLI_ERROR, EXIT_FAILED, text);
 }
 
-void image_progress_end(struct image_progress *progress)
+struct block_node *image_open(const char *path, const struct image_options *options, GError **error)
 {
-    if (progress->is_painted) {
-        fprintf(stderr, "\r\033[K");
-        progress->is_painted = false;
+    const char *format = options->format;
+
+    image_init();
+    if (!format) {
+        format = block_probe_file(path, error);
     }
+    if (!format) {
+        return NULL;
+    }
+    AUTO(block_options) how = open_options(path, format, options);
+    struct block_node *node = block_node_open(how, true, error);
+    if (!node) {
+        image_explain_lock(path, options, error);
+    }
+    return node;
 }
 
-char *image_date(int64_t seconds)
+/* Seconds since 1970 as "2026-11-27 19:30:05"; the caller frees. */
+static char *date_text(int64_t seconds)
 {
     g_autoptr(GDateTime) date = g_date_time_new_from_unix_local(seconds);
 
     return date ? g_date_time_format(date, "%Y-%m-%d %H:%M:%S") : g_strdup("?");
+}
+
+void image_print_snapshots(const json_t *snapshots)
+{
+    static const char *const headings[] = {"ID", "NAME", ">VM STATE", "DATE", NULL};
+    const json_t *snapshot;
+    size_t i;
+
+    if (json_array_size(snapshots) == 0) {
+        return;
+    }
+    struct libscols_table *table = table_new(headings);
+    json_array_foreach ((json_t *)snapshots, i, snapshot) {
+        g_autofree char *state =
+            format_size((uint64_t)MAX(member_integer(snapshot, "vm-state-size", 0), 0));
+        g_autofree char *date = date_text(member_integer(snapshot, "date-sec", 0));
+
+        table_add(table, (const char *const[]){member_text(snapshot, "id", "?"),
+                                               member_text(snapshot, "name", "?"), state, date});
+    }
+    table_print(table);
 }

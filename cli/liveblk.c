@@ -172,6 +172,30 @@ static void drop_separator(char **words)
     }
 }
 
+/*
+ * For GLib "-5G" would be options. Where such a word is an argument, its dash is another character
+ * while options are looked for: one that nobody types.
+ */
+#define HIDDEN_DASH '\x1f'
+
+static void hide_negative_numbers(char **words)
+{
+    for (unsigned i = 0; words[i]; i++) {
+        if (words[i][0] == '-' && g_ascii_isdigit(words[i][1])) {
+            words[i][0] = HIDDEN_DASH;
+        }
+    }
+}
+
+static void show_negative_numbers(char **words)
+{
+    for (unsigned i = 0; words[i]; i++) {
+        if (words[i][0] == HIDDEN_DASH) {
+            words[i][0] = '-';
+        }
+    }
+}
+
 static enum exit_status parse_and_run(const struct command *command, char **argv, GError **error)
 {
     g_autoptr(GOptionContext) context = make_context(command);
@@ -180,6 +204,9 @@ static enum exit_status parse_and_run(const struct command *command, char **argv
         command->flags & COMMAND_PASS_THROUGH ? split_pass_through(words) : g_new0(char *, 1);
     g_autoptr(GError) problem = NULL;
 
+    if (command->flags & COMMAND_NEGATIVE) {
+        hide_negative_numbers(words);
+    }
     if (!g_option_context_parse_strv(context, &words, &problem)) {
         return usage_error(error, "%s", problem->message);
     }
@@ -191,6 +218,7 @@ static enum exit_status parse_and_run(const struct command *command, char **argv
         print_version();
         return EXIT_OK;
     }
+    show_negative_numbers(words);
     drop_separator(words);
 
     struct invocation invocation = {
@@ -213,6 +241,7 @@ static enum exit_status run_command(const struct command *command, char **argv)
     complain("%s", error->message);
     if (error->domain == CLI_ERROR && error->code == EXIT_USAGE) {
         fprintf(stderr, "Try 'liveblk %s --help'.\n", command->name);
+        return command->flags & COMMAND_CHECKS ? EXIT_FAILED : EXIT_USAGE;
     }
     return error->domain == CLI_ERROR ? (enum exit_status)error->code : EXIT_FAILED;
 }

@@ -105,6 +105,32 @@ bool parse_size(const char *text, int64_t *bytes)
     return true;
 }
 
+bool parse_length(const char *text, uint64_t now, uint64_t *length)
+{
+    bool is_more = *text == '+', is_less = *text == '-';
+    int64_t bytes;
+
+    if (!parse_size(text + (is_more || is_less), &bytes) || now > INT64_MAX ||
+        (is_less && (uint64_t)bytes > now) || (is_more && (uint64_t)bytes > INT64_MAX - now)) {
+        return false;
+    }
+    *length = is_more ? now + (uint64_t)bytes : is_less ? now - (uint64_t)bytes : (uint64_t)bytes;
+    return true;
+}
+
+char *printable(const char *text)
+{
+    g_autofree char *valid = g_utf8_make_valid(text, -1);
+    GString *out = g_string_new(NULL);
+
+    for (const char *at = valid; *at; at = g_utf8_next_char(at)) {
+        gunichar character = g_utf8_get_char(at);
+
+        g_string_append_unichar(out, g_unichar_iscntrl(character) ? 0xfffd : character);
+    }
+    return g_string_free(out, FALSE);
+}
+
 static void print_json_with(json_t *value, size_t flags)
 {
     char *text = json_dumps(value, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));

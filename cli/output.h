@@ -27,6 +27,18 @@ char *format_latency(double ns);
  */
 bool parse_size(const char *text, int64_t *bytes);
 
+/*
+ * A length relative to another one: as parse_size, after "+" more and after "-" less. Refuses what
+ * is below 0 or does not fit in an int64_t.
+ */
+bool parse_length(const char *text, uint64_t now, uint64_t *length);
+
+/*
+ * Any bytes as text that does no harm on a terminal: what is no UTF-8, and control characters, are
+ * replaced. The caller frees.
+ */
+char *printable(const char *text);
+
 /* One JSON value and a newline on stdout, at once. Takes the reference. */
 void print_json_line(json_t *value);
 /* The same over several lines, for people who look at it. */

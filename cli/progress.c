@@ -90,8 +90,10 @@ char *progress_line(const struct progress *progress, unsigned width)
     g_autofree char *rate = progress->rate < 0 ? g_strdup("?") : format_size(progress->rate);
     int64_t left = progress_seconds_left(progress);
     g_autofree char *time = left < 0 ? g_strdup("?") : format_duration(left);
-    char *line = g_strdup_printf("%-8s %s  %s of %s  %s/s  %s left", progress->phase, percent, done,
-                                 total, rate, time);
+    char *line = progress->in_steps
+                     ? g_strdup_printf("%-8s %s  %s left", progress->phase, percent, time)
+                     : g_strdup_printf("%-8s %s  %s of %s  %s/s  %s left", progress->phase, percent,
+                                       done, total, rate, time);
 
     if (width && strlen(line) > width) {
         line[width] = '\0';

@@ -18,6 +18,7 @@ struct progress {
     uint64_t total;
     double rate;   /* bytes per second, smoothed; < 0: not known yet */
     bool finished; /* concluded with success: only now it may say 100 % */
+    bool in_steps; /* done and total are no bytes: only their share is shown */
     char phase[32];
 };
 

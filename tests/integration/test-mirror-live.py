@@ -322,7 +322,8 @@ def killed(test):
     start_far(test, image)
 
     def follows():
-        if job_status(qmp) == "standby":
+        # A job that was resumed is in standby for a moment still, but no longer paused.
+        if any(job["paused"] for job in qmp.command("query-block-jobs")):
             qmp.command("job-resume", _id="m")
         return job_status(qmp) == "ready"
 

@@ -245,12 +245,13 @@ def commands(test):
             assert ours.get(key) == theirs.get(key), (key, ours, theirs)
         ours, theirs = ours["format-specific"]["data"], theirs["format-specific"]["data"]
         assert {key: ours.get(key) for key in theirs} == theirs, (ours, theirs)
-        ours = [json.loads(line) for line in test.liveblk("map", "--json", path).stdout.split("\n")
-                if line]  # fmt: skip
+        ours = json.loads(test.liveblk("map", "--json", path).stdout)
         theirs = json.loads(test.run("qemu-img", "map", "--output=json", path).stdout)
-        ours = [(e["start"], e["length"], e["data"]) for e in ours if e["data"]]
-        theirs = [(e["start"], e["length"], e["data"]) for e in theirs if e["data"]]
-        assert sum(e[1] for e in ours) == sum(e[1] for e in theirs), (ours, theirs)
+        for extent in ours:
+            del extent["compressed"]  # which qemu-img tells since 8.2
+        for extent in theirs:
+            extent.pop("compressed", None)
+        assert ours == theirs, (ours, theirs)
         result = json.loads(test.liveblk("check", "--json", path).stdout)
         assert result["corruptions"] == result["leaks"] == 0 and not result["findings"], result
     test.liveblk("snapshot", "--create", "one", image)
@@ -270,7 +271,7 @@ def commands(test):
     with open(image, "r+b") as file:  # a refcount block that says less
         file.seek(2 * 65536)
         file.write(bytes(16))
-    assert test.liveblk("check", image, status=6).stdout.count("refcount") > 0
+    assert test.liveblk("check", image, status=2).stdout.count("refcount") > 0
     test.liveblk("check", "--repair", "all", image)
     check(test, image)
 

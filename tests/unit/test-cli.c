@@ -53,6 +53,44 @@ static void test_bad_sizes_are_refused(void)
     }
 }
 
+static void test_lengths(void)
+{
+    static const struct {
+        const char *text;
+        uint64_t now, length;
+    } good[] = {
+        {"1G", 5, 1 << 30},  {"+1K", 1024, 2048}, {"-1K", 1024, 0},
+        {"+0", 512, 512},    {"0", 512, 0},       {"+1", INT64_MAX - 1, INT64_MAX},
+        {"-512", 1024, 512},
+    };
+    static const char *const bad[] = {"", "+", "-", "-2K", "+8E", "--1", "+-1", "1X", "9E"};
+    uint64_t length;
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(good); i++) {
+        g_assert_true(parse_length(good[i].text, good[i].now, &length));
+        g_assert_cmpuint(length, ==, good[i].length);
+    }
+    for (unsigned i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_test_message("'%s'", bad[i]);
+        g_assert_false(parse_length(bad[i], 1024, &length));
+    }
+    g_assert_false(parse_length("+1", INT64_MAX, &length));
+    g_assert_false(parse_length("-1", UINT64_MAX, &length));
+}
+
+static void test_printable(void)
+{
+    g_autofree char *harmless = printable("na\xc3\xafve file.img");
+    g_autofree char *escape = printable("a\x1b[2Jb\nc\x7f");
+    g_autofree char *broken = printable("\xff\xc2\x9bx");
+
+    g_assert_cmpstr(harmless, ==, "na\xc3\xafve file.img");
+    g_assert_cmpstr(escape, ==,
+                    "a\xef\xbf\xbd[2Jb\xef\xbf\xbd"
+                    "c\xef\xbf\xbd");
+    g_assert_cmpstr(broken, ==, "\xef\xbf\xbd\xef\xbf\xbdx");
+}
+
 static void assert_text(char *text, const char *expected)
 {
     g_assert_cmpstr(text, ==, expected);
@@ -161,6 +199,18 @@ static void test_a_line_is_cut_to_its_width(void)
     g_assert_cmpuint(strlen(line), ==, 20);
 }
 
+static void test_steps_are_no_bytes(void)
+{
+    struct progress progress;
+    int64_t now_ns;
+
+    start(&progress, &now_ns, 1000);
+    progress.in_steps = true;
+    advance(&progress, &now_ns, 2, 100);
+    g_autofree char *line = progress_line(&progress, 0);
+    g_assert_cmpstr(line, ==, "copying  20.0 %  0:04 left");
+}
+
 static json_t *histogram(int a, int b, int c)
 {
     return json_pack("{s:[i,i], s:[i,i,i]}", "boundaries", 10, 100, "bins", a, b, c);
@@ -189,6 +239,8 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/cli/sizes-with-units-are-exact", test_sizes_parse);
     g_test_add_func("/cli/sizes-that-make-no-sense-are-refused", test_bad_sizes_are_refused);
+    g_test_add_func("/cli/lengths-may-be-relative-and-never-wrap", test_lengths);
+    g_test_add_func("/cli/text-from-images-does-no-harm-on-a-terminal", test_printable);
     g_test_add_func("/cli/sizes-and-times-read-well", test_texts);
     g_test_add_func("/cli/progress-is-never-whole-before-the-end", test_never_whole_before_the_end);
     g_test_add_func("/cli/progress-does-not-invent-what-it-does-not-know",
@@ -196,6 +248,7 @@ int main(int argc, char **argv)
     g_test_add_func("/cli/progress-rate-follows-slowly", test_the_rate_follows_slowly);
     g_test_add_func("/cli/progress-work-undone-is-no-speed", test_work_undone_is_no_speed);
     g_test_add_func("/cli/progress-line-is-cut-to-its-width", test_a_line_is_cut_to_its_width);
+    g_test_add_func("/cli/progress-in-steps-shows-no-bytes", test_steps_are_no_bytes);
     g_test_add_func("/cli/percentiles-are-never-too-good", test_percentiles);
     return g_test_run();
 }

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What `liveblk create` was asked for, from words that users of qemu-img know to the options that a
+ * driver has for blockdev-create.
+ */
+#ifndef LIVEBLK_CLI_IMAGE_OPTIONS_H
+#define LIVEBLK_CLI_IMAGE_OPTIONS_H
+
+#include <glib.h>
+#include <stdint.h>
+
+#include "block/cleanup.h"
+#include "block/options.h"
+
+/* What may follow --option, for the shell. */
+#define CREATE_OPTION_WORDS                                                                        \
+    "cluster_size= preallocation=metadata preallocation=falloc preallocation=full "                \
+    "lazy_refcounts=on refcount_bits= compression_type=zstd extended_l2=on data_file= "            \
+    "data_file_raw=on compat=0.10"
+
+struct create_request {
+    char *format;
+    char *backing; /* NULL: none */
+    char *backing_format;
+    char *data_file; /* as it is to be opened from here; NULL: none */
+    int64_t size;
+    struct block_options *settings; /* the rest, under the driver's names */
+};
+
+/*
+ * Take what was given, each of it NULL if it was not; settings: NULL-terminated, "NAME=VALUE,...",
+ * with the names of qemu-img or of blockdev-create. NULL with the error set. The size is the
+ * caller's to set.
+ */
+struct create_request *create_request_new(const char *path, const char *format, const char *backing,
+                                          const char *backing_format, const char *const *settings,
+                                          GError **error);
+void create_request_free(struct create_request *request);
+DEFINE_AUTO(create_request, create_request_free)
+
+bool create_request_is_raw(const struct create_request *request);
+
+/* The options for block_create of the image at this path; the caller frees. */
+struct block_options *create_request_options(const struct create_request *request,
+                                             const char *path);
+
+#endif
