@@ -220,7 +220,7 @@ static bool stop(void *data, uint64_t done, uint64_t total)
     return *left && --*left;
 }
 
-/* Stopped at any step: the image is as it was, and nothing is lost. */
+/* Stopped at any step: the image is as it was, and nothing is lost. Few steps are over before. */
 static void test_stopping(struct test_image *image, const void *unused)
 {
     static const char *const texts[] = {"refcount-bits=64", "version=v2"};
@@ -237,8 +237,13 @@ static void test_stopping(struct test_image *image, const void *unused)
         AUTO(block_node) node = open_image(image->path);
         change_some(&random, node, disk, LENGTH, 20);
         int status = block_node_amend(node, options, stop, &left, &error);
-        g_assert_cmpint(status, ==, -ECANCELED);
         assert_contents(node, disk, LENGTH);
+        if (left) {
+            g_assert_no_error(error);
+            g_assert_cmpint(status, ==, 0);
+            continue;
+        }
+        g_assert_cmpint(status, ==, -ECANCELED);
         block_node_unref(STEAL(node));
         judge(image, disk, LENGTH, NULL);
         g_autofree char *info = test_command_output("qemu-img info %s", image->path);
