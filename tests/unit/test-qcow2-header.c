@@ -470,6 +470,7 @@ static void test_damaged_headers(void)
     g_log_set_default_handler(say_nothing, NULL);
     for (unsigned i = 0; i < 4000; i++) {
         struct qcow2_header header = random_header(&random), again;
+        header.cluster_bits = MIN_OF(header.cluster_bits, 12u); /* nothing depends on larger ones */
         g_autofree uint8_t *head = encode(&header);
         size_t bytes = UINT64_C(1) << header.cluster_bits;
 
