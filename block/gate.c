@@ -8,10 +8,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "block/align.h"
 #include "block/cleanup.h"
 #include "block/driver.h"
 #include "block/error.h"
+#include "block/node.h"
 #include "block/options-json.h"
+#include "block/request.h"
 
 /* As much of a file as drivers look at to know it. */
 #define PROBE_BYTES 2048
@@ -55,6 +58,11 @@ static int set_directories(const char *text, GError **error)
 
 int block_gate_set(const char *text, GError **error)
 {
+    if (!*text) {
+        return block_error(error, EINVAL,
+                           "image-references is empty; write none, all or "
+                           "directories");
+    }
     if (!strcmp(text, "all")) {
         policy = GATE_ALL;
     } else if (!strcmp(text, "none")) {
@@ -141,8 +149,119 @@ static bool is_uri(const char *name)
     return false;
 }
 
-static int from_json(const char *image, const char *name, struct block_options **options,
-                     GError **error)
+static int check_format(const char *image, const char *format, GError **error)
+{
+    const struct block_driver *driver = block_driver_find(format);
+
+    if (!driver || !driver->probe) {
+        return block_error(error, ENOTSUP,
+                           "The image '%s' refers to a file of the format '%s', which is not "
+                           "supported",
+                           image, format);
+    }
+    return 0;
+}
+
+static bool is_one_of(const char *text, const char *const *list, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!strcmp(text, list[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * What JSON in an image may say. Options that run programs, name nodes, certificates or file
+ * descriptors, or switch locks and flushes off are for users to give, whatever the policy is.
+ */
+static bool may_set(const char *key, const char *value)
+{
+    static const char *const drivers[] = {"file", "host_device", "nbd", "raw", "qcow2"};
+    static const char *const types[] = {"inet", "unix"};
+    static const char *const harmless[] = {"filename", "offset", "size",   "uri", "host",
+                                           "port",     "path",   "export", "aio"};
+    const char *dot = strrchr(key, '.');
+    const char *leaf = dot ? dot + 1 : key;
+
+    if (!strcmp(leaf, "driver")) {
+        return is_one_of(value, drivers, G_N_ELEMENTS(drivers));
+    }
+    if (!strcmp(leaf, "type")) {
+        return is_one_of(value, types, G_N_ELEMENTS(types));
+    }
+    return (!strcmp(leaf, "backing") && !*value) || /* null: none */
+           is_one_of(leaf, harmless, G_N_ELEMENTS(harmless));
+}
+
+static int check_json_options(const char *image, const char *name, struct block_options *options,
+                              GError **error)
+{
+    g_auto(GStrv) keys = block_options_keys(options);
+
+    for (char **key = keys; *key; key++) {
+        const char *value = block_options_get(options, *key);
+
+        if (!may_set(*key, value)) {
+            return block_error(error, EACCES,
+                               "The image '%s' refers to '%s', which sets '%s' to '%s': an image "
+                               "may not do that; if it is wanted, give the node as an option",
+                               image, name, *key, value);
+        }
+        if (g_str_equal(*key, "aio") || g_str_has_suffix(*key, ".aio")) {
+            g_free(block_options_take(options, *key)); /* how QEMU talks to its kernel */
+        }
+    }
+    return 0;
+}
+
+/* The format of what `file` describes, by its first bytes; NULL with the error set. */
+static const char *probe_file_child(const struct block_options *options, GError **error)
+{
+    AUTO(block_options) copy = block_options_copy(options);
+    AUTO(block_options) file = block_options_take_nested(copy, "file");
+    uint8_t head[PROBE_BYTES];
+
+    block_options_set(file, "read-only", "on");
+    block_options_set(file, "force-share", "on");
+    AUTO(block_node) node = block_node_open(file, true, error);
+    if (!node) {
+        return NULL;
+    }
+    size_t bytes = MIN_OF(block_node_length(node), sizeof(head));
+    int status = block_node_pread(node, head, 0, bytes, 0);
+    if (status < 0) {
+        block_error_errno(error, -status, "Could not read it");
+        return NULL;
+    }
+    return block_driver_probe(head, bytes, NULL)->name;
+}
+
+/* The recorded format goes before what the JSON says; where neither says it, the file does. */
+static int set_format(const char *image, const char *name, const char *format,
+                      struct block_options *options, GError **error)
+{
+    if (!format) {
+        format = block_options_get(options, "driver");
+    }
+    if (!format) {
+        format = probe_file_child(options, error);
+        if (!format) {
+            g_prefix_error(
+                error, "The image '%s' refers to '%s' and does not say its format: ", image, name);
+            return -EINVAL;
+        }
+    }
+    int status = check_format(image, format, error);
+    if (status == 0) {
+        block_options_set(options, "driver", format);
+    }
+    return status;
+}
+
+static int from_json(const char *image, const char *name, const char *format,
+                     struct block_options **options, GError **error)
 {
     json_error_t why;
     int status = admit_anything(image, name, error);
@@ -157,27 +276,20 @@ static int from_json(const char *image, const char *name, struct block_options *
                            "The image '%s' refers to '%s', which is not a JSON object", image,
                            name);
     }
-    *options = block_options_from_json(object);
+    AUTO(block_options) parsed = block_options_from_json(object);
     json_decref(object);
-    if (!block_options_has(*options, "driver")) { /* options of what is in the file */
-        const char *inner = block_options_get(*options, "file.driver");
-
-        block_options_set(*options, "driver", inner ? "raw" : "file");
+    status = check_json_options(image, name, parsed, error);
+    if (status == 0 && block_options_has(parsed, "file.filename") &&
+        !block_options_has(parsed, "file.driver")) {
+        block_options_set(parsed, "file.driver", "file");
     }
-    return 0;
-}
-
-static int check_format(const char *image, const char *format, GError **error)
-{
-    const struct block_driver *driver = block_driver_find(format);
-
-    if (!driver || !driver->probe) {
-        return block_error(error, ENOTSUP,
-                           "The image '%s' refers to a file of the format '%s', which is not "
-                           "supported",
-                           image, format);
+    if (status == 0) {
+        status = set_format(image, name, format, parsed, error);
     }
-    return 0;
+    if (status == 0) {
+        *options = STEAL(parsed);
+    }
+    return status;
 }
 
 static int from_uri(const char *image, const char *name, const char *format,
@@ -185,17 +297,17 @@ static int from_uri(const char *image, const char *name, const char *format,
 {
     int status = admit_anything(image, name, error);
 
-    if (status == 0 && format) {
-        status = check_format(image, format, error);
-    }
     if (status < 0) {
         return status;
     }
-    *options = block_options_new();
-    block_options_set(*options, "driver", format ? format : "raw");
-    block_options_set(*options, "file.driver", "nbd");
-    block_options_set(*options, "file.uri", name);
-    return 0;
+    AUTO(block_options) found = block_options_new();
+    block_options_set(found, "file.driver", "nbd");
+    block_options_set(found, "file.uri", name);
+    status = set_format(image, name, format, found, error);
+    if (status == 0) {
+        *options = STEAL(found);
+    }
+    return status;
 }
 
 static char *resolve(const char *image, const char *name)
@@ -216,9 +328,22 @@ char *block_reference_filename(const char *image_filename, const char *name)
                                                            : resolve(image_filename, name);
 }
 
+/* "http://host/image": QEMU has protocols that are not known here; no file is meant. */
+static bool has_scheme(const char *name)
+{
+    size_t letters = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789+-.");
+
+    return letters > 0 && g_str_has_prefix(name + letters, "://");
+}
+
 static int from_path(const char *image, const char *name, const char *format,
                      struct block_options **options, GError **error)
 {
+    if (has_scheme(name)) {
+        return block_error(error, ENOTSUP,
+                           "The image '%s' refers to '%s', whose protocol is not supported", image,
+                           name);
+    }
     g_autofree char *path = resolve(image, name);
     int status = admit_file(image, &path, error);
 
@@ -243,7 +368,7 @@ int block_reference_options(const char *image_filename, const char *name, const 
 {
     *options = NULL;
     if (g_str_has_prefix(name, "json:")) {
-        return from_json(image_filename, name, options, error);
+        return from_json(image_filename, name, format, options, error);
     }
     return is_uri(name) ? from_uri(image_filename, name, format, options, error)
                         : from_path(image_filename, name, format, options, error);

@@ -425,8 +425,8 @@ static struct block_node *open_tree(const struct block_driver *driver,
     return node;
 }
 
-struct block_node *block_node_open(struct block_options *options, bool allow_anonymous,
-                                   GError **error)
+static struct block_node *open_named(struct block_options *options, bool allow_anonymous,
+                                     GError **error)
 {
     g_autofree char *driver_name = block_options_take(options, "driver");
     const struct block_driver *driver;
@@ -441,6 +441,25 @@ struct block_node *block_node_open(struct block_options *options, bool allow_ano
         return NULL;
     }
     return open_tree(driver, options, NULL, allow_anonymous, error);
+}
+
+/* Images name their backing files, and may do so in a circle. */
+static _Thread_local unsigned opening;
+
+struct block_node *block_node_open(struct block_options *options, bool allow_anonymous,
+                                   GError **error)
+{
+    if (opening >= BLOCK_NODE_HEIGHT_MAX) {
+        block_error(error, ELOOP,
+                    "There are too many nodes under each other (%u); does a backing "
+                    "file have itself as its backing file?",
+                    opening);
+        return NULL;
+    }
+    opening++;
+    struct block_node *node = open_named(options, allow_anonymous, error);
+    opening--;
+    return node;
 }
 
 struct block_node *block_node_open_with(const struct block_driver *driver, void *values,

@@ -186,5 +186,6 @@ const struct command check_command = {
     .flags = COMMAND_JSON | COMMAND_CHECKS,
     .options = check_options,
     .words = check_words,
+    .shared = &image_option_group,
     .run = run_check,
 };

@@ -140,7 +140,9 @@ static enum exit_status run_create(const struct invocation *invocation, GError *
         return EXIT_USAGE;
     }
     const char *path = invocation->arguments[0];
-    image_init();
+    if (image_init(error) < 0) {
+        return EXIT_USAGE;
+    }
     request = create_request_new(path, chosen.format, chosen.backing, chosen.backing_format,
                                  (const char *const *)chosen.options, &problem);
     if (!request) {
@@ -171,5 +173,6 @@ const struct command create_command = {
     .flags = COMMAND_JSON,
     .options = create_options,
     .words = create_words,
+    .shared = &image_option_group,
     .run = run_create,
 };

@@ -214,5 +214,6 @@ const struct command info_command = {
     .flags = COMMAND_ADMIN | COMMAND_JSON,
     .options = info_options,
     .words = info_words,
+    .shared = &image_option_group,
     .run = run_info,
 };

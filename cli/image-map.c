@@ -197,5 +197,6 @@ const struct command map_command = {
     .flags = COMMAND_JSON,
     .options = map_options,
     .words = map_words,
+    .shared = &image_option_group,
     .run = run_map,
 };

@@ -136,5 +136,6 @@ const struct command resize_command = {
     .flags = COMMAND_ADMIN | COMMAND_JSON | COMMAND_NEGATIVE,
     .options = resize_options,
     .words = resize_words,
+    .shared = &image_option_group,
     .run = run_resize,
 };

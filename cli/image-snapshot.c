@@ -262,5 +262,6 @@ const struct command snapshot_command = {
     .flags = COMMAND_ADMIN | COMMAND_JSON,
     .options = snapshot_options,
     .words = snapshot_words,
+    .shared = &image_option_group,
     .run = run_snapshot,
 };

@@ -10,7 +10,21 @@
 #include "cli/output.h"
 #include "formats/formats.h"
 
-void image_init(void)
+static char *references;
+
+static const GOptionEntry options_of_all[] = {
+    {"image-references", 0, 0, G_OPTION_ARG_FILENAME, &references,
+     "What images may refer to: all, none, DIRs", "POLICY"},
+    {NULL},
+};
+static const struct command_words words_of_all[] = {
+    {"image-references", 0, "all none"},
+    {NULL},
+};
+
+const struct option_group image_option_group = {.options = options_of_all, .words = words_of_all};
+
+int image_init(GError **error)
 {
     static gsize is_done;
 
@@ -18,6 +32,7 @@ void image_init(void)
         formats_register();
         g_once_init_leave(&is_done, 1);
     }
+    return references ? block_gate_set(references, error) : 0;
 }
 
 const char *image_file_driver(const char *path)
@@ -70,7 +85,9 @@ struct block_node *image_open(const char *path, const struct image_options *opti
 {
     const char *format = options->format;
 
-    image_init();
+    if (image_init(error) < 0) {
+        return NULL;
+    }
     if (!format) {
         format = block_probe_file(path, error);
     }

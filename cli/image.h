@@ -37,8 +37,14 @@ struct block_node *image_open(const char *path, const struct image_options *opti
  */
 void image_explain_lock(const char *path, const struct image_options *options, GError **error);
 
-/* Register the drivers, once, before anything of the block core is used. */
-void image_init(void);
+/* The options that all subcommands for images have. */
+extern const struct option_group image_option_group;
+
+/*
+ * Register the drivers and say what images may refer to, before anything of the block core is
+ * used. Returns a negative errno with the error set if --image-references makes no sense.
+ */
+int image_init(GError **error);
 
 /* "file", or "host_device" for the path of a block device: the driver to open it with. */
 const char *image_file_driver(const char *path);

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "block/driver.h"
 #include "block/error.h"
 #include "block/gate.h"
 #include "block/options.h"
@@ -36,7 +37,8 @@ struct disk_values {
 struct disk {
     struct disk_values values;
     struct throttle_limits limits;
-    struct block_options *file_options; /* "file.driver=...": instead of file=, or NULL */
+    struct block_options *file_options;   /* "file.driver=...": instead of file=, or NULL */
+    struct block_options *format_options; /* the image's driver knows what they mean */
 };
 
 static const struct block_option disk_options[] = {
@@ -45,7 +47,8 @@ static const struct block_option disk_options[] = {
     {"file", BLOCK_OPTION_STRING, offsetof(struct disk_values, file),
      .help = "A file, a block device or an NBD URI."},
     {"format", BLOCK_OPTION_STRING, offsetof(struct disk_values, format),
-     .help = "The image's format. That of a local file is found out if it is not given; what the "
+     .help = "The image's format, whose options may be given, too. That of a local file is found "
+             "out if it is not given; what the "
              "guest may write to its first sectors is limited then, if it is raw. Elsewhere: raw."},
     {"node-name", BLOCK_OPTION_STRING, offsetof(struct disk_values, node_name),
      .help = "The root node's name; made up by default."},
@@ -169,6 +172,52 @@ static int check_storage(struct disk *disk, GError **error)
     return 0;
 }
 
+/* Whether a format has the option, or the node it names: "backing", "backing.driver". */
+static bool has_option(const struct block_driver *driver, const char *key)
+{
+    for (const struct block_option *option = driver->options; option && option->name; option++) {
+        size_t length = strlen(option->name);
+
+        if (!strncmp(option->name, key, length) &&
+            (!key[length] || (key[length] == '.' && option->type == BLOCK_OPTION_NODE))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A format that is found out later may be any. */
+static bool is_format_option(const char *format, const char *key)
+{
+    const struct block_driver *const *list = block_driver_list();
+
+    for (; *list; list++) {
+        if (format ? !strcmp((*list)->name, format) : (*list)->probe != NULL) {
+            if (has_option(*list, key)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* What is left belongs to the format, or to nobody. */
+static int take_format_options(struct disk *disk, struct block_options *options, GError **error)
+{
+    g_auto(GStrv) keys = block_options_keys(options);
+
+    disk->format_options = block_options_new();
+    for (char **key = keys; *key; key++) {
+        /* An image that is opened to be checked serves nobody. */
+        if (strcmp(*key, "for-check") && is_format_option(disk->values.format, *key)) {
+            g_autofree char *value = block_options_take(options, *key);
+
+            block_options_set(disk->format_options, *key, value);
+        }
+    }
+    return block_options_expect_empty(options, NULL, error);
+}
+
 struct disk *disk_parse(const char *text, unsigned index, GError **error)
 {
     AUTO(block_options) options = parse_text(text, error);
@@ -182,7 +231,7 @@ struct disk *disk_parse(const char *text, unsigned index, GError **error)
     }
     if (block_options_extract(options, disk_options, &disk->values, NULL, error) < 0 ||
         limits_take_options(options, &disk->limits, error) < 0 ||
-        block_options_expect_empty(options, NULL, error) < 0) {
+        take_format_options(disk, options, error) < 0) {
         g_prefix_error(error, "disk=%s: ", text);
         return NULL;
     }
@@ -201,6 +250,9 @@ void disk_free(struct disk *disk)
     if (disk->file_options) {
         block_options_free(disk->file_options);
     }
+    if (disk->format_options) {
+        block_options_free(disk->format_options);
+    }
     g_free(disk);
 }
 
@@ -209,19 +261,25 @@ const char *disk_name(const struct disk *disk)
     return disk->values.name;
 }
 
+static void add_options(struct block_options *options, const char *prefix,
+                        const struct block_options *more)
+{
+    g_auto(GStrv) keys = block_options_keys(more);
+
+    for (char **key = keys; *key; key++) {
+        g_autofree char *full = g_strconcat(prefix, *key, NULL);
+
+        block_options_set(options, full, block_options_get(more, *key));
+    }
+}
+
 static void set_storage_options(const struct disk *disk, struct block_options *options)
 {
     const struct disk_values *values = &disk->values;
 
+    add_options(options, "", disk->format_options);
     if (disk->file_options) {
-        char **keys = block_options_keys(disk->file_options);
-
-        for (char **key = keys; *key; key++) {
-            g_autofree char *nested = g_strdup_printf("file.%s", *key);
-
-            block_options_set(options, nested, block_options_get(disk->file_options, *key));
-        }
-        g_strfreev(keys);
+        add_options(options, "file.", disk->file_options);
     } else if (is_uri(values->file)) {
         block_options_set(options, "file.driver", "nbd");
         block_options_set(options, "file.uri", values->file);

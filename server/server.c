@@ -29,6 +29,7 @@ struct server {
     char *admin;
     char *name;
     bool read_only;
+    bool has_image_references;
     struct qmp_monitor *monitor;
     void (*quit)(void *data);
     void *quit_data;
@@ -111,6 +112,10 @@ int server_set_admin(struct server *server, const char *path, GError **error)
 
 int server_set_image_references(struct server *server, const char *policy, GError **error)
 {
+    if (server->has_image_references) {
+        return block_error(error, EINVAL, "image-references was given twice");
+    }
+    server->has_image_references = true;
     return block_gate_set(policy, error);
 }
 

@@ -204,7 +204,8 @@ static int open_referred(struct qcow2 *q, const char *child, const char *name, c
     if (status == 0) {
         status = block_node_open_implied_child(q->node, child, options, error);
     }
-    if (status < 0) {
+    /* Of images that go round in a circle there would be a thousand. */
+    if (status < 0 && !(error && g_error_matches(*error, BLOCK_ERROR, ELOOP))) {
         g_prefix_error(error, "Could not open the %s '%s' of '%s': ",
                        !strcmp(child, "backing") ? "backing file" : "data file", name, image);
     }
@@ -367,6 +368,10 @@ static int open_image(struct qcow2 *q, struct open_options *options, GError **er
     if (status == 0) {
         status = open_data_file(q, error);
     }
+    /* Before anything is written: an image whose references are refused is left as it is. */
+    if (status == 0) {
+        status = open_backing(q, error);
+    }
     if (status == 0) {
         status = check_state(q, error);
     }
@@ -379,9 +384,6 @@ static int open_image(struct qcow2 *q, struct open_options *options, GError **er
     }
     if (status == 0) {
         status = begin_writing(q, error);
-    }
-    if (status == 0) {
-        status = open_backing(q, error);
     }
     if (status == 0 && options->snapshot) {
         status = qcow2_snapshot_load(q->node, options->snapshot, error);

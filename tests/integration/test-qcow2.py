@@ -227,6 +227,32 @@ def gate(test):
         else:
             assert result.returncode != 0, policy
             assert "image-references does not allow" in result.stderr, result.stderr
+        # The commands that open images themselves keep to the same policy.
+        result = test.liveblk("map", "--image-references", policy, image,
+                              status=0 if is_allowed else 1)  # fmt: skip
+        assert is_allowed or "image-references does not allow" in result.stderr, result.stderr
+
+
+@promise("options of the format can be given with a disk; a snapshot is shown read-only")
+def options(test):
+    image = make_qcow2(test, "disk.qcow2", MIB)
+    test.run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 1M", image)
+    test.run("qemu-img", "snapshot", "-c", "one", image)
+    test.run("qemu-io", "-f", "qcow2", "-c", "write -P 2 0 1M", image)
+    for more, pattern in ((",snapshot=one,read-only=on", 1), (",l2-cache-size=1M", 2)):
+        server = Server(test, [f"file={image}{more}"], name=f"server{pattern}")
+        handle = server.connect()
+        assert bytes(handle.pread(MIB, 0)) == bytes([pattern]) * MIB
+        assert handle.is_read_only() == (pattern == 1)
+        handle.shutdown()
+        server.stop()
+    for more, words in ((",snapshot=one", "open the node with read-only=on"),
+                        (",format=raw,snapshot=one", "Parameter 'snapshot' is unexpected"),
+                        (",for-check=on", "Parameter 'for-check' is unexpected"),
+                        (",l2-cache-size=x", "l2-cache-size")):  # fmt: skip
+        result = test.run("nbdkit", "-U", "-", "--run", "true", PLUGIN, f"disk=file={image}{more}",
+                          env=Server.environment(), status=None)  # fmt: skip
+        assert result.returncode != 0 and words in result.stderr, result.stderr
 
 
 @promise("create, info, map, check, snapshot and resize agree with qemu-img")
