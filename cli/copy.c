@@ -164,7 +164,7 @@ static json_t *make_arguments(const struct copy *copy, const char *device,
     copy_set_text(arguments, "on-source-error", chosen.on_source_error);
     copy_set_text(arguments, "on-target-error", chosen.on_target_error);
     if (target->kind == TARGET_FILE) {
-        copy_set_text(arguments, "format", chosen.format ? chosen.format : "raw");
+        copy_set_text(arguments, "format", chosen.format);
         copy_set_text(arguments, "mode", chosen.existing ? "existing" : "absolute-paths");
     }
     if (!copy->add_arguments(arguments, target, error)) {

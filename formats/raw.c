@@ -146,6 +146,13 @@ void raw_guard_format(struct block_node *node)
     state->guards_format = true;
 }
 
+bool raw_format_is_guarded(const struct block_node *node)
+{
+    const struct raw_state *state = node->driver == &raw_driver ? block_node_state(node) : NULL;
+
+    return state && state->guards_format;
+}
+
 /* The window stays where it is: a disk that jumped to other data would not be the same disk. */
 static int raw_reopen_prepare(struct block_node *node, void *values,
                               const struct block_node_options *options, void **prepared,

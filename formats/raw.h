@@ -14,4 +14,7 @@ extern const struct block_driver raw_driver;
  */
 void raw_guard_format(struct block_node *node);
 
+/* Whether that was asked for, of a node of any driver. */
+bool raw_format_is_guarded(const struct block_node *node);
+
 #endif

@@ -6,6 +6,7 @@
 
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "formats/raw.h"
 #include "jobs/mirror.h"
 #include "server/commands-backup.h"
 #include "server/lookup.h"
@@ -197,6 +198,9 @@ json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **er
     }
     struct target_file file = target_file_from_arguments(arguments, block_node_length(source));
     file.node_name = node_name;
+    /* A disk whose guest may not choose its format may not choose it by moving either. */
+    file.guards_format = !json_object_get(arguments, "format") &&
+                         raw_format_is_guarded(block_node_below_filters(source));
     file.cache_direct = source->options.cache_direct;
     file.cache_no_flush = source->options.cache_no_flush;
     options.device = device;

@@ -8,6 +8,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/options.h"
+#include "formats/raw.h"
 #include "server/lookup.h"
 
 static const char *const mode_names[] = {"absolute-paths", "existing", NULL};
@@ -81,5 +82,9 @@ struct block_node *target_file_open(void *data, GError **error)
     block_options_set(options, "cache.no-flush", file->cache_no_flush ? "on" : "off");
     block_options_set(options, "file.driver", "file");
     block_options_set(options, "file.filename", file->filename);
-    return block_node_open(options, true, error);
+    struct block_node *node = block_node_open(options, true, error);
+    if (node && file->guards_format) {
+        raw_guard_format(node);
+    }
+    return node;
 }

@@ -19,7 +19,8 @@ struct target_file {
     const char *format;
     const char *node_name; /* NULL: made up */
     uint64_t length;
-    bool create; /* else it is there */
+    bool create;        /* else it is there */
+    bool guards_format; /* raw_guard_format() */
     bool cache_direct;
     bool cache_no_flush;
 };

@@ -57,7 +57,7 @@ def test_backup_arguments():
     sent = server.arguments_of("drive-backup")
     assert os.path.isabs(sent.pop("target"))
     assert sent == {"device": "vda", "sync": "none", "job-id": "backup-vda", "speed": 50 << 20,
-                    "auto-dismiss": False, "x-perf": {"max-workers": 3}, "format": "raw",
+                    "auto-dismiss": False, "x-perf": {"max-workers": 3},
                     "mode": "absolute-paths", "on-target-error": "stop",
                     "on-source-error": "ignore"}
     server.finish()
@@ -94,7 +94,7 @@ def test_mirror_arguments():
     sent = server.arguments_of("drive-mirror")
     assert os.path.isabs(sent.pop("target"))
     assert sent == {"device": "vda", "sync": "none", "job-id": "mirror-vda", "speed": 50 << 20,
-                    "auto-dismiss": False, "format": "raw", "mode": "absolute-paths",
+                    "auto-dismiss": False, "mode": "absolute-paths",
                     "granularity": 65536, "buf-size": 1 << 20, "unmap": False,
                     "on-target-error": "stop"}
     server.ready()

@@ -84,6 +84,23 @@ def stays_raw(test):
     server.stop()
 
 
+@promise("a guest that may not choose its disk's format may not do so after a move either")
+def stays_raw_elsewhere(test):
+    disk = test.make_disk("disk.img", MIB)
+    server = Server(test, [disk])
+    handle = server.connect()
+    for words, may in (((), False), (("--format", "raw"), True)):
+        target = test.path(f"moved{may}.img")
+        test.liveblk("mirror", "vda", "--to", target, "--pivot", *words, "--admin", server.admin)
+        try:
+            handle.pwrite(QCOW2_HEADER, 0)
+            assert may, "a qcow2 header could be written"
+        except nbd.Error as error:
+            assert not may and error.errnum == 1, error  # EPERM
+    handle.shutdown()
+    server.stop()
+
+
 @promise("an internal snapshot is taken and deleted while guests write, and stays as it was")
 def snapshots(test):
     image = make_qcow2(test, "disk.qcow2", 16 * MIB)

@@ -208,7 +208,7 @@ static void test_untouched(struct reference *reference, const void *format)
     g_unlink(reference->image);
 }
 
-#define ADD(name, function) \
+#define ADD(name, function)                                                                        \
     g_test_add("/gate/" name, struct reference, "qcow2", set_up, function, tear_down)
 
 int main(int argc, char **argv)
