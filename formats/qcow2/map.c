@@ -38,13 +38,22 @@ uint64_t qcow2_compressed_max(const struct qcow2 *q)
 
 /* ---- Validity ------------------------------------------------------------------------------- */
 
-static bool compressed_is_valid(const struct qcow2 *q, struct qcow2_entry entry)
+/*
+ * Nothing is stored behind all that was ever in use: what would be written there would be cut off,
+ * or given to somebody else. Where others write to the image meanwhile its end is not known.
+ */
+static bool is_in_file(struct qcow2 *q, uint64_t host)
+{
+    return host >> q->cluster_bits < atomic_load(&q->tail) || q->node->options.force_share;
+}
+
+static bool compressed_is_valid(struct qcow2 *q, struct qcow2_entry entry)
 {
     uint64_t offset, bytes;
 
     qcow2_compressed_range(q, entry.descriptor, &offset, &bytes);
     return !q->has_data_file && offset >= q->cluster_size &&
-           range_within(offset, bytes, QCOW2_HOST_MAX);
+           range_within(offset, bytes, QCOW2_HOST_MAX) && is_in_file(q, offset);
 }
 
 /* Bits that must be 0 in a standard descriptor. */
@@ -72,7 +81,7 @@ static bool standard_is_valid(struct qcow2 *q, uint64_t offset, struct qcow2_ent
     if (q->has_data_file) {
         return host == qcow2_cluster_start(q, offset);
     }
-    return host != 0 && !qcow2_is_metadata(q, host, q->cluster_size);
+    return host != 0 && is_in_file(q, host) && !qcow2_is_metadata(q, host, q->cluster_size);
 }
 
 bool qcow2_entry_is_valid(struct qcow2 *q, uint64_t offset, struct qcow2_entry entry)
