@@ -13,6 +13,7 @@
 #include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
 
 #define ENTRY_BYTES          24

@@ -23,6 +23,7 @@
 #ifndef LIVEBLK_FORMATS_QCOW2_CHECK_INTERNAL_H
 #define LIVEBLK_FORMATS_QCOW2_CHECK_INTERNAL_H
 
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/check-counts.h"
 #include "formats/qcow2/internal.h"
 

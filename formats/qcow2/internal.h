@@ -699,45 +699,6 @@ int qcow2_vmstate_write(struct block_node *node, const void *buffer, uint64_t of
 /* Make the L1 table have at least so many entries (disk growth, VM state). Drained. */
 int qcow2_grow_l1(struct qcow2 *q, uint64_t entries, GError **error);
 
-/* ---- bitmap.c ------------------------------------------------------------------------------- */
-
-/* A stored bitmap ("Bitmap directory"), decoded. */
-struct qcow2_bitmap {
-    uint64_t table_offset;
-    uint32_t table_size; /* entries */
-    uint32_t flags;
-    unsigned granularity_bits;
-    char *name;
-    uint8_t *extra;
-    uint32_t extra_bytes;
-};
-enum {
-    QCOW2_BITMAP_IN_USE = 1 << 0,
-    QCOW2_BITMAP_AUTO = 1 << 1,
-    QCOW2_BITMAP_EXTRA_COMPATIBLE = 1 << 2,
-    QCOW2_BITMAP_FLAGS_KNOWN = (1 << 3) - 1,
-};
-
-void qcow2_bitmap_clear(struct qcow2_bitmap *bitmap);
-/* Read and check the directory: a new array of struct qcow2_bitmap, which the caller frees with
- * its clear function set. NULL with the error set if it is damaged. */
-GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error);
-
-/*
- * The image is opened for writing: mark stored bitmaps as in use, durably. What is wrong with
- * bitmaps never keeps an image from being opened: then the extension is dropped from the header's
- * autoclear features and a warning is printed.
- */
-void qcow2_bitmaps_opened(struct qcow2 *q);
-
-int qcow2_bitmap_list(struct block_node *node, struct block_persistent_bitmap **list, size_t *count,
-                      GError **error);
-int qcow2_bitmap_load(struct block_node *node, const char *name, uint8_t *bits, uint64_t bytes,
-                      GError **error);
-int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bitmap *bitmap,
-                       const uint8_t *bits, uint64_t bytes, GError **error);
-int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **error);
-
 /* ---- check.c and the other check-*.c -------------------------------------------------------- */
 
 /*

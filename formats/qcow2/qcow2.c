@@ -9,6 +9,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/gate.h"
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
 
 /* Covers 256 GiB with clusters of 64 KiB. */

@@ -11,6 +11,7 @@
 
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
 
 /* Clusters that are preallocated at once. */
