@@ -239,22 +239,12 @@ static int write_blocks(struct qcow2 *q)
 /* Let the header refer to the new table: both fields lie in one sector. */
 int qcow2_switch_reftable(struct qcow2 *q, uint64_t offset, uint32_t clusters)
 {
-    struct __attribute__((packed)) {
-        uint64_t offset;
-        uint32_t clusters;
-    } fields = {htobe64(offset), htobe32(clusters)};
-    const uint64_t at = 48; /* refcount_table_offset, refcount_table_clusters */
     SCOPE_LOCK(&q->header_lock);
-    int status = qcow2_write_metadata(q, &fields, sizeof(fields), at);
+    struct qcow2_header before = q->header;
 
-    if (status == 0) {
-        status = block_node_flush(q->file);
-    }
-    if (status == 0) {
-        q->header.reftable_offset = offset;
-        q->header.reftable_clusters = clusters;
-    }
-    return status;
+    q->header.reftable_offset = offset;
+    q->header.reftable_clusters = clusters;
+    return qcow2_header_switch(q, &before, 48, 60); /* ..._table_offset, ..._table_clusters */
 }
 
 static int put_table(struct qcow2 *q, uint64_t offset)
@@ -356,14 +346,11 @@ static int grow_table(struct qcow2 *q, uint64_t count)
     if (status == 0) {
         status = put_table(q, offset);
     }
+    if (status == 0) {
+        status = qcow2_switch_reftable(q, offset, (uint32_t)(entries / per_cluster));
+    }
     if (status < 0) {
         forget_growth(q, &whole, old_entries);
-        return status;
-    }
-    status = qcow2_switch_reftable(q, offset, (uint32_t)(entries / per_cluster));
-    if (status < 0) {
-        /* Either table may be the one that counts from now on; nothing may change any more. */
-        atomic_store(&q->is_corrupt, true);
         return status;
     }
     g_hash_table_remove_all(q->reftable_dirty); /* all of it has just been written */

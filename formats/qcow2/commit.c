@@ -415,9 +415,8 @@ int qcow2_commit(struct qcow2 *q, bool durable)
     {
         SCOPE_LOCK(&q->commit_lock);
         if (atomic_load(&q->has_changes)) {
-            status = atomic_load(&q->is_corrupt)
-                         ? -EIO
-                         : commit_changes(q, durable, !q->options.lazy_refcounts);
+            status =
+                qcow2_is_stopped(q) ? -EIO : commit_changes(q, durable, !q->options.lazy_refcounts);
         } else if (durable) {
             status = flush_data(q);
         }
@@ -432,7 +431,7 @@ int qcow2_commit_all(struct qcow2 *q)
 {
     SCOPE_LOCK(&q->commit_lock);
 
-    return atomic_load(&q->is_corrupt) ? -EIO : commit_changes(q, true, true);
+    return qcow2_is_stopped(q) ? -EIO : commit_changes(q, true, true);
 }
 
 /* ---- Giving up and freeing ------------------------------------------------------------------ */

@@ -331,6 +331,19 @@ int qcow2_header_write_fields(struct qcow2 *q, size_t from, size_t to)
     return status == 0 ? block_node_flush(q->file) : status;
 }
 
+int qcow2_header_switch(struct qcow2 *q, const struct qcow2_header *before, size_t from, size_t to)
+{
+    int status = qcow2_header_write_fields(q, from, to);
+
+    if (status < 0) {
+        q->header = *before;
+        if (qcow2_header_write_fields(q, from, to) < 0) {
+            qcow2_stop(q);
+        }
+    }
+    return status;
+}
+
 /* Only the word of the features, so that nothing else can be torn. */
 int qcow2_set_incompatible(struct qcow2 *q, uint64_t set, uint64_t clear, GError **error)
 {

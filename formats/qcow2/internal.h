@@ -319,6 +319,7 @@ struct qcow2 {
 
     pthread_mutex_t header_lock; /* one writes the header at a time; after refcount_lock */
     _Atomic bool is_corrupt;     /* found so: nothing is written any more */
+    _Atomic bool is_stopped;     /* nor if it is not known which header counts */
 
     struct qcow2_snapshot *snapshots; /* changes drained */
     size_t snapshot_count;
@@ -355,10 +356,16 @@ static inline unsigned qcow2_unit_bits(uint64_t table_bytes)
     return MAX_OF(log2_of(table_bytes), 9u + 6u) - 6;
 }
 
+/* Whether nothing is written any more, until the image is opened again. */
+static inline bool qcow2_is_stopped(const struct qcow2 *q)
+{
+    return atomic_load(&q->is_corrupt) || atomic_load(&q->is_stopped);
+}
+
 /* Whether requests may change the image. */
 static inline bool qcow2_may_write(const struct qcow2 *q)
 {
-    return !atomic_load(&q->is_corrupt) && !q->options.for_check;
+    return !qcow2_is_stopped(q) && !q->options.for_check;
 }
 
 /* The end of the disk's last cluster; what lies beyond, VM state, has no backing file. */
@@ -414,6 +421,18 @@ int qcow2_header_write(struct qcow2 *q, GError **error);
 /* Write the bytes [from, to) of the header's known fields, but for the backing file's, and flush:
  * they change at one instant. header_lock held. */
 int qcow2_header_write_fields(struct qcow2 *q, size_t from, size_t to);
+
+/*
+ * The same, where *before is what the header was. If it fails that is written again, so that it
+ * holds, on disk and in memory; if that fails, too, nothing is written to the image any more.
+ */
+int qcow2_header_switch(struct qcow2 *q, const struct qcow2_header *before, size_t from, size_t to);
+
+/* Which header counts is not known, since writing it failed: write nothing any more, and say so. */
+void qcow2_stop(struct qcow2 *q);
+
+/* Say why the image cannot be changed, if qcow2_may_write says so; returns a negative errno. */
+int qcow2_refuse_change(struct qcow2 *q, GError **error);
 
 /* Set or clear incompatible features durably. */
 int qcow2_set_incompatible(struct qcow2 *q, uint64_t set, uint64_t clear, GError **error);
@@ -492,7 +511,7 @@ void qcow2_refblock_change(struct qcow2 *q, struct qcow2_refblock *block, uint64
 int qcow2_allocate(struct qcow2 *q, uint64_t clusters, bool contiguous, uint64_t *offset,
                    uint64_t *got, bool *is_new);
 
-/* Let the header refer to another refcount table, durably. */
+/* Let the header refer to another refcount table, durably; as qcow2_header_switch. */
 int qcow2_switch_reftable(struct qcow2 *q, uint64_t offset, uint32_t clusters);
 
 /* A place for compressed data, perhaps behind other such data; counts a reference to each cluster

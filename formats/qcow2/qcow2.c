@@ -440,7 +440,7 @@ static void qcow2_close(struct block_node *node)
 {
     struct qcow2 *q = qcow2_of(node);
 
-    if (!block_node_is_read_only(node) && !q->options.for_check && !atomic_load(&q->is_corrupt)) {
+    if (!block_node_is_read_only(node) && qcow2_may_write(q)) {
         int status = write_all_back(q);
 
         if (status < 0) {

@@ -21,20 +21,12 @@
 
 static int set_size(struct qcow2 *q, uint64_t length, GError **error)
 {
-    uint64_t before = q->header.size;
     SCOPE_LOCK(&q->header_lock);
+    struct qcow2_header before = q->header;
 
     q->header.size = length;
-    int status = qcow2_header_write_fields(q, 24, 32); /* size */
-    if (status == 0) {
-        return 0;
-    }
-    q->header.size = before;
-    /* What guests write behind the end that counts would be lost: it must be known. */
-    if (qcow2_header_write_fields(q, 24, 32) < 0) {
-        atomic_store(&q->is_corrupt, true);
-    }
-    return block_error_errno(error, -status, "Could not write the new size");
+    int status = qcow2_header_switch(q, &before, 24, 32); /* size */
+    return status < 0 ? block_error_errno(error, -status, "Could not write the new size") : 0;
 }
 
 /* ---- The L1 table --------------------------------------------------------------------------- */
@@ -42,18 +34,12 @@ static int set_size(struct qcow2 *q, uint64_t length, GError **error)
 /* Let the header refer to a table that is stable. */
 static int switch_l1(struct qcow2 *q, uint64_t offset, uint32_t entries)
 {
-    uint64_t old_offset = q->header.l1_offset;
-    uint32_t old_size = q->header.l1_size;
     SCOPE_LOCK(&q->header_lock);
+    struct qcow2_header before = q->header;
 
     q->header.l1_offset = offset;
     q->header.l1_size = entries;
-    int status = qcow2_header_write_fields(q, 36, 48); /* l1_size, l1_table_offset */
-    if (status < 0) {
-        q->header.l1_offset = old_offset;
-        q->header.l1_size = old_size;
-    }
-    return status;
+    return qcow2_header_switch(q, &before, 36, 48); /* l1_size, l1_table_offset */
 }
 
 static int replace_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
@@ -73,10 +59,6 @@ static int replace_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
     }
     if (status == 0) {
         status = switch_l1(q, offset, entries);
-        if (status < 0) {
-            atomic_store(&q->is_corrupt, true); /* which table counts is not known */
-            return status;
-        }
     }
     if (status < 0) {
         qcow2_unallocate(q, offset, clusters);
@@ -412,7 +394,7 @@ int qcow2_set_length(struct block_node *node, uint64_t length,
     bool is_shorter = length < q->header.size;
 
     if (!qcow2_may_write(q)) {
-        return block_error(error, EIO, "The image is damaged, so it cannot be resized");
+        return qcow2_refuse_change(q, error);
     }
     if (!is_aligned(length, 512)) {
         return block_error(error, EINVAL, "The new size must be a multiple of 512");

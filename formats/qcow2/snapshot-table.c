@@ -229,20 +229,12 @@ static void encode(GByteArray *table, const struct qcow2_snapshot *snapshot)
 /* Let the header refer to a table: both fields are in one sector. */
 static int switch_table(struct qcow2 *q, uint64_t offset, uint32_t count)
 {
-    struct __attribute__((packed)) {
-        uint32_t count;
-        uint64_t offset;
-    } fields = {htobe32(count), htobe64(offset)};
-    const uint64_t at = 60; /* nb_snapshots, snapshots_offset */
     SCOPE_LOCK(&q->header_lock);
-    int status = qcow2_write_metadata(q, &fields, sizeof(fields), at);
+    struct qcow2_header before = q->header;
 
-    if (status < 0) {
-        return status;
-    }
     q->header.snapshot_count = count;
     q->header.snapshots_offset = offset;
-    return block_node_flush(q->file);
+    return qcow2_header_switch(q, &before, 60, 72); /* nb_snapshots, snapshots_offset */
 }
 
 /* Write the table to new clusters and make it and all that it refers to stable. */
@@ -286,7 +278,9 @@ int qcow2_snapshots_store(struct qcow2 *q, const struct qcow2_snapshot *snapshot
     }
     status = switch_table(q, offset, (uint32_t)count);
     if (status < 0) {
-        atomic_store(&q->is_corrupt, true); /* which table counts is not known */
+        if (table->len) {
+            qcow2_unallocate(q, offset, qcow2_clusters(q, table->len));
+        }
         return block_error_errno(error, -status, "Could not write the header");
     }
     qcow2_refcount_add(q, old_offset, q->snapshot_table_bytes, -1); /* if it fails it leaks */

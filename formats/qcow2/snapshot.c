@@ -230,7 +230,7 @@ static int begin(struct qcow2 *q, GError **error)
     int status;
 
     if (!qcow2_may_write(q)) {
-        return block_error(error, EIO, "The image is damaged, so its snapshots cannot be changed");
+        return qcow2_refuse_change(q, error);
     }
     if (q->has_data_file) {
         return block_error(error, ENOTSUP,
@@ -462,32 +462,24 @@ int qcow2_snapshot_delete(struct block_node *node, const char *id, GError **erro
 /* Let the header refer to another active L1 table, of a disk of another length. */
 static int switch_active(struct qcow2 *q, uint64_t l1_offset, uint32_t l1_size, uint64_t disk_bytes)
 {
-    struct __attribute__((packed)) {
-        uint64_t size;
-        uint32_t crypt_method;
-        uint32_t l1_size;
-        uint64_t l1_offset;
-    } fields = {htobe64(disk_bytes), htobe32(q->header.crypt_method), htobe32(l1_size),
-                htobe64(l1_offset)};
-    const uint64_t at = 24; /* size ... l1_table_offset: in one sector */
     SCOPE_LOCK(&q->header_lock);
-    int status = qcow2_write_metadata(q, &fields, sizeof(fields), at);
+    struct qcow2_header before = q->header;
 
-    if (status == 0) {
-        status = block_node_flush(q->file);
-    }
-    if (status == 0) {
-        q->header.size = disk_bytes;
-        q->header.l1_size = l1_size;
-        q->header.l1_offset = l1_offset;
-    }
-    return status;
+    q->header.size = disk_bytes;
+    q->header.l1_size = l1_size;
+    q->header.l1_offset = l1_offset;
+    return qcow2_header_switch(q, &before, 24, 48); /* size ... l1_table_offset: in one sector */
+}
+
+static uint64_t l1_clusters(const struct qcow2 *q, uint32_t l1_size)
+{
+    return qcow2_clusters(q, MAX_OF(l1_size, 1u) * sizeof(uint64_t));
 }
 
 /* Put a copy of the snapshot's L1 table, whose references are counted, into the file. */
 static int put_l1(struct qcow2 *q, uint64_t *l1, uint32_t l1_size, uint64_t *offset)
 {
-    uint64_t clusters = qcow2_clusters(q, MAX_OF(l1_size, 1u) * sizeof(uint64_t));
+    uint64_t clusters = l1_clusters(q, l1_size);
     bool is_new;
     int status = set_flags(q, l1, l1_size);
 
@@ -507,31 +499,44 @@ static int put_l1(struct qcow2 *q, uint64_t *l1, uint32_t l1_size, uint64_t *off
     return status;
 }
 
-static int apply(struct qcow2 *q, const struct qcow2_snapshot *snapshot, uint64_t *l1, int *agrees,
-                 GError **error)
+/* The snapshot's tables become the active ones. What they refer to is counted, and stable. */
+static int switch_to(struct qcow2 *q, const struct qcow2_snapshot *snapshot, uint64_t *l1,
+                     GError **error)
 {
-    g_autofree uint64_t *old_l1 = copy_active(q);
-    uint64_t old_offset = q->header.l1_offset, offset;
-    uint32_t old_size = q->l1_size;
-    int status = add_references(q, l1, snapshot->l1_size);
+    uint64_t offset;
+    int status = put_l1(q, l1, snapshot->l1_size, &offset);
 
-    if (status == 0) {
-        status = qcow2_commit_all(q);
-        if (status == 0) {
-            status = put_l1(q, l1, snapshot->l1_size, &offset);
-        }
-        if (status < 0) {
-            *agrees = drop_references(q, l1, snapshot->l1_size, 0);
-        }
-    }
     if (status < 0) {
         return block_error_errno(error, -status, "Could not share the snapshot with the disk");
     }
     status = switch_active(q, offset, snapshot->l1_size, snapshot->disk_bytes);
     if (status < 0) {
-        atomic_store(&q->is_corrupt, true); /* which table counts is not known */
-        *agrees = -EIO;
+        qcow2_unallocate(q, offset, l1_clusters(q, snapshot->l1_size));
         return block_error_errno(error, -status, "Could not write the header");
+    }
+    return 0;
+}
+
+static int apply(struct qcow2 *q, const struct qcow2_snapshot *snapshot, uint64_t *l1, int *agrees,
+                 GError **error)
+{
+    g_autofree uint64_t *old_l1 = copy_active(q);
+    uint64_t old_offset = q->header.l1_offset;
+    uint32_t old_size = q->l1_size;
+    int status = add_references(q, l1, snapshot->l1_size);
+
+    if (status < 0) {
+        return block_error_errno(error, -status, "Could not share the snapshot with the disk");
+    }
+    status = qcow2_commit_all(q);
+    if (status < 0) {
+        block_error_errno(error, -status, "Could not share the snapshot with the disk");
+    } else {
+        status = switch_to(q, snapshot, l1, error);
+    }
+    if (status < 0) {
+        *agrees = qcow2_may_write(q) ? drop_references(q, l1, snapshot->l1_size, 0) : -EIO;
+        return status;
     }
     status = qcow2_set_l1(q, l1, snapshot->l1_size);
     *agrees = drop_references(q, old_l1, old_size, old_offset);

@@ -6,6 +6,7 @@
 
 #include "block/checked.h"
 #include "block/cleanup.h"
+#include "block/error.h"
 #include "block/event.h"
 #include "formats/qcow2/internal.h"
 
@@ -35,7 +36,7 @@ int qcow2_read_metadata(struct qcow2 *q, void *buffer, uint64_t bytes, uint64_t 
 
 int qcow2_write_metadata(struct qcow2 *q, const void *buffer, uint64_t bytes, uint64_t offset)
 {
-    if (atomic_load(&q->is_corrupt)) {
+    if (qcow2_is_stopped(q)) {
         return -EIO;
     }
     block_node_debug_event(q->file, BLOCK_DEBUG_METADATA_WRITE);
@@ -237,4 +238,28 @@ int qcow2_mark_corrupt(struct qcow2 *q, uint64_t offset, uint64_t bytes, const c
     }
     tell(q, offset, bytes, message);
     return -EIO;
+}
+
+/* ---- Unknown state -------------------------------------------------------------------------- */
+
+void qcow2_stop(struct qcow2 *q)
+{
+    if (!atomic_load(&q->is_corrupt) && !atomic_exchange(&q->is_stopped, true)) {
+        g_warning("Nothing is written any more to the qcow2 image of node '%s': its header could "
+                  "not be written, so that it is not known which tables count. Open it again when "
+                  "its storage works.",
+                  q->node->name ? q->node->name : "");
+    }
+}
+
+int qcow2_refuse_change(struct qcow2 *q, GError **error)
+{
+    if (q->options.for_check) {
+        return block_error(error, EINVAL, "The image is opened to be checked, not to be changed");
+    }
+    return block_error(error, EIO,
+                       atomic_load(&q->is_corrupt)
+                           ? "The image is damaged, so it cannot be changed"
+                           : "The image's header could not be written, so nothing is written to it "
+                             "any more; open it again");
 }

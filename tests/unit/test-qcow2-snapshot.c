@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Internal snapshots of qcow2 images: storage that fails, and tables that are odd or hostile. */
+#include <errno.h>
+#include <glib.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <string.h>
+
+#include "block/align.h"
+#include "block/image.h"
+#include "block/node.h"
+#include "block/request.h"
+#include "formats/formats.h"
+#include "tests/lib/check-rig.h"
+#include "tests/lib/command.h"
+#include "tests/lib/disk.h"
+#include "tests/lib/fault-driver.h"
+
+#define THEN_LENGTH (256 * KIB) /* of the disk, when its snapshot was taken */
+#define LENGTH      (320 * KIB)
+
+/* Fields of the header: size ... snapshots_offset, without names. */
+#define AT_TABLES    24
+#define TABLES_BYTES 48
+
+/* ---- An image with a snapshot --------------------------------------------------------------- */
+
+/* What is written lies below two L2 tables. */
+static const uint64_t places[] = {0, 30 * KIB, 100 * KIB};
+#define PLACE_BYTES (8 * KIB)
+
+static void write_byte(struct block_node *node, uint8_t byte)
+{
+    uint8_t buffer[PLACE_BYTES];
+
+    memset(buffer, byte, sizeof(buffer));
+    for (size_t i = 0; i < G_N_ELEMENTS(places); i++) {
+        g_assert_cmpint(block_node_pwrite(node, buffer, places[i], sizeof(buffer), 0), ==, 0);
+    }
+}
+
+static void expect_byte(struct block_node *node, uint8_t byte)
+{
+    uint8_t buffer[PLACE_BYTES], expected[PLACE_BYTES];
+
+    memset(expected, byte, sizeof(expected));
+    for (size_t i = 0; i < G_N_ELEMENTS(places); i++) {
+        g_assert_cmpint(block_node_pread(node, buffer, places[i], sizeof(buffer), 0), ==, 0);
+        g_assert_cmpmem(buffer, sizeof(buffer), expected, sizeof(expected));
+    }
+}
+
+/* The storage below the image is the node "bad". */
+static struct block_node *open_image(struct test_image *image)
+{
+    return test_open("driver=qcow2,file.driver=fault,file.node-name=bad,file.file.driver=file,"
+                     "file.file.filename=%s",
+                     image->path);
+}
+
+static struct block_node *open_snapshot(struct test_image *image, const char *name)
+{
+    return test_open("driver=qcow2,read-only=on,snapshot=%s,file.driver=file,file.filename=%s",
+                     name, image->path);
+}
+
+static int take(struct block_node *node, const char *name, GError **error)
+{
+    struct block_snapshot_info info = {.name = (char *)(uintptr_t)name, .icount = UINT64_MAX};
+
+    return block_node_snapshot_create(node, &info, error);
+}
+
+/* The disk holds 2, and is longer than it was; the snapshot "then" holds 1. */
+static void make(struct test_image *image, const char *options)
+{
+    g_autoptr(GError) error = NULL;
+
+    test_command_succeeds("qemu-img create -q -f qcow2 -o cluster_size=512,%s %s %" PRIu64, options,
+                          image->path, THEN_LENGTH);
+    AUTO(block_node) node = open_image(image);
+    write_byte(node, 1);
+    take(node, "then", &error);
+    g_assert_no_error(error);
+    if (!strstr(options, "0.10")) {
+        block_node_set_length(node, LENGTH, BLOCK_PREALLOCATION_OFF, &error);
+        g_assert_no_error(error);
+    }
+    write_byte(node, 2);
+}
+
+static bool has_snapshot(struct block_node *node, const char *name)
+{
+    struct block_snapshot_info *list;
+    g_autoptr(GError) error = NULL;
+    bool is_there = false;
+    size_t count;
+
+    block_node_snapshot_list(node, &list, &count, &error);
+    g_assert_no_error(error);
+    for (size_t i = 0; i < count; i++) {
+        is_there |= !strcmp(list[i].name, name);
+    }
+    block_snapshot_list_free(list, count);
+    return is_there;
+}
+
+static void expect_snapshot(struct test_image *image, const char *name, uint8_t byte)
+{
+    AUTO(block_node) node = open_snapshot(image, name);
+
+    expect_byte(node, byte);
+}
+
+static bool is_called_corrupt(struct block_node *node)
+{
+    struct block_info info = {0};
+
+    g_assert_cmpint(block_node_get_info(node, &info), ==, 0);
+    bool is_corrupt = json_is_true(json_object_get(info.format_specific, "corrupt"));
+    block_info_clear(&info);
+    return is_corrupt;
+}
+
+/* ---- Storage that fails --------------------------------------------------------------------- */
+
+enum operation { TAKE, APPLY, DELETE, OPERATIONS };
+static const char *const operation_names[] = {"take", "apply", "delete"};
+
+static int operate(struct block_node *node, enum operation operation, GError **error)
+{
+    return operation == TAKE    ? take(node, "now", error)
+           : operation == APPLY ? block_node_snapshot_apply(node, "then", error)
+                                : block_node_snapshot_delete(node, "then", error);
+}
+
+/* The header cannot be written once: then all is as it was, and it can be tried again. */
+static void test_header_fails_once(struct test_image *image, const void *unused)
+{
+    for (enum operation operation = 0; operation < OPERATIONS; operation++) {
+        g_autoptr(GError) error = NULL;
+
+        g_test_message("%s", operation_names[operation]);
+        make(image, "compat=1.1");
+        AUTO(block_node) node = open_image(image);
+        AUTO(block_node) bad = block_node_find("bad");
+        FAULT(bad, .operations = FAULT_ON(WRITE), .offset = AT_TABLES, .bytes = TABLES_BYTES,
+              .count = 1, .error_number = EIO);
+        g_assert_cmpint(operate(node, operation, &error), ==, -EIO);
+        g_clear_error(&error);
+        g_assert_false(is_called_corrupt(node));
+        g_assert_true(has_snapshot(node, "then") && !has_snapshot(node, "now"));
+        g_assert_cmpuint(block_node_length(node), ==, LENGTH);
+        expect_byte(node, 2);
+        write_byte(node, 3);
+        operate(node, operation, &error);
+        g_assert_no_error(error);
+        expect_byte(node, operation == APPLY ? 1 : 3);
+        block_node_unref(STEAL(bad));
+        block_node_unref(STEAL(node));
+        test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
+    }
+}
+
+/* It cannot be written at all: nothing is any more, and that is not called damage. */
+static void test_header_fails(struct test_image *image, const void *unused)
+{
+    uint8_t buffer[512] = {0};
+
+    for (enum operation operation = 0; operation < OPERATIONS; operation++) {
+        g_autoptr(GError) error = NULL;
+
+        g_test_message("%s", operation_names[operation]);
+        make(image, "compat=1.1");
+        AUTO(block_node) node = open_image(image);
+        AUTO(block_node) bad = block_node_find("bad");
+        FAULT(bad, .operations = FAULT_ON(WRITE), .offset = AT_TABLES, .bytes = TABLES_BYTES,
+              .error_number = EIO);
+        g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "*its header could not be written*");
+        g_assert_cmpint(operate(node, operation, &error), ==, -EIO);
+        g_test_assert_expected_messages();
+        g_clear_error(&error);
+        fault_clear(bad);
+        g_assert_false(is_called_corrupt(node));
+        expect_byte(node, 2);
+        g_assert_cmpint(block_node_pwrite(node, buffer, 0, sizeof(buffer), 0), ==, -EIO);
+        g_assert_cmpint(operate(node, operation, &error), ==, -EIO);
+        g_assert_nonnull(strstr(error->message, "open it again"));
+        block_node_unref(STEAL(bad));
+        if (operation != DELETE) { /* refcounts were changed in memory */
+            g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "*last flush before closing failed*");
+        }
+        block_node_unref(STEAL(node));
+        g_test_assert_expected_messages();
+        node = open_image(image);
+        g_assert_true(has_snapshot(node, "then") && !has_snapshot(node, "now"));
+        expect_byte(node, 2);
+        block_node_unref(STEAL(node));
+        expect_snapshot(image, "then", 1);
+        test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
+    }
+}
+
+static void make_image(struct test_image *image, const void *unused)
+{
+    test_image_make(image, 0);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    formats_register();
+    fault_driver_register();
+#define TEST(name, function)                                                                       \
+    g_test_add("/qcow2-snapshot/" name, struct test_image, NULL, make_image, function,             \
+               test_image_remove)
+    TEST("a-header-that-cannot-be-written-changes-nothing", test_header_fails_once);
+    TEST("a-header-that-is-not-known-stops-all-writing", test_header_fails);
+    return g_test_run();
+}
