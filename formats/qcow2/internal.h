@@ -484,9 +484,9 @@ int qcow2_refcount_get(struct qcow2 *q, uint64_t offset, uint64_t *refcount);
 
 /*
  * Add a (signed) amount to the refcounts of the clusters that [offset, offset + bytes) touches, in
- * memory. -ERANGE, with nothing changed, if one would leave 0 ... refcount_max; then, unless it is
- * the maximum that is exceeded, the image is damaged. Removing takes effect at once: use
- * qcow2_give_up for what stable metadata may still refer to.
+ * memory; a negative errno if nothing has been changed. -ERANGE: one would exceed refcount_max. If
+ * one would fall below 0, or is to be raised from 0 although it is in use, the image is damaged.
+ * Removing takes effect at once: use qcow2_give_up for what stable metadata may still refer to.
  */
 int qcow2_refcount_add(struct qcow2 *q, uint64_t offset, uint64_t bytes, int64_t amount);
 /* The same for one cluster, by index; refcount_lock held. */

@@ -184,9 +184,10 @@ int qcow2_refcount_change(struct qcow2 *q, uint64_t cluster, int64_t amount)
             q, cluster << q->cluster_bits, q->cluster_size,
             "A cluster is in use more often than its refcount (%" PRIu64 ") says", refcount);
     }
-    if (amount > 0 && !block) {
+    if (amount > 0 && refcount == 0) {
         return qcow2_mark_corrupt(q, cluster << q->cluster_bits, q->cluster_size,
-                                  "A cluster that is in use has no refcount block");
+                                  "A cluster that is in use has %s",
+                                  block ? "the refcount 0" : "no refcount block");
     }
     if (amount > 0 && (wanted < refcount || wanted > q->refcount_max)) {
         return -ERANGE;
@@ -201,6 +202,17 @@ int qcow2_refcount_change(struct qcow2 *q, uint64_t cluster, int64_t amount)
     return 0;
 }
 
+/* As if the refcount had not been changed; it may be 0 now. What cannot be read again leaks. */
+static void take_back(struct qcow2 *q, uint64_t cluster, int64_t amount)
+{
+    struct qcow2_refblock *block;
+    uint64_t refcount;
+
+    if (look_up(q, cluster, &block, &refcount) == 0 && block) {
+        qcow2_refblock_change(q, block, cluster, refcount - (uint64_t)amount);
+    }
+}
+
 int qcow2_refcount_add(struct qcow2 *q, uint64_t offset, uint64_t bytes, int64_t amount)
 {
     uint64_t first = offset >> q->cluster_bits;
@@ -212,7 +224,7 @@ int qcow2_refcount_add(struct qcow2 *q, uint64_t offset, uint64_t bytes, int64_t
         status = qcow2_refcount_change(q, cluster, amount);
         if (status < 0) {
             while (cluster-- > first) {
-                qcow2_refcount_change(q, cluster, -amount);
+                take_back(q, cluster, amount);
             }
             break;
         }

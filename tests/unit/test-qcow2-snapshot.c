@@ -201,6 +201,35 @@ static void test_header_fails(struct test_image *image, const void *unused)
     }
 }
 
+/* ---- Images that are damaged or odd --------------------------------------------------------- */
+
+/* What is in use and has the refcount 0 must not get the refcount 1, and so seem to be the disk's
+ * own, when a snapshot has it, too. */
+static void test_refcount_zero(struct test_image *image, const void *unused)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        struct check_rig rig = check_rig_usual();
+        g_autoptr(GError) error = NULL;
+
+        qcow2_builder_set_refcount(rig.image,
+                                   i == 0   ? host_of(&rig, GUEST_B)
+                                   : i == 1 ? host_of(&rig, GUEST_KEPT_ZERO)
+                                            : qcow2_builder_l2_at(rig.image, 0),
+                                   0);
+        qcow2_builder_write(rig.image, rig.path);
+        AUTO(block_node) node =
+            test_open("driver=qcow2,file.driver=file,file.filename=%s", rig.path);
+        g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "*in use has the refcount 0*");
+        g_assert_cmpint(take(node, "now", &error), ==, -EIO);
+        g_test_assert_expected_messages();
+        g_assert_true(is_called_corrupt(node) && !has_snapshot(node, "now"));
+        block_node_unref(STEAL(node));
+        expect_mended(&rig);
+        expect_usual_contents(&rig);
+        check_rig_free(&rig);
+    }
+}
+
 static void make_image(struct test_image *image, const void *unused)
 {
     test_image_make(image, 0);
@@ -216,5 +245,6 @@ int main(int argc, char **argv)
                test_image_remove)
     TEST("a-header-that-cannot-be-written-changes-nothing", test_header_fails_once);
     TEST("a-header-that-is-not-known-stops-all-writing", test_header_fails);
+    TEST("what-has-the-refcount-zero-is-not-shared", test_refcount_zero);
     return g_test_run();
 }
