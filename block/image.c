@@ -141,10 +141,9 @@ int block_node_snapshot_apply(struct block_node *node, const char *id, GError **
         return status;
     }
     status = node->driver->snapshot_apply(node, id, error);
-    if (status == 0) {
-        status = block_node_refresh_length(node, error);
-    }
     /* A driver that fails half-way may have changed the disk; one that refuses has not. */
+    int refreshed = block_node_refresh_length(node, status == 0 ? error : NULL);
+    status = status < 0 ? status : refreshed;
     block_node_fit_bitmaps(node, status != -ENOENT && status != -ENOTSUP);
     sharded_counter_add(&node->write_generation, shard_here(), 1);
     return status;

@@ -338,7 +338,8 @@ int qcow2_header_switch(struct qcow2 *q, const struct qcow2_header *before, size
     if (status < 0) {
         q->header = *before;
         if (qcow2_header_write_fields(q, from, to) < 0) {
-            qcow2_stop(q);
+            qcow2_stop(q, "its header could not be written, so that it is not known which tables "
+                          "count");
         }
     }
     return status;

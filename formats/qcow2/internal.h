@@ -315,11 +315,11 @@ struct qcow2 {
     _Atomic uint64_t pending_free_clusters; /* in both */
     _Atomic bool has_changes;               /* metadata that no commit has written yet */
     _Atomic bool is_marked_dirty;           /* the header has the dirty bit */
-    bool needs_repair; /* refcounts and flags do not agree: the dirty bit stays */
+    bool needs_repair; /* refcounts and flags may not agree: the dirty bit stays */
 
     pthread_mutex_t header_lock; /* one writes the header at a time; after refcount_lock */
     _Atomic bool is_corrupt;     /* found so: nothing is written any more */
-    _Atomic bool is_stopped;     /* nor if it is not known which header counts */
+    _Atomic bool is_stopped;     /* nor if it is not known which tables count */
 
     struct qcow2_snapshot *snapshots; /* changes drained */
     size_t snapshot_count;
@@ -428,8 +428,8 @@ int qcow2_header_write_fields(struct qcow2 *q, size_t from, size_t to);
  */
 int qcow2_header_switch(struct qcow2 *q, const struct qcow2_header *before, size_t from, size_t to);
 
-/* Which header counts is not known, since writing it failed: write nothing any more, and say so. */
-void qcow2_stop(struct qcow2 *q);
+/* Memory and disk may not agree, though neither is damaged: write nothing any more, and say why. */
+void qcow2_stop(struct qcow2 *q, const char *why);
 
 /* Say why the image cannot be changed, if qcow2_may_write says so; returns a negative errno. */
 int qcow2_refuse_change(struct qcow2 *q, GError **error);

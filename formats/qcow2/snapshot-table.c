@@ -283,7 +283,9 @@ int qcow2_snapshots_store(struct qcow2 *q, const struct qcow2_snapshot *snapshot
         }
         return block_error_errno(error, -status, "Could not write the header");
     }
-    qcow2_refcount_add(q, old_offset, q->snapshot_table_bytes, -1); /* if it fails it leaks */
+    if (qcow2_refcount_add(q, old_offset, q->snapshot_table_bytes, -1) < 0) {
+        q->needs_repair = true; /* it leaks until then */
+    }
     q->snapshot_table_bytes = table->len;
     qcow2_area_set(q, QCOW2_AREA_SNAPSHOTS, offset, table->len);
     return 0;

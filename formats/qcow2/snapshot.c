@@ -6,7 +6,7 @@
  * second time; they fall after the last reference has gone. Refcounts and flags cannot change at
  * one instant: in version 3 the image has the dirty bit meanwhile, so that whoever opens it after a
  * crash makes them agree. In version 2, which has no such bit, a crash leaves refcounts that are
- * too high and flags to match, which cost space and copies but no data.
+ * too high and flags that may not match them, which costs space and copies but no data.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -24,6 +24,7 @@ struct visitor {
     int (*table)(struct qcow2 *q, uint64_t offset, void *data);
     int (*entry)(struct qcow2 *q, uint64_t descriptor, void *data);
     void *data;
+    bool goes_on; /* after an error, with the next table */
 };
 
 static int visit_table(struct qcow2 *q, uint64_t offset, uint64_t *words,
@@ -42,17 +43,19 @@ static int visit_table(struct qcow2 *q, uint64_t offset, uint64_t *words,
     return status == 0 ? visitor->table(q, offset, visitor->data) : status;
 }
 
-/* No table may stand in an L1 table twice: a hostile one could keep us at it for ever. */
+/* No table may stand in an L1 table twice: a hostile one could keep us at it for ever. Returns the
+ * first error. */
 static int visit(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size,
                  const struct visitor *visitor)
 {
     g_autofree uint64_t *words = g_malloc(q->cluster_size);
     g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
-    int status = 0;
+    int status = 0, first = 0;
 
-    for (uint32_t i = 0; status == 0 && i < l1_size; i++) {
+    for (uint32_t i = 0; i < l1_size && (status == 0 || visitor->goes_on); i++) {
         uint64_t offset = l1[i] & QCOW2_OFFSET_MASK;
 
+        status = 0;
         if (offset && (!g_hash_table_add(seen, GSIZE_TO_POINTER(offset)) ||
                        offset >= block_node_length(q->file))) {
             status = qcow2_mark_corrupt(q, offset, q->cluster_size,
@@ -61,8 +64,9 @@ static int visit(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size,
         } else if (offset) {
             status = visit_table(q, offset, words, visitor);
         }
+        first = first ? first : status;
     }
-    return status;
+    return first;
 }
 
 /* Raising refcounts: how many steps there were, or are to be taken back. */
@@ -79,7 +83,7 @@ static int change(struct qcow2 *q, struct raise *raise, uint64_t offset, uint64_
         raise->done += status == 0;
         return status;
     }
-    qcow2_refcount_add(q, offset, bytes, -1);
+    q->needs_repair |= qcow2_refcount_add(q, offset, bytes, -1) < 0;
     return --raise->undo ? 0 : -ECANCELED; /* that was the last one */
 }
 
@@ -106,12 +110,12 @@ static int raise_entry(struct qcow2 *q, uint64_t descriptor, void *data)
 static int add_references(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size)
 {
     struct raise raise = {0};
-    struct visitor visitor = {raise_table, raise_entry, &raise};
+    struct visitor visitor = {raise_table, raise_entry, &raise, false};
     int status = visit(q, l1, l1_size, &visitor);
 
     if (status < 0 && raise.done) {
         raise.undo = raise.done;
-        visit(q, l1, l1_size, &visitor);
+        q->needs_repair |= visit(q, l1, l1_size, &visitor) != -ECANCELED;
     }
     return status;
 }
@@ -130,15 +134,15 @@ static int drop_entry(struct qcow2 *q, uint64_t descriptor, void *data)
 
 /*
  * Nothing on disk refers to the table any more (l1_offset 0: it never was there). What cannot be
- * read leaks. After an error refcounts may fall later, when flags have been set by what they are
- * now.
+ * read leaks until the image is repaired. After an error refcounts may fall later, when flags have
+ * been set by what they are now.
  */
 static int drop_references(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size,
                            uint64_t l1_offset)
 {
-    const struct visitor visitor = {drop_table, drop_entry, NULL};
+    const struct visitor visitor = {drop_table, drop_entry, NULL, true};
 
-    visit(q, l1, l1_size, &visitor);
+    q->needs_repair |= visit(q, l1, l1_size, &visitor) < 0;
     if (l1_size && l1_offset) {
         qcow2_give_up(q, l1_offset, l1_size * sizeof(uint64_t), false);
     }
@@ -249,17 +253,16 @@ static int begin(struct qcow2 *q, GError **error)
 }
 
 /*
- * All agrees again (status 0). If it does not, or that cannot be said, the image is made to agree
- * when it is opened again.
+ * All agrees again (status 0). If it does not, or that cannot be said, now or after an operation
+ * before, the image is made to agree when it is opened again.
  */
 static void end(struct qcow2 *q, int status)
 {
     if (status == 0) {
         status = qcow2_commit_all(q);
     }
-
-    q->needs_repair = status < 0;
-    if (status == 0 && q->header.version >= 3 && !atomic_load(&q->is_marked_dirty)) {
+    q->needs_repair |= status < 0;
+    if (!q->needs_repair && q->header.version >= 3 && !atomic_load(&q->is_marked_dirty)) {
         qcow2_set_incompatible(q, 0, QCOW2_INCOMPATIBLE_DIRTY, NULL);
     }
 }
@@ -539,11 +542,15 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *snapshot, uint64_
         return status;
     }
     status = qcow2_set_l1(q, l1, snapshot->l1_size);
-    *agrees = drop_references(q, old_l1, old_size, old_offset);
-    if (status == 0 && *agrees == 0) {
-        *agrees = set_active_flags(q);
+    if (status < 0) {
+        qcow2_stop(q, "there was no memory for tables that count now");
+    } else {
+        status = drop_references(q, old_l1, old_size, old_offset);
     }
-    status = MIN_OF(status, *agrees);
+    if (status == 0) {
+        status = set_active_flags(q);
+    }
+    *agrees = status;
     return status < 0 ? block_error_errno(error, -status,
                                           "The snapshot is applied, but the image could not be "
                                           "brought up to date; check it")

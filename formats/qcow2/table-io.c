@@ -242,13 +242,12 @@ int qcow2_mark_corrupt(struct qcow2 *q, uint64_t offset, uint64_t bytes, const c
 
 /* ---- Unknown state -------------------------------------------------------------------------- */
 
-void qcow2_stop(struct qcow2 *q)
+void qcow2_stop(struct qcow2 *q, const char *why)
 {
     if (!atomic_load(&q->is_corrupt) && !atomic_exchange(&q->is_stopped, true)) {
-        g_warning("Nothing is written any more to the qcow2 image of node '%s': its header could "
-                  "not be written, so that it is not known which tables count. Open it again when "
-                  "its storage works.",
-                  q->node->name ? q->node->name : "");
+        g_warning("Nothing is written any more to the qcow2 image of node '%s': %s. Open it again "
+                  "when that is mended.",
+                  q->node->name ? q->node->name : "", why);
     }
 }
 
@@ -260,6 +259,6 @@ int qcow2_refuse_change(struct qcow2 *q, GError **error)
     return block_error(error, EIO,
                        atomic_load(&q->is_corrupt)
                            ? "The image is damaged, so it cannot be changed"
-                           : "The image's header could not be written, so nothing is written to it "
-                             "any more; open it again");
+                           : "Nothing is written to the image any more, because of an error that "
+                             "was told before; open it again");
 }

@@ -29,14 +29,24 @@
 static const uint64_t places[] = {0, 30 * KIB, 100 * KIB};
 #define PLACE_BYTES (8 * KIB)
 
-static void write_byte(struct block_node *node, uint8_t byte)
+/* False if nothing can be written. */
+static bool try_write(struct block_node *node, uint8_t byte)
 {
     uint8_t buffer[PLACE_BYTES];
 
     memset(buffer, byte, sizeof(buffer));
     for (size_t i = 0; i < G_N_ELEMENTS(places); i++) {
-        g_assert_cmpint(block_node_pwrite(node, buffer, places[i], sizeof(buffer), 0), ==, 0);
+        if (block_node_pwrite(node, buffer, places[i], sizeof(buffer), 0) < 0) {
+            g_assert_cmpuint(i, ==, 0);
+            return false;
+        }
     }
+    return true;
+}
+
+static void write_byte(struct block_node *node, uint8_t byte)
+{
+    g_assert_true(try_write(node, byte));
 }
 
 static void expect_byte(struct block_node *node, uint8_t byte)
@@ -201,6 +211,116 @@ static void test_header_fails(struct test_image *image, const void *unused)
     }
 }
 
+/* Nothing is wrong with an image but that some clusters may be lost. */
+static void expect_little_lost(struct test_image *image, uint64_t most)
+{
+    AUTO(block_node) node = test_open(
+        "driver=qcow2,for-check=on,read-only=on,file.driver=file,file.filename=%s", image->path);
+    struct block_check_result result = {0};
+    g_autoptr(GError) error = NULL;
+
+    block_node_check(node, 0, &result, NULL, NULL, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(result.corruptions + result.check_errors, ==, 0);
+    g_assert_cmpuint(result.leaks, <=, most);
+}
+
+struct failure {
+    const char *options;
+    enum operation operation;
+    unsigned fails; /* FAULT_ON() */
+    unsigned skip;  /* so many of them succeed */
+    unsigned count; /* then so many fail; 0: all */
+};
+
+/* Of an image that was made; false if no request has failed. */
+static bool fail(struct test_image *image, const struct failure *failure)
+{
+    g_autoptr(GError) error = NULL;
+    AUTO(block_node) node = open_image(image);
+    AUTO(block_node) bad = block_node_find("bad");
+
+    expect_byte(node, 2);
+    FAULT(bad, .operations = failure->fails, .skip = failure->skip, .count = failure->count,
+          .error_number = EIO);
+    int status = operate(node, failure->operation, &error);
+    bool has_failed = fault_hits(bad);
+    fault_clear(bad);
+    bool is_applied =
+        failure->operation == APPLY && (status == 0 || strstr(error->message, "is applied"));
+    bool has_then = has_snapshot(node, "then"), has_now = has_snapshot(node, "now");
+    bool is_done = failure->operation == TAKE    ? has_now
+                   : failure->operation == APPLY ? is_applied
+                                                 : !has_then;
+
+    g_assert_true(is_done || status < 0);
+    g_assert_cmpuint(block_node_length(node), ==,
+                     is_applied || strstr(failure->options, "0.10") ? THEN_LENGTH : LENGTH);
+    uint8_t byte = is_applied ? 1 : 2;
+    expect_byte(node, byte);
+    if (try_write(node, 3)) {
+        byte = 3;
+    } else {
+        g_assert_false(failure->count || is_called_corrupt(node));
+    }
+    expect_byte(node, byte);
+    block_node_unref(STEAL(bad));
+    block_node_unref(STEAL(node));
+    for (unsigned opened = 0; opened < 2; opened++) {
+        if (has_then) {
+            expect_snapshot(image, "then", 1);
+        }
+        if (has_now) {
+            expect_snapshot(image, "now", 2);
+        }
+        node = open_image(image); /* repairs what was left half done */
+        g_assert_true(has_snapshot(node, "then") == has_then &&
+                      has_snapshot(node, "now") == has_now);
+        expect_byte(node, byte);
+        write_byte(node, ++byte);
+        block_node_unref(STEAL(node));
+    }
+    /* Version 2 has no dirty bit, so that it is not repaired: what a table that could not be read
+     * refers to is lost, but no more; refcounts stay too high if nothing can be read or written. */
+    if (failure->count || !strstr(failure->options, "0.10")) {
+        expect_little_lost(image, strstr(failure->options, "0.10") ? 21 : 0);
+    }
+    return has_failed;
+}
+
+static void say_nothing(const char *domain, GLogLevelFlags level, const char *message, void *data)
+{
+}
+
+/* Whatever fails, what is not deleted keeps its data, also when the disk is written to. */
+static void test_failures(struct test_image *image, const void *options)
+{
+    static const unsigned kinds[] = {FAULT_ON(WRITE), FAULT_ON(FLUSH), FAULT_ON(READ)};
+    g_autofree char *made = NULL;
+    gsize bytes;
+
+    g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL);
+    g_log_set_default_handler(say_nothing, NULL);
+    make(image, options);
+    g_assert_true(g_file_get_contents(image->path, &made, &bytes, NULL));
+    for (unsigned i = 0; i < 2 * OPERATIONS * G_N_ELEMENTS(kinds); i++) {
+        struct failure failure = {
+            .options = options,
+            .operation = i / 2 % OPERATIONS,
+            .fails = kinds[i / 2 / OPERATIONS],
+            .count = i % 2,
+        };
+
+        do {
+            g_assert_true(g_file_set_contents(image->path, made, (gssize)bytes, NULL));
+        } while (fail(image, &failure) && ++failure.skip < 200);
+        g_assert_cmpuint(failure.skip, <, 200);
+        g_test_message("%s: %u", operation_names[failure.operation], failure.skip);
+    }
+    g_log_set_default_handler(g_log_default_handler, NULL);
+    g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL | G_LOG_LEVEL_WARNING);
+}
+
 /* ---- Images that are damaged or odd --------------------------------------------------------- */
 
 /* What is in use and has the refcount 0 must not get the refcount 1, and so seem to be the disk's
@@ -245,6 +365,10 @@ int main(int argc, char **argv)
                test_image_remove)
     TEST("a-header-that-cannot-be-written-changes-nothing", test_header_fails_once);
     TEST("a-header-that-is-not-known-stops-all-writing", test_header_fails);
+    g_test_add("/qcow2-snapshot/no-failed-request-loses-data", struct test_image, "compat=1.1",
+               make_image, test_failures, test_image_remove);
+    g_test_add("/qcow2-snapshot/no-failed-request-loses-data-of-version-2", struct test_image,
+               "compat=0.10", make_image, test_failures, test_image_remove);
     TEST("what-has-the-refcount-zero-is-not-shared", test_refcount_zero);
     return g_test_run();
 }
