@@ -702,6 +702,8 @@ void qcow2_snapshots_free(struct qcow2 *q);
 int qcow2_snapshots_store(struct qcow2 *q, const struct qcow2_snapshot *snapshots, size_t count,
                           GError **error);
 void qcow2_snapshot_list_clear(struct qcow2_snapshot *snapshots, size_t count);
+/* An ID that no snapshot has; the caller frees it. */
+char *qcow2_snapshot_new_id(struct qcow2 *q);
 /* By ID, or else by name. */
 struct qcow2_snapshot *qcow2_snapshot_find(struct qcow2 *q, const char *id_or_name);
 

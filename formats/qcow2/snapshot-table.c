@@ -2,6 +2,7 @@
 /* qcow2: the table of internal snapshots ("Snapshots"). */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "block/checked.h"
@@ -53,6 +54,67 @@ void qcow2_snapshots_free(struct qcow2 *q)
 {
     qcow2_snapshot_list_clear(STEAL(q->snapshots), q->snapshot_count);
     q->snapshot_count = 0;
+}
+
+/* ---- IDs ------------------------------------------------------------------------------------ */
+
+struct ids {
+    GHashTable *taken; /* set of strings */
+    uint64_t last;
+};
+
+/* Those that there are; the last is the highest number among them. */
+static struct ids ids_new(const struct qcow2 *q)
+{
+    struct ids ids = {.taken = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL)};
+
+    for (size_t i = 0; i < q->snapshot_count; i++) {
+        g_hash_table_add(ids.taken, g_strdup(q->snapshots[i].id));
+        ids.last = MAX_OF(ids.last, (uint64_t)strtoull(q->snapshots[i].id, NULL, 10));
+    }
+    return ids;
+}
+
+/* The next higher number; behind the highest of all, whatever is free. */
+static char *ids_next(struct ids *ids)
+{
+    while (true) {
+        g_autofree char *id = g_strdup_printf("%" PRIu64, ++ids->last);
+
+        if (ids->last && g_hash_table_add(ids->taken, g_strdup(id))) {
+            return g_steal_pointer(&id);
+        }
+    }
+}
+
+char *qcow2_snapshot_new_id(struct qcow2 *q)
+{
+    struct ids ids = ids_new(q);
+    char *id = ids_next(&ids);
+
+    g_hash_table_unref(ids.taken);
+    return id;
+}
+
+/*
+ * An ID stands for one snapshot. Of several that have the same in a damaged image, the first keeps
+ * it; the others get new ones, which are written when the table is.
+ */
+static void make_unique(struct qcow2 *q)
+{
+    struct ids ids = ids_new(q);
+    g_autoptr(GHashTable) seen = g_hash_table_new(g_str_hash, g_str_equal);
+
+    for (size_t i = 0; i < q->snapshot_count; i++) {
+        struct qcow2_snapshot *snapshot = &q->snapshots[i];
+
+        if (g_hash_table_contains(seen, snapshot->id)) {
+            g_free(snapshot->id);
+            snapshot->id = ids_next(&ids);
+        }
+        g_hash_table_add(seen, snapshot->id);
+    }
+    g_hash_table_unref(ids.taken);
 }
 
 /* ---- Reading -------------------------------------------------------------------------------- */
@@ -178,6 +240,7 @@ int qcow2_snapshots_load(struct qcow2 *q, GError **error)
             return status;
         }
     }
+    make_unique(q);
     q->snapshot_table_bytes = reader.at - q->header.snapshots_offset;
     qcow2_area_set(q, QCOW2_AREA_SNAPSHOTS, q->header.snapshots_offset, q->snapshot_table_bytes);
     return 0;

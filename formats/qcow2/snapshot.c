@@ -9,8 +9,6 @@
  * too high and flags that may not match them, which costs space and copies but no data.
  */
 #include <errno.h>
-#include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "block/cleanup.h"
@@ -291,16 +289,6 @@ static struct qcow2_snapshot *find(struct qcow2 *q, const char *id, GError **err
 
 /* ---- Creating ------------------------------------------------------------------------------- */
 
-static char *new_id(struct qcow2 *q)
-{
-    uint64_t highest = 0;
-
-    for (size_t i = 0; i < q->snapshot_count; i++) {
-        highest = MAX_OF(highest, (uint64_t)strtoull(q->snapshots[i].id, NULL, 10));
-    }
-    return g_strdup_printf("%" PRIu64, highest + 1);
-}
-
 /* Write a copy of the active L1 table for the snapshot. */
 static int copy_l1(struct qcow2 *q, struct qcow2_snapshot *snapshot)
 {
@@ -401,7 +389,7 @@ int qcow2_snapshot_create(struct block_node *node, const struct block_snapshot_i
         return status;
     }
     struct qcow2_snapshot snapshot = {
-        .id = info->id ? g_strdup(info->id) : new_id(q),
+        .id = info->id ? g_strdup(info->id) : qcow2_snapshot_new_id(q),
         .name = g_strdup(info->name),
         .date_sec = (uint32_t)info->date_sec,
         .date_nsec = info->date_nsec,

@@ -323,6 +323,11 @@ static void test_failures(struct test_image *image, const void *options)
 
 /* ---- Images that are damaged or odd --------------------------------------------------------- */
 
+static struct block_node *open_built(struct check_rig *rig)
+{
+    return test_open("driver=qcow2,file.driver=file,file.filename=%s", rig->path);
+}
+
 /* What is in use and has the refcount 0 must not get the refcount 1, and so seem to be the disk's
  * own, when a snapshot has it, too. */
 static void test_refcount_zero(struct test_image *image, const void *unused)
@@ -337,8 +342,7 @@ static void test_refcount_zero(struct test_image *image, const void *unused)
                                             : qcow2_builder_l2_at(rig.image, 0),
                                    0);
         qcow2_builder_write(rig.image, rig.path);
-        AUTO(block_node) node =
-            test_open("driver=qcow2,file.driver=file,file.filename=%s", rig.path);
+        AUTO(block_node) node = open_built(&rig);
         g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "*in use has the refcount 0*");
         g_assert_cmpint(take(node, "now", &error), ==, -EIO);
         g_test_assert_expected_messages();
@@ -348,6 +352,73 @@ static void test_refcount_zero(struct test_image *image, const void *unused)
         expect_usual_contents(&rig);
         check_rig_free(&rig);
     }
+}
+
+/* The snapshot at a place in the list; the caller frees the ID. */
+static char *id_of(struct block_node *node, size_t index, const char *name)
+{
+    struct block_snapshot_info *list;
+    g_autoptr(GError) error = NULL;
+    size_t count;
+
+    block_node_snapshot_list(node, &list, &count, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(index, <, count);
+    g_assert_cmpstr(list[index].name, ==, name);
+    char *id = g_strdup(list[index].id);
+    block_snapshot_list_free(list, count);
+    return id;
+}
+
+/* Behind the highest number that can be an ID there are others. */
+static void test_highest_id(struct test_image *image, const void *unused)
+{
+    struct check_rig rig = check_rig_new(QCOW2_BUILDER(.size = MIB));
+    g_autoptr(GError) error = NULL;
+
+    check_rig_fill(rig.image);
+    qcow2_builder_snapshot(rig.image, "1", "first");
+    qcow2_builder_snapshot(rig.image, "18446744073709551615", "second");
+    qcow2_builder_build(rig.image);
+    qcow2_builder_write(rig.image, rig.path);
+    AUTO(block_node) node = open_built(&rig);
+    take(node, "third", &error);
+    take(node, "fourth", &error);
+    g_assert_no_error(error);
+    g_autofree char *third = id_of(node, 2, "third");
+    g_autofree char *fourth = id_of(node, 3, "fourth");
+    g_assert_cmpstr(third, ==, "2");
+    g_assert_cmpstr(fourth, ==, "3");
+    block_node_unref(STEAL(node));
+    expect_peer(&rig, IMAGE_CLEAN);
+    check_rig_free(&rig);
+}
+
+/* Two snapshots have the same ID: each can be meant alone, and the first by this ID. */
+static void test_same_id(struct test_image *image, const void *unused)
+{
+    struct check_rig rig = check_rig_new(QCOW2_BUILDER(.size = MIB));
+    g_autoptr(GError) error = NULL;
+
+    check_rig_fill(rig.image);
+    qcow2_builder_snapshot(rig.image, "1", "first");
+    qcow2_builder_snapshot(rig.image, "1", "second");
+    qcow2_builder_snapshot(rig.image, "2", "third");
+    qcow2_builder_build(rig.image);
+    qcow2_builder_write(rig.image, rig.path);
+    AUTO(block_node) node = open_built(&rig);
+    g_autofree char *first = id_of(node, 0, "first");
+    g_autofree char *second = id_of(node, 1, "second");
+    g_assert_cmpstr(first, ==, "1");
+    g_assert_cmpstr(second, ==, "3");
+    block_node_snapshot_delete(node, second, &error);
+    g_assert_no_error(error);
+    g_assert_true(has_snapshot(node, "first") && !has_snapshot(node, "second") &&
+                  has_snapshot(node, "third"));
+    block_node_unref(STEAL(node));
+    expect_peer(&rig, IMAGE_CLEAN);
+    expect_usual_contents(&rig);
+    check_rig_free(&rig);
 }
 
 static void make_image(struct test_image *image, const void *unused)
@@ -370,5 +441,7 @@ int main(int argc, char **argv)
     g_test_add("/qcow2-snapshot/no-failed-request-loses-data-of-version-2", struct test_image,
                "compat=0.10", make_image, test_failures, test_image_remove);
     TEST("what-has-the-refcount-zero-is-not-shared", test_refcount_zero);
+    TEST("ids-do-not-end", test_highest_id);
+    TEST("an-id-is-one-snapshot's", test_same_id);
     return g_test_run();
 }
