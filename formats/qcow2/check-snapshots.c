@@ -143,12 +143,12 @@ static int claim_l1(struct check *c, const struct check_snapshot *snapshot, cons
     return status;
 }
 
-/* How long the snapshot's disk was; what was not recorded is as it is now. */
+/* How long the snapshot's disk was; what was not recorded is as it is now, or as its tables go. */
 static uint64_t disk_bytes(const struct check *c, const struct entry *entry)
 {
     return entry->extra >= EXTRA_DISK_BYTES + 8
                ? get64(entry->bytes + ENTRY_BYTES + EXTRA_DISK_BYTES)
-               : c->q->header.size;
+               : MIN_OF(c->q->header.size, qcow2_covered(c->q, entry->snapshot.l1_size));
 }
 
 /* An entry again, with its extra data as it should be. */

@@ -199,6 +199,7 @@ static int check_entry(struct reader *reader, const struct qcow2_snapshot *snaps
 
 static int read_entry(struct reader *reader, struct qcow2_snapshot *snapshot)
 {
+    const struct qcow2 *q = reader->q;
     uint8_t fixed[ENTRY_BYTES];
     int status = read_bytes(reader, fixed, sizeof(fixed));
 
@@ -212,8 +213,9 @@ static int read_entry(struct reader *reader, struct qcow2_snapshot *snapshot)
         .date_nsec = (uint32_t)get(fixed + 20, 4),
         .vm_clock_nsec = get(fixed + 24, 8),
         .vm_state_bytes = get(fixed + 32, 4),
-        .disk_bytes = reader->q->header.size,
     };
+    /* If the length of the disk is not recorded: as it is now, or as its tables go. */
+    snapshot->disk_bytes = MIN_OF(q->header.size, qcow2_covered(q, snapshot->l1_size));
     status = read_extra(reader, snapshot, (uint32_t)get(fixed + 36, 4));
     if (status == 0) {
         status = read_text(reader, &snapshot->id, get(fixed + 12, 2));
@@ -221,8 +223,7 @@ static int read_entry(struct reader *reader, struct qcow2_snapshot *snapshot)
     if (status == 0) {
         status = read_text(reader, &snapshot->name, get(fixed + 14, 2));
     }
-    reader->at = reader->q->header.snapshots_offset +
-                 align_up(reader->at - reader->q->header.snapshots_offset, 8);
+    reader->at = q->header.snapshots_offset + align_up(reader->at - q->header.snapshots_offset, 8);
     return status == 0 ? check_entry(reader, snapshot) : status;
 }
 

@@ -421,6 +421,39 @@ static void test_same_id(struct test_image *image, const void *unused)
     check_rig_free(&rig);
 }
 
+/* As old versions of QEMU wrote it: without the length of the disk, which is longer now. */
+static void test_length_not_recorded(struct test_image *image, const void *unused)
+{
+    for (unsigned version = 2; version <= 3; version++) {
+        struct check_rig rig =
+            check_rig_new(QCOW2_BUILDER(.version = version, .size = MIB, .cluster_bits = 9));
+        g_autoptr(GError) error = NULL;
+        uint64_t length;
+
+        qcow2_builder_data(rig.image, 0, 1);
+        qcow2_builder_snapshot(rig.image, "1", "then");
+        qcow2_builder_data(rig.image, 0, 2);
+        qcow2_builder_build(rig.image);
+        uint64_t entry = qcow2_builder_snapshots_at(rig.image);
+        uint8_t *bytes = qcow2_builder_bytes(rig.image, &length) + entry;
+        qcow2_builder_put32(rig.image, entry + 8, 16);    /* l1_size */
+        memmove(bytes + 40, bytes + 56, strlen("1then")); /* the extra data */
+        qcow2_builder_put32(rig.image, entry + 36, 0);    /* its size */
+        memset(bytes + 40 + strlen("1then"), 0, 16 + strlen("1then"));
+        expect_found(&rig, version == 2 ? IMAGE_CLEAN : IMAGE_CORRUPT,
+                     version == 2 ? NULL : "does not say how long its disk was");
+        AUTO(block_node) node = open_built(&rig);
+        block_node_snapshot_apply(node, "then", &error);
+        g_assert_no_error(error);
+        g_assert_cmpuint(block_node_length(node), ==, 16 * 32 * KIB);
+        g_assert_cmpint(block_node_pread(node, &length, 0, sizeof(length), 0), ==, 0);
+        g_assert_cmphex(length, ==, UINT64_C(0x0101010101010101));
+        block_node_unref(STEAL(node));
+        expect_mended(&rig);
+        check_rig_free(&rig);
+    }
+}
+
 static void make_image(struct test_image *image, const void *unused)
 {
     test_image_make(image, 0);
@@ -443,5 +476,6 @@ int main(int argc, char **argv)
     TEST("what-has-the-refcount-zero-is-not-shared", test_refcount_zero);
     TEST("ids-do-not-end", test_highest_id);
     TEST("an-id-is-one-snapshot's", test_same_id);
+    TEST("a-length-that-is-not-recorded-is-what-there-is", test_length_not_recorded);
     return g_test_run();
 }
