@@ -62,7 +62,7 @@
 #define QCOW2_L1_BYTES_MAX         (32 * MIB) /* as QEMU: no image needs more */
 #define QCOW2_REFTABLE_BYTES_MAX   (8 * MIB)
 #define QCOW2_SNAPSHOTS_MAX        65536
-#define QCOW2_SNAPSHOT_TABLE_MAX   (1 * GIB)
+#define QCOW2_SNAPSHOT_TABLE_MAX   (64 * MIB)   /* as QEMU */
 #define QCOW2_SNAPSHOT_ENTRY_BYTES UINT64_C(40) /* without its texts and extra data */
 #define QCOW2_BITMAPS_MAX          65535
 #define QCOW2_SUBCLUSTERS          32

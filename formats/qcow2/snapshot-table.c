@@ -132,7 +132,8 @@ static int read_bytes(struct reader *reader, void *buffer, uint64_t bytes)
     if (!range_within(reader->at, bytes, align_up(block_node_length(q->file), q->cluster_size)) ||
         reader->at + bytes - q->header.snapshots_offset > QCOW2_SNAPSHOT_TABLE_MAX) {
         return block_error(reader->error, EINVAL,
-                           "The snapshot table is damaged: it goes on behind the end of the file");
+                           "The snapshot table is damaged: it is too large, or goes on behind the "
+                           "end of the file");
     }
     int status = qcow2_read_metadata(q, buffer, bytes, reader->at);
     reader->at += bytes;

@@ -454,6 +454,41 @@ static void test_length_not_recorded(struct test_image *image, const void *unuse
     }
 }
 
+/* Entries of 128 KiB each, whose texts take no space in a sparse file. */
+static void test_large_table(struct test_image *image, const void *unused)
+{
+    const uint64_t entry = align_up(40 + 2 * UINT16_MAX, 8);
+    const uint32_t most = 64 * MIB / entry;
+
+    for (uint32_t count = most; count <= most + 1; count++) {
+        struct check_rig rig = check_rig_new(QCOW2_BUILDER(.version = 2, .size = MIB));
+        uint64_t table;
+
+        check_rig_fill(rig.image);
+        uint64_t l1 = qcow2_builder_snapshot(rig.image, "1", "then");
+        qcow2_builder_build(rig.image);
+        qcow2_builder_bytes(rig.image, &table);
+        qcow2_builder_resize(rig.image, align_up(table + count * entry, CLUSTER));
+        qcow2_builder_put32(rig.image, 60, count); /* nb_snapshots, snapshots_offset */
+        qcow2_builder_put64(rig.image, 64, table);
+        for (uint32_t i = 0; i < count; i++) {
+            qcow2_builder_put64(rig.image, table + i * entry, l1);
+            qcow2_builder_put32(rig.image, table + i * entry + 8, 1);           /* l1_size */
+            qcow2_builder_put32(rig.image, table + i * entry + 12, UINT32_MAX); /* of the texts */
+        }
+        qcow2_builder_write(rig.image, rig.path);
+        if (count <= most) {
+            AUTO(block_node) node = open_built(&rig);
+            g_free(id_of(node, count - 1, ""));
+        } else {
+            g_autofree char *reason =
+                test_open_error("driver=qcow2,file.driver=file,file.filename=%s", rig.path);
+            g_assert_nonnull(strstr(reason, "it is too large"));
+        }
+        check_rig_free(&rig);
+    }
+}
+
 static void make_image(struct test_image *image, const void *unused)
 {
     test_image_make(image, 0);
@@ -477,5 +512,6 @@ int main(int argc, char **argv)
     TEST("ids-do-not-end", test_highest_id);
     TEST("an-id-is-one-snapshot's", test_same_id);
     TEST("a-length-that-is-not-recorded-is-what-there-is", test_length_not_recorded);
+    TEST("a-table-of-snapshots-has-a-limit", test_large_table);
     return g_test_run();
 }
