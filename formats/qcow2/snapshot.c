@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "formats/qcow2/internal.h"
@@ -614,12 +615,45 @@ int qcow2_snapshot_load(struct block_node *node, const char *id, GError **error)
 
 /* ---- VM state ------------------------------------------------------------------------------- */
 
+/* Where bytes of it are; -EFBIG if no L1 table can go so far. */
+static int place_vmstate(const struct qcow2 *q, uint64_t offset, uint64_t bytes, uint64_t *start)
+{
+    uint64_t first = qcow2_vmstate_start(q, q->header.size);
+    uint64_t limit = qcow2_covered(q, QCOW2_L1_BYTES_MAX / sizeof(uint64_t));
+
+    if (first > limit || !range_within(offset, bytes, limit - first)) {
+        return -EFBIG;
+    }
+    *start = first + offset;
+    return 0;
+}
+
+/* Have room for it; in steps, since each takes a new table. */
+static int grow_for_vmstate(struct qcow2 *q, uint64_t end)
+{
+    uint64_t needed = qcow2_l1_entries(q, end);
+    uint64_t step = q->l1_size + (uint64_t)q->l1_size / 2;
+    GError *error = NULL;
+    int status =
+        needed <= q->l1_size
+            ? 0
+            : qcow2_grow_l1(q, CLAMP(step, needed, QCOW2_L1_BYTES_MAX / sizeof(uint64_t)), &error);
+
+    g_clear_error(&error);
+    return status;
+}
+
 int qcow2_vmstate_read(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes)
 {
     struct qcow2 *q = qcow2_of(node);
-    unsigned slot = epoch_enter(&q->epoch);
-    int status = qcow2_read(q, buffer, qcow2_vmstate_start(q, q->header.size) + offset, bytes);
+    uint64_t start;
+    int status = place_vmstate(q, offset, bytes, &start);
 
+    if (status < 0) {
+        return status;
+    }
+    unsigned slot = epoch_enter(&q->epoch);
+    status = qcow2_read(q, buffer, start, bytes);
     epoch_leave(&q->epoch, slot);
     return status;
 }
@@ -628,14 +662,15 @@ int qcow2_vmstate_write(struct block_node *node, const void *buffer, uint64_t of
                         uint64_t bytes)
 {
     struct qcow2 *q = qcow2_of(node);
-    uint64_t start = qcow2_vmstate_start(q, q->header.size) + offset;
-    GError *error = NULL;
+    uint64_t start;
 
     if (!qcow2_may_write(q) || q->has_data_file) {
         return q->has_data_file ? -ENOTSUP : -EIO;
     }
-    int status = qcow2_grow_l1(q, qcow2_l1_entries(q, start + bytes), &error);
-    g_clear_error(&error);
+    int status = place_vmstate(q, offset, bytes, &start);
+    if (status == 0) {
+        status = grow_for_vmstate(q, start + bytes);
+    }
     if (status < 0) {
         return status;
     }

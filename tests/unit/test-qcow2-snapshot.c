@@ -489,6 +489,51 @@ static void test_large_table(struct test_image *image, const void *unused)
     }
 }
 
+/* ---- VM state ------------------------------------------------------------------------------- */
+
+/* Offsets that do not fit are refused: they do not lead back to the disk. */
+static void test_far_vm_state(struct test_image *image, const void *unused)
+{
+    uint8_t buffer[512] = {0};
+
+    make(image, "compat=1.1");
+    AUTO(block_node) node = open_image(image);
+    for (unsigned i = 0; i < 64; i++) {
+        uint64_t offset = UINT64_MAX - 511 - i * 16 * KIB;
+
+        g_assert_cmpint(block_node_vmstate_write(node, buffer, offset, 512), ==, -EFBIG);
+        g_assert_cmpint(block_node_vmstate_read(node, buffer, offset, 512), ==, -EFBIG);
+        g_assert_cmpint(block_node_vmstate_write(node, buffer, offset / 2, 512), ==, -EFBIG);
+    }
+    expect_byte(node, 2);
+    block_node_unref(STEAL(node));
+}
+
+/* The L1 table gets longer in steps: else each would be a copy for a few entries more. */
+static void test_long_vm_state(struct test_image *image, const void *unused)
+{
+    g_autofree uint8_t *buffer = g_malloc0(32 * KIB), *again = g_malloc0(32 * KIB);
+
+    make(image, "compat=1.1");
+    AUTO(block_node) node = open_image(image);
+    AUTO(block_node) bad = block_node_find("bad");
+    FAULT(bad, .operations = FAULT_ON(WRITE), .offset = AT_TABLES, .bytes = TABLES_BYTES);
+    for (unsigned i = 0; i < 200; i++) {
+        memset(buffer, (int)i + 1, 32 * KIB);
+        g_assert_cmpint(block_node_vmstate_write(node, buffer, i * 32 * KIB, 32 * KIB), ==, 0);
+    }
+    g_assert_cmpuint(fault_hits(bad), <=, 16); /* the header is switched; 10 entries to 210 */
+    for (unsigned i = 0; i < 200; i++) {
+        memset(buffer, (int)i + 1, 32 * KIB);
+        g_assert_cmpint(block_node_vmstate_read(node, again, i * 32 * KIB, 32 * KIB), ==, 0);
+        g_assert_cmpmem(buffer, 32 * KIB, again, 32 * KIB);
+    }
+    expect_byte(node, 2);
+    block_node_unref(STEAL(bad));
+    block_node_unref(STEAL(node));
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
+}
+
 static void make_image(struct test_image *image, const void *unused)
 {
     test_image_make(image, 0);
@@ -513,5 +558,7 @@ int main(int argc, char **argv)
     TEST("an-id-is-one-snapshot's", test_same_id);
     TEST("a-length-that-is-not-recorded-is-what-there-is", test_length_not_recorded);
     TEST("a-table-of-snapshots-has-a-limit", test_large_table);
+    TEST("vm-state-never-leads-back-to-the-disk", test_far_vm_state);
+    TEST("vm-state-gets-room-in-steps", test_long_vm_state);
     return g_test_run();
 }
