@@ -211,19 +211,24 @@ static uint64_t *copy_active(struct qcow2 *q)
     return l1;
 }
 
+/* Other entries of the active L1 table, of the same length, on disk and in memory. */
+static int change_active(struct qcow2 *q, const uint64_t *l1)
+{
+    int status = qcow2_write_words(q, l1, q->l1_size, q->header.l1_offset);
+
+    if (status == 0) {
+        status = block_node_flush(q->file);
+    }
+    return status == 0 ? qcow2_set_l1(q, l1, q->l1_size) : status;
+}
+
 /* The flags of the active tables, on disk and in memory. */
 static int set_active_flags(struct qcow2 *q)
 {
     g_autofree uint64_t *l1 = copy_active(q);
     int status = set_flags(q, l1, q->l1_size);
 
-    if (status == 0) {
-        status = qcow2_write_words(q, l1, q->l1_size, q->header.l1_offset);
-    }
-    if (status == 0) {
-        status = block_node_flush(q->file);
-    }
-    return status == 0 ? qcow2_set_l1(q, l1, q->l1_size) : status;
+    return status == 0 ? change_active(q, l1) : status;
 }
 
 /* ---- Beginning and end of an operation ------------------------------------------------------ */
@@ -343,6 +348,26 @@ static int take_back(struct qcow2 *q)
     return status == 0 ? set_active_flags(q) : status;
 }
 
+/*
+ * VM state is the snapshot's from now on. In the image's current state it would only take space,
+ * and be copied when the next one is written. It has L2 tables of its own.
+ */
+static int leave_vmstate(struct qcow2 *q)
+{
+    uint64_t first = qcow2_l1_entries(q, q->header.size);
+    g_autofree uint64_t *before = copy_active(q), *l1 = copy_active(q);
+    bool has_some = false;
+
+    for (uint64_t i = first; i < q->l1_size; i++) {
+        has_some |= l1[i];
+        l1[i] = 0;
+    }
+    int status = has_some ? change_active(q, l1) : 0;
+    return status == 0 && has_some
+               ? drop_references(q, before + first, (uint32_t)(q->l1_size - first), 0)
+               : status;
+}
+
 /* *agrees: 0 if refcounts and flags agree afterwards, whether or not there is a snapshot. */
 static int create(struct qcow2 *q, struct qcow2_snapshot *snapshot, int *agrees, GError **error)
 {
@@ -366,7 +391,9 @@ static int create(struct qcow2 *q, struct qcow2_snapshot *snapshot, int *agrees,
     } else {
         status = record(q, snapshot, error);
     }
-    if (status < 0) {
+    if (status == 0) {
+        *agrees = leave_vmstate(q);
+    } else {
         *agrees = qcow2_may_write(q) ? take_back(q) : -EIO;
     }
     return status;

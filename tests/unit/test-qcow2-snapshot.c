@@ -297,11 +297,15 @@ static void test_failures(struct test_image *image, const void *options)
 {
     static const unsigned kinds[] = {FAULT_ON(WRITE), FAULT_ON(FLUSH), FAULT_ON(READ)};
     g_autofree char *made = NULL;
+    uint8_t state[4 * KIB] = {5};
     gsize bytes;
 
     g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL);
     g_log_set_default_handler(say_nothing, NULL);
     make(image, options);
+    AUTO(block_node) node = open_image(image);
+    g_assert_cmpint(block_node_vmstate_write(node, state, 0, sizeof(state)), ==, 0);
+    block_node_unref(STEAL(node));
     g_assert_true(g_file_get_contents(image->path, &made, &bytes, NULL));
     for (unsigned i = 0; i < 2 * OPERATIONS * G_N_ELEMENTS(kinds); i++) {
         struct failure failure = {
@@ -534,6 +538,48 @@ static void test_long_vm_state(struct test_image *image, const void *unused)
     test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
 }
 
+static uint64_t clusters_in_use(struct test_image *image)
+{
+    AUTO(block_node) node = test_open(
+        "driver=qcow2,for-check=on,read-only=on,file.driver=file,file.filename=%s", image->path);
+    struct block_check_result result = {0};
+    g_autoptr(GError) error = NULL;
+
+    block_node_check(node, 0, &result, NULL, NULL, &error);
+    g_assert_no_error(error);
+    g_assert_cmpint(image_verdict_of(&result), ==, IMAGE_CLEAN);
+    return result.allocated_clusters;
+}
+
+/* What is written before a snapshot is taken is the snapshot's, and leaves no trace beside it. */
+static void test_left_vm_state(struct test_image *image, const void *unused)
+{
+    g_autofree uint8_t *state = g_malloc(64 * KIB), *again = g_malloc(64 * KIB);
+    g_autofree uint8_t *zeroes = g_malloc0(64 * KIB);
+    g_autoptr(GError) error = NULL;
+
+    memset(state, 0x55, 64 * KIB);
+    make(image, "compat=1.1");
+    uint64_t clusters = clusters_in_use(image);
+    AUTO(block_node) node = open_image(image);
+    g_assert_cmpint(block_node_vmstate_write(node, state, 0, 64 * KIB), ==, 0);
+    take(node, "now", &error);
+    g_assert_no_error(error);
+    expect_byte(node, 2);
+    g_assert_cmpint(block_node_vmstate_read(node, again, 0, 64 * KIB), ==, 0);
+    g_assert_cmpmem(again, 64 * KIB, zeroes, 64 * KIB);
+    block_node_unref(STEAL(node));
+    g_assert_cmpuint(clusters_in_use(image), ==, clusters);
+    node = open_image(image);
+    block_node_snapshot_apply(node, "now", &error);
+    g_assert_no_error(error);
+    g_assert_cmpint(block_node_vmstate_read(node, again, 0, 64 * KIB), ==, 0);
+    g_assert_cmpmem(again, 64 * KIB, state, 64 * KIB);
+    expect_byte(node, 2);
+    block_node_unref(STEAL(node));
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
+}
+
 static void make_image(struct test_image *image, const void *unused)
 {
     test_image_make(image, 0);
@@ -560,5 +606,6 @@ int main(int argc, char **argv)
     TEST("a-table-of-snapshots-has-a-limit", test_large_table);
     TEST("vm-state-never-leads-back-to-the-disk", test_far_vm_state);
     TEST("vm-state-gets-room-in-steps", test_long_vm_state);
+    TEST("vm-state-is-left-to-its-snapshot", test_left_vm_state);
     return g_test_run();
 }
