@@ -91,7 +91,8 @@ static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct q
         bitmap->granularity_bits > GRANULARITY_BITS_MAX) {
         return damaged(error, "a bitmap is of a kind that is not known");
     }
-    if (table_bytes > TABLE_BYTES_MAX || !is_aligned(bitmap->table_offset, q->cluster_size) ||
+    if (!table_bytes || table_bytes > TABLE_BYTES_MAX || !bitmap->table_offset ||
+        !is_aligned(bitmap->table_offset, q->cluster_size) ||
         !range_within(bitmap->table_offset, table_bytes,
                       align_up(block_node_length(q->file), q->cluster_size))) {
         return damaged(error, "a bitmap's table is not in the file");
@@ -167,7 +168,15 @@ static void encode(GByteArray *directory, const struct qcow2_bitmap *bitmap)
     }
 }
 
-/* Let the header refer to a directory, or to none. */
+/* Whether the header fits its place. */
+static int check_header(struct qcow2 *q, GError **error)
+{
+    g_autofree uint8_t *cluster = g_malloc0(q->cluster_size);
+
+    return qcow2_header_encode(&q->header, cluster, error);
+}
+
+/* Let the header refer to a directory, or to none; if that fails it is as it was. */
 static int set_extension(struct qcow2 *q, uint32_t count, uint64_t offset, uint64_t bytes,
                          GError **error)
 {
@@ -182,13 +191,22 @@ static int set_extension(struct qcow2 *q, uint32_t count, uint64_t offset, uint6
     } else {
         q->header.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
     }
-    int status = qcow2_header_write(q, error);
+    int status = check_header(q, error);
     if (status < 0) {
         q->header = before;
-    } else {
-        qcow2_area_set(q, QCOW2_AREA_BITMAPS, offset, bytes);
+        return status;
     }
-    return status;
+    status = qcow2_header_write(q, error);
+    if (status < 0) {
+        q->header = before;
+        if (qcow2_header_write(q, NULL) < 0) {
+            qcow2_stop(q, "its header could not be written, so that it is not known which bitmaps "
+                          "count");
+        }
+        return status;
+    }
+    qcow2_area_set(q, QCOW2_AREA_BITMAPS, offset, bytes);
+    return 0;
 }
 
 /* Write a directory to new clusters, switch the header to it, free the old one. */
@@ -203,6 +221,9 @@ static int store_directory(struct qcow2 *q, GArray *bitmaps, GError **error)
     for (guint i = 0; i < bitmaps->len; i++) {
         encode(directory, &g_array_index(bitmaps, struct qcow2_bitmap, i));
     }
+    if (bitmaps->len > QCOW2_BITMAPS_MAX || directory->len > DIRECTORY_BYTES_MAX) {
+        return block_error(error, EFBIG, "The bitmap directory would get too large");
+    }
     if (directory->len) {
         status = qcow2_allocate(q, qcow2_clusters(q, directory->len), true, &offset, NULL, &is_new);
     }
@@ -213,14 +234,14 @@ static int store_directory(struct qcow2 *q, GArray *bitmaps, GError **error)
         status = qcow2_commit_all(q);
     }
     if (status < 0) {
-        if (offset) {
-            qcow2_unallocate(q, offset, qcow2_clusters(q, directory->len));
-        }
-        return block_error_errno(error, -status, "Could not write the bitmap directory");
+        block_error_errno(error, -status, "Could not write the bitmap directory");
+    } else {
+        status = set_extension(q, bitmaps->len, offset, directory->len, error);
     }
-    status = set_extension(q, bitmaps->len, offset, directory->len, error);
     if (status == 0) {
         qcow2_refcount_add(q, old_offset, old_bytes, -1); /* if it fails it leaks */
+    } else if (offset) {
+        qcow2_unallocate(q, offset, qcow2_clusters(q, directory->len));
     }
     return status;
 }
@@ -369,20 +390,25 @@ int qcow2_bitmap_load(struct block_node *node, const char *name, uint8_t *bits, 
     return status < 0 ? block_error_errno(error, -status, "Could not read bitmap '%s'", name) : 0;
 }
 
-/* Give up a table and what it refers to; the directory does not refer to it any more. */
-static void drop_table(struct qcow2 *q, uint64_t table_offset, uint32_t table_size)
+/* Give up a table and what it refers to; the directory does not refer to it (any more). */
+static void give_up(struct qcow2 *q, const uint64_t *table, uint64_t table_offset,
+                    uint32_t table_size)
 {
-    g_autofree uint64_t *table = g_new0(uint64_t, MAX_OF(table_size, 1u));
-
-    if (qcow2_read_words(q, table, table_size, table_offset) < 0) {
-        return; /* it leaks */
-    }
     for (uint32_t i = 0; i < table_size; i++) {
         if (table[i] & QCOW2_OFFSET_MASK) {
             qcow2_refcount_add(q, table[i] & QCOW2_OFFSET_MASK, q->cluster_size, -1);
         }
     }
     qcow2_refcount_add(q, table_offset, table_size * sizeof(*table), -1);
+}
+
+static void drop_table(struct qcow2 *q, uint64_t table_offset, uint32_t table_size)
+{
+    g_autofree uint64_t *table = g_new(uint64_t, table_size);
+
+    if (qcow2_read_words(q, table, table_size, table_offset) == 0) {
+        give_up(q, table, table_offset, table_size);
+    } /* else it leaks */
 }
 
 static bool is_all(const uint8_t *bits, uint64_t bytes, uint8_t value)
@@ -422,23 +448,69 @@ static int write_piece(struct qcow2 *q, const uint8_t *bits, uint64_t bytes, uin
     return qcow2_write_metadata(q, cluster, q->cluster_size, *entry);
 }
 
-static int write_bits(struct qcow2 *q, const uint8_t *bits, uint64_t bytes,
+/* table: zeroes, of bitmap->table_size entries; filled in. Takes nothing if it fails. */
+static int write_bits(struct qcow2 *q, const uint8_t *bits, uint64_t bytes, uint64_t *table,
                       struct qcow2_bitmap *bitmap)
 {
-    bitmap->table_size = (uint32_t)qcow2_clusters(q, bytes);
-    g_autofree uint64_t *table = g_new0(uint64_t, MAX_OF(bitmap->table_size, 1u));
     bool is_new;
-    int status = qcow2_allocate(
-        q, MAX_OF(qcow2_clusters(q, bitmap->table_size * sizeof(*table)), UINT64_C(1)), true,
-        &bitmap->table_offset, NULL, &is_new);
+    int status = qcow2_allocate(q, qcow2_clusters(q, bitmap->table_size * sizeof(*table)), true,
+                                &bitmap->table_offset, NULL, &is_new);
 
+    if (status < 0) {
+        return status;
+    }
     for (uint32_t i = 0; status == 0 && i < bitmap->table_size; i++) {
         uint64_t at = (uint64_t)i << q->cluster_bits;
 
         status = write_piece(q, bits + at, MIN_OF(q->cluster_size, bytes - at), &table[i]);
     }
-    return status == 0 ? qcow2_write_words(q, table, bitmap->table_size, bitmap->table_offset)
-                       : status; /* clusters taken so far leak */
+    if (status == 0) {
+        status = qcow2_write_words(q, table, bitmap->table_size, bitmap->table_offset);
+    }
+    if (status < 0) {
+        give_up(q, table, bitmap->table_offset, bitmap->table_size);
+    }
+    return status;
+}
+
+/* Whether it can be stored. */
+static int check_stored(struct qcow2 *q, const struct block_persistent_bitmap *stored,
+                        uint64_t bytes, GError **error)
+{
+    size_t name_bytes = strlen(stored->name);
+    unsigned bits = is_power_of_2(stored->granularity) ? log2_of(stored->granularity) : 0;
+
+    if (q->header.version < 3) {
+        return block_error(error, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
+    }
+    if (bits < GRANULARITY_BITS_MIN || bits > GRANULARITY_BITS_MAX || !name_bytes ||
+        name_bytes > NAME_MAX_BYTES || !bytes || bytes != bitmap_bytes(q, bits) ||
+        qcow2_clusters(q, bytes) * sizeof(uint64_t) > TABLE_BYTES_MAX) {
+        return block_error(error, EINVAL,
+                           "Bitmap '%s' cannot be stored: its name, its granularity or its size "
+                           "does not fit",
+                           stored->name);
+    }
+    return qcow2_may_write(q) ? 0 : qcow2_refuse_change(q, error);
+}
+
+/* Enter a bitmap, which is written, in the directory, for one of the same name. */
+static int enter(struct qcow2 *q, GArray *bitmaps, const struct qcow2_bitmap *bitmap,
+                 GError **error)
+{
+    struct qcow2_bitmap old = {0};
+    guint index;
+
+    if (find(bitmaps, bitmap->name, &index)) {
+        old = g_array_index(bitmaps, struct qcow2_bitmap, index);
+        g_array_remove_index(bitmaps, index);
+    }
+    g_array_append_val(bitmaps, *bitmap);
+    int status = store_directory(q, bitmaps, error);
+    if (status == 0 && old.table_size) {
+        drop_table(q, old.table_offset, old.table_size);
+    }
+    return status;
 }
 
 int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bitmap *stored,
@@ -446,41 +518,26 @@ int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bi
 {
     struct qcow2 *q = qcow2_of(node);
     g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
+    int status = bitmaps ? check_stored(q, stored, bytes, error) : -EINVAL;
+
+    if (status < 0) {
+        return status;
+    }
     struct qcow2_bitmap bitmap = {
         .flags =
             (stored->enabled ? QCOW2_BITMAP_AUTO : 0) | (stored->in_use ? QCOW2_BITMAP_IN_USE : 0),
         .granularity_bits = log2_of(stored->granularity),
+        .table_size = (uint32_t)qcow2_clusters(q, bytes),
     };
-    guint index;
-
-    if (!bitmaps) {
-        return -EINVAL;
-    }
-    if (q->header.version < 3) {
-        return block_error(error, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
-    }
-    if (bytes != bitmap_bytes(q, bitmap.granularity_bits) ||
-        bitmap.granularity_bits < GRANULARITY_BITS_MIN ||
-        bitmap.granularity_bits > GRANULARITY_BITS_MAX || strlen(stored->name) > NAME_MAX_BYTES ||
-        qcow2_clusters(q, bytes) * sizeof(uint64_t) > TABLE_BYTES_MAX) {
-        return block_error(error, EINVAL, "Bitmap '%s' cannot be stored: its size does not fit",
-                           stored->name);
-    }
-    int status = write_bits(q, bits, bytes, &bitmap);
+    g_autofree uint64_t *table = g_new0(uint64_t, bitmap.table_size);
+    status = write_bits(q, bits, bytes, table, &bitmap);
     if (status < 0) {
         return block_error_errno(error, -status, "Could not write bitmap '%s'", stored->name);
     }
     bitmap.name = g_strdup(stored->name);
-    struct qcow2_bitmap *old = find(bitmaps, stored->name, &index);
-    uint64_t old_offset = old ? old->table_offset : 0;
-    uint32_t old_size = old ? old->table_size : 0;
-    if (old) {
-        g_array_remove_index(bitmaps, index);
-    }
-    g_array_append_val(bitmaps, bitmap);
-    status = store_directory(q, bitmaps, error);
-    if (status == 0 && old) {
-        drop_table(q, old_offset, old_size);
+    status = enter(q, bitmaps, &bitmap, error);
+    if (status < 0) {
+        give_up(q, table, bitmap.table_offset, bitmap.table_size);
     }
     return status;
 }
@@ -493,6 +550,9 @@ int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **erro
 
     if (!bitmaps) {
         return -EINVAL;
+    }
+    if (!qcow2_may_write(q)) {
+        return qcow2_refuse_change(q, error);
     }
     struct qcow2_bitmap *bitmap = find(bitmaps, name, &index);
     if (!bitmap) {

@@ -317,6 +317,82 @@ static void test_bad_bitmaps(void)
     test_image_remove(&image, NULL);
 }
 
+static int store(struct block_node *node, const char *name, uint32_t granularity, uint8_t byte,
+                 GError **error)
+{
+    struct block_persistent_bitmap stored = {.name = (char *)(uintptr_t)name,
+                                             .granularity = granularity};
+    uint8_t bits[LENGTH / 512 / 8];
+
+    memset(bits, byte, sizeof(bits));
+    return block_node_bitmap_store(node, &stored, bits, sizeof(bits), error);
+}
+
+static void test_odd_bitmaps(void)
+{
+    g_autofree char *long_name = g_strnfill(1024, 'a');
+    const struct {
+        const char *name;
+        uint32_t granularity;
+    } cases[] = {{"a", 0}, {"a", 511}, {"a", 513}, {"a", 256}, {"", 512}, {long_name, 512}};
+    struct test_image image;
+
+    test_image_make(&image, 0);
+    make(&image, "cluster_size=512");
+    AUTO(block_node) node = open_image(&image, "");
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(GError) error = NULL;
+
+        g_assert_cmpint(store(node, cases[i].name, cases[i].granularity, 1, &error), ==, -EINVAL);
+        g_assert_nonnull(strstr(error->message, "cannot be stored"));
+    }
+    g_assert_cmpint(store(node, long_name + 1, 512, 1, NULL), ==, 0);
+    block_node_unref(STEAL(node));
+    g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+    test_image_remove(&image, NULL);
+}
+
+/* A bitmap is stored or it is not, and then the one before is, and no space is lost. */
+static void test_bitmap_faults(void)
+{
+    static const unsigned kinds[] = {FAULT_ON(WRITE), FAULT_ON(FLUSH)};
+    bool is_over = false;
+
+    for (unsigned i = 0; i < 400; i++) {
+        g_autoptr(GError) error = NULL;
+        uint8_t bits[LENGTH / 512 / 8] = {0};
+        struct test_image image;
+
+        test_image_make(&image, 0);
+        make(&image, "cluster_size=512");
+        AUTO(block_node) node = test_open("driver=qcow2,file.driver=fault,file.node-name=bad,"
+                                          "file.file.driver=file,file.file.filename=%s",
+                                          image.path);
+        AUTO(block_node) bad = block_node_find("bad");
+        g_assert_cmpint(store(node, "b", 512, 1, &error), ==, 0);
+        FAULT(bad, .operations = kinds[i % 2], .skip = i / 2, .count = 1, .error_number = EIO);
+        int status = store(node, "b", 512, 2, &error);
+        bool has_failed = fault_hits(bad);
+        fault_clear(bad);
+        g_assert_true(has_failed == (status < 0));
+        block_node_bitmap_load(node, "b", bits, sizeof(bits), NULL);
+        g_assert_cmpint(bits[0], ==, has_failed ? 1 : 2);
+        block_node_unref(STEAL(bad));
+        block_node_unref(STEAL(node));
+        node = open_image(&image, "read-only=on,");
+        block_node_bitmap_load(node, "b", bits, sizeof(bits), NULL);
+        g_assert_cmpint(bits[0], ==, has_failed ? 1 : 2);
+        block_node_unref(STEAL(node));
+        g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
+        test_image_remove(&image, NULL);
+        if (!has_failed && is_over) {
+            return;
+        }
+        is_over = !has_failed;
+    }
+    g_assert_not_reached();
+}
+
 /* ---- VM state ------------------------------------------------------------------------------- */
 
 static void test_vm_state(void)
@@ -399,6 +475,10 @@ int main(int argc, char **argv)
     g_test_add_func("/qcow2-image/a-dirty-image-is-repaired-when-it-is-opened", test_dirty);
     g_test_add_func("/qcow2-image/bitmaps-of-qemu-and-ours-are-understood", test_bitmaps);
     g_test_add_func("/qcow2-image/bad-bitmaps-never-keep-an-image-from-opening", test_bad_bitmaps);
+    g_test_add_func("/qcow2-image/bitmaps-that-cannot-be-understood-are-not-stored",
+                    test_odd_bitmaps);
+    g_test_add_func("/qcow2-image/a-bitmap-that-cannot-be-stored-takes-no-space",
+                    test_bitmap_faults);
     g_test_add_func("/qcow2-image/vm-state-is-part-of-a-snapshot", test_vm_state);
     g_test_add_func("/qcow2-image/a-failed-write-in-a-snapshot-loses-nothing",
                     test_snapshot_faults);
