@@ -61,7 +61,33 @@ static int damaged(GError **error, const char *what)
     return block_error(error, EINVAL, "The bitmap directory is damaged: %s", what);
 }
 
-/* Decode one entry, and check what it says; *used is its length. */
+/* What is wrong with an entry of a directory whose entries are where they should be. */
+static const char *find_problem(struct qcow2 *q, const uint8_t *entry,
+                                const struct qcow2_bitmap *bitmap)
+{
+    uint64_t name_bytes = get(entry + 18, 2), table_bytes = bitmap->table_size * sizeof(uint64_t);
+
+    if (!name_bytes || name_bytes > NAME_MAX_BYTES) {
+        return "a name's length is not valid";
+    }
+    if (strlen(bitmap->name) != name_bytes) {
+        return "a name holds a zero byte";
+    }
+    if (entry[16] != TYPE_DIRTY || bitmap->flags & ~(uint32_t)QCOW2_BITMAP_FLAGS_KNOWN ||
+        bitmap->granularity_bits < GRANULARITY_BITS_MIN ||
+        bitmap->granularity_bits > GRANULARITY_BITS_MAX) {
+        return "a bitmap is of a kind that is not known";
+    }
+    if (!table_bytes || table_bytes > TABLE_BYTES_MAX || !bitmap->table_offset ||
+        !is_aligned(bitmap->table_offset, q->cluster_size) ||
+        !range_within(bitmap->table_offset, table_bytes,
+                      align_up(block_node_length(q->file), q->cluster_size))) {
+        return "a bitmap's table is not in the file";
+    }
+    return NULL;
+}
+
+/* Decode one entry; *used is its length. */
 static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct qcow2_bitmap *bitmap,
                   uint64_t *used, GError **error)
 {
@@ -70,7 +96,7 @@ static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct q
     }
     uint64_t name_bytes = get(entry + 18, 2), extra_bytes = get(entry + 20, 4);
     *used = align_up(ENTRY_BYTES + extra_bytes + name_bytes, 8);
-    if (*used > left || !name_bytes || name_bytes > NAME_MAX_BYTES) {
+    if (*used > left) {
         return damaged(error, "an entry's length is not valid");
     }
     *bitmap = (struct qcow2_bitmap){
@@ -82,53 +108,32 @@ static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct q
         .extra = g_memdup2(entry + ENTRY_BYTES, extra_bytes),
         .extra_bytes = (uint32_t)extra_bytes,
     };
-    if (strlen(bitmap->name) != name_bytes) {
-        return damaged(error, "a name holds a zero byte");
-    }
-    uint64_t table_bytes = bitmap->table_size * sizeof(uint64_t);
-    if (entry[16] != TYPE_DIRTY || bitmap->flags & ~(uint32_t)QCOW2_BITMAP_FLAGS_KNOWN ||
-        bitmap->granularity_bits < GRANULARITY_BITS_MIN ||
-        bitmap->granularity_bits > GRANULARITY_BITS_MAX) {
-        return damaged(error, "a bitmap is of a kind that is not known");
-    }
-    if (!table_bytes || table_bytes > TABLE_BYTES_MAX || !bitmap->table_offset ||
-        !is_aligned(bitmap->table_offset, q->cluster_size) ||
-        !range_within(bitmap->table_offset, table_bytes,
-                      align_up(block_node_length(q->file), q->cluster_size))) {
-        return damaged(error, "a bitmap's table is not in the file");
-    }
+    bitmap->problem = find_problem(q, entry, bitmap);
     return 0;
-}
-
-static bool has_name(const GArray *bitmaps, const char *name)
-{
-    for (guint i = 0; i + 1 < bitmaps->len; i++) {
-        if (!strcmp(g_array_index(bitmaps, struct qcow2_bitmap, i).name, name)) {
-            return true;
-        }
-    }
-    return false;
 }
 
 static int decode_all(struct qcow2 *q, const uint8_t *data, uint64_t bytes, GArray *bitmaps,
                       GError **error)
 {
+    g_autoptr(GHashTable) names = g_hash_table_new(g_str_hash, g_str_equal);
     uint64_t at = 0, used = 0;
-    int status = 0;
 
-    for (uint32_t i = 0; status == 0 && i < q->header.bitmap_count; i++, at += used) {
+    for (uint32_t i = 0; i < q->header.bitmap_count; i++, at += used) {
         struct qcow2_bitmap bitmap = {0};
+        int status = decode(q, data + at, bytes - at, &bitmap, &used, error);
 
-        status = decode(q, data + at, bytes - at, &bitmap, &used, error);
-        g_array_append_val(bitmaps, bitmap);
-        if (status == 0 && has_name(bitmaps, bitmap.name)) {
-            status = damaged(error, "two bitmaps have the same name");
+        if (status < 0) {
+            return status;
         }
+        if (!bitmap.problem && !g_hash_table_add(names, bitmap.name)) {
+            bitmap.problem = "two bitmaps have the same name";
+        }
+        g_array_append_val(bitmaps, bitmap);
     }
-    return status == 0 && at != bytes ? damaged(error, "it is longer than its entries") : status;
+    return at != bytes ? damaged(error, "it is longer than its entries") : 0;
 }
 
-GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error)
+GArray *qcow2_bitmaps_read_all(struct qcow2 *q, GError **error)
 {
     uint64_t bytes = q->header.bitmap_count ? q->header.bitmap_directory_bytes : 0;
     g_autoptr(GArray) bitmaps = g_array_new(FALSE, FALSE, sizeof(struct qcow2_bitmap));
@@ -150,7 +155,22 @@ GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error)
     return decode_all(q, data, bytes, bitmaps, error) == 0 ? g_steal_pointer(&bitmaps) : NULL;
 }
 
-static void encode(GByteArray *directory, const struct qcow2_bitmap *bitmap)
+GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error)
+{
+    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read_all(q, error);
+
+    for (guint i = 0; bitmaps && i < bitmaps->len; i++) {
+        const char *problem = g_array_index(bitmaps, struct qcow2_bitmap, i).problem;
+
+        if (problem) {
+            damaged(error, problem);
+            return NULL;
+        }
+    }
+    return g_steal_pointer(&bitmaps);
+}
+
+void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitmap)
 {
     put(directory, bitmap->table_offset, 8);
     put(directory, bitmap->table_size, 4);
@@ -219,7 +239,7 @@ static int store_directory(struct qcow2 *q, GArray *bitmaps, GError **error)
     int status = 0;
 
     for (guint i = 0; i < bitmaps->len; i++) {
-        encode(directory, &g_array_index(bitmaps, struct qcow2_bitmap, i));
+        qcow2_bitmap_encode(directory, &g_array_index(bitmaps, struct qcow2_bitmap, i));
     }
     if (bitmaps->len > QCOW2_BITMAPS_MAX || directory->len > DIRECTORY_BYTES_MAX) {
         return block_error(error, EFBIG, "The bitmap directory would get too large");
@@ -254,7 +274,7 @@ static int rewrite_directory(struct qcow2 *q, const GArray *bitmaps)
     g_autoptr(GByteArray) directory = g_byte_array_new();
 
     for (guint i = 0; i < bitmaps->len; i++) {
-        encode(directory, &g_array_index(bitmaps, struct qcow2_bitmap, i));
+        qcow2_bitmap_encode(directory, &g_array_index(bitmaps, struct qcow2_bitmap, i));
     }
     int status =
         qcow2_write_metadata(q, directory->data, directory->len, q->header.bitmap_directory_offset);

@@ -14,6 +14,7 @@ struct qcow2_bitmap {
     char *name;
     uint8_t *extra;
     uint32_t extra_bytes;
+    const char *problem; /* what is wrong with the entry; NULL: nothing */
 };
 enum {
     QCOW2_BITMAP_IN_USE = 1 << 0,
@@ -26,6 +27,10 @@ void qcow2_bitmap_clear(struct qcow2_bitmap *bitmap);
 /* Read and check the directory: a new array of struct qcow2_bitmap, which the caller frees with
  * its clear function set. NULL with the error set if it is damaged. */
 GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error);
+/* The same, with entries that have a problem: NULL if even they cannot be told from each other. */
+GArray *qcow2_bitmaps_read_all(struct qcow2 *q, GError **error);
+/* Add an entry without a problem to a directory. */
+void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitmap);
 
 /*
  * The image is opened for writing: mark stored bitmaps as in use, durably. What is wrong with

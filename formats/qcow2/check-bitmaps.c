@@ -2,8 +2,9 @@
 /*
  * qcow2 check: persistent bitmaps ("Bitmaps").
  *
- * Bitmaps are an aid to backups. If they cannot be found, a repair drops all of them; what one has
- * lost of its contents counts as changed.
+ * Bitmaps are an aid to backups. If their directory cannot be used, a repair drops all of them, and
+ * one whose table cannot be found is dropped alone; what one has lost of its contents counts as
+ * changed.
  */
 #include <inttypes.h>
 
@@ -56,25 +57,52 @@ static bool is_of_disk_length(const struct check *c, const struct qcow2_bitmap *
     return bitmap->flags & QCOW2_BITMAP_IN_USE || bitmap->table_size == clusters;
 }
 
-static int claim_table(struct check *c, const struct qcow2_bitmap *bitmap)
+/* What is wrong with a bitmap; if nothing is, its table is counted. */
+static int claim_table(struct check *c, const struct qcow2_bitmap *bitmap, const char **problem)
 {
     uint64_t bytes = (uint64_t)bitmap->table_size * sizeof(uint64_t);
     bool clashes = false;
 
-    if (!bitmap->table_size || !is_of_disk_length(c, bitmap)) {
-        give_up(c, "one is not as long as the disk");
-        return 0;
+    *problem = bitmap->problem;
+    if (!*problem && !is_of_disk_length(c, bitmap)) {
+        *problem = "it is not as long as the disk";
     }
-    if (!check_is_place(c, bitmap->table_offset) ||
-        !check_in_file(c, bitmap->table_offset, bytes)) {
-        give_up(c, "the table of one is not aligned, or beyond the end of the file");
+    if (!*problem && (!check_is_place(c, bitmap->table_offset) ||
+                      !check_in_file(c, bitmap->table_offset, bytes))) {
+        *problem = "its table is not aligned, or beyond the end of the file";
+    }
+    if (*problem) {
         return 0;
     }
     int status = check_claim(c, bitmap->table_offset, bytes, CHECK_KIND_BITMAP_TABLE, &clashes);
-    if (clashes) {
-        give_up(c, "the table of one is where another table is");
-    }
+    *problem = clashes ? "its table is where another table is" : NULL;
     return status;
+}
+
+/* Those that cannot be kept leave the array. */
+static int claim_tables(struct check *c)
+{
+    guint i = 0;
+
+    for (unsigned number = 1; i < c->bitmaps->len; number++) {
+        const struct qcow2_bitmap *bitmap = &g_array_index(c->bitmaps, struct qcow2_bitmap, i);
+        const char *problem;
+        int status = claim_table(c, bitmap, &problem);
+
+        if (status < 0) {
+            return status;
+        }
+        if (!problem) {
+            i++;
+            continue;
+        }
+        check_report(c, CHECK_CORRUPTION, "Bitmap number %u ('%s') cannot be used: %s%s", number,
+                     bitmap->name, problem, c->mends ? "; dropped" : "");
+        c->bad_bitmap = true;
+        c->lost_references |= !c->mends;
+        g_array_remove_index(c->bitmaps, i);
+    }
+    return 0;
 }
 
 int check_bitmap_tables(struct check *c)
@@ -91,15 +119,12 @@ int check_bitmap_tables(struct check *c)
     if (status < 0 || c->bad_bitmaps) {
         return status;
     }
-    c->bitmaps = qcow2_bitmaps_read(c->q, &error);
+    c->bitmaps = qcow2_bitmaps_read_all(c->q, &error);
     if (!c->bitmaps) {
         give_up(c, error->message);
         return 0;
     }
-    for (guint i = 0; status == 0 && !c->bad_bitmaps && i < c->bitmaps->len; i++) {
-        status = claim_table(c, &g_array_index(c->bitmaps, struct qcow2_bitmap, i));
-    }
-    return status;
+    return claim_tables(c);
 }
 
 /* ---- What they refer to --------------------------------------------------------------------- */
@@ -203,4 +228,49 @@ int check_bitmaps_drop(struct check *c)
     qcow2_area_set(q, QCOW2_AREA_BITMAPS, 0, 0);
     check_report(c, CHECK_CORRUPTION, "The image's bitmaps cannot be used; all are dropped");
     return 0;
+}
+
+int check_bitmaps_reserve(struct check *c)
+{
+    if (!c->bad_bitmap || !c->bitmaps->len) {
+        return 0;
+    }
+    for (guint i = 0; i < c->bitmaps->len; i++) {
+        qcow2_bitmap_encode(c->bitmap_directory,
+                            &g_array_index(c->bitmaps, struct qcow2_bitmap, i));
+    }
+    return check_reserve(c, qcow2_clusters(c->q, c->bitmap_directory->len),
+                         &c->bitmap_directory_at);
+}
+
+int check_bitmaps_replace(struct check *c)
+{
+    struct qcow2 *q = c->q;
+    SCOPE_LOCK(&q->header_lock);
+    struct qcow2_header before = q->header;
+    int status = 0;
+
+    if (!c->bad_bitmap) {
+        return 0;
+    }
+    if (c->bitmaps->len) {
+        status = check_write(c, c->bitmap_directory->data, c->bitmap_directory->len,
+                             c->bitmap_directory_at);
+    }
+    if (status == 0) {
+        status = block_node_flush(q->file);
+    }
+    if (status == 0) {
+        q->header.bitmap_count = c->bitmaps->len;
+        q->header.bitmap_directory_offset = c->bitmap_directory_at;
+        q->header.bitmap_directory_bytes = c->bitmap_directory->len;
+        if (!c->bitmaps->len) {
+            q->header.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
+        }
+        status = qcow2_header_write(q, NULL);
+    }
+    if (status < 0) {
+        q->header = before;
+    }
+    return status;
 }

@@ -67,7 +67,8 @@ struct check {
     GArray *blocks;          /* struct check_block, by index */
     uint64_t table_clusters; /* of the refcount table that were counted */
     GArray *snapshots;       /* struct check_snapshot: of those that are kept */
-    GArray *bitmaps;         /* struct qcow2_bitmap; NULL: none, or they cannot be read */
+    GArray *bitmaps;         /* struct qcow2_bitmap; NULL: none, or they cannot be read; those that
+                                are kept */
     uint8_t *buffer;         /* for one table */
 
     /* A part of the file of which it is known whether it is a hole. */
@@ -79,6 +80,10 @@ struct check {
     uint32_t snapshot_count;
     uint64_t snapshot_table_at; /* where it goes; 0: not reserved */
 
+    /* A new bitmap directory, if one is needed. */
+    GByteArray *bitmap_directory;
+    uint64_t bitmap_directory_at; /* where it goes; 0: not reserved */
+
     /* Clusters that are named as L2 tables and hold something else; shared by passes. */
     GHashTable *not_tables; /* set of offsets, uint64_t * */
 
@@ -86,7 +91,8 @@ struct check {
     bool lost_references; /* pointers whose targets were not counted, or unreadable tables */
     bool bad_entries;     /* what a walk that mends mends: pointers, flags beside them */
     bool bad_snapshots;
-    bool bad_bitmaps;
+    bool bad_bitmaps;          /* all of them */
+    bool bad_bitmap;           /* at least one */
     bool needs_rebuild;        /* structures of refcounts are damaged, or some are missing */
     bool refcounts_in_the_way; /* they overlap with something: rebuild before anything is written */
 };
@@ -160,6 +166,10 @@ int check_bitmap_tables(struct check *c);
 int check_bitmap_data(struct check *c);
 /* The bitmaps cannot be read: let the header say that they are not valid. */
 int check_bitmaps_drop(struct check *c);
+/* Where the pass mends: some cannot be kept. Have a place for a directory of the others; and later,
+ * when refcounts are right, let it become the image's. */
+int check_bitmaps_reserve(struct check *c);
+int check_bitmaps_replace(struct check *c);
 
 /* ---- check-refcounts.c, check-rebuild.c ----------------------------------------------------- */
 

@@ -208,6 +208,7 @@ static struct check *pass_new(const struct run *run, struct block_check_result *
     c->blocks = g_array_new(FALSE, FALSE, sizeof(struct check_block));
     c->snapshots = g_array_new(FALSE, FALSE, sizeof(struct check_snapshot));
     c->snapshot_table = g_byte_array_new();
+    c->bitmap_directory = g_byte_array_new();
     c->buffer = block_node_alloc_buffer(c->q->file, c->q->cluster_size);
     return c;
 }
@@ -219,6 +220,7 @@ static void pass_free(struct check *c)
     g_array_unref(c->blocks);
     g_array_unref(c->snapshots);
     g_byte_array_unref(c->snapshot_table);
+    g_byte_array_unref(c->bitmap_directory);
     if (c->bitmaps) {
         g_array_unref(c->bitmaps);
     }
@@ -327,10 +329,16 @@ static int repair_pointers(struct check *c, const struct run *run)
                                &mending->snapshot_table_at);
     }
     if (status == 0) {
+        status = check_bitmaps_reserve(mending);
+    }
+    if (status == 0) {
         status = repair_refcounts(mending, c->needs_rebuild);
     }
     if (status == 0) {
         status = check_snapshots_replace(mending);
+    }
+    if (status == 0) {
+        status = check_bitmaps_replace(mending);
     }
     run->result->clusters_lost += mending->clusters_lost;
     return status;
@@ -346,7 +354,7 @@ static int repair_once(struct check *c, const struct run *run, unsigned repair)
     if (c->refcounts_in_the_way) {
         return repair_refcounts(c, true);
     }
-    if (c->bad_entries || c->bad_snapshots || c->bad_bitmaps) {
+    if (c->bad_entries || c->bad_snapshots || c->bad_bitmaps || c->bad_bitmap) {
         return repair_pointers(c, run);
     }
     return repair_refcounts(c, c->needs_rebuild);
@@ -542,7 +550,7 @@ static int repair_dirty(struct check *c)
 {
     int status = walk(c);
 
-    if (status == 0 && c->bad_bitmaps) {
+    if (status == 0 && (c->bad_bitmaps || c->bad_bitmap)) {
         return -EAGAIN;
     }
     if (status == 0 && c->lost_references) {

@@ -212,26 +212,73 @@ static void test_bad_bitmap_entry(void)
     }
 }
 
-static void try_bad_bitmaps(uint64_t at, uint64_t value)
+static void expect_bitmap(struct check_rig *rig, const char *name, unsigned granularity_bits)
+{
+    AUTO(block_node) node =
+        test_open("driver=qcow2,read-only=on,file.driver=file,file.filename=%s", rig->path);
+    g_autoptr(GError) error = NULL;
+    uint64_t bytes = div_round_up(MIB >> granularity_bits, 8);
+    g_autofree uint8_t *bits = g_malloc0(bytes);
+
+    block_node_bitmap_load(node, name, bits, bytes, &error);
+    g_assert_no_error(error);
+    for (uint64_t i = 0; i < bytes; i++) {
+        g_assert_cmphex(bits[i], ==, 0xff);
+    }
+}
+
+/* One that cannot be found is dropped alone. */
+static void try_bad_bitmap(uint64_t at, uint64_t value, const char *finding)
 {
     struct check_rig rig = bitmaps_rig();
 
     qcow2_builder_put64(rig.image, qcow2_builder_bitmaps_at(rig.image) + at, value);
-    expect_found_by_us(&rig, IMAGE_CORRUPT, "bitmaps cannot be used");
+    expect_found_by_us(&rig, IMAGE_CORRUPT, finding);
     expect_mended(&rig);
-    g_assert_cmpuint(count_bitmaps(&rig), ==, 0);
+    g_assert_cmpuint(count_bitmaps(&rig), ==, 1);
+    expect_bitmap(&rig, at < 32 ? "two" : "one", at < 32 ? 9 : 16);
     expect_usual_contents(&rig);
     check_rig_free(&rig);
 }
 
+static void test_bad_bitmap(void)
+{
+    for (uint64_t entry = 0; entry <= 32; entry += 32) {
+        const char *finding = entry ? "Bitmap number 2 (" : "Bitmap number 1 (";
+        uint64_t kind = UINT64_C(2) << 56 | (uint64_t)(entry ? 9 : 16) << 48 | UINT64_C(3) << 32;
+
+        try_bad_bitmap(entry + 0, 1000 * CLUSTER, finding);
+        try_bad_bitmap(entry + 0, CLUSTER + 512, finding);
+        try_bad_bitmap(entry + 0, CLUSTER, finding);
+        try_bad_bitmap(entry + 0, 0, finding);
+        try_bad_bitmap(entry + 8, 2, finding);                        /* no table */
+        try_bad_bitmap(entry + 8, UINT64_C(7) << 32 | 2, finding);    /* another length */
+        try_bad_bitmap(entry + 8, UINT64_C(1) << 32 | 0xff, finding); /* flags */
+        try_bad_bitmap(entry + 16, kind, finding);
+        try_bad_bitmap(entry + 24, 0, finding); /* the name */
+    }
+    try_bad_bitmap(56, UINT64_C(0x6f6e65) << 40, "two bitmaps have the same name");
+}
+
+/* If none is left, or they cannot be told from each other, all are. */
 static void test_bad_bitmaps(void)
 {
-    try_bad_bitmaps(0, 1000 * CLUSTER);
-    try_bad_bitmaps(0, CLUSTER + 512);
-    try_bad_bitmaps(0, CLUSTER);
-    try_bad_bitmaps(8, UINT64_C(1) << 32 | 0xff); /* flags */
-    try_bad_bitmaps(16, 0);                       /* kind, granularity, name */
-    try_bad_bitmaps(24, 0);                       /* the name */
+    for (unsigned i = 0; i < 2; i++) {
+        struct check_rig rig = bitmaps_rig();
+        uint64_t directory = qcow2_builder_bitmaps_at(rig.image);
+
+        if (i == 0) {
+            qcow2_builder_put64(rig.image, directory + 16, UINT64_MAX); /* lengths */
+        } else {
+            qcow2_builder_put64(rig.image, directory, 1000 * CLUSTER);
+            qcow2_builder_put64(rig.image, directory + 32, 1000 * CLUSTER);
+        }
+        expect_found_by_us(&rig, IMAGE_CORRUPT, "cannot be used");
+        expect_mended(&rig);
+        g_assert_cmpuint(count_bitmaps(&rig), ==, 0);
+        expect_usual_contents(&rig);
+        check_rig_free(&rig);
+    }
 }
 
 static void test_bitmaps_nowhere(void)
@@ -561,6 +608,7 @@ int main(int argc, char **argv)
     TEST("a-snapshot-with-an-impossible-length-keeps-its-data", test_snapshot_without_length);
     TEST("an-impossible-entry-of-a-snapshot", test_bad_entry_in_snapshot);
     TEST("what-a-bitmap-has-lost-counts-as-changed", test_bad_bitmap_entry);
+    TEST("a-bitmap-that-cannot-be-found-is-dropped-alone", test_bad_bitmap);
     TEST("bitmaps-that-cannot-be-found-are-dropped", test_bad_bitmaps);
     TEST("bitmaps-that-are-nowhere-are-dropped", test_bitmaps_nowhere);
     TEST("a-data-file-has-no-refcounts", test_data_file);
