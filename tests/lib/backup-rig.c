@@ -68,20 +68,28 @@ struct rig *rig_new(uint64_t length, uint64_t alignment)
 
 struct rig *rig_new_named(const char *device, const char *node, uint64_t length, uint64_t alignment)
 {
+    char *directory = test_directory_new(true);
+    g_autofree char *path = test_path(directory, "source");
+
+    test_make_file(path, length);
+    return rig_new_on(device, directory,
+                      test_open("driver=fault,node-name=%s,discard=unmap,alignment=%" PRIu64
+                                ",file.driver=file,file.filename=%s",
+                                node, alignment, path));
+}
+
+struct rig *rig_new_on(const char *device, char *directory, struct block_node *source)
+{
     struct rig *rig = g_new0(struct rig, 1);
     GError *error = NULL;
 
-    rig->directory = test_directory_new(true);
-    rig->length = length;
-    g_autofree char *path = test_path(rig->directory, "source");
-    test_make_file(path, length);
-    rig->source = test_open("driver=fault,node-name=%s,discard=unmap,alignment=%" PRIu64
-                            ",file.driver=file,file.filename=%s",
-                            node, alignment, path);
+    rig->directory = directory;
+    rig->length = block_node_length(source);
+    rig->source = source;
     rig->device = block_device_new(device, rig->source, &error);
     g_assert_no_error(error);
     block_device_ref(rig->device);
-    rig->model = model_new(align_down(length, RIG_SECTOR), RIG_SECTOR);
+    rig->model = model_new(align_down(rig->length, RIG_SECTOR), RIG_SECTOR);
     rig->random = test_random_new(test_seed());
     rig->max_bytes = 256 * KIB;
     return rig;
@@ -175,7 +183,9 @@ void rig_assert_source_quiet(struct rig *rig)
 void rig_free(struct rig *rig)
 {
     rig_stop(rig);
-    fault_clear(rig->source);
+    if (g_str_equal(rig->source->driver->name, "fault")) {
+        fault_clear(rig->source);
+    }
     rig_assert_source_quiet(rig);
     g_assert_cmpint(block_device_remove(rig->device), ==, 0);
     block_device_unref(rig->device);

@@ -29,7 +29,7 @@ struct rig_writer {
 struct rig {
     char *directory;
     uint64_t length;
-    struct block_node *source; /* a fault node on a raw file */
+    struct block_node *source; /* a fault node on a raw file, unless it is the caller's */
     struct block_device *device;
     struct model *model;
     struct test_random random;
@@ -53,6 +53,9 @@ struct rig *rig_new(uint64_t length, uint64_t alignment);
 /* The same by other names, for rigs that live side by side. */
 struct rig *rig_new_named(const char *device, const char *node, uint64_t length,
                           uint64_t alignment);
+/* On a node of the caller's that reads as zeroes. It and the directory are the rig's from now on.
+ */
+struct rig *rig_new_on(const char *device, char *directory, struct block_node *source);
 /* Stops the writers; checks that the disk equals the model and that nobody uses its node. */
 void rig_free(struct rig *rig);
 
