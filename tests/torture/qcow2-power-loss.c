@@ -5,11 +5,9 @@
  * `qemu-img check` (leaks are allowed), and each sector must hold what was there at the last flush
  * or something that was written since.
  */
-#include <errno.h>
 #include <glib.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "block/align.h"
 #include "block/node.h"
@@ -18,18 +16,11 @@
 #include "formats/lose-writes.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"
+#include "tests/lib/loss-model.h"
 #include "tests/lib/random.h"
 
-#define SECTOR     UINT64_C(512)
 #define OPERATIONS 40
 #define WORKLOADS  4
-
-/* What a sector may hold: numbers of writes; 0 stands for zeroes. */
-struct disk {
-    uint64_t length;
-    GArray **allowed; /* uint32_t, by sector; the last one is what was written last */
-    uint32_t number;  /* of the last write */
-};
 
 struct workload {
     uint64_t seed;
@@ -37,69 +28,8 @@ struct workload {
     unsigned cluster_bits;
     bool is_v2, has_extended_l2, has_backing;
     uint64_t length;
-    struct disk disk;
+    struct loss_model disk;
 };
-
-/* ---- The model ------------------------------------------------------------------------------ */
-
-static void disk_init(struct disk *disk, uint64_t length)
-{
-    *disk = (struct disk){.length = length};
-    disk->allowed = g_new(GArray *, length / SECTOR);
-    for (uint64_t i = 0; i < length / SECTOR; i++) {
-        uint32_t zero = 0;
-
-        disk->allowed[i] = g_array_new(FALSE, FALSE, sizeof(uint32_t));
-        g_array_append_val(disk->allowed[i], zero);
-    }
-}
-
-static void disk_destroy(struct disk *disk)
-{
-    for (uint64_t i = 0; i < disk->length / SECTOR; i++) {
-        g_array_unref(disk->allowed[i]);
-    }
-    g_free(disk->allowed);
-}
-
-static void disk_change(struct disk *disk, uint64_t offset, uint64_t bytes, uint32_t number)
-{
-    for (uint64_t i = offset / SECTOR; i < (offset + bytes) / SECTOR; i++) {
-        g_array_append_val(disk->allowed[i], number);
-    }
-}
-
-static void disk_flushed(struct disk *disk)
-{
-    for (uint64_t i = 0; i < disk->length / SECTOR; i++) {
-        if (disk->allowed[i]->len > 1) {
-            g_array_remove_range(disk->allowed[i], 0, disk->allowed[i]->len - 1);
-        }
-    }
-}
-
-static void fill_sector(uint8_t *sector, uint32_t number, uint64_t at)
-{
-    uint32_t *words = (uint32_t *)sector;
-
-    for (unsigned i = 0; i < SECTOR / sizeof(*words); i++) {
-        words[i] = number ? number * 2654435761u + (uint32_t)(at / SECTOR) * 40503u + i : 0;
-    }
-}
-
-static bool is_allowed(const struct disk *disk, const uint8_t *sector, uint64_t at)
-{
-    const GArray *allowed = disk->allowed[at / SECTOR];
-    uint8_t wanted[SECTOR] __attribute__((aligned(8)));
-
-    for (guint i = 0; i < allowed->len; i++) {
-        fill_sector(wanted, g_array_index(allowed, uint32_t, i), at);
-        if (!memcmp(wanted, sector, SECTOR)) {
-            return true;
-        }
-    }
-    return false;
-}
 
 /* ---- The workload --------------------------------------------------------------------------- */
 
@@ -121,35 +51,23 @@ static int write_numbered(struct workload *work, struct block_node *node, uint64
                           uint64_t bytes)
 {
     g_autofree uint8_t *buffer = g_malloc(bytes);
-    uint32_t number = ++work->disk.number;
 
-    for (uint64_t at = 0; at < bytes; at += SECTOR) {
-        fill_sector(buffer + at, number, offset + at);
-    }
-    disk_change(&work->disk, offset, bytes, number);
+    loss_model_write(&work->disk, offset, bytes, buffer);
     return block_node_pwrite(node, buffer, offset, bytes, 0);
 }
 
-/* A discard may be done for some sectors and not for others, so what was there stays allowed. */
 static int discard_some(struct workload *work, struct block_node *node, uint64_t offset,
                         uint64_t bytes)
 {
     g_autofree uint8_t *buffer = g_malloc(bytes);
-    static const uint8_t zeroes[SECTOR];
 
-    disk_change(&work->disk, offset, bytes, 0);
+    loss_model_zero(&work->disk, offset, bytes);
     int status = block_node_discard(node, offset, bytes);
     if (status == 0) {
         status = block_node_pread(node, buffer, offset, bytes, 0);
     }
-    for (uint64_t at = 0; status == 0 && at < bytes; at += SECTOR) {
-        GArray *allowed = work->disk.allowed[(offset + at) / SECTOR];
-
-        if (memcmp(buffer + at, zeroes, SECTOR)) { /* it was not done: the last stays the last */
-            uint32_t last = g_array_index(allowed, uint32_t, allowed->len - 2);
-
-            g_array_append_val(allowed, last);
-        }
+    if (status == 0) {
+        loss_model_discarded(&work->disk, offset, bytes, buffer);
     }
     return status;
 }
@@ -157,14 +75,14 @@ static int discard_some(struct workload *work, struct block_node *node, uint64_t
 static int one_operation(struct workload *work, struct block_node *node, struct test_random *random)
 {
     uint64_t offset, bytes, dice = test_random_below(random, 100);
-    uint64_t most = MAX_OF(SECTOR, UINT64_C(2) << work->cluster_bits);
+    uint64_t most = MAX_OF(LOSS_SECTOR, UINT64_C(2) << work->cluster_bits);
 
-    test_random_range(random, work->length, SECTOR, most, &offset, &bytes);
+    test_random_range(random, work->length, LOSS_SECTOR, most, &offset, &bytes);
     if (dice < 55) {
         return write_numbered(work, node, offset, bytes);
     }
     if (dice < 70) {
-        disk_change(&work->disk, offset, bytes, 0);
+        loss_model_zero(&work->disk, offset, bytes);
         return block_node_write_zeroes(node, offset, bytes, dice & 1 ? BLOCK_REQUEST_MAY_UNMAP : 0);
     }
     if (dice < 85) {
@@ -173,7 +91,7 @@ static int one_operation(struct workload *work, struct block_node *node, struct 
     }
     int status = block_node_flush(node);
     if (status == 0) {
-        disk_flushed(&work->disk);
+        loss_model_flushed(&work->disk);
     }
     return status;
 }
@@ -191,7 +109,7 @@ static uint64_t run_workload(struct workload *work, uint64_t at_write, uint64_t 
     AUTO(block_node) power = block_node_find("power");
     struct lose_writes_plan plan = {
         .probability = 20 + test_random_below(&chaos, 81),
-        .tear = test_random_chance(&chaos, 50) ? SECTOR : 0,
+        .tear = test_random_chance(&chaos, 50) ? LOSS_SECTOR : 0,
         .seed = test_random_u64(&chaos),
         .end = LOSE_WRITES_END_NODE,
     };
@@ -205,7 +123,7 @@ static uint64_t run_workload(struct workload *work, uint64_t at_write, uint64_t 
         result = one_operation(work, node, &random);
     }
     if (result == 0 && block_node_flush(node) == 0) {
-        disk_flushed(&work->disk);
+        loss_model_flushed(&work->disk);
     }
     g_assert_cmpint(lose_writes_get_status(power, &status, NULL), ==, 0);
     uint64_t writes = status.writes;
@@ -227,23 +145,22 @@ static void judge(struct workload *work, uint64_t at_write, uint64_t seed)
     }
     node = test_open("driver=qcow2,file.driver=file,file.filename=%s", work->image);
     g_assert_cmpint(block_node_pread(node, buffer, 0, work->length, 0), ==, 0);
-    for (uint64_t at = 0; at < work->length; at += SECTOR) {
-        if (!is_allowed(&work->disk, buffer + at, at)) {
-            g_error("workload %" PRIu64 ", power lost at write %" PRIu64 ", seed %" PRIu64
-                    ": the sector at %" PRIu64 " holds neither old nor new data",
-                    work->seed, at_write, seed, at);
-        }
+    uint64_t wrong = loss_model_find_wrong(&work->disk, buffer);
+    if (wrong != UINT64_MAX) {
+        g_error("workload %" PRIu64 ", power lost at write %" PRIu64 ", seed %" PRIu64
+                ": the sector at %" PRIu64 " holds neither old nor new data",
+                work->seed, at_write, seed, wrong);
     }
     block_node_unref(node);
 }
 
 static uint64_t run_once(struct workload *work, uint64_t at_write, uint64_t seed)
 {
-    disk_init(&work->disk, work->length);
+    loss_model_init(&work->disk, work->length);
     make_image(work);
     uint64_t writes = run_workload(work, at_write, seed);
     judge(work, at_write, seed);
-    disk_destroy(&work->disk);
+    loss_model_destroy(&work->disk);
     return writes;
 }
 
