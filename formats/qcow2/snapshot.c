@@ -5,8 +5,9 @@
  * Refcounts are raised, and COPIED flags cleared, before anything on disk refers to clusters a
  * second time; they fall after the last reference has gone. Refcounts and flags cannot change at
  * one instant: in version 3 the image has the dirty bit meanwhile, so that whoever opens it after a
- * crash makes them agree. In version 2, which has no such bit, a crash leaves refcounts that are
- * too high and flags that may not match them, which costs space and copies but no data.
+ * crash makes them agree. In version 2, which has no such bit, a crash may leave refcounts that are
+ * too high, and flags that do not agree with them: a check complains of both, which cost space and
+ * copies but no data.
  */
 #include <errno.h>
 #include <string.h>
