@@ -293,10 +293,10 @@ struct qcow2 {
     struct qcow2_refblock_list refblocks;
     uint64_t refblock_max;
     uint64_t refcount_hits, refcount_misses;
-    uint64_t free_hint; /* no cluster below this index is free, of those whose refcounts exist */
+    uint64_t free_hint;    /* no cluster below this index is free, of those whose refcounts exist */
     _Atomic uint64_t tail; /* clusters from this index on were never in use; none is free before
                               free_hint. Read without the lock: it only grows */
-    bool tail_is_zero;  /* what the file grows by reads as zeroes */
+    bool tail_is_zero;     /* what the file grows by reads as zeroes */
     uint64_t compressed_at; /* where the next compressed data may go; 0: in a new cluster */
 
     /* What overlap checks know. metadata_lock is innermost. */
