@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * An image from a stranger: opened, read, asked for its status, written to, checked and repaired.
+ * An image from a stranger: opened, read, asked for its status, written to in all ways, resized,
+ * amended, checked and repaired. An external data file, if it wants one, is in memory, too.
  * Nothing may crash, hang, or take memory that the image's size does not justify.
  *
  * With libFuzzer (meson setup -Dfuzz=true, clang): build-fuzz/tests/fuzz/fuzz-qcow2 CORPUS.
@@ -24,7 +25,10 @@
 #define PIECE       (64 * KIB)
 #define EXTENTS_MAX 64
 
-static int image = -1;
+/* The bits of disks no longer than this are loaded. */
+#define BITMAP_DISK_MAX (64 * MIB)
+
+static int image = -1, data_file = -1;
 
 static void ignore(const char *domain, GLogLevelFlags level, const char *message, void *data)
 {
@@ -35,20 +39,33 @@ static void initialise(void)
     GError *error = NULL;
 
     image = memfd_create("image", MFD_CLOEXEC);
+    data_file = memfd_create("data", MFD_CLOEXEC);
     formats_register();
     block_gate_set("none", &error); /* it must not reach the host's files */
     g_log_set_default_handler(ignore, NULL);
 }
 
-static struct block_node *open_image(const char *more)
+static struct block_node *open_with(const char *more, bool has_data_file)
 {
-    g_autofree char *text = g_strdup_printf("driver=qcow2,discard=unmap,backing=,%s"
+    g_autofree char *data = g_strdup_printf("data-file.driver=file,data-file.locking=off,"
+                                            "data-file.filename=/proc/self/fd/%d,",
+                                            data_file);
+    g_autofree char *text = g_strdup_printf("driver=qcow2,discard=unmap,backing=,%s%s"
                                             "file.driver=file,file.locking=off,"
                                             "file.filename=/proc/self/fd/%d",
-                                            more, image);
+                                            has_data_file ? data : "", more, image);
     AUTO(block_options) options = block_options_parse(text, NULL, NULL);
 
     return block_node_open(options, true, NULL);
+}
+
+/* The incompatible feature for a data file decides whether one may and must be given. */
+static struct block_node *open_image(const char *more)
+{
+    uint8_t features = 0;
+    bool has_data_file = pread(image, &features, 1, 79) == 1 && features & 4;
+
+    return open_with(more, has_data_file);
 }
 
 /* Places of interest: the start, the end, and some between. */
@@ -84,7 +101,39 @@ static void look_at_lists(struct block_node *node)
         block_snapshot_list_free(snapshots, count);
     }
     if (block_node_bitmap_list(node, &bitmaps, &count, NULL) == 0) {
+        if (count && block_node_length(node) <= BITMAP_DISK_MAX) {
+            uint64_t bits = div_round_up(block_node_length(node), bitmaps[0].granularity);
+            uint64_t bytes = div_round_up(bits, 8);
+            g_autofree uint8_t *loaded = g_malloc0(bytes);
+
+            block_node_bitmap_load(node, bitmaps[0].name, loaded, bytes, NULL);
+        }
         block_persistent_bitmap_list_free(bitmaps, count);
+    }
+}
+
+/* Ways to write that only some images have; the rest refuse. */
+static void change_more(struct block_node *node, void *buffer)
+{
+    static const char *const amendments[] = {"version=v2", "version=v3", "lazy-refcounts=on",
+                                             "refcount-bits=64", "refcount-bits=1"};
+    uint64_t length = block_node_length(node);
+    uint64_t cluster = node->limits.cluster_size;
+
+    for (uint64_t offset = 0; offset + cluster <= MIN_OF(length, 4 * cluster) && cluster <= PIECE;
+         offset += cluster) {
+        block_node_pwrite_compressed(node, buffer, offset, cluster);
+    }
+    block_node_vmstate_write(node, buffer, 0, PIECE);
+    block_node_vmstate_read(node, buffer, 512, 512);
+    for (size_t i = 0; i < G_N_ELEMENTS(amendments); i++) {
+        AUTO(block_options) options = block_options_parse(amendments[i], NULL, NULL);
+
+        block_node_amend(node, options, NULL, NULL, NULL);
+    }
+    if (length < TIB) {
+        block_node_set_length(node, align_down(length / 2, 512), BLOCK_PREALLOCATION_OFF, NULL);
+        block_node_set_length(node, align_down(length, 512), BLOCK_PREALLOCATION_OFF, NULL);
     }
 }
 
@@ -129,7 +178,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         initialise();
         memset(buffer, 0x5a, sizeof(buffer));
     }
-    if (ftruncate(image, 0) < 0 || pwrite(image, data, size, 0) != (ssize_t)size) {
+    if (ftruncate(image, 0) < 0 || ftruncate(data_file, 0) < 0 ||
+        pwrite(image, data, size, 0) != (ssize_t)size) {
         return 0;
     }
     check_image(0);
@@ -146,6 +196,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         read_image(node, buffer);
         memset(buffer, 0x5a, sizeof(buffer));
         change_image(node, buffer);
+        change_more(node, buffer);
         block_node_pread(node, piece, 0, MIN_OF(sizeof(piece), block_node_length(node)), 0);
         block_node_unref(node);
     }
