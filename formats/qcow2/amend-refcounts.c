@@ -300,11 +300,12 @@ static int switch_header(struct rewrite *rewrite)
 {
     struct qcow2 *q = rewrite->q;
     SCOPE_LOCK(&q->header_lock);
+    const struct qcow2_header before = q->header;
 
     q->header.reftable_offset = rewrite->table_offset;
     q->header.reftable_clusters = (uint32_t)rewrite->table_clusters;
     q->header.refcount_order = rewrite->order;
-    return qcow2_header_write_fields(q, AT_REFTABLE_OFFSET, AT_HEADER_LENGTH);
+    return qcow2_header_switch(q, &before, AT_REFTABLE_OFFSET, AT_HEADER_LENGTH);
 }
 
 /* Take the new refcounts over in memory. */
@@ -330,13 +331,14 @@ static int switch_over(struct rewrite *rewrite, GError **error)
     int status = switch_header(rewrite);
 
     if (status < 0) {
-        block_error_errno(error, -status, "Could not write the header");
-    } else {
-        status = reload(rewrite, error);
+        if (!qcow2_is_stopped(rewrite->q)) {
+            unplace_all(rewrite);
+        }
+        return block_error_errno(error, -status, "Could not write the header");
     }
+    status = reload(rewrite, error);
     if (status < 0) {
-        /* Which refcounts hold is not known, or they are not at hand. */
-        atomic_store(&rewrite->q->is_corrupt, true);
+        qcow2_stop(rewrite->q, "its refcounts could not be read again");
     }
     return status;
 }

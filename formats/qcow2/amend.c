@@ -111,6 +111,11 @@ static int check_options(struct qcow2 *q, const struct qcow2_amend_options *opti
     if (!qcow2_may_write(q)) {
         return block_error(error, EIO, "The image is damaged, so it cannot be changed");
     }
+    if (q->needs_repair) {
+        return block_error(error, EIO,
+                           "Something failed before, so that the image has to be repaired first: "
+                           "open it again");
+    }
     if (options->refcount_bits &&
         (!is_power_of_2(options->refcount_bits) || options->refcount_bits > 64)) {
         return block_error(error, EINVAL,
@@ -213,18 +218,11 @@ static int check_all(const struct amendment *amendment, GError **error)
 
 /* ---- Steps ---------------------------------------------------------------------------------- */
 
-/* Write the header with other values; the old ones stay in memory if that fails. */
 static int write_header(struct qcow2 *q, const struct qcow2_header *wanted, GError **error)
 {
-    struct qcow2_header before = q->header;
     SCOPE_LOCK(&q->header_lock);
 
-    q->header = *wanted;
-    int status = qcow2_header_write(q, error);
-    if (status < 0) {
-        q->header = before;
-    }
-    return status;
+    return qcow2_header_replace(q, wanted, error);
 }
 
 /* In version 3 entries of the snapshot table say how long the disk was. */
@@ -330,11 +328,7 @@ static int downgrade(struct amendment *amendment, GError **error)
     wanted = q->header;
     wanted.version = 2;
     wanted.incompatible = wanted.compatible = wanted.autoclear = 0;
-    status = write_header(q, &wanted, error);
-    if (status < 0) {
-        atomic_store(&q->is_corrupt, true); /* which version it is of is not known */
-    }
-    return status;
+    return write_header(q, &wanted, error);
 }
 
 static void plan_progress(struct amendment *amendment)

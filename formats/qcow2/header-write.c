@@ -297,7 +297,8 @@ static int write_cluster(struct qcow2 *q, const struct writer *writer, uint64_t 
     return status;
 }
 
-int qcow2_header_write(struct qcow2 *q, GError **error)
+/* *is_begun: something may have been written. */
+static int write_whole(struct qcow2 *q, bool *is_begun, GError **error)
 {
     AUTO_FREE uint8_t *cluster = block_node_alloc_buffer(q->file, q->cluster_size);
     struct writer writer;
@@ -312,6 +313,7 @@ int qcow2_header_write(struct qcow2 *q, GError **error)
     }
     uint64_t place = place_name(&writer);
     put_name(&writer, place);
+    *is_begun = true;
     status = write_cluster(q, &writer, place);
     if (status < 0) {
         return block_error_errno(error, -status, "Could not write the header");
@@ -320,6 +322,29 @@ int qcow2_header_write(struct qcow2 *q, GError **error)
     q->header.backing_bytes = (uint32_t)writer.name_bytes;
     q->header.bitmaps_are_damaged = false;
     return 0;
+}
+
+int qcow2_header_write(struct qcow2 *q, GError **error)
+{
+    bool is_begun = false;
+
+    return write_whole(q, &is_begun, error);
+}
+
+int qcow2_header_replace(struct qcow2 *q, const struct qcow2_header *wanted, GError **error)
+{
+    struct qcow2_header before = q->header;
+    bool is_begun = false;
+
+    q->header = *wanted;
+    int status = write_whole(q, &is_begun, error);
+    if (status < 0) {
+        q->header = before;
+    }
+    if (status < 0 && is_begun && qcow2_header_write(q, NULL) < 0) {
+        qcow2_stop(q, "its header could not be written, so that it is not known what it says");
+    }
+    return status;
 }
 
 int qcow2_header_write_fields(struct qcow2 *q, size_t from, size_t to)

@@ -418,6 +418,12 @@ int qcow2_header_encode(const struct qcow2_header *header, uint8_t *cluster, GEr
  */
 int qcow2_header_write(struct qcow2 *q, GError **error);
 
+/*
+ * The same with other values; its texts are taken over if that succeeds. If it fails the old ones
+ * are written again; if that fails, too, nothing is written to the image any more.
+ */
+int qcow2_header_replace(struct qcow2 *q, const struct qcow2_header *wanted, GError **error);
+
 /* Write the bytes [from, to) of the header's known fields, but for the backing file's, and flush:
  * they change at one instant. header_lock held. */
 int qcow2_header_write_fields(struct qcow2 *q, size_t from, size_t to);

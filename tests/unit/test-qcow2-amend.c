@@ -13,6 +13,7 @@
 #include "formats/lose-writes.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"
+#include "tests/lib/fault-driver.h"
 #include "tests/lib/random.h"
 
 #define LENGTH (256 * KIB)
@@ -220,6 +221,8 @@ static bool stop(void *data, uint64_t done, uint64_t total)
     return *left && --*left;
 }
 
+static void judge_loss(struct test_image *image, const uint8_t *disk, const uint8_t *snapshot);
+
 /* Stopped at any step: the image is as it was, and nothing is lost. Few steps are over before. */
 static void test_stopping(struct test_image *image, const void *unused)
 {
@@ -249,6 +252,40 @@ static void test_stopping(struct test_image *image, const void *unused)
         g_autofree char *info = test_command_output("qemu-img info %s", image->path);
         g_assert_nonnull(strstr(info, "compat: 1.1"));
         g_assert_nonnull(strstr(info, "refcount bits: 16\n"));
+    }
+}
+
+/* Each write or flush fails once. Nothing is called damage, and what was changed is as it says. */
+static void test_failures(struct test_image *image, const void *unused)
+{
+    static const char *const changes[] = {"refcount-bits=64", "version=v2"};
+    g_autofree uint8_t *disk = g_malloc(LENGTH);
+    struct test_random random = test_random_new(test_seed());
+
+    for (unsigned i = 0; i < 2 * G_N_ELEMENTS(changes); i++) {
+        for (unsigned skip = 0, is_over = false; !is_over; skip++) {
+            memset(disk, 0xbb, LENGTH);
+            make(image, "cluster_size=1k,backing_file=backing,backing_fmt=raw");
+            AUTO(block_node) node = test_open("driver=qcow2,discard=unmap,file.driver=fault,"
+                                              "file.node-name=bad,file.file.driver=file,"
+                                              "file.file.filename=%s",
+                                              image->path);
+            AUTO(block_node) bad = block_node_find("bad");
+            g_autoptr(GError) error = NULL;
+
+            change_some(&random, node, disk, LENGTH, 3);
+            FAULT(bad, .operations = i & 1 ? FAULT_ON(FLUSH) : FAULT_ON(WRITE), .skip = skip,
+                  .count = 1, .error_number = EIO);
+            int status = amend(node, changes[i / 2], &error);
+            is_over = fault_hits(bad) == 0;
+            fault_clear(bad);
+            g_assert_true(status == 0 || !is_over);
+            assert_contents(node, disk, LENGTH);
+            change_some(&random, node, disk, LENGTH, 3);
+            block_node_unref(STEAL(bad));
+            block_node_unref(STEAL(node));
+            judge_loss(image, disk, NULL);
+        }
     }
 }
 
@@ -518,8 +555,10 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     formats_register();
+    fault_driver_register();
     ADD("versions-change-and-the-disk-does-not", test_versions);
     ADD("refcounts-of-all-widths-are-right", test_widths);
+    ADD("a-change-that-fails-loses-nothing", test_failures);
     ADD("a-change-that-is-stopped-changes-nothing", test_stopping);
     ADD("a-backing-file-of-any-name-is-recorded", test_backing_names);
     ADD("features-change", test_features);
