@@ -267,6 +267,11 @@ struct block_driver {
     /* For people: JSON-like filename or path; the caller frees. NULL: the node's own. */
     char *(*get_filename)(struct block_node *node);
     int (*get_info)(struct block_node *node, struct block_info *info);
+    /*
+     * What it counts beside requests (caches, say): a new object, with names and types of QMP's.
+     * Never waits for a request. NULL: nothing.
+     */
+    json_t *(*get_statistics)(struct block_node *node);
 
     /* NULL for a filter: passed to its child. NULL elsewhere: -ENOTSUP. */
     int (*pread)(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes,

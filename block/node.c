@@ -513,6 +513,11 @@ int block_node_get_info(struct block_node *node, struct block_info *info)
     return node->driver->is_filter ? block_node_get_info(node->file, info) : 0;
 }
 
+json_t *block_node_get_statistics(struct block_node *node)
+{
+    return node->driver->get_statistics ? node->driver->get_statistics(node) : NULL;
+}
+
 static void release_claim(gpointer data)
 {
     struct block_claim *claim = data;

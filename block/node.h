@@ -287,6 +287,8 @@ int64_t block_node_get_allocated_size(struct block_node *node);
 bool block_node_is_zero_at_creation(struct block_node *node);
 char *block_node_get_filename(struct block_node *node);
 int block_node_get_info(struct block_node *node, struct block_info *info);
+/* What the node's driver, not that of a filter's file, counts; NULL if it counts nothing. */
+json_t *block_node_get_statistics(struct block_node *node);
 
 /* Create an image from options ("driver" and its create options); consumes the options. */
 int block_create(struct block_options *options, block_progress *progress, void *progress_data,

@@ -78,17 +78,44 @@ static const char *device_name(const json_t *device)
     return *name ? name : member_text(device, "node-name", "?");
 }
 
-static const json_t *find_stats(const json_t *devices, const char *name)
+static const json_t *find_device(const json_t *devices, const char *name)
 {
     const json_t *device;
     size_t i;
 
     json_array_foreach ((json_t *)devices, i, device) {
         if (!strcmp(device_name(device), name)) {
-            return json_object_get(device, "stats");
+            return device;
         }
     }
     return NULL;
+}
+
+/* What a driver keeps of its tables in memory, by the beginning of the members. */
+static const char *const caches[] = {"l2", "refcount"};
+
+static int64_t cache_growth(const json_t *now, const json_t *since, const char *cache,
+                            const char *name)
+{
+    g_autofree char *whole = g_strdup_printf("%s-cache-%s", cache, name);
+    int64_t before = json_integer_value(json_object_get(since, whole));
+
+    return MAX(json_integer_value(json_object_get(now, whole)) - before, 0);
+}
+
+static void add_caches(json_t *report, const char *device, const json_t *now, const json_t *since)
+{
+    for (unsigned i = 0; i < G_N_ELEMENTS(caches); i++) {
+        g_autofree char *size = g_strdup_printf("%s-cache-size", caches[i]);
+
+        if (json_object_get(now, size)) {
+            json_array_append_new(
+                report, json_pack("{s:s, s:s, s:O, s:I, s:I}", "device", device, "cache", caches[i],
+                                  "size", json_object_get(now, size), "hits",
+                                  (json_int_t)cache_growth(now, since, caches[i], "hits"), "misses",
+                                  (json_int_t)cache_growth(now, since, caches[i], "misses")));
+        }
+    }
 }
 
 static json_t *make_report(const json_t *devices, const json_t *since)
@@ -99,11 +126,13 @@ static json_t *make_report(const json_t *devices, const json_t *since)
 
     json_array_foreach ((json_t *)devices, i, device) {
         const char *name = device_name(device);
-        const json_t *before = find_stats(since, name);
+        const json_t *before = find_device(since, name);
         for (unsigned k = 0; k < G_N_ELEMENTS(kinds); k++) {
-            json_array_append_new(
-                report, make_entry(name, json_object_get(device, "stats"), before, &kinds[k]));
+            json_array_append_new(report, make_entry(name, json_object_get(device, "stats"),
+                                                     json_object_get(before, "stats"), &kinds[k]));
         }
+        add_caches(report, name, json_object_get(device, "driver-specific"),
+                   json_object_get(before, "driver-specific"));
     }
     return report;
 }
@@ -115,12 +144,18 @@ static char *latency_text(const json_t *entry, const char *name)
     return json_is_number(value) ? format_latency(json_number_value(value)) : g_strdup("-");
 }
 
+static char *count_text(const json_t *entry, const char *name, double seconds)
+{
+    double count = member_integer(entry, name, 0);
+
+    return seconds > 0 ? g_strdup_printf("%.0f/s", count / seconds)
+                       : g_strdup_printf("%.0f", count);
+}
+
 static void add_entry(struct libscols_table *table, const json_t *entry, double seconds)
 {
-    double operations = member_integer(entry, "operations", 0);
     double bytes = member_integer(entry, "bytes", 0);
-    g_autofree char *count = seconds > 0 ? g_strdup_printf("%.0f/s", operations / seconds)
-                                         : g_strdup_printf("%.0f", operations);
+    g_autofree char *count = count_text(entry, "operations", seconds);
     g_autofree char *size = format_size(seconds > 0 ? bytes / seconds : bytes);
     g_autofree char *amount = seconds > 0 ? g_strconcat(size, "/s", NULL) : g_strdup(size);
     g_autofree char *failed =
@@ -140,6 +175,45 @@ static void add_entry(struct libscols_table *table, const json_t *entry, double 
     table_add(table, cells);
 }
 
+static void add_cache(struct libscols_table *table, const json_t *entry, double seconds)
+{
+    double hits = member_integer(entry, "hits", 0);
+    double all = hits + member_integer(entry, "misses", 0);
+    g_autofree char *size = format_size(member_integer(entry, "size", 0));
+    g_autofree char *hit = count_text(entry, "hits", seconds);
+    g_autofree char *missed = count_text(entry, "misses", seconds);
+    g_autofree char *share = all > 0 ? g_strdup_printf("%.1f %%", 100 * hits / all) : g_strdup("-");
+    const char *const cells[] = {member_text(entry, "device", "?"),
+                                 member_text(entry, "cache", "?"),
+                                 size,
+                                 hit,
+                                 missed,
+                                 share};
+
+    table_add(table, cells);
+}
+
+/* Of devices whose format has any. */
+static void print_caches(const json_t *report, double seconds)
+{
+    static const char *const headings[] = {"DEVICE",  "CACHE",  ">SIZE", ">HITS",
+                                           ">MISSES", ">SHARE", NULL};
+    struct libscols_table *table = NULL;
+    const json_t *entry;
+    size_t i;
+
+    json_array_foreach ((json_t *)report, i, entry) {
+        if (json_object_get(entry, "cache")) {
+            table = table ? table : table_new(headings);
+            add_cache(table, entry, seconds);
+        }
+    }
+    if (table) {
+        printf("\n");
+        table_print(table);
+    }
+}
+
 /* seconds: the time the report is about; 0: all of it, as sums instead of rates. */
 static void print_report(const json_t *report, double seconds)
 {
@@ -154,9 +228,12 @@ static void print_report(const json_t *report, double seconds)
     }
     struct libscols_table *table = table_new(headings);
     json_array_foreach ((json_t *)report, i, entry) {
-        add_entry(table, entry, seconds);
+        if (json_object_get(entry, "operation")) {
+            add_entry(table, entry, seconds);
+        }
     }
     table_print(table);
+    print_caches(report, seconds);
 }
 
 /* Print what happened between two answers. Takes the report. */

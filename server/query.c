@@ -218,6 +218,18 @@ static json_t *statistics_object(const struct statistics_snapshot *snapshot)
     return object;
 }
 
+/* False if there are none. */
+static bool add_specific_statistics(json_t *object, struct block_node *node)
+{
+    json_t *specific = block_node_get_statistics(node);
+
+    if (specific) {
+        json_object_set_new(specific, "driver", json_string(node->driver->name));
+        json_object_set_new(object, "driver-specific", specific);
+    }
+    return specific;
+}
+
 json_t *query_device_statistics(struct block_device *device)
 {
     AUTO(block_node) root = block_device_root(device);
@@ -232,6 +244,11 @@ json_t *query_device_statistics(struct block_device *device)
         json_object_set_new(object, "node-name", json_string(root->name));
     }
     json_object_set_new(object, "stats", statistics_object(&snapshot));
+    for (struct block_node *node = root; node; node = node->file) {
+        if (add_specific_statistics(object, node)) {
+            break;
+        }
+    }
     return object;
 }
 
@@ -241,5 +258,8 @@ json_t *query_node_statistics(struct block_node *node)
         .highest_written = atomic_load(&node->highest_written),
     };
 
-    return json_pack("{s:s, s:o}", "node-name", node->name, "stats", statistics_object(&snapshot));
+    json_t *object =
+        json_pack("{s:s, s:o}", "node-name", node->name, "stats", statistics_object(&snapshot));
+    add_specific_statistics(object, node);
+    return object;
 }

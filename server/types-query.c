@@ -321,11 +321,51 @@ static const struct qmp_type statistics_type = {
     .kind = QMP_KIND_OBJECT,
     .members = statistics_members,
 };
+
+static const char *const specific_statistics_names[] = {"qcow2", NULL};
+static const struct qmp_type specific_statistics_kind_type = {
+    .name = "BlockStatsSpecificKind",
+    .kind = QMP_KIND_ENUM,
+    .values = specific_statistics_names,
+};
+static const struct qmp_member specific_statistics_members[] = {
+    {"driver", &specific_statistics_kind_type, .doc = "The driver."},
+    {NULL},
+};
+static const struct qmp_member qcow2_statistics_members[] = {
+    {"l2-cache-size", &qmp_type_size, .doc = "Bytes of L2 tables that are kept in memory at most."},
+    {"l2-cache-hits", &qmp_type_uint64, .doc = "How often what was needed of a table was there."},
+    {"l2-cache-misses", &qmp_type_uint64, .doc = "How often it had to be read."},
+    {"refcount-cache-size", &qmp_type_size,
+     .doc = "Bytes of refcount blocks that are kept in memory at most."},
+    {"refcount-cache-hits", &qmp_type_uint64, .doc = "How often a block was there."},
+    {"refcount-cache-misses", &qmp_type_uint64, .doc = "How often it had to be read."},
+    {NULL},
+};
+static const struct qmp_type qcow2_statistics_type = {
+    .name = "BlockStatsSpecificQCow2",
+    .kind = QMP_KIND_OBJECT,
+    .members = qcow2_statistics_members,
+};
+static const struct qmp_variant specific_statistics_variants[] = {
+    {"qcow2", &qcow2_statistics_type},
+    {NULL},
+};
+static const struct qmp_type specific_statistics_type = {
+    .name = "BlockStatsSpecific",
+    .kind = QMP_KIND_OBJECT,
+    .members = specific_statistics_members,
+    .discriminator = "driver",
+    .variants = specific_statistics_variants,
+};
+
 static const struct qmp_member block_statistics_members[] = {
     {"device", &qmp_type_string, .optional = true, .doc = "The device's name."},
     {"qdev", &qmp_type_string, .optional = true, .doc = "A path that names the device."},
     {"node-name", &qmp_type_string, .optional = true, .doc = "The node's name."},
     {"stats", &statistics_type, .doc = "The numbers."},
+    {"driver-specific", &specific_statistics_type, .optional = true,
+     .doc = "What only the node's driver counts; for a device, of the first node that has such."},
     {NULL},
 };
 static const struct qmp_type block_statistics_type = {

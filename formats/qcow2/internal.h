@@ -292,7 +292,7 @@ struct qcow2 {
     GHashTable *refblock_map;   /* index to struct qcow2_refblock */
     struct qcow2_refblock_list refblocks;
     uint64_t refblock_max;
-    uint64_t refcount_hits, refcount_misses;
+    _Atomic uint64_t refcount_hits, refcount_misses; /* changed under the lock, read without */
     uint64_t free_hint;    /* no cluster below this index is free, of those whose refcounts exist */
     _Atomic uint64_t tail; /* clusters from this index on were never in use; none is free before
                               free_hint. Read without the lock: it only grows */

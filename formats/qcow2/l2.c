@@ -226,7 +226,7 @@ int qcow2_slice_get(struct qcow2 *q, uint64_t offset, struct qcow2_slice **slice
         sharded_counter_add(&q->l2_hits, shard_here(), 1);
         return 0;
     }
-    atomic_fetch_add(&q->l2_misses, 1);
+    atomic_fetch_add_explicit(&q->l2_misses, 1, memory_order_relaxed);
     pthread_mutex_lock(&table->lock);
     int status = load_slice(q, table, number, slice);
     pthread_mutex_unlock(&table->lock);

@@ -510,6 +510,19 @@ static int qcow2_get_info(struct block_node *node, struct block_info *info)
     return 0;
 }
 
+static json_t *qcow2_get_statistics(struct block_node *node)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "l2-cache-size",
+                     (json_int_t)(q->slice_max * q->slice_bytes), "l2-cache-hits",
+                     (json_int_t)sharded_counter_sum(&q->l2_hits), "l2-cache-misses",
+                     (json_int_t)atomic_load(&q->l2_misses), "refcount-cache-size",
+                     (json_int_t)(q->refblock_max << q->cluster_bits), "refcount-cache-hits",
+                     (json_int_t)atomic_load(&q->refcount_hits), "refcount-cache-misses",
+                     (json_int_t)atomic_load(&q->refcount_misses));
+}
+
 const struct block_driver qcow2_driver = {
     .name = "qcow2",
     .description = "QEMU's image format: thin, with backing files and snapshots",
@@ -532,6 +545,7 @@ const struct block_driver qcow2_driver = {
     .set_length = qcow2_set_length,
     .is_zero_at_creation = qcow2_is_zero_at_creation,
     .get_info = qcow2_get_info,
+    .get_statistics = qcow2_get_statistics,
     .pread = qcow2_pread,
     .pwrite = qcow2_pwrite,
     .can_compress = true,

@@ -100,19 +100,27 @@ static int load_block(struct qcow2 *q, uint64_t index, uint64_t offset,
     return status;
 }
 
+/* No locked instruction: only who holds the lock counts. */
+static void count(_Atomic uint64_t *counter)
+{
+    uint64_t value = atomic_load_explicit(counter, memory_order_relaxed);
+
+    atomic_store_explicit(counter, value + 1, memory_order_relaxed);
+}
+
 int qcow2_refblock_find(struct qcow2 *q, uint64_t index, struct qcow2_refblock **block)
 {
     *block = g_hash_table_lookup(q->refblock_map, &index);
     if (*block) {
         (*block)->used = true;
-        q->refcount_hits++;
+        count(&q->refcount_hits);
         return 0;
     }
     uint64_t offset = index < q->reftable_entries ? q->reftable[index] & QCOW2_REFTABLE_MASK : 0;
     if (!offset) {
         return 0;
     }
-    q->refcount_misses++;
+    count(&q->refcount_misses);
     evict(q);
     return load_block(q, index, offset, block);
 }

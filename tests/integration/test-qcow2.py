@@ -148,6 +148,34 @@ def resizes(test):
     check(test, image)
 
 
+@promise("query-blockstats and stats tell whether the caches of a qcow2 disk are large enough")
+def caches(test):
+    image = make_qcow2(test, "disk.qcow2", 4 * MIB, "-o", "cluster_size=512,preallocation=full")
+    server = Server(test, [f"file.driver=qcow2,file.l2-cache-size=64k,file.file.driver=file,"
+                           f"file.file.filename={image}"])
+    qmp = server.qmp()
+    handle = server.connect()
+    for _ in range(2):
+        for at in range(0, 4 * MIB, 32 << 10):  # an L2 table, of 512 bytes, each
+            handle.pread(512, at)
+    handle.shutdown()
+    device = qmp.command("query-blockstats")[0]
+    counts = device["driver-specific"]
+    assert counts["driver"] == "qcow2" and counts["l2-cache-size"] == 64 << 10, counts
+    assert counts["l2-cache-misses"] == 128 and counts["l2-cache-hits"] >= 128, counts
+    assert counts["refcount-cache-size"] == 2 * MIB and counts["refcount-cache-hits"] >= 0, counts
+    assert counts["refcount-cache-misses"] >= 0, counts
+    nodes = qmp.command("query-blockstats", query_nodes=True)
+    assert [node["driver-specific"] for node in nodes if "driver-specific" in node] == [counts]
+    entries = json.loads(test.liveblk("stats", "--json", "-a", server.admin).stdout)
+    entry = next(entry for entry in entries if entry.get("cache") == "l2")
+    assert entry == {"device": "vda", "cache": "l2", "size": 64 << 10,
+                     "hits": counts["l2-cache-hits"], "misses": 128}  # fmt: skip
+    text = test.liveblk("stats", "-a", server.admin).stdout
+    assert "MISSES" in text and "refcount" in text, text
+    server.stop()
+
+
 @promise("a backup into qcow2, compressed too, is what the disk was at its start")
 def backups(test):
     disk = test.make_disk("disk.img", 16 * MIB)
