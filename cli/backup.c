@@ -10,6 +10,7 @@ static struct {
     char *scratch;
     char *scratch_max;
     int max_workers;
+    gboolean compress;
 } chosen;
 
 static const GOptionEntry options[] = {
@@ -21,6 +22,8 @@ static const GOptionEntry options[] = {
      "BYTES"},
     {"max-workers", 0, 0, G_OPTION_ARG_INT, &chosen.max_workers, "Copy at most N chunks at once",
      "N"},
+    {"compress", 'c', 0, G_OPTION_ARG_NONE, &chosen.compress,
+     "Compress; the target must be a qcow2 image", NULL},
     {NULL},
 };
 
@@ -68,6 +71,29 @@ static bool add_scratch(json_t *arguments, GError **error)
     return true;
 }
 
+/* Of what a node can do only the server knows. */
+static bool add_compress(json_t *arguments, const struct target *target, GError **error)
+{
+    const char *format = json_string_value(json_object_get(arguments, "format"));
+
+    if (!chosen.compress) {
+        return true;
+    }
+    if (target->kind == TARGET_NBD) {
+        usage_error(error,
+                    "--compress makes compressed clusters of an image: the disk '%s' of an "
+                    "NBD server has none",
+                    target->name);
+        return false;
+    }
+    if (target->kind == TARGET_FILE && !strcmp(format, "raw")) {
+        usage_error(error, "A raw file cannot be compressed: with --compress say --format qcow2");
+        return false;
+    }
+    json_object_set_new(arguments, "compress", json_true());
+    return true;
+}
+
 static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
 {
     copy_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
@@ -75,7 +101,7 @@ static bool add_arguments(json_t *arguments, const struct target *target, GError
         json_object_set_new(arguments, "x-perf",
                             json_pack("{s:i}", "max-workers", chosen.max_workers));
     }
-    return add_scratch(arguments, error);
+    return add_compress(arguments, target, error) && add_scratch(arguments, error);
 }
 
 static enum exit_status run(const struct invocation *invocation, GError **error)

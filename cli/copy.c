@@ -28,7 +28,8 @@ static const GOptionEntry options[] = {
      "TARGET"},
     {"existing", 'e', 0, G_OPTION_ARG_NONE, &chosen.existing, "Overwrite a FILE that is there",
      NULL},
-    {"format", 'f', 0, G_OPTION_ARG_STRING, &chosen.format, "Format of a FILE (raw)", "FORMAT"},
+    {"format", 'f', 0, G_OPTION_ARG_STRING, &chosen.format,
+     "Format of a FILE: raw (default) or qcow2", "FORMAT"},
     {"speed", 0, 0, G_OPTION_ARG_STRING, &chosen.speed, "Limit per second, such as 50M", "BYTES"},
     {"on-source-error", 0, 0, G_OPTION_ARG_STRING, &chosen.on_source_error,
      "report, ignore, stop or enospc", "POLICY"},
@@ -42,7 +43,7 @@ static const GOptionEntry options[] = {
 
 static const struct command_words words[] = {
     {"to", 0, "@file"},
-    {"format", 0, "raw"},
+    {"format", 0, "raw qcow2"},
     {"on-source-error", 0, "report ignore stop enospc"},
     {"on-target-error", 0, "report ignore stop enospc"},
     {NULL},

@@ -315,6 +315,8 @@ def test_completion():
     assert offered("") == COMMANDS + ["--admin", "--json", "--help", "--version"]
     assert offered("backup", "--on-t") == ["--on-target-error"]
     assert offered("backup", "--sync", "") == ["full", "none"]
+    assert offered("backup", "--comp") == ["--compress"]
+    assert offered("backup", "--format", "") == ["raw", "qcow2"]
     assert offered("backup", "") == ["vda"]
     assert offered("backup", "vda", "") == []
     assert offered("job", "d") == ["dismiss"]

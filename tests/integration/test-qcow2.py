@@ -202,6 +202,35 @@ def backups(test):
         assert error.desc.startswith("Compression is not supported for this drive"), error
 
 
+@promise("backup --compress makes a compressed qcow2 image, and nothing else")
+def compressed_backup(test):
+    disk = test.path("disk.img")
+    lines = b"".join(b"line %d of a log\n" % i for i in range(200000))
+    disk.write_bytes((lines + os.urandom(MIB)).ljust(8 * MIB, b"\0"))
+    server = Server(test, [f"file={disk},format=raw"])
+    target, raw = test.path("target.qcow2"), test.path("target.img")
+    begin = ["backup", "vda", "-a", server.admin, "--quiet"]
+    test.liveblk(*begin, "--to", target, "--format", "qcow2", "--compress")
+    compare(test, target, disk)
+    found = json.loads(test.run("qemu-img", "check", "--output=json", target).stdout)
+    assert found.get("leaks", 0) == found.get("corruptions", 0) == 0, found
+    # Of the data, all but what is random.
+    assert found["compressed-clusters"] >= len(lines) // 65536, found
+    assert target.stat().st_size < len(lines) // 2 + 2 * MIB
+    for words in ([], ["--format", "raw"]):
+        result = test.liveblk(*begin, "--to", raw, "--compress", *words, status=2)
+        assert "A raw file cannot be compressed" in result.stderr, result.stderr
+        assert not raw.exists()
+    result = test.liveblk(*begin, "--to", "nbd://localhost/x", "-c", status=2)
+    assert "has none" in result.stderr, result.stderr
+    test.make_disk("node.img", 8 * MIB)
+    server.qmp().command("blockdev-add", driver="raw", node_name="plain",
+                         file={"driver": "file", "filename": str(test.path("node.img"))})  # fmt: skip
+    result = test.liveblk(*begin, "--to", "node:plain", "-c", status=1)
+    assert "Compression is not supported for this drive plain" in result.stderr, result.stderr
+    server.stop()
+
+
 @promise("a disk moves from raw into qcow2 while its guest writes")
 def moves(test):
     disk = test.make_disk("disk.img", 16 * MIB)
