@@ -56,17 +56,6 @@ static char *either(const char *given, struct block_options *settings, const cha
     return g_strdup(given);
 }
 
-/*
- * An image and its data file that are both here know each other by the name alone; elsewhere the
- * image, which looks from its own directory, gets a path that is right from anywhere.
- */
-static char *data_file_path(const char *image, const char *name)
-{
-    g_autofree char *path = block_reference_filename(image, name);
-
-    return strchr(image, '/') ? g_canonicalize_filename(path, NULL) : STEAL(path);
-}
-
 static int check_request(const struct create_request *request, GError **error)
 {
     bool is_raw = create_request_is_raw(request);
@@ -105,8 +94,10 @@ struct create_request *create_request_new(const char *path, const char *format, 
     }
     request->backing = either(backing, request->settings, "backing-file");
     request->backing_format = either(backing_format, request->settings, "backing-fmt");
-    g_autofree char *data_file = block_options_take(request->settings, "data-file");
-    request->data_file = data_file ? data_file_path(path, data_file) : NULL;
+    request->data_file_name = block_options_take(request->settings, "data-file");
+    if (request->data_file_name) {
+        request->data_file = block_reference_filename(path, request->data_file_name);
+    }
     return check_request(request, error) == 0 ? STEAL(request) : NULL;
 }
 
@@ -117,6 +108,7 @@ void create_request_free(struct create_request *request)
         g_free(request->backing);
         g_free(request->backing_format);
         g_free(request->data_file);
+        g_free(request->data_file_name);
         block_options_free(request->settings);
         g_free(request);
     }
@@ -153,6 +145,7 @@ struct block_options *create_request_options(const struct create_request *reques
     set_file(options, "file", path);
     if (request->data_file) {
         set_file(options, "data-file", request->data_file);
+        block_options_set(options, "data-file-name", request->data_file_name);
     }
     if (request->backing) {
         block_options_set(options, "backing-file", request->backing);

@@ -22,7 +22,8 @@ struct create_request {
     char *format;
     char *backing; /* NULL: none */
     char *backing_format;
-    char *data_file; /* as it is to be opened from here; NULL: none */
+    char *data_file;      /* as it is to be opened from here; NULL: none */
+    char *data_file_name; /* as it was given, relative to the image's directory */
     int64_t size;
     struct block_options *settings; /* the rest, under the driver's names */
 };

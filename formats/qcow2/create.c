@@ -17,6 +17,9 @@ const struct block_option qcow2_create_option_table[] = {
     {"data-file", BLOCK_OPTION_NODE, offsetof(struct qcow2_create_options, data_file),
      .help = "An external data file; its name is recorded in the image. What is in it is lost, or "
              "with data-file-raw becomes the disk's contents."},
+    {"data-file-name", BLOCK_OPTION_STRING, offsetof(struct qcow2_create_options, data_file_name),
+     .help = "The data file's name, recorded as it is: if it is relative, it starts at the image's "
+             "directory. The absolute path by default."},
     {"size", BLOCK_OPTION_SIZE, offsetof(struct qcow2_create_options, size), .required = true,
      .help = "Length of the disk in bytes, a multiple of 512."},
     {"version", BLOCK_OPTION_ENUM, offsetof(struct qcow2_create_options, version),
@@ -117,6 +120,8 @@ static int check_combinations(const struct qcow2_create_options *options, GError
         problem = "Backing format cannot be used without backing file";
     } else if (options->data_file_raw && !options->data_file) {
         problem = "data-file-raw requires data-file";
+    } else if (is_given(options->data_file_name) && !options->data_file) {
+        problem = "data-file-name requires data-file";
     } else if (options->data_file_raw && is_given(options->backing_file)) {
         problem = "Backing file and data-file-raw cannot be used at the same time";
     } else if (is_given(options->backing_file) &&
@@ -142,9 +147,12 @@ static int check_data_file(const struct qcow2_create_options *options, GError **
 
 /* ---- The header ----------------------------------------------------------------------------- */
 
-/* The data file's name, so that it is found from any directory. */
+/* The data file's name: if none is given, one that is right from any directory. */
 static char *data_file_name(const struct qcow2_create_options *options)
 {
+    if (is_given(options->data_file_name)) {
+        return g_strdup(options->data_file_name);
+    }
     g_autofree char *name = options->data_file ? block_node_get_filename(options->data_file) : NULL;
 
     return name && g_file_test(name, G_FILE_TEST_EXISTS) ? g_canonicalize_filename(name, NULL)

@@ -740,8 +740,8 @@ int qcow2_check(struct block_node *node, unsigned repair, struct block_check_res
 /* ---- create.c, resize.c, amend.c ------------------------------------------------------------ */
 
 struct qcow2_create_options {
-    struct block_node *file; /* both borrowed */
-    struct block_node *data_file;
+    struct block_node *file, *data_file; /* borrowed */
+    char *data_file_name;
     uint64_t size;
     int version;
     char *backing_file;

@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import nbd
@@ -146,6 +147,27 @@ def resizes(test):
     handle.shutdown()
     server.stop()
     check(test, image)
+
+
+@promise("an image and its data file can be moved together")
+def moves_data_file(test):
+    old, new = test.path("old"), test.path("new")
+    data = os.urandom(MIB)
+    for image in (old / "disk.qcow2", "disk.qcow2"):  # from elsewhere, and from its directory
+        old.mkdir()
+        test.liveblk("create", "-o", "data_file=disk.raw,data_file_raw=on", image, "1M", cwd=old)
+        info = json.loads(test.liveblk("info", "--json", old / "disk.qcow2").stdout)
+        assert info["format-specific"]["data"]["data-file"] == "disk.raw", info
+        old.rename(new)
+        server = Server(test, [new / "disk.qcow2"])
+        handle = server.connect()
+        handle.pwrite(data, 0)
+        handle.shutdown()
+        server.stop()
+        assert (new / "disk.raw").read_bytes() == data
+        # QEMU looks for it from where it runs.
+        test.run("qemu-img", "compare", "-q", "disk.qcow2", "disk.raw", cwd=new)
+        shutil.rmtree(new)
 
 
 @promise("query-blockstats and stats tell whether the caches of a qcow2 disk are large enough")

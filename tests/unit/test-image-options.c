@@ -75,18 +75,24 @@ static void test_backing(void)
     assert_options(request_new("/x/a", "qcow2", "b", "raw", "backing_file=c"), "/x/a", expected);
 }
 
+/* The image records the name as it is, and looks for it from its own directory. */
+static void assert_data_file(const char *image, const char *name, const char *path)
+{
+    g_autofree char *setting = g_strconcat("data_file=", name, NULL);
+    g_autofree char *expected =
+        g_strdup_printf("data-file-name=%s,data-file.driver=file,data-file.filename=%s,"
+                        "driver=qcow2,file.driver=file,file.filename=%s,size=1048576",
+                        name, path, image);
+
+    assert_options(request_new(image, NULL, NULL, NULL, setting), image, expected);
+}
+
 static void test_data_file(void)
 {
-    assert_options(request_new("a", NULL, NULL, NULL, "data_file=d"), "a",
-                   "data-file.driver=file,data-file.filename=d,driver=qcow2,file.driver=file,"
-                   "file.filename=a,size=1048576");
-    /* From another directory, where the image looks for it, too. */
-    assert_options(request_new("/x/a", NULL, NULL, NULL, "data_file=d"), "/x/a",
-                   "data-file.driver=file,data-file.filename=/x/d,driver=qcow2,file.driver=file,"
-                   "file.filename=/x/a,size=1048576");
-    assert_options(request_new("/x/a", NULL, NULL, NULL, "data_file=/y/d"), "/x/a",
-                   "data-file.driver=file,data-file.filename=/y/d,driver=qcow2,file.driver=file,"
-                   "file.filename=/x/a,size=1048576");
+    assert_data_file("a", "d", "d");
+    assert_data_file("sub/a", "d", "sub/d");
+    assert_data_file("/x/a", "d", "/x/d");
+    assert_data_file("/x/a", "/y/d", "/y/d");
 }
 
 static void assert_refused(const char *format, const char *backing, const char *backing_format,

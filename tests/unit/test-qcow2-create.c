@@ -87,6 +87,7 @@ static void test_refusals(struct test_image *image, const void *unused)
         {"size=1M,extended-l2=on,cluster-size=4k", "at least 16384"},
         {"size=1M,backing-fmt=raw", "cannot be used without backing file"},
         {"size=1M,data-file-raw=on", "requires data-file"},
+        {"size=1M,data-file-name=x", "data-file-name requires data-file"},
         {"size=1M,backing-file=x,preallocation=full", "Backing file and preallocation"},
         {"size=1T,cluster-size=512", "too large for file format"},
         {"cluster-size=512", "'size' is missing"},
