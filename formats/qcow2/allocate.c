@@ -302,7 +302,7 @@ static void forget_growth(struct qcow2 *q, const struct clusters *whole, uint64_
         uint64_t place = (q->reftable[block->index] & QCOW2_REFTABLE_MASK) >> q->cluster_bits;
 
         if (place >= whole->first && place < whole->first + whole->count) {
-            qcow2_metadata_remove(q, place << q->cluster_bits);
+            qcow2_metadata_remove(q, place << q->cluster_bits, QCOW2_AREA_REFBLOCK);
             q->reftable[block->index] = 0;
             TAILQ_REMOVE(&q->refblocks, block, entry);
             g_hash_table_remove(q->refblock_map, &block->index);

@@ -318,7 +318,7 @@ static int reload(struct rewrite *rewrite, GError **error)
 
     g_hash_table_iter_init(&iterator, rewrite->old);
     while (g_hash_table_iter_next(&iterator, &cluster, NULL)) {
-        qcow2_metadata_remove(q, GPOINTER_TO_SIZE(cluster) << q->cluster_bits);
+        qcow2_metadata_remove(q, GPOINTER_TO_SIZE(cluster) << q->cluster_bits, QCOW2_AREA_REFBLOCK);
     }
     qcow2_refcount_destroy(q);
     q->free_hint = 0;

@@ -305,7 +305,7 @@ struct qcow2 {
         uint64_t offset;
         uint64_t bytes;
     } areas[QCOW2_AREA_PLACES];
-    GHashTable *metadata; /* host clusters of active L2 tables and refcount blocks: index to area */
+    GHashTable *metadata; /* host clusters of active L2 tables, refcount blocks: index to areas */
 
     /* Write-back. */
     pthread_mutex_t commit_lock;
@@ -460,7 +460,7 @@ void qcow2_area_set(struct qcow2 *q, enum qcow2_area area, uint64_t offset, uint
 
 /* Note that a host cluster holds an active L2 table or a refcount block, or no longer. */
 void qcow2_metadata_add(struct qcow2 *q, uint64_t offset, enum qcow2_area area);
-void qcow2_metadata_remove(struct qcow2 *q, uint64_t offset);
+void qcow2_metadata_remove(struct qcow2 *q, uint64_t offset, enum qcow2_area area);
 bool qcow2_is_metadata(struct qcow2 *q, uint64_t offset, uint64_t bytes);
 
 /*

@@ -290,7 +290,7 @@ static int own_table(struct qcow2 *q, uint32_t l1_index)
     qcow2_metadata_add(q, offset, QCOW2_AREA_L2);
     set_l1_entry(q, l1_index, offset | QCOW2_COPIED);
     if (old) {
-        qcow2_metadata_remove(q, old);
+        qcow2_metadata_remove(q, old, QCOW2_AREA_L2);
         qcow2_give_up(q, old, q->cluster_size, false);
     }
     return 0;
@@ -461,7 +461,7 @@ int qcow2_set_l1(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size)
         uint64_t offset = atomic_load(&q->l1[i]) & QCOW2_OFFSET_MASK;
 
         if (offset) {
-            qcow2_metadata_remove(q, offset);
+            qcow2_metadata_remove(q, offset, QCOW2_AREA_L2);
         }
     }
     qcow2_l2_forget(q);

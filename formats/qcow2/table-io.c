@@ -87,18 +87,29 @@ void qcow2_area_set(struct qcow2 *q, enum qcow2_area area, uint64_t offset, uint
     q->areas[area].bytes = bytes;
 }
 
-void qcow2_metadata_add(struct qcow2 *q, uint64_t offset, enum qcow2_area area)
+/* In a damaged image a cluster may be in two areas. */
+static void set_areas(struct qcow2 *q, uint64_t offset, unsigned clear, unsigned set)
 {
+    gpointer key = cluster_key(q, offset);
     SCOPE_LOCK(&q->metadata_lock);
+    unsigned areas = GPOINTER_TO_UINT(g_hash_table_lookup(q->metadata, key));
 
-    g_hash_table_insert(q->metadata, cluster_key(q, offset), GINT_TO_POINTER(area));
+    areas = (areas & ~clear) | set;
+    if (areas) {
+        g_hash_table_insert(q->metadata, key, GUINT_TO_POINTER(areas));
+    } else {
+        g_hash_table_remove(q->metadata, key);
+    }
 }
 
-void qcow2_metadata_remove(struct qcow2 *q, uint64_t offset)
+void qcow2_metadata_add(struct qcow2 *q, uint64_t offset, enum qcow2_area area)
 {
-    SCOPE_LOCK(&q->metadata_lock);
+    set_areas(q, offset, 0, 1u << area);
+}
 
-    g_hash_table_remove(q->metadata, cluster_key(q, offset));
+void qcow2_metadata_remove(struct qcow2 *q, uint64_t offset, enum qcow2_area area)
+{
+    set_areas(q, offset, 1u << area, 0);
 }
 
 /*
@@ -119,21 +130,14 @@ static enum qcow2_area find_overlap(struct qcow2 *q, enum qcow2_area area, uint6
         return QCOW2_AREA_NONE;
     }
     for (uint64_t at = qcow2_cluster_start(q, offset); at < offset + bytes; at += q->cluster_size) {
-        enum qcow2_area other =
-            GPOINTER_TO_INT(g_hash_table_lookup(q->metadata, cluster_key(q, at)));
+        unsigned others =
+            GPOINTER_TO_UINT(g_hash_table_lookup(q->metadata, cluster_key(q, at))) & ~(1u << area);
 
-        if (other != QCOW2_AREA_NONE && other != area) {
-            return other;
+        if (others) {
+            return (enum qcow2_area)log2_of(others);
         }
     }
     return QCOW2_AREA_NONE;
-}
-
-bool qcow2_is_metadata(struct qcow2 *q, uint64_t offset, uint64_t bytes)
-{
-    SCOPE_LOCK(&q->metadata_lock);
-
-    return find_overlap(q, QCOW2_AREA_NONE, offset, bytes) != QCOW2_AREA_NONE;
 }
 
 static bool overlaps_snapshot(const struct qcow2 *q, uint64_t offset, uint64_t bytes)
@@ -145,6 +149,16 @@ static bool overlaps_snapshot(const struct qcow2 *q, uint64_t offset, uint64_t b
         }
     }
     return false;
+}
+
+bool qcow2_is_metadata(struct qcow2 *q, uint64_t offset, uint64_t bytes)
+{
+    if (overlaps_snapshot(q, offset, bytes)) {
+        return true;
+    }
+    SCOPE_LOCK(&q->metadata_lock);
+
+    return find_overlap(q, QCOW2_AREA_NONE, offset, bytes) != QCOW2_AREA_NONE;
 }
 
 int qcow2_check_overlap(struct qcow2 *q, enum qcow2_area area, uint64_t offset, uint64_t bytes)
