@@ -19,14 +19,15 @@
 #define TABLE       (32 * KIB)
 #define DATA        (160 * KIB) /* so much of the disk is data of this byte */
 #define DATA_BYTE   0x5a
-#define BAD_CLUSTER CLUSTER       /* the entry of this is made to lead to metadata */
+#define BAD_CLUSTER CLUSTER      /* the entry of this is made to lead to metadata */
 #define BAD_TABLE   (8 * TABLE)  /* this table too, which there is none for */
 #define SNAPSHOT_AT (16 * TABLE) /* what the snapshot holds, too */
 
 enum kind { HEADER, L1, REFTABLE, SNAPSHOTS, BITMAPS, SNAPSHOT_L1, L2, REFBLOCK, KINDS };
 static const char *const kind_names[] = {
-    "header",           "L1 table",            "refcount table", "snapshot table",
-    "bitmap directory", "snapshot's L1 table", "L2 table",       "refcount block",
+    "header",         "L1 table",         "refcount table",
+    "snapshot table", "bitmap directory", "snapshot's L1 table",
+    "L2 table",       "refcount block",
 };
 
 enum pointer { DATA_ENTRY, L1_ENTRY, REFTABLE_ENTRY, POINTERS };
@@ -236,7 +237,8 @@ static void test_less(void)
     expect_no_check(L1_ENTRY, SNAPSHOTS, "overlap-check=none,");
     expect_no_check(L1_ENTRY, BITMAPS, "overlap-check=none,");
     expect_no_check(REFTABLE_ENTRY, SNAPSHOTS, "overlap-check=none,");
-    g_autofree char *reason = test_open_error("driver=qcow2,overlap-check=some,file.driver=null-co");
+    g_autofree char *reason =
+        test_open_error("driver=qcow2,overlap-check=some,file.driver=null-co");
     g_assert_nonnull(strstr(reason, "some"));
 }
 
