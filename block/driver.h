@@ -101,6 +101,7 @@ struct block_snapshot_info {
 struct block_info {
     uint32_t cluster_size; /* 0: the format has none */
     bool is_dirty;         /* the format says it was not closed cleanly */
+    bool is_damaged;       /* found so since it was opened: nothing is written to it any more */
     char *backing_file;    /* as the image names it; NULL: it names none */
     char *backing_format;  /* NULL: it does not say */
     /* More facts, an object with the names and types that QMP has for them, or NULL: none. */

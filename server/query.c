@@ -90,6 +90,16 @@ static void add_bitmaps(json_t *object, struct block_node *node)
     json_decref(query.list);
 }
 
+/* Nobody can write: it was opened so, or was found damaged. */
+static bool is_read_only(struct block_node *node)
+{
+    struct block_info info;
+    bool is_damaged = block_node_get_info(node, &info) == 0 && info.is_damaged;
+
+    block_info_clear(&info);
+    return node->options.read_only || is_damaged;
+}
+
 json_t *query_node(struct block_node *node, struct block_device *device, bool is_flat)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
@@ -98,7 +108,7 @@ json_t *query_node(struct block_node *node, struct block_device *device, bool is
 
     json_object_set_new(object, "file", json_value_from_text(filename));
     json_object_set_new(object, "node-name", json_string(node->name));
-    json_object_set_new(object, "ro", json_boolean(node->options.read_only));
+    json_object_set_new(object, "ro", json_boolean(is_read_only(node)));
     json_object_set_new(object, "drv", json_string(node->driver->name));
     add_backing(object, node);
     json_object_set_new(object, "active", json_true());

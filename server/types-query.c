@@ -210,7 +210,7 @@ static const struct qmp_type detect_zeroes_type = {
 static const struct qmp_member device_info_members[] = {
     {"file", &qmp_type_string, .doc = "Where the image is."},
     {"node-name", &qmp_type_string, .optional = true, .doc = "The node's name."},
-    {"ro", &qmp_type_bool, .doc = "Read-only."},
+    {"ro", &qmp_type_bool, .doc = "Read-only, or found damaged and not written any more."},
     {"drv", &qmp_type_string, .doc = "The driver."},
     {"backing_file", &qmp_type_string, .optional = true, .doc = "Where its backing file is."},
     {"backing_file_depth", &qmp_type_int, .doc = "Number of backing files below."},

@@ -504,6 +504,7 @@ static int qcow2_get_info(struct block_node *node, struct block_info *info)
 
     info->cluster_size = (uint32_t)q->cluster_size;
     info->is_dirty = q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY;
+    info->is_damaged = atomic_load(&q->is_corrupt);
     info->backing_file = g_strdup(q->header.backing_file);
     info->backing_format = g_strdup(q->header.backing_format);
     info->format_specific = facts(q, is_corrupt);

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """qcow2 images that are served, and the program's commands for images that are not."""
 
+import errno
 import json
 import os
 import shutil
@@ -147,6 +148,51 @@ def resizes(test):
     handle.shutdown()
     server.stop()
     check(test, image)
+
+
+@promise("damage to an image is told at once, and nothing is written to it any more")
+def damage(test):
+    image = make_qcow2(test, "disk.qcow2", 4 * MIB)
+    test.run("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", image)
+    with open(image, "r+b") as file:
+        file.seek(40)
+        file.seek(int.from_bytes(file.read(8), "big"))  # the L1 table
+        entries = int.from_bytes(file.read(8), "big") & (1 << 56) - 512
+        file.seek(entries + 8)  # the second cluster's: where the refcount table is
+        file.write((1 << 63 | 1 << 16).to_bytes(8, "big"))
+    server = Server(test, [f"name=vda,file={image},format=qcow2"])
+    qmp, other = server.qmp(), server.qmp()
+    handle = server.connect()
+    assert bytes(handle.pread(4096, 0)) == b"\7" * 4096
+    inserted = qmp.command("query-block")[0]["inserted"]
+    assert inserted["ro"] is False
+    for access in (lambda: handle.pread(4096, 65536), lambda: handle.pwrite(b"x" * 4096, 65536),
+                   lambda: handle.pwrite(b"x" * 4096, 0)):  # fmt: skip
+        try:
+            access()
+            raise AssertionError("a damaged image was used")
+        except nbd.Error as error:
+            assert error.errnum == errno.EIO, error
+    for client in (qmp, other):
+        data = client.wait_event("BLOCK_IMAGE_CORRUPTED")["data"]
+        assert data["node-name"] == inserted["node-name"] and data["device"] == "", data
+        assert data["fatal"] is True and data["offset"] == 65536 and data["size"] == 65536, data
+        assert "is not valid" in data["msg"], data
+        assert not [event for event in client.events if event["event"] == "BLOCK_IMAGE_CORRUPTED"]
+    assert bytes(handle.pread(4096, 2 * 65536)) == b"\7" * 4096
+    nodes = qmp.command("query-named-block-nodes", flat=True)
+    states = {node["drv"]: node["ro"] for node in nodes}
+    assert states == {"qcow2": True, "file": False}, states
+    inserted = qmp.command("query-block")[0]["inserted"]
+    assert inserted["ro"] is True
+    assert inserted["image"]["format-specific"]["data"]["corrupt"] is True
+    handle.shutdown()
+    server.stop()
+    info = json.loads(test.run("qemu-img", "info", "--output=json", image).stdout)
+    assert info["format-specific"]["data"]["corrupt"] is True, info
+    result = test.run("nbdkit", "-U", "-", "--run", "true", PLUGIN, f"disk={image}",
+                      env=Server.environment(), status=None)  # fmt: skip
+    assert "Image is corrupt" in result.stderr, result.stderr
 
 
 @promise("an image and its data file can be moved together")

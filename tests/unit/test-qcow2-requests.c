@@ -28,8 +28,8 @@ struct world {
 static struct world world_new(const char *create_options, bool has_backing)
 {
     struct world world = {.file = test_open("driver=memory,node-name=file,size=0")};
-    g_autofree char *text = g_strdup_printf("driver=qcow2,file=file,size=%" PRIu64 "%s", LENGTH,
-                                            create_options);
+    g_autofree char *text =
+        g_strdup_printf("driver=qcow2,file=file,size=%" PRIu64 "%s", LENGTH, create_options);
     g_autoptr(GError) error = NULL;
     struct block_options *options = block_options_parse(text, NULL, &error);
 
@@ -176,8 +176,8 @@ static void test_no_copy(void)
     test_image_make(&image, 0);
     test_command_succeeds("qemu-img create -q -f qcow2 %s %" PRIu64, image.path, LENGTH);
     struct world world = {
-        .file = test_open("driver=fault,node-name=file,file.driver=file,file.filename=%s",
-                          image.path),
+        .file =
+            test_open("driver=fault,node-name=file,file.driver=file,file.filename=%s", image.path),
         .node = test_open("driver=qcow2,file=file"),
     };
     write_byte(&world, 5 * CLUSTER, CLUSTER, 1);
