@@ -152,6 +152,7 @@ static enum exit_status run_create(const struct invocation *invocation, GError *
         return (*error)->domain == CLI_ERROR ? EXIT_USAGE : EXIT_FAILED;
     }
     if (create_all(request, path, error) < 0) {
+        create_request_explain(request, *error);
         image_explain_lock(path, &(const struct image_options){0}, error);
         return EXIT_FAILED;
     }

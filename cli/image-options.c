@@ -5,43 +5,116 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "block/driver.h"
 #include "block/error.h"
 #include "block/gate.h"
 
-/* Names that are not just the driver's with underscores. */
+/* What qemu-img calls the version. */
 static const struct {
-    const char *name, *value; /* value NULL: any */
-    const char *driver_name, *driver_value;
-} translations[] = {
-    {"compat", "0.10", "version", "v2"},
-    {"compat", "v2", "version", "v2"},
-    {"compat", "1.1", "version", "v3"},
-    {"compat", "v3", "version", "v3"},
-};
+    const char *compat, *version;
+} versions[] = {{"0.10", "v2"}, {"v2", "v2"}, {"1.1", "v3"}, {"v3", "v3"}};
 
-static void set_setting(struct block_options *settings, const char *name, const char *value)
+static char *dashed(const char *name)
 {
-    g_autofree char *dashed = g_strdelimit(g_strdup(name), "_", '-');
-
-    for (size_t i = 0; i < G_N_ELEMENTS(translations); i++) {
-        if (!strcmp(name, translations[i].name) && !strcmp(value, translations[i].value)) {
-            block_options_set(settings, translations[i].driver_name, translations[i].driver_value);
-            return;
-        }
-    }
-    block_options_set(settings, dashed, value);
+    return g_strdelimit(g_strdup(name), "_", '-');
 }
 
-static int add_settings(struct block_options *settings, const char *text, GError **error)
+/* ---- Names ---------------------------------------------------------------------------------- */
+
+/* Whether a driver has a setting of this name; what files there are is no setting. */
+static bool driver_has(const char *driver, const char *name)
+{
+    const struct block_option *option = block_driver_find(driver)->create_options;
+
+    while (option->name && strcmp(option->name, name)) {
+        option++;
+    }
+    return option->name && strcmp(name, "file") && strcmp(name, "filename");
+}
+
+static bool is_known(const char *format, const char *name)
+{
+    bool is_qcow2 = !strcmp(format, "qcow2");
+
+    return driver_has(is_qcow2 ? "qcow2" : "file", name) || (is_qcow2 && !strcmp(name, "compat"));
+}
+
+static int check_name(const struct create_request *request, const char *typed, GError **error)
+{
+    g_autofree char *name = dashed(typed);
+
+    if (is_known(request->format, name)) {
+        return 0;
+    }
+    if (create_request_is_raw(request) && is_known("qcow2", name)) {
+        return block_error(error, EINVAL, "Raw images have no option '%s'; qcow2 images do", typed);
+    }
+    return block_error(error, EINVAL, "%s images have no option '%s'",
+                       create_request_is_raw(request) ? "Raw" : request->format, typed);
+}
+
+/* Replace a name in a text, but not where it is a part of another, or of a path. */
+static char *replace_name(const char *text, const char *name, const char *replacement)
+{
+    g_autofree char *pattern = g_strdup_printf("(?<![\\w./-])%s(?![\\w./-])", name);
+    g_autoptr(GRegex) regex = g_regex_new(pattern, 0, 0, NULL);
+
+    return g_regex_replace_literal(regex, text, -1, 0, replacement, 0, NULL);
+}
+
+void create_request_explain(const struct create_request *request, GError *error)
+{
+    const struct block_option *option = block_driver_find("qcow2")->create_options;
+
+    if (request->has_compat) {
+        g_autofree char *text = STEAL(error->message);
+
+        error->message = replace_name(text, "version=v3", "compat=1.1");
+    }
+    for (; request->has_underscores && option->name; option++) {
+        g_autofree char *text = STEAL(error->message);
+        g_autofree char *name = g_strdelimit(g_strdup(option->name), "-", '_');
+
+        error->message = replace_name(text, option->name, name);
+    }
+}
+
+/* ---- Settings ------------------------------------------------------------------------------- */
+
+static int set_setting(struct create_request *request, const char *name, const char *value,
+                       GError **error)
+{
+    g_autofree char *driver_name = dashed(name);
+
+    if (check_name(request, name, error) < 0) {
+        return -EINVAL;
+    }
+    request->has_underscores |= strchr(name, '_') != NULL;
+    if (!strcmp(name, "compat")) {
+        request->has_compat = true;
+        for (size_t i = 0; i < G_N_ELEMENTS(versions); i++) {
+            if (!strcmp(value, versions[i].compat)) {
+                block_options_set(request->settings, "version", versions[i].version);
+                return 0;
+            }
+        }
+        return block_error(error, EINVAL, "compat is 0.10 (v2) or 1.1 (v3), not '%s'", value);
+    }
+    block_options_set(request->settings, driver_name, value);
+    return 0;
+}
+
+static int add_settings(struct create_request *request, const char *text, GError **error)
 {
     AUTO(block_options) parsed = block_options_parse(text, NULL, error);
     char **keys = parsed ? block_options_keys(parsed) : NULL;
+    int status = parsed ? 0 : -EINVAL;
 
-    for (char **key = keys; key && *key; key++) {
-        set_setting(settings, *key, block_options_get(parsed, *key));
+    for (char **key = keys; status == 0 && key && *key; key++) {
+        status = set_setting(request, *key, block_options_get(parsed, *key), error);
     }
     g_strfreev(keys);
-    return parsed ? 0 : -EINVAL;
+    return status;
 }
 
 /* What an option of its own says, or else the setting of that name, which is taken out. */
@@ -56,20 +129,22 @@ static char *either(const char *given, struct block_options *settings, const cha
     return g_strdup(given);
 }
 
+static int check_format(const struct create_request *request, GError **error)
+{
+    return strcmp(request->format, "qcow2") && !create_request_is_raw(request)
+               ? block_error(error, EINVAL, "--format is qcow2 or raw, not '%s'", request->format)
+               : 0;
+}
+
 static int check_request(const struct create_request *request, GError **error)
 {
     bool is_raw = create_request_is_raw(request);
     const char *problem = NULL;
 
-    if (strcmp(request->format, "qcow2") && !is_raw) {
-        return block_error(error, EINVAL, "--format is qcow2 or raw, not '%s'", request->format);
-    }
     if (block_options_has(request->settings, "size")) {
         problem = "The size is no setting: give it after the file";
     } else if (is_raw && request->backing) {
         problem = "A raw image has no backing file";
-    } else if (is_raw && request->data_file) {
-        problem = "A raw image has no data file";
     } else if (request->backing && !request->backing_format) {
         problem = "A backing file needs its format: --backing-format raw or qcow2";
     } else if (!request->backing && request->backing_format) {
@@ -86,8 +161,11 @@ struct create_request *create_request_new(const char *path, const char *format, 
 
     request->format = g_strdup(format ? format : "qcow2");
     request->settings = block_options_new();
+    if (check_format(request, error) < 0) {
+        return NULL;
+    }
     for (; settings && *settings; settings++) {
-        if (add_settings(request->settings, *settings, error) < 0) {
+        if (add_settings(request, *settings, error) < 0) {
             g_prefix_error(error, "--option: ");
             return NULL;
         }

@@ -7,6 +7,7 @@
 #define LIVEBLK_CLI_IMAGE_OPTIONS_H
 
 #include <glib.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "block/cleanup.h"
@@ -26,18 +27,23 @@ struct create_request {
     char *data_file_name; /* as it was given, relative to the image's directory */
     int64_t size;
     struct block_options *settings; /* the rest, under the driver's names */
+    bool has_underscores;           /* names were given as qemu-img has them, */
+    bool has_compat;                /* and so was the version */
 };
 
 /*
  * Take what was given, each of it NULL if it was not; settings: NULL-terminated, "NAME=VALUE,...",
  * with the names of qemu-img or of blockdev-create. NULL with the error set. The size is the
- * caller's to set.
+ * caller's to set. Drivers are registered.
  */
 struct create_request *create_request_new(const char *path, const char *format, const char *backing,
                                           const char *backing_format, const char *const *settings,
                                           GError **error);
 void create_request_free(struct create_request *request);
 DEFINE_AUTO(create_request, create_request_free)
+
+/* Let a driver's error name the settings as the user did. */
+void create_request_explain(const struct create_request *request, GError *error);
 
 bool create_request_is_raw(const struct create_request *request);
 

@@ -3,8 +3,10 @@
 #include <glib.h>
 #include <string.h>
 
+#include "block/error.h"
 #include "block/options.h"
 #include "cli/image-options.h"
+#include "formats/formats.h"
 
 static struct create_request *request_new(const char *path, const char *format, const char *backing,
                                           const char *backing_format, const char *setting)
@@ -52,10 +54,6 @@ static void test_names(void)
                    "driver=qcow2,file.driver=file,file.filename=/x/a,size=1048576,version=v2");
     assert_options(request_new("/x/a", NULL, NULL, NULL, "compat=v3,version=v2"), "/x/a",
                    "driver=qcow2,file.driver=file,file.filename=/x/a,size=1048576,version=v2");
-    /* What is not known is for the driver to refuse by name. */
-    assert_options(request_new("/x/a", NULL, NULL, NULL, "compat=7,no_such=1"), "/x/a",
-                   "compat=7,driver=qcow2,file.driver=file,file.filename=/x/a,no-such=1,"
-                   "size=1048576");
 }
 
 static void test_raw(void)
@@ -109,20 +107,56 @@ static void test_refused(void)
 {
     assert_refused("vmdk", NULL, NULL, NULL, "not 'vmdk'");
     assert_refused("raw", "b", "raw", NULL, "no backing file");
-    assert_refused("raw", NULL, NULL, "data_file=d", "no data file");
+    assert_refused("raw", NULL, NULL, "data_file=d", "Raw images have no option 'data_file'");
+    assert_refused("raw", NULL, NULL, "cluster_size=4k",
+                   "Raw images have no option 'cluster_size'; qcow2 images do");
+    assert_refused("raw", NULL, NULL, "compat=1.1", "Raw images have no option 'compat'");
+    assert_refused("raw", NULL, NULL, "no_such=1", "Raw images have no option 'no_such'");
+    assert_refused(NULL, NULL, NULL, "no_such=1", "qcow2 images have no option 'no_such'");
+    assert_refused(NULL, NULL, NULL, "file=x", "no option 'file'");
+    assert_refused(NULL, NULL, NULL, "compat=7", "compat is 0.10 (v2) or 1.1 (v3), not '7'");
     assert_refused(NULL, "b", NULL, NULL, "needs its format");
     assert_refused(NULL, NULL, "raw", NULL, "without --backing");
     assert_refused(NULL, NULL, NULL, "size=1G", "after the file");
     assert_refused(NULL, NULL, NULL, "=", "--option: ");
 }
 
+/* A driver's error names options as they were typed, and no other words. */
+static void assert_explained(const char *setting, const char *text, const char *expected)
+{
+    struct create_request *request = request_new("/x/a", NULL, NULL, NULL, setting);
+    g_autoptr(GError) error = g_error_new_literal(BLOCK_ERROR, 1, text);
+
+    create_request_explain(request, error);
+    g_assert_cmpstr(error->message, ==, expected);
+    create_request_free(request);
+}
+
+static void test_explained(void)
+{
+    assert_explained("cluster_size=x", "Invalid parameter type for 'cluster-size'",
+                     "Invalid parameter type for 'cluster_size'");
+    assert_explained("cluster-size=x", "Invalid parameter type for 'cluster-size'",
+                     "Invalid parameter type for 'cluster-size'");
+    assert_explained("data_file_raw=on", "data-file-raw requires data-file",
+                     "data_file_raw requires data_file");
+    assert_explained("data_file_raw=on", "Could not open '/tmp/my-data-file.d/data-file'",
+                     "Could not open '/tmp/my-data-file.d/data-file'");
+    assert_explained("compat=0.10", "Only with 1.1 (use version=v3 or greater)",
+                     "Only with 1.1 (use compat=1.1 or greater)");
+    assert_explained("version=v2", "Only with 1.1 (use version=v3 or greater)",
+                     "Only with 1.1 (use version=v3 or greater)");
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
+    formats_register();
     g_test_add_func("/image-options/names-of-qemu-img-are-the-drivers", test_names);
     g_test_add_func("/image-options/a-raw-image-is-a-file", test_raw);
     g_test_add_func("/image-options/a-backing-file-may-be-a-setting", test_backing);
     g_test_add_func("/image-options/a-data-file-is-found-again", test_data_file);
+    g_test_add_func("/image-options/errors-have-the-names-that-were-typed", test_explained);
     g_test_add_func("/image-options/what-makes-no-sense-is-refused", test_refused);
     return g_test_run();
 }
