@@ -138,7 +138,7 @@ static int check_l1_entry(struct qcow2 *q, uint32_t l1_index, uint64_t entry)
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
 
     if (entry & QCOW2_L1_RESERVED || !is_aligned(offset, q->cluster_size)) {
-        return qcow2_mark_corrupt(q, offset, q->cluster_size,
+        return qcow2_mark_corrupt(q, offset, offset ? q->cluster_size : 0,
                                   "L1 table entry %" PRIu32 " (0x%" PRIx64 ") is not valid",
                                   l1_index, entry);
     }

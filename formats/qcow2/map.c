@@ -95,7 +95,11 @@ int qcow2_entry_check(struct qcow2 *q, uint64_t offset, struct qcow2_entry entry
     if (qcow2_entry_is_valid(q, offset, entry)) {
         return 0;
     }
-    return qcow2_mark_corrupt(q, entry.descriptor & QCOW2_OFFSET_MASK, q->cluster_size,
+    uint64_t host = entry.descriptor & QCOW2_OFFSET_MASK, bytes = host ? q->cluster_size : 0;
+    if (entry.descriptor & QCOW2_COMPRESSED) {
+        qcow2_compressed_range(q, entry.descriptor, &host, &bytes);
+    }
+    return qcow2_mark_corrupt(q, host, bytes,
                               "The L2 table entry 0x%" PRIx64 " of the disk's offset %" PRIu64
                               " is not valid",
                               entry.descriptor, offset);

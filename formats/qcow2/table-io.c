@@ -211,9 +211,10 @@ static void tell(struct qcow2 *q, uint64_t offset, uint64_t bytes, const char *m
         place[4] = EVENT_INT("offset", offset);
         place[5] = EVENT_INT("size", bytes);
     }
-    g_warning("qcow2 image of node '%s' is damaged, nothing is written to it any more: %s (offset "
-              "%" PRIu64 "). 'liveblk check --repair all' may mend it.",
-              name, message, offset);
+    g_autofree char *where = bytes ? g_strdup_printf(" (offset %" PRIu64 ")", offset) : NULL;
+    g_warning("qcow2 image of node '%s' is damaged, nothing is written to it any more: %s%s. "
+              "'liveblk check --repair all' may mend it.",
+              name, message, where ? where : "");
     event_emit_fields("BLOCK_IMAGE_CORRUPTED", place);
 }
 

@@ -212,6 +212,34 @@ static void test_corrupt(void)
     test_image_remove(&image, NULL);
 }
 
+/* Where damage is, is told if it is anywhere. */
+static void test_place(void)
+{
+    static const struct {
+        uint64_t entry;
+        const char *warning;
+    } cases[] = {
+        {3 * 512 | UINT64_C(1) << 63, "*offset 0 is not valid (offset 1536). 'liveblk*"},
+        {0x10, "*offset 0 is not valid. 'liveblk*"},
+        {UINT64_C(1) << 62 | 17, "*offset 0 is not valid (offset 17). 'liveblk*"},
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        struct test_image image;
+        uint8_t byte;
+
+        test_image_make(&image, 0);
+        make(&image, "cluster_size=512");
+        put(&image, l2_offset(&image), cases[i].entry, 8);
+        AUTO(block_node) node = open_image(&image, "");
+        g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, cases[i].warning);
+        g_assert_cmpint(block_node_pread(node, &byte, 0, 1, 0), ==, -EIO);
+        g_test_assert_expected_messages();
+        block_node_unref(STEAL(node));
+        test_image_remove(&image, NULL);
+    }
+}
+
 /* Lazy refcounts after a crash: the refcounts are made anew when the image is opened. */
 static void test_dirty(void)
 {
@@ -472,6 +500,7 @@ int main(int argc, char **argv)
     fault_driver_register();
     g_test_add_func("/qcow2-image/damage-is-found-and-mended", test_damage);
     g_test_add_func("/qcow2-image/a-damaged-image-is-left-alone", test_corrupt);
+    g_test_add_func("/qcow2-image/where-damage-is-is-told", test_place);
     g_test_add_func("/qcow2-image/a-dirty-image-is-repaired-when-it-is-opened", test_dirty);
     g_test_add_func("/qcow2-image/bitmaps-of-qemu-and-ours-are-understood", test_bitmaps);
     g_test_add_func("/qcow2-image/bad-bitmaps-never-keep-an-image-from-opening", test_bad_bitmaps);
