@@ -696,7 +696,7 @@ int qcow2_write_compressed(struct qcow2 *q, const void *buffer, uint64_t offset,
 /* Forget cached contents: host clusters are about to be used for something else. */
 void qcow2_decompressed_forget(struct qcow2 *q, uint64_t host_offset, uint64_t bytes);
 
-/* ---- snapshot.c, vmstate.c ------------------------------------------------------------------ */
+/* ---- snapshot.c, snapshot-table.c ----------------------------------------------------------- */
 
 /* Read and check the snapshot table. */
 int qcow2_snapshots_load(struct qcow2 *q, GError **error);
