@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Random images and random requests, beside QEMU: images that qemu-img made are written by ours,
- * and what we wrote must be clean for `qemu-img check` and the same for `qemu-img compare`.
+ * Random images and random requests, beside QEMU: images that qemu-img made, or ours, are written
+ * by ours, and what we wrote must be clean for `qemu-img check` and the same for `qemu-img
+ * compare`.
  *
  * One thread; LIVEBLK_TEST_CASES sets how many cases, LIVEBLK_TEST_CASE_SEED repeats one by the
  * seed that was printed for it.
@@ -15,6 +16,7 @@
 #include "block/align.h"
 #include "block/image.h"
 #include "block/node.h"
+#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/command.h"
@@ -42,7 +44,7 @@ struct one {
 
     /* The image's kind. */
     unsigned cluster_bits;
-    bool is_v2, has_extended_l2, has_data_file, is_raw_data;
+    bool is_v2, has_extended_l2, has_data_file, is_raw_data, is_ours;
     enum backing backing;
     uint64_t length, length_max;
 
@@ -87,6 +89,7 @@ static void choose_kind(struct one *one)
     static const unsigned bits[] = {9, 9, 10, 12, 12, 14, 16, 16, 18, 21};
 
     one->cluster_bits = bits[below(one, G_N_ELEMENTS(bits))];
+    one->is_ours = chance(one, 50);
     one->is_v2 = chance(one, 20);
     one->has_extended_l2 = !one->is_v2 && one->cluster_bits >= 14 && chance(one, 40);
     one->has_data_file = !one->is_v2 && chance(one, 15);
@@ -112,7 +115,7 @@ static char *creation_options(struct one *one)
         g_string_append_printf(text, ",data_file=%s,data_file_raw=%s", one->data_image,
                                one->is_raw_data ? "on" : "off");
     }
-    if (one->backing == BACKING_NONE && chance(one, 30)) {
+    if ((one->backing == BACKING_NONE || one->has_extended_l2) && chance(one, 30)) {
         static const char *const modes[] = {"metadata", "falloc", "full"};
 
         g_string_append_printf(text, ",preallocation=%s", modes[below(one, 3)]);
@@ -152,20 +155,70 @@ static void make_backing(struct one *one)
     fill(one, format, one->backing_image, length);
 }
 
+static void create_theirs(struct one *one, const char *options)
+{
+    if (one->backing == BACKING_NONE) {
+        run(one, "qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, one->image, one->length);
+    } else {
+        run(one, "qemu-img create -q -f qcow2 -o %s -b %s -F %s %s %" PRIu64, options,
+            one->backing_image, one->backing == BACKING_RAW ? "raw" : "qcow2", one->image,
+            one->length);
+    }
+}
+
+/* The same options, under the driver's names. */
+static void create_ours(struct one *one, const char *options)
+{
+    AUTO(block_options) given = block_options_parse(options, NULL, NULL);
+    struct block_options *own = block_options_new();
+    g_autofree char *length = g_strdup_printf("%" PRIu64, one->length);
+    g_auto(GStrv) keys = block_options_keys(given);
+    g_autoptr(GError) error = NULL;
+
+    for (char **key = keys; *key; key++) {
+        const char *value = block_options_get(given, *key);
+
+        if (!strcmp(*key, "compat")) {
+            block_options_set(own, "version", strcmp(value, "0.10") ? "v3" : "v2");
+        } else if (!strcmp(*key, "data_file")) {
+            test_make_file(value, chance(one, 50) ? 0 : 4 * MIB * !one->is_raw_data);
+            block_options_set(own, "data-file.driver", "file");
+            block_options_set(own, "data-file.filename", value);
+        } else {
+            g_autofree char *name = g_strdelimit(g_strdup(*key), "_", '-');
+
+            block_options_set(own, name, value);
+        }
+    }
+    if (one->backing != BACKING_NONE) {
+        block_options_set(own, "backing-file", one->backing_image);
+        block_options_set(own, "backing-fmt", one->backing == BACKING_RAW ? "raw" : "qcow2");
+    }
+    test_make_file(one->image, chance(one, 50) ? 0 : MIB); /* what was there is lost */
+    block_options_set(own, "driver", "qcow2");
+    block_options_set(own, "size", length);
+    block_options_set(own, "file.driver", "file");
+    block_options_set(own, "file.filename", one->image);
+    if (block_create(own, NULL, NULL, &error) < 0) {
+        g_error("%s: %s", one->what, error->message);
+    }
+    run(one, "qemu-img check -q -f qcow2 %s", one->image);
+}
+
 static void make_image(struct one *one)
 {
     g_autofree char *options = creation_options(one);
 
     g_free(one->what);
-    one->what =
-        g_strdup_printf("%s, backing %d, length %" PRIu64, options, one->backing, one->length);
-    if (one->backing == BACKING_NONE) {
-        run(one, "qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, one->image, one->length);
-    } else {
+    one->what = g_strdup_printf("%s by %s, backing %d, length %" PRIu64, options,
+                                one->is_ours ? "ours" : "qemu-img", one->backing, one->length);
+    if (one->backing != BACKING_NONE) {
         make_backing(one);
-        run(one, "qemu-img create -q -f qcow2 -o %s -b %s -F %s %s %" PRIu64, options,
-            one->backing_image, one->backing == BACKING_RAW ? "raw" : "qcow2", one->image,
-            one->length);
+    }
+    if (one->is_ours) {
+        create_ours(one, options);
+    } else {
+        create_theirs(one, options);
     }
     if (chance(one, 60)) {
         fill(one, "qcow2", one->image, one->length);
@@ -325,8 +378,12 @@ static void do_resize(struct one *one, uint64_t offset, uint64_t bytes)
 {
     g_autoptr(GError) error = NULL;
     uint64_t length = 512 * (1 + below(one, one->length_max / 512));
+    enum block_preallocation how = BLOCK_PREALLOCATION_OFF;
 
-    if (block_node_set_length(one->node, length, BLOCK_PREALLOCATION_OFF, &error) < 0) {
+    if (length > one->length && chance(one, 60)) {
+        how = (enum block_preallocation)below(one, BLOCK_PREALLOCATION_FULL + 1);
+    }
+    if (block_node_set_length(one->node, length, how, &error) < 0) {
         g_assert_true(one->snapshot_count || (one->is_v2 && one->backing != BACKING_NONE));
         return;
     }
@@ -354,9 +411,9 @@ static void do_one(struct one *one)
         unsigned share;
         void (*run)(struct one *one, uint64_t offset, uint64_t bytes);
     } operations[] = {
-        {34, do_write},    {14, do_zero},  {11, do_discard}, {8, do_compressed},
+        {32, do_write},    {14, do_zero},  {11, do_discard}, {8, do_compressed},
         {12, check_range}, {5, do_status}, {4, do_flush},    {3, do_reopen},
-        {3, do_snapshot},  {2, do_apply},  {2, do_delete},   {2, do_resize},
+        {3, do_snapshot},  {2, do_apply},  {2, do_delete},   {4, do_resize},
     };
     uint64_t offset, bytes, dice = below(one, 100);
     uint64_t most = chance(one, 70) ? UINT64_C(2) << one->cluster_bits : MIB;
