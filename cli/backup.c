@@ -86,7 +86,7 @@ static bool add_compress(json_t *arguments, const struct target *target, GError 
                     target->name);
         return false;
     }
-    if (target->kind == TARGET_FILE && !strcmp(format, "raw")) {
+    if (target->kind == TARGET_FILE && (!format || !strcmp(format, "raw"))) {
         usage_error(error, "A raw file cannot be compressed: with --compress say --format qcow2");
         return false;
     }
