@@ -295,10 +295,14 @@ static void drop_all(struct qcow2 *q, GError *why)
     }
 }
 
+static bool is_recording(const struct qcow2_bitmap *bitmap)
+{
+    return bitmap->flags & QCOW2_BITMAP_AUTO && !(bitmap->flags & QCOW2_BITMAP_IN_USE);
+}
+
 void qcow2_bitmaps_opened(struct qcow2 *q)
 {
     GError *error = NULL;
-    bool is_changed = false;
 
     if (!q->header.bitmap_count) {
         return;
@@ -309,16 +313,62 @@ void qcow2_bitmaps_opened(struct qcow2 *q)
         return;
     }
     for (guint i = 0; i < bitmaps->len; i++) {
+        if (is_recording(&g_array_index(bitmaps, struct qcow2_bitmap, i))) {
+            atomic_store(&q->has_recording_bitmaps, true);
+        }
+    }
+}
+
+/* Returns how many were marked. */
+static unsigned mark_in_use(GArray *bitmaps, bool whole)
+{
+    unsigned marked = 0;
+
+    for (guint i = 0; i < bitmaps->len; i++) {
         struct qcow2_bitmap *bitmap = &g_array_index(bitmaps, struct qcow2_bitmap, i);
 
-        is_changed |= !(bitmap->flags & QCOW2_BITMAP_IN_USE);
-        bitmap->flags |= QCOW2_BITMAP_IN_USE;
+        if (whole ? !(bitmap->flags & QCOW2_BITMAP_IN_USE) : is_recording(bitmap)) {
+            bitmap->flags |= QCOW2_BITMAP_IN_USE;
+            marked++;
+        }
     }
-    int status = is_changed ? rewrite_directory(q, bitmaps) : 0;
+    return marked;
+}
+
+/* bitmap_lock held. */
+static void outdate(struct qcow2 *q, bool whole)
+{
+    GError *error = NULL;
+    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, &error);
+
+    if (!bitmaps) {
+        drop_all(q, error);
+        return;
+    }
+    unsigned marked = mark_in_use(bitmaps, whole);
+    if (!marked) {
+        return;
+    }
+    g_message(
+        "Node '%s': the disk changes, and %u bitmap%s stored in its image do%s not record it: "
+        "what uses them has to begin anew",
+        q->node->name ? q->node->name : "", marked, marked == 1 ? "" : "s",
+        marked == 1 ? "es" : "");
+    int status = rewrite_directory(q, bitmaps);
     if (status < 0) {
         block_error_errno(&error, -status, "they could not be marked as in use");
         drop_all(q, error);
     }
+}
+
+void qcow2_bitmaps_outdate(struct qcow2 *q, bool whole)
+{
+    SCOPE_LOCK(&q->bitmap_lock);
+
+    if (q->header.bitmap_count && (whole || atomic_load(&q->has_recording_bitmaps))) {
+        outdate(q, whole);
+    }
+    atomic_store(&q->has_recording_bitmaps, false);
 }
 
 /* ---- Bitmaps -------------------------------------------------------------------------------- */
@@ -558,6 +608,8 @@ int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bi
     status = enter(q, bitmaps, &bitmap, error);
     if (status < 0) {
         give_up(q, table, bitmap.table_offset, bitmap.table_size);
+    } else if (stored->enabled && !stored->in_use) {
+        atomic_store(&q->has_recording_bitmaps, true);
     }
     return status;
 }

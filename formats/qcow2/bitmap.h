@@ -33,11 +33,18 @@ GArray *qcow2_bitmaps_read_all(struct qcow2 *q, GError **error);
 void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitmap);
 
 /*
- * The image is opened for writing: mark stored bitmaps as in use, durably. What is wrong with
- * bitmaps never keeps an image from being opened: then the extension is dropped from the header's
- * autoclear features and a warning is printed.
+ * The image is opened for writing. What is wrong with bitmaps never keeps an image from being
+ * opened: then the extension is dropped from the header's autoclear features and a warning is
+ * printed.
  */
 void qcow2_bitmaps_opened(struct qcow2 *q);
+
+/*
+ * The disk is about to change: mark the bitmaps that should record that as in use, durably, for
+ * nobody does ("Bitmap directory", in_use). whole: mark all, for the disk gets another length. Any
+ * thread; qcow2_begin_change() does it once.
+ */
+void qcow2_bitmaps_outdate(struct qcow2 *q, bool whole);
 
 int qcow2_bitmap_list(struct block_node *node, struct block_persistent_bitmap **list, size_t *count,
                       GError **error);

@@ -317,9 +317,11 @@ struct qcow2 {
     _Atomic bool is_marked_dirty;           /* the header has the dirty bit */
     bool needs_repair; /* refcounts and flags may not agree: the dirty bit stays */
 
-    pthread_mutex_t header_lock; /* one writes the header at a time; after refcount_lock */
-    _Atomic bool is_corrupt;     /* found so: nothing is written any more */
-    _Atomic bool is_stopped;     /* nor if it is not known which tables count */
+    _Atomic bool has_recording_bitmaps; /* stored ones, to be marked before the disk changes */
+    pthread_mutex_t bitmap_lock;        /* one marks them; before header_lock */
+    pthread_mutex_t header_lock;        /* one writes the header at a time; after refcount_lock */
+    _Atomic bool is_corrupt;            /* found so: nothing is written any more */
+    _Atomic bool is_stopped;            /* nor if it is not known which tables count */
 
     struct qcow2_snapshot *snapshots; /* changes drained */
     size_t snapshot_count;
@@ -367,6 +369,12 @@ static inline bool qcow2_may_write(const struct qcow2 *q)
 {
     return !qcow2_is_stopped(q) && !q->options.for_check;
 }
+
+/*
+ * Each request that changes the disk begins with this. Returns -EIO if nothing is written any
+ * more.
+ */
+int qcow2_begin_change(struct qcow2 *q);
 
 /* The end of the disk's last cluster; what lies beyond, VM state, has no backing file. */
 static inline uint64_t qcow2_disk_end(const struct qcow2 *q)

@@ -306,6 +306,7 @@ static void init_locks(struct qcow2 *q)
     pthread_mutex_init(&q->metadata_lock, NULL);
     pthread_mutex_init(&q->commit_lock, NULL);
     pthread_mutex_init(&q->frees_lock, NULL);
+    pthread_mutex_init(&q->bitmap_lock, NULL);
     pthread_mutex_init(&q->header_lock, NULL);
     q->metadata = g_hash_table_new(NULL, NULL);
     q->frees = g_array_new(FALSE, FALSE, sizeof(struct qcow2_free));
@@ -336,6 +337,7 @@ static void release(struct qcow2 *q)
     pthread_mutex_destroy(&q->commit_lock);
     pthread_mutex_destroy(&q->frees_lock);
     pthread_mutex_destroy(&q->header_lock);
+    pthread_mutex_destroy(&q->bitmap_lock);
     tracked_requests_destroy(&q->allocations);
 }
 

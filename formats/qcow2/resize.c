@@ -408,9 +408,7 @@ int qcow2_set_length(struct block_node *node, uint64_t length,
     if (q->snapshot_count && q->header.version < 3) {
         return block_error(error, ENOTSUP, "Can't resize a version 2 image which has snapshots");
     }
-    /* Bitmaps in use may be of another length than the disk; those stored since it was opened are
-     * not marked so. ("Bitmap directory", in_use) */
-    qcow2_bitmaps_opened(q);
+    qcow2_bitmaps_outdate(q, true); /* those in use may be of another length than the disk */
     return is_shorter ? shrink(q, length, error)
                       : grow(q, length, preallocation, progress, progress_data, error);
 }

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "block/cleanup.h"
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
 
 /* A batch: bounded so that others do not wait long, and neither does a buffer get large. */
@@ -381,6 +382,17 @@ int qcow2_write(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t b
 
 /* ---- The driver's entry points -------------------------------------------------------------- */
 
+int qcow2_begin_change(struct qcow2 *q)
+{
+    if (!qcow2_may_write(q)) {
+        return -EIO;
+    }
+    if (atomic_load(&q->has_recording_bitmaps)) {
+        qcow2_bitmaps_outdate(q, false);
+    }
+    return 0;
+}
+
 static int write_once(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t bytes,
                       unsigned flags)
 {
@@ -397,7 +409,7 @@ int qcow2_pwrite(struct block_node *node, const void *buffer, uint64_t offset, u
 {
     struct qcow2 *q = qcow2_of(node);
 
-    if (!qcow2_may_write(q)) {
+    if (qcow2_begin_change(q) < 0) {
         return -EIO;
     }
     int status = write_once(q, buffer, offset, bytes, flags);

@@ -260,7 +260,7 @@ int qcow2_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes,
     struct qcow2 *q = qcow2_of(node);
     int status = 0;
 
-    if (!qcow2_may_write(q)) {
+    if (qcow2_begin_change(q) < 0) {
         return -EIO;
     }
     if (!can_zero(q, offset, bytes, flags)) {
@@ -299,7 +299,7 @@ int qcow2_discard(struct block_node *node, uint64_t offset, uint64_t bytes)
     struct qcow2 *q = qcow2_of(node);
     uint64_t start, stop;
 
-    if (!qcow2_may_write(q)) {
+    if (qcow2_begin_change(q) < 0) {
         return -EIO;
     }
     if (q->header.version < 3 && has_backing(q)) {

@@ -306,7 +306,7 @@ static void test_bitmaps(void)
     }
     test_command(&info, "qemu-img info --output=json %s", image.path);
     g_assert_nonnull(strstr(info, "\"ours\""));
-    g_assert_nonnull(strstr(info, "\"in-use\"")); /* theirs: it did not see our writes */
+    g_assert_null(strstr(info, "\"in-use\"")); /* nothing was written */
     g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
     {
         AUTO(block_node) node = open_image(&image, "");
@@ -322,6 +322,75 @@ static void test_bitmaps(void)
     }
     g_assert_cmpint(test_command(NULL, "qemu-img check -f qcow2 %s", image.path), ==, 0);
     test_image_remove(&image, NULL);
+}
+
+static bool is_in_use(struct test_image *image, const char *name)
+{
+    AUTO(block_node) node = open_image(image, "read-only=on,");
+    struct block_persistent_bitmap *list;
+    bool found = false, in_use = false;
+    size_t count;
+
+    g_assert_cmpint(block_node_bitmap_list(node, &list, &count, NULL), ==, 0);
+    for (size_t i = 0; i < count; i++) {
+        if (!strcmp(list[i].name, name)) {
+            found = true;
+            in_use = list[i].in_use;
+        }
+    }
+    block_persistent_bitmap_list_free(list, count);
+    g_assert_true(found);
+    return in_use;
+}
+
+/* Each way to change the disk, and some that do not. */
+static void test_outdated_bitmaps(void)
+{
+    struct block_persistent_bitmap stored = {
+        .name = (char *)(uintptr_t) "ours", .granularity = 4096, .enabled = true};
+
+    for (unsigned way = 0; way < 6; way++) {
+        uint8_t data[512] = {1}, bits[LENGTH / 4096 / 8] = {0};
+        g_autoptr(GError) error = NULL;
+        struct test_image image;
+
+        g_test_message("%u", way);
+        test_image_make(&image, 0);
+        make(&image, "cluster_size=512");
+        test_command_succeeds("qemu-img bitmap --add -g 4096 %s theirs", image.path);
+        test_command_succeeds("qemu-img bitmap --add --disable %s still", image.path);
+        AUTO(block_node) node = open_image(&image, "");
+        block_node_bitmap_store(node, &stored, bits, sizeof(bits), &error);
+        g_assert_no_error(error);
+        if (way == 1) {
+            g_assert_cmpint(block_node_pwrite(node, data, 0, sizeof(data), 0), ==, 0);
+        } else if (way == 2) {
+            g_assert_cmpint(block_node_discard(node, 0, 4096), ==, 0);
+        } else if (way == 3) {
+            g_assert_cmpint(block_node_write_zeroes(node, 0, 4096, 0), ==, 0);
+        } else if (way == 4) {
+            g_assert_cmpint(block_node_pwrite_compressed(node, data, 0, sizeof(data)), ==, 0);
+        } else if (way == 5) {
+            g_assert_cmpint(block_node_vmstate_write(node, data, 0, sizeof(data)), ==, 0);
+        }
+        bool changes = way >= 1 && way <= 4;
+        if (changes) { /* durably, before what was written */
+            test_command_succeeds("cp %s %s.copy", image.path, image.path);
+        }
+        block_node_unref(STEAL(node));
+        g_assert_true(is_in_use(&image, "theirs") == changes);
+        g_assert_true(is_in_use(&image, "ours") == changes);
+        g_assert_false(is_in_use(&image, "still"));
+        g_assert_cmpint(test_command(NULL, "qemu-img bitmap --clear %s theirs", image.path) == 0,
+                        ==, !changes);
+        test_command_succeeds("qemu-img bitmap --clear %s still", image.path);
+        test_command_succeeds("qemu-img check -q -f qcow2 %s", image.path);
+        if (changes) {
+            test_command_succeeds("mv %s.copy %s", image.path, image.path);
+            g_assert_true(is_in_use(&image, "theirs") && is_in_use(&image, "ours"));
+        }
+        test_image_remove(&image, NULL);
+    }
 }
 
 static void test_bad_bitmaps(void)
@@ -503,6 +572,7 @@ int main(int argc, char **argv)
     g_test_add_func("/qcow2-image/where-damage-is-is-told", test_place);
     g_test_add_func("/qcow2-image/a-dirty-image-is-repaired-when-it-is-opened", test_dirty);
     g_test_add_func("/qcow2-image/bitmaps-of-qemu-and-ours-are-understood", test_bitmaps);
+    g_test_add_func("/qcow2-image/bitmaps-hold-until-the-disk-changes", test_outdated_bitmaps);
     g_test_add_func("/qcow2-image/bad-bitmaps-never-keep-an-image-from-opening", test_bad_bitmaps);
     g_test_add_func("/qcow2-image/bitmaps-that-cannot-be-understood-are-not-stored",
                     test_odd_bitmaps);

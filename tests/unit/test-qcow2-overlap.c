@@ -89,6 +89,7 @@ static struct world world_new(enum pointer pointer, enum kind kind)
     }
     qcow2_builder_bitmap(builder, "b", 16, false);
     qcow2_builder_build(builder);
+    qcow2_builder_put32(builder, qcow2_builder_bitmaps_at(builder) + 12, 0); /* records nothing */
     world.target = place_of(&world, kind);
     const uint64_t places[] = {
         [DATA_ENTRY] = qcow2_builder_l2_at(builder, BAD_CLUSTER),
