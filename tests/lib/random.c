@@ -34,6 +34,20 @@ uint64_t test_seed(void)
     return process_seed;
 }
 
+unsigned long test_cases(unsigned long usual)
+{
+    const char *wanted = getenv("LIVEBLK_TEST_CASES");
+    bool is_sanitized = false;
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    is_sanitized = true;
+#endif
+    if (wanted) {
+        return strtoul(wanted, NULL, 10);
+    }
+    return is_sanitized ? (usual + 3) / 4 : usual;
+}
+
 struct test_random test_random_new(uint64_t seed)
 {
     return (struct test_random){.state = seed};

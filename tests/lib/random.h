@@ -20,6 +20,12 @@ struct test_random {
  */
 uint64_t test_seed(void);
 
+/*
+ * How many random cases to try: LIVEBLK_TEST_CASES from the environment, else as many as are usual,
+ * and of those one in four where a sanitizer looks at each of them.
+ */
+unsigned long test_cases(unsigned long usual);
+
 struct test_random test_random_new(uint64_t seed);
 
 /* A generator for another thread, independent of this one and of those split off before. */

@@ -168,8 +168,7 @@ static void test_every_write(void)
 {
     static const unsigned bits[] = {9, 12, 16, 9, 14, 10};
     struct test_random random = test_random_new(test_seed());
-    const char *wanted = g_getenv("LIVEBLK_TEST_CASES");
-    unsigned long workloads = wanted ? strtoul(wanted, NULL, 10) : WORKLOADS;
+    unsigned long workloads = test_cases(WORKLOADS);
 
     for (unsigned long i = 0; i < workloads; i++) {
         struct workload work = {

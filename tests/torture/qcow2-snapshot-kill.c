@@ -467,8 +467,7 @@ static void test_kill(void)
         "cluster-size=16k,extended-l2=on",
     };
     struct round round = {.directory = test_directory_new(true)};
-    const char *wanted = g_getenv("LIVEBLK_TEST_CASES");
-    unsigned long kills = wanted ? strtoul(wanted, NULL, 10) : KILLS;
+    unsigned long kills = test_cases(KILLS);
 
     round.image = test_path(round.directory, "image");
     round.book_path = test_path(round.directory, "book");

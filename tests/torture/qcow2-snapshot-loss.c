@@ -504,8 +504,7 @@ static void test_every_write(void)
         {.cluster_bits = 16},
     };
     struct test_random random = test_random_new(test_seed());
-    const char *wanted = g_getenv("LIVEBLK_TEST_CASES");
-    unsigned long workloads = wanted ? strtoul(wanted, NULL, 10) : WORKLOADS;
+    unsigned long workloads = test_cases(WORKLOADS);
     unsigned long first = test_random_below(&random, G_N_ELEMENTS(kinds));
 
     for (unsigned long i = 0; i < workloads; i++) {
