@@ -81,6 +81,17 @@ void create_request_explain(const struct create_request *request, GError *error)
 
 /* ---- Settings ------------------------------------------------------------------------------- */
 
+static int set_version(struct block_options *settings, const char *compat, GError **error)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(versions); i++) {
+        if (!strcmp(compat, versions[i].compat)) {
+            block_options_set(settings, "version", versions[i].version);
+            return 0;
+        }
+    }
+    return block_error(error, EINVAL, "compat is 0.10 (v2) or 1.1 (v3), not '%s'", compat);
+}
+
 static int set_setting(struct create_request *request, const char *name, const char *value,
                        GError **error)
 {
@@ -92,13 +103,7 @@ static int set_setting(struct create_request *request, const char *name, const c
     request->has_underscores |= strchr(name, '_') != NULL;
     if (!strcmp(name, "compat")) {
         request->has_compat = true;
-        for (size_t i = 0; i < G_N_ELEMENTS(versions); i++) {
-            if (!strcmp(value, versions[i].compat)) {
-                block_options_set(request->settings, "version", versions[i].version);
-                return 0;
-            }
-        }
-        return block_error(error, EINVAL, "compat is 0.10 (v2) or 1.1 (v3), not '%s'", value);
+        return set_version(request->settings, value, error);
     }
     block_options_set(request->settings, driver_name, value);
     return 0;
@@ -230,4 +235,55 @@ struct block_options *create_request_options(const struct create_request *reques
         block_options_set(options, "backing-fmt", request->backing_format);
     }
     return options;
+}
+
+/* ---- Changing what an image is -------------------------------------------------------------- */
+
+static bool can_be_amended(const struct block_driver *driver, const char *name)
+{
+    const struct block_option *option = driver->amend_options;
+
+    while (option && option->name && strcmp(option->name, name)) {
+        option++;
+    }
+    return option && option->name;
+}
+
+static int set_amendment(struct block_options *amendments, const struct block_driver *driver,
+                         const char *typed, const char *value, GError **error)
+{
+    g_autofree char *name = dashed(typed);
+
+    if (!strcmp(name, "compat") && can_be_amended(driver, "version")) {
+        return set_version(amendments, value, error);
+    }
+    if (!can_be_amended(driver, name)) {
+        return block_error(error, EINVAL, "%s images have no option '%s' that can be changed",
+                           driver->name, typed);
+    }
+    block_options_set(amendments, name, value);
+    return 0;
+}
+
+struct block_options *amendments_new(const struct block_driver *driver, const char *const *settings,
+                                     GError **error)
+{
+    AUTO(block_options) amendments = block_options_new();
+
+    for (; *settings; settings++) {
+        AUTO(block_options) parsed = block_options_parse(*settings, NULL, error);
+        g_auto(GStrv) keys = parsed ? block_options_keys(parsed) : NULL;
+
+        for (char **key = keys; key && *key; key++) {
+            const char *value = block_options_get(parsed, *key);
+
+            if (set_amendment(amendments, driver, *key, value, error) < 0) {
+                return NULL;
+            }
+        }
+        if (!parsed) {
+            return NULL;
+        }
+    }
+    return STEAL(amendments);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What `liveblk create` was asked for, from words that users of qemu-img know to the options that a
- * driver has for blockdev-create.
+ * What `liveblk create` and `liveblk amend` were asked for, from words that users of qemu-img know
+ * to the options that a driver has.
  */
 #ifndef LIVEBLK_CLI_IMAGE_OPTIONS_H
 #define LIVEBLK_CLI_IMAGE_OPTIONS_H
@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "block/cleanup.h"
+#include "block/driver.h"
 #include "block/options.h"
 
 /* What may follow --option, for the shell. */
@@ -50,5 +51,12 @@ bool create_request_is_raw(const struct create_request *request);
 /* The options for block_create of the image at this path; the caller frees. */
 struct block_options *create_request_options(const struct create_request *request,
                                              const char *path);
+
+/*
+ * The options for block_node_amend, from settings as above; the caller frees. NULL with the error
+ * set, also for one that this driver cannot change.
+ */
+struct block_options *amendments_new(const struct block_driver *driver, const char *const *settings,
+                                     GError **error);
 
 #endif

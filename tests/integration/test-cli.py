@@ -15,7 +15,7 @@ from cli_program import FOLDER, PROGRAM, end, environment, expect, json_lines, p
 from fake_qmp import FakeQmp
 
 COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "stats", "events", "qmp",
-            "create", "info", "map", "check", "snapshot", "resize"]  # fmt: skip
+            "create", "info", "map", "check", "snapshot", "resize", "amend"]  # fmt: skip
 
 
 def test_help():

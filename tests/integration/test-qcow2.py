@@ -422,6 +422,14 @@ def commands(test):
         assert ours == theirs, (ours, theirs)
         result = json.loads(test.liveblk("check", "--json", path).stdout)
         assert result["corruptions"] == result["leaks"] == 0 and not result["findings"], result
+    test.liveblk("amend", "-o", "compat=0.10", base)
+    test.liveblk("amend", "-o", "compat=1.1,lazy_refcounts=on", "-o", "refcount_bits=32", base)
+    amended = json.loads(test.run("qemu-img", "info", "--output=json", base).stdout)
+    amended = amended["format-specific"]["data"]
+    assert amended["lazy-refcounts"] and amended["refcount-bits"] == 32, amended
+    check(test, base)
+    assert "no option 'size'" in test.liveblk("amend", "-o", "size=1M", base, status=2).stderr
+    assert test.liveblk("amend", base, status=2).stderr.find("--option") > 0
     test.liveblk("snapshot", "--create", "one", image)
     assert "one" in test.run("qemu-img", "snapshot", "-l", image).stdout
     test.run("qemu-io", "-f", "qcow2", "-c", "write -P 3 0 1M", image)
