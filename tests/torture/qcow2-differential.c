@@ -188,7 +188,7 @@ static void create_theirs(struct one *one, const char *options)
 static void create_ours(struct one *one, const char *options)
 {
     AUTO(block_options) given = block_options_parse(options, NULL, NULL);
-    struct block_options *own = block_options_new();
+    AUTO(block_options) own = block_options_new();
     g_autofree char *length = g_strdup_printf("%" PRIu64, one->length);
     g_auto(GStrv) keys = block_options_keys(given);
     g_autoptr(GError) error = NULL;

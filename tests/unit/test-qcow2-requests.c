@@ -31,7 +31,7 @@ static struct world world_new(const char *create_options, bool has_backing)
     g_autofree char *text =
         g_strdup_printf("driver=qcow2,file=file,size=%" PRIu64 "%s", LENGTH, create_options);
     g_autoptr(GError) error = NULL;
-    struct block_options *options = block_options_parse(text, NULL, &error);
+    AUTO(block_options) options = block_options_parse(text, NULL, &error);
 
     g_assert_no_error(error);
     block_create(options, NULL, NULL, &error);
