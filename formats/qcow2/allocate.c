@@ -355,15 +355,8 @@ static int grow_table(struct qcow2 *q, uint64_t count)
     }
     g_hash_table_remove_all(q->reftable_dirty); /* all of it has just been written */
     qcow2_area_set(q, QCOW2_AREA_REFTABLE, offset, entries * sizeof(uint64_t));
-    for (uint64_t at = 0; at < old_bytes; at += q->cluster_size) {
-        struct qcow2_refblock *block;
-        uint64_t cluster = (old_offset + at) >> q->cluster_bits;
-
-        if (qcow2_refblock_find(q, block_of(q, cluster), &block) == 0 && block) {
-            qcow2_refblock_change(q, block, cluster, 0);
-            q->free_hint = MIN_OF(q->free_hint, cluster);
-        } /* else it leaks */
-    }
+    /* A commit that is under way may still write to the old one: nobody else may get it before. */
+    qcow2_give_up(q, old_offset, old_bytes, false);
     return 0;
 }
 

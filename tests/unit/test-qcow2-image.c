@@ -259,6 +259,58 @@ static void test_dirty(void)
     test_image_remove(&image, NULL);
 }
 
+/* ---- A refcount table that moves ------------------------------------------------------------- */
+
+static void *flush(void *node)
+{
+    return GINT_TO_POINTER(block_node_flush(node));
+}
+
+static void fill(struct block_node *node, uint64_t start, uint64_t end)
+{
+    g_autofree uint8_t *data = g_malloc(64 * KIB);
+
+    for (uint64_t at = start; at < end; at += 64 * KIB) {
+        memset(data, (int)(1 + at / (64 * KIB) % 255), 64 * KIB);
+        g_assert_cmpint(block_node_pwrite(node, data, at, 64 * KIB, 0), ==, 0);
+    }
+}
+
+/* A commit is held where it writes to the table; meanwhile others fill it, so that it moves. */
+static void test_table_moves(void)
+{
+    g_autofree uint8_t *data = g_malloc(64 * KIB);
+    struct test_image image;
+
+    test_image_make(&image, 0);
+    test_command_succeeds("qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 %s 16M",
+                          image.path);
+    AUTO(block_node) node = test_open("driver=qcow2,file.driver=fault,file.node-name=bad,"
+                                      "file.file.driver=file,file.file.filename=%s",
+                                      image.path);
+    AUTO(block_node) bad = block_node_find("bad");
+    uint64_t table = get(&image, 48, 8); /* refcount_table_offset */
+    fill(node, 0, MIB);
+    FAULT(bad, .operations = FAULT_ON(WRITE), .offset = table, .bytes = 512, .hold = true);
+    GThread *thread = g_thread_new("flush", flush, node);
+    fault_wait_held(bad, 1);
+    fill(node, MIB, 4 * MIB);
+    g_assert_cmpuint(get(&image, 48, 8), !=, table);
+    fault_clear(bad);
+    g_assert_cmpint(GPOINTER_TO_INT(g_thread_join(thread)), ==, 0);
+    fill(node, 4 * MIB, 5 * MIB);
+    g_assert_cmpint(block_node_flush(node), ==, 0);
+    for (uint64_t at = 0; at < 5 * MIB; at += 64 * KIB) {
+        g_assert_cmpint(block_node_pread(node, data, at, 64 * KIB, 0), ==, 0);
+        g_assert_cmpuint(data[0], ==, 1 + at / (64 * KIB) % 255);
+        g_assert_true(!memcmp(data, data + 1, 64 * KIB - 1));
+    }
+    block_node_unref(STEAL(bad));
+    block_node_unref(STEAL(node));
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", image.path);
+    test_image_remove(&image, NULL);
+}
+
 /* ---- Bitmaps -------------------------------------------------------------------------------- */
 
 static void test_bitmaps(void)
@@ -571,6 +623,8 @@ int main(int argc, char **argv)
     g_test_add_func("/qcow2-image/a-damaged-image-is-left-alone", test_corrupt);
     g_test_add_func("/qcow2-image/where-damage-is-is-told", test_place);
     g_test_add_func("/qcow2-image/a-dirty-image-is-repaired-when-it-is-opened", test_dirty);
+    g_test_add_func("/qcow2-image/nobody-gets-the-place-of-a-table-that-is-still-written",
+                    test_table_moves);
     g_test_add_func("/qcow2-image/bitmaps-of-qemu-and-ours-are-understood", test_bitmaps);
     g_test_add_func("/qcow2-image/bitmaps-hold-until-the-disk-changes", test_outdated_bitmaps);
     g_test_add_func("/qcow2-image/bad-bitmaps-never-keep-an-image-from-opening", test_bad_bitmaps);
