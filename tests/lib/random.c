@@ -41,6 +41,10 @@ unsigned long test_cases(unsigned long usual)
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     is_sanitized = true;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+    is_sanitized = true;
+#endif
 #endif
     if (wanted) {
         return strtoul(wanted, NULL, 10);

@@ -146,7 +146,10 @@ static void test_stopped_under_writes(void)
     FAULT(target, .operations = FAULT_ON_CHANGES, .skip = 3, .error_number = ENOSPC);
     rig_write(rig, WRITERS);
     rig_backup(rig, &options, 1, &job, &snapshot);
-    rig_wait_status(job, JOB_STATUS_PAUSED);
+    while (!fault_hits(target)) {
+        g_usleep(500);
+    }
+    rig_wait_status(job, JOB_STATUS_PAUSED); /* as it also is where it is drained */
     rig_wait_requests(rig, 50);
     fault_clear(target);
     resume_when_stopped(job);
