@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/cleanup.h"
@@ -34,25 +35,48 @@ static const struct command_words create_words[] = {
     {"option", 0, CREATE_OPTION_WORDS}, {NULL, 0, "@file"},      {NULL},
 };
 
-/* The length of the backing file, as it is found from the new image's directory. */
-static bool backing_length(const char *path, const struct create_request *request, int64_t *bytes,
-                           GError **error)
+/*
+ * The backing file, as it is found from the new image's directory. It stays open, and so locked,
+ * until the image is made: nothing that it consists of can be written over.
+ */
+static struct block_node *open_backing(const char *path, const struct create_request *request,
+                                       GError **error)
 {
     AUTO(block_options) how = NULL;
 
     if (block_reference_options(path, request->backing, request->backing_format, &how, error) < 0) {
-        return false;
+        return NULL;
     }
     block_options_set(how, "read-only", "on");
-    AUTO(block_node) node = block_node_open(how, true, error);
-    if (node) {
-        *bytes = (int64_t)block_node_length(node);
-    }
-    return node;
+    return block_node_open(how, true, error);
 }
 
-static bool find_size(const char *path, const char *size, const struct create_request *request,
-                      int64_t *bytes, GError **error)
+static bool is_same_file(const char *a, const char *b)
+{
+    struct stat first, second;
+
+    return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev &&
+           first.st_ino == second.st_ino;
+}
+
+static bool check_backing(const char *path, const struct create_request *request, GError **error)
+{
+    g_autofree char *name =
+        request->backing ? block_reference_filename(path, request->backing) : NULL;
+
+    if (name && is_same_file(path, name)) {
+        usage_error(error, "The new image cannot be its own backing file");
+        return false;
+    }
+    if (name && request->data_file && is_same_file(request->data_file, name)) {
+        usage_error(error, "The backing file cannot be the new image's data file");
+        return false;
+    }
+    return true;
+}
+
+static bool find_size(const char *size, const struct create_request *request,
+                      struct block_node *backing, int64_t *bytes, GError **error)
 {
     if (size && !parse_size(size, bytes)) {
         usage_error(error, "'%s' is not a size", size);
@@ -62,7 +86,10 @@ static bool find_size(const char *path, const char *size, const struct create_re
         usage_error(error, "Without a backing file the new image needs a size: FILE SIZE");
         return false;
     }
-    return size || backing_length(path, request, bytes, error);
+    if (!size && backing) {
+        *bytes = (int64_t)block_node_length(backing);
+    }
+    return size || backing;
 }
 
 /* An image that was begun and could not be made is worth nothing. */
@@ -148,7 +175,15 @@ static enum exit_status run_create(const struct invocation *invocation, GError *
     if (!request) {
         return usage_error(error, "%s", problem->message);
     }
-    if (!find_size(path, invocation->arguments[1], request, &request->size, error)) {
+    if (!check_backing(path, request, error)) {
+        return EXIT_USAGE;
+    }
+    /* One that is not there yet can be named, with the size of the new image. */
+    const char *size = invocation->arguments[1];
+    AUTO(block_node) backing =
+        request->backing ? open_backing(path, request, size ? NULL : error) : NULL;
+    if ((request->backing && !backing && !size) ||
+        !find_size(size, request, backing, &request->size, error)) {
         return (*error)->domain == CLI_ERROR ? EXIT_USAGE : EXIT_FAILED;
     }
     if (create_all(request, path, error) < 0) {
