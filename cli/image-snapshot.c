@@ -81,31 +81,36 @@ static bool check_served_options(const char *device, GError **error)
     return true;
 }
 
-/* The one of this name, or else of this ID, in a list of SnapshotInfo; borrowed, or NULL. */
-static const json_t *find(const json_t *list, const char *name)
+/* The one of this name in a list of SnapshotInfo; borrowed, or NULL. */
+static const json_t *find_by(const json_t *list, const char *member, const char *text)
 {
-    static const char *const members[] = {"name", "id"};
     const json_t *entry;
     size_t i;
 
-    for (unsigned m = 0; m < G_N_ELEMENTS(members); m++) {
-        json_array_foreach ((json_t *)list, i, entry) {
-            if (!strcmp(member_text(entry, members[m], ""), name)) {
-                return entry;
-            }
+    json_array_foreach ((json_t *)list, i, entry) {
+        if (!strcmp(member_text(entry, member, ""), text)) {
+            return entry;
         }
     }
     return NULL;
 }
 
-static const json_t *find_or_error(const json_t *list, const char *name, GError **error)
+/* Of this name or this ID; where that could be two, nobody knows which one was meant. */
+static const json_t *find_or_error(const json_t *list, const char *text, GError **error)
 {
-    const json_t *entry = find(list, name);
+    const json_t *named = find_by(list, "name", text), *numbered = find_by(list, "id", text);
 
-    if (!entry) {
-        g_set_error(error, CLI_ERROR, EXIT_FAILED, "There is no snapshot '%s'", name);
+    if (named && numbered && named != numbered) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED,
+                    "'%s' is the name of one snapshot and the ID of another: say the ID '%s' or "
+                    "the name '%s'",
+                    text, member_text(named, "id", "?"), member_text(numbered, "name", "?"));
+        return NULL;
     }
-    return entry;
+    if (!named && !numbered) {
+        g_set_error(error, CLI_ERROR, EXIT_FAILED, "There is no snapshot '%s'", text);
+    }
+    return named ? named : numbered;
 }
 
 /* ---- Of an image ----------------------------------------------------------------------------- */
@@ -128,9 +133,7 @@ static json_t *list_of_node(struct block_node *node, GError **error)
 
 static int create(struct block_node *node, const json_t *list, GError **error)
 {
-    const json_t *same = find(list, chosen.create);
-
-    if (same && !strcmp(member_text(same, "name", ""), chosen.create)) {
+    if (find_by(list, "name", chosen.create)) {
         return block_error(error, EEXIST, "There is a snapshot '%s' already", chosen.create);
     }
     return block_node_snapshot_create_now(node, chosen.create, error);

@@ -438,6 +438,15 @@ def commands(test):
     test.run("qemu-img", "snapshot", "-c", "two", image)
     listed = json.loads(test.liveblk("snapshot", "--json", image).stdout)
     assert [entry["name"] for entry in listed] == ["one", "two"], listed
+    test.liveblk("snapshot", "--create", "2", image)  # what "two" has as its ID
+    result = test.liveblk("snapshot", "--delete", "2", image, status=1)
+    assert "the name of one snapshot and the ID of another" in result.stderr, result.stderr
+    test.liveblk("snapshot", "--delete", "3", image)
+    result = test.liveblk("create", "-b", image, "-F", "qcow2", image, "1M", status=2)
+    assert "its own backing file" in result.stderr, result.stderr
+    over = test.path("over.qcow2")
+    test.liveblk("create", "-b", image, "-F", "qcow2", over)
+    test.liveblk("create", "-b", over, "-F", "qcow2", base, status=1)  # which is below that
     test.liveblk("resize", image, "+1M")
     assert test.liveblk("resize", image, "1M", status=2).stderr.find("--shrink") > 0
     test.liveblk("snapshot", "--delete", "one", image)
