@@ -34,22 +34,25 @@ uint64_t test_seed(void)
     return process_seed;
 }
 
+#if defined(__has_feature)
+#define HAS_FEATURE(name) __has_feature(name)
+#else
+#define HAS_FEATURE(name) 0
+#endif
+
+#if defined(__SANITIZE_THREAD__) || HAS_FEATURE(thread_sanitizer)
+#define ONE_CASE_IN 20
+#elif defined(__SANITIZE_ADDRESS__) || HAS_FEATURE(address_sanitizer)
+#define ONE_CASE_IN 4
+#else
+#define ONE_CASE_IN 1
+#endif
+
 unsigned long test_cases(unsigned long usual)
 {
     const char *wanted = getenv("LIVEBLK_TEST_CASES");
-    bool is_sanitized = false;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    is_sanitized = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-    is_sanitized = true;
-#endif
-#endif
-    if (wanted) {
-        return strtoul(wanted, NULL, 10);
-    }
-    return is_sanitized ? (usual + 3) / 4 : usual;
+    return wanted ? strtoul(wanted, NULL, 10) : (usual + ONE_CASE_IN - 1) / ONE_CASE_IN;
 }
 
 struct test_random test_random_new(uint64_t seed)
