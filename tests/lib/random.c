@@ -41,9 +41,9 @@ uint64_t test_seed(void)
 #endif
 
 #if defined(__SANITIZE_THREAD__) || HAS_FEATURE(thread_sanitizer)
-#define ONE_CASE_IN 20
+#define ONE_CASE_IN 40
 #elif defined(__SANITIZE_ADDRESS__) || HAS_FEATURE(address_sanitizer)
-#define ONE_CASE_IN 4
+#define ONE_CASE_IN 8
 #else
 #define ONE_CASE_IN 1
 #endif

@@ -22,7 +22,7 @@ uint64_t test_seed(void);
 
 /*
  * How many random cases to try: LIVEBLK_TEST_CASES from the environment, else as many as are usual,
- * and of those one in four under AddressSanitizer, one in twenty under ThreadSanitizer, which finds
+ * and of those one in 8 under AddressSanitizer, one in 40 under ThreadSanitizer, which finds
  * nothing in one thread.
  */
 unsigned long test_cases(unsigned long usual);
