@@ -216,13 +216,25 @@ static int check_json_options(const char *image, const char *name, struct block_
     return 0;
 }
 
-/* The format of what `file` describes, by its first bytes; NULL with the error set. */
+/*
+ * The format of what `file` describes, by its first bytes; NULL with the error set. It must be
+ * storage: a format in it would open its own references, once here and once when the image is
+ * opened, and a chain of such images twice as often at each link.
+ */
 static const char *probe_file_child(const struct block_options *options, GError **error)
 {
     AUTO(block_options) copy = block_options_copy(options);
     AUTO(block_options) file = block_options_take_nested(copy, "file");
+    const char *driver_name = block_options_get(file, "driver");
+    const struct block_driver *driver = driver_name ? block_driver_find(driver_name) : NULL;
     uint8_t head[PROBE_BYTES];
 
+    if (!driver || !driver->is_protocol) {
+        block_error(error, EINVAL,
+                    "Only that of a file, a block device or an NBD server is found "
+                    "out by looking at it");
+        return NULL;
+    }
     block_options_set(file, "read-only", "on");
     block_options_set(file, "force-share", "on");
     AUTO(block_node) node = block_node_open(file, true, error);

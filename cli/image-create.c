@@ -51,6 +51,14 @@ static struct block_node *open_backing(const char *path, const struct create_req
     return block_node_open(how, true, error);
 }
 
+/* One that is not there yet, or far away, can be named with the size of the new image. */
+static bool is_local_file(const char *path, const char *name)
+{
+    g_autofree char *filename = block_reference_filename(path, name);
+
+    return g_file_test(filename, G_FILE_TEST_EXISTS);
+}
+
 static bool is_same_file(const char *a, const char *b)
 {
     struct stat first, second;
@@ -178,12 +186,10 @@ static enum exit_status run_create(const struct invocation *invocation, GError *
     if (!check_backing(path, request, error)) {
         return EXIT_USAGE;
     }
-    /* One that is not there yet can be named, with the size of the new image. */
     const char *size = invocation->arguments[1];
-    AUTO(block_node) backing =
-        request->backing ? open_backing(path, request, size ? NULL : error) : NULL;
-    if ((request->backing && !backing && !size) ||
-        !find_size(size, request, backing, &request->size, error)) {
+    bool needs_backing = request->backing && (!size || is_local_file(path, request->backing));
+    AUTO(block_node) backing = needs_backing ? open_backing(path, request, error) : NULL;
+    if ((needs_backing && !backing) || !find_size(size, request, backing, &request->size, error)) {
         return (*error)->domain == CLI_ERROR ? EXIT_USAGE : EXIT_FAILED;
     }
     if (create_all(request, path, error) < 0) {

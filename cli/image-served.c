@@ -19,6 +19,11 @@ bool image_is_served(const struct invocation *invocation, const char *name)
 
 struct client *image_connect(const struct invocation *invocation, const char *name, GError **error)
 {
+    if (image_has_policy()) {
+        usage_error(error, "--image-references is for files: what the images of a server may refer "
+                           "to was said when it was started");
+        return NULL;
+    }
     struct client *client = connect_to_server(invocation, error);
 
     if (!client && !invocation->admin) {

@@ -24,6 +24,11 @@ static const struct command_words words_of_all[] = {
 
 const struct option_group image_option_group = {.options = options_of_all, .words = words_of_all};
 
+bool image_has_policy(void)
+{
+    return references;
+}
+
 int image_init(GError **error)
 {
     static gsize is_done;

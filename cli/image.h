@@ -40,6 +40,9 @@ void image_explain_lock(const char *path, const struct image_options *options, G
 /* The options that all subcommands for images have. */
 extern const struct option_group image_option_group;
 
+/* Whether --image-references was given. */
+bool image_has_policy(void);
+
 /*
  * Register the drivers and say what images may refer to, before anything of the block core is
  * used. Returns a negative errno with the error set if --image-references makes no sense.

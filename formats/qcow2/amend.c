@@ -109,7 +109,7 @@ static void amendment_clear(struct amendment *amendment)
 static int check_options(struct qcow2 *q, const struct qcow2_amend_options *options, GError **error)
 {
     if (!qcow2_may_write(q)) {
-        return block_error(error, EIO, "The image is damaged, so it cannot be changed");
+        return qcow2_refuse_change(q, error);
     }
     if (q->needs_repair) {
         return block_error(error, EIO,

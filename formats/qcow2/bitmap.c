@@ -188,45 +188,26 @@ void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitma
     }
 }
 
-/* Whether the header fits its place. */
-static int check_header(struct qcow2 *q, GError **error)
-{
-    g_autofree uint8_t *cluster = g_malloc0(q->cluster_size);
-
-    return qcow2_header_encode(&q->header, cluster, error);
-}
-
 /* Let the header refer to a directory, or to none; if that fails it is as it was. */
 static int set_extension(struct qcow2 *q, uint32_t count, uint64_t offset, uint64_t bytes,
                          GError **error)
 {
-    struct qcow2_header before = q->header;
     SCOPE_LOCK(&q->header_lock);
+    struct qcow2_header wanted = q->header;
 
-    q->header.bitmap_count = count;
-    q->header.bitmap_directory_offset = offset;
-    q->header.bitmap_directory_bytes = bytes;
+    wanted.bitmap_count = count;
+    wanted.bitmap_directory_offset = offset;
+    wanted.bitmap_directory_bytes = bytes;
     if (count) {
-        q->header.autoclear |= QCOW2_AUTOCLEAR_BITMAPS;
+        wanted.autoclear |= QCOW2_AUTOCLEAR_BITMAPS;
     } else {
-        q->header.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
+        wanted.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
     }
-    int status = check_header(q, error);
-    if (status < 0) {
-        q->header = before;
-        return status;
+    int status = qcow2_header_replace(q, &wanted, error);
+    if (status == 0) {
+        qcow2_area_set(q, QCOW2_AREA_BITMAPS, offset, bytes);
     }
-    status = qcow2_header_write(q, error);
-    if (status < 0) {
-        q->header = before;
-        if (qcow2_header_write(q, NULL) < 0) {
-            qcow2_stop(q, "its header could not be written, so that it is not known which bitmaps "
-                          "count");
-        }
-        return status;
-    }
-    qcow2_area_set(q, QCOW2_AREA_BITMAPS, offset, bytes);
-    return 0;
+    return status;
 }
 
 /* Write a directory to new clusters, switch the header to it, free the old one. */

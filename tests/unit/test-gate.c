@@ -123,6 +123,8 @@ static void test_json(struct reference *reference, const void *format)
            "json:{\"file\":{\"driver\":\"file\",\"filename\":\"TARGET\",\"aio\":\"native\"}}", NULL,
            "qcow2");
     expect(reference, "json:{\"backing\":null," FILE_TARGET "}", NULL, "qcow2");
+    expect_refused(reference, "json:{\"file\":{\"driver\":\"qcow2\"," FILE_TARGET "}}", NULL,
+                   "does not say its format");
     expect_refused(reference, "json:{\"filename\":\"TARGET\"}", NULL, "does not say its format");
     expect_refused(reference, "json:{\"driver\":\"file\",\"filename\":\"TARGET\"}", NULL,
                    "format 'file', which is not supported");
