@@ -447,6 +447,11 @@ def commands(test):
     over = test.path("over.qcow2")
     test.liveblk("create", "-b", image, "-F", "qcow2", over)
     test.liveblk("create", "-b", over, "-F", "qcow2", base, status=1)  # which is below that
+    words = ("--image-references", "none")
+    result = test.liveblk("create", *words, "-b", over, "-F", "qcow2", base, "1M", status=1)
+    assert "does not allow" in result.stderr, result.stderr
+    result = test.liveblk("info", *words, "--admin", "nowhere", "vda", status=2)
+    assert "is for files" in result.stderr, result.stderr
     test.liveblk("resize", image, "+1M")
     assert test.liveblk("resize", image, "1M", status=2).stderr.find("--shrink") > 0
     test.liveblk("snapshot", "--delete", "one", image)

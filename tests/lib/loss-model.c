@@ -4,6 +4,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "block/request.h"
+
 void loss_model_init(struct loss_model *model, uint64_t length)
 {
     *model = (struct loss_model){.length = length};
@@ -69,6 +71,31 @@ void loss_model_discarded(struct loss_model *model, uint64_t offset, uint64_t by
             g_array_append_val(allowed, last);
         }
     }
+}
+
+int loss_model_pwrite(struct loss_model *model, struct block_node *node, uint64_t offset,
+                      uint64_t bytes)
+{
+    g_autofree uint8_t *buffer = g_malloc(bytes);
+
+    loss_model_write(model, offset, bytes, buffer);
+    return block_node_pwrite(node, buffer, offset, bytes, 0);
+}
+
+int loss_model_discard(struct loss_model *model, struct block_node *node, uint64_t offset,
+                       uint64_t bytes)
+{
+    g_autofree uint8_t *buffer = g_malloc(bytes);
+
+    loss_model_zero(model, offset, bytes);
+    int status = block_node_discard(node, offset, bytes);
+    if (status == 0) {
+        status = block_node_pread(node, buffer, offset, bytes, 0);
+    }
+    if (status == 0) {
+        loss_model_discarded(model, offset, bytes, buffer);
+    }
+    return status;
 }
 
 void loss_model_flushed(struct loss_model *model)

@@ -10,6 +10,8 @@
 #include <glib.h>
 #include <stdint.h>
 
+#include "block/node.h"
+
 #define LOSS_SECTOR UINT64_C(512)
 
 struct loss_model {
@@ -29,6 +31,11 @@ void loss_model_zero(struct loss_model *model, uint64_t offset, uint64_t bytes);
 /* After a discard, which may be done for some sectors and not for others: what is there now. */
 void loss_model_discarded(struct loss_model *model, uint64_t offset, uint64_t bytes,
                           const void *contents);
+/* Write such data to a node, and discard of it, with all that the model has to know. */
+int loss_model_pwrite(struct loss_model *model, struct block_node *node, uint64_t offset,
+                      uint64_t bytes);
+int loss_model_discard(struct loss_model *model, struct block_node *node, uint64_t offset,
+                       uint64_t bytes);
 /* After a flush that succeeded. */
 void loss_model_flushed(struct loss_model *model);
 

@@ -47,31 +47,6 @@ static void make_image(struct workload *work)
                           work->image, work->length);
 }
 
-static int write_numbered(struct workload *work, struct block_node *node, uint64_t offset,
-                          uint64_t bytes)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    loss_model_write(&work->disk, offset, bytes, buffer);
-    return block_node_pwrite(node, buffer, offset, bytes, 0);
-}
-
-static int discard_some(struct workload *work, struct block_node *node, uint64_t offset,
-                        uint64_t bytes)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    loss_model_zero(&work->disk, offset, bytes);
-    int status = block_node_discard(node, offset, bytes);
-    if (status == 0) {
-        status = block_node_pread(node, buffer, offset, bytes, 0);
-    }
-    if (status == 0) {
-        loss_model_discarded(&work->disk, offset, bytes, buffer);
-    }
-    return status;
-}
-
 static int one_operation(struct workload *work, struct block_node *node, struct test_random *random)
 {
     uint64_t offset, bytes, dice = test_random_below(random, 100);
@@ -79,15 +54,15 @@ static int one_operation(struct workload *work, struct block_node *node, struct 
 
     test_random_range(random, work->length, LOSS_SECTOR, most, &offset, &bytes);
     if (dice < 55) {
-        return write_numbered(work, node, offset, bytes);
+        return loss_model_pwrite(&work->disk, node, offset, bytes);
     }
     if (dice < 70) {
         loss_model_zero(&work->disk, offset, bytes);
         return block_node_write_zeroes(node, offset, bytes, dice & 1 ? BLOCK_REQUEST_MAY_UNMAP : 0);
     }
     if (dice < 85) {
-        return discard_some(work, node, align_down(offset, UINT64_C(1) << work->cluster_bits),
-                            bytes);
+        return loss_model_discard(&work->disk, node,
+                                  align_down(offset, UINT64_C(1) << work->cluster_bits), bytes);
     }
     int status = block_node_flush(node);
     if (status == 0) {

@@ -144,31 +144,6 @@ static void make_image(struct workload *work)
     g_assert_no_error(error);
 }
 
-static int write_some(struct workload *work, struct block_node *node, uint64_t offset,
-                      uint64_t bytes)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    loss_model_write(&work->disk, offset, bytes, buffer);
-    return block_node_pwrite(node, buffer, offset, bytes, 0);
-}
-
-static int discard_some(struct workload *work, struct block_node *node, uint64_t offset,
-                        uint64_t bytes)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    loss_model_zero(&work->disk, offset, bytes);
-    int status = block_node_discard(node, offset, bytes);
-    if (status == 0) {
-        status = block_node_pread(node, buffer, offset, bytes, 0);
-    }
-    if (status == 0) {
-        loss_model_discarded(&work->disk, offset, bytes, buffer);
-    }
-    return status;
-}
-
 static int flush(struct workload *work, struct block_node *node)
 {
     int status = block_node_flush(node);
@@ -186,14 +161,14 @@ static int one_operation(struct workload *work, struct block_node *node, struct 
 
     test_random_range(random, work->length, LOSS_SECTOR, most, &offset, &bytes);
     if (dice < 45) {
-        return write_some(work, node, offset, bytes);
+        return loss_model_pwrite(&work->disk, node, offset, bytes);
     }
     if (dice < 53) {
         loss_model_zero(&work->disk, offset, bytes);
         return block_node_write_zeroes(node, offset, bytes, dice & 1 ? BLOCK_REQUEST_MAY_UNMAP : 0);
     }
     if (dice < 60) {
-        return discard_some(work, node, offset, bytes);
+        return loss_model_discard(&work->disk, node, offset, bytes);
     }
     return dice < 66 ? flush(work, node) : change_snapshots(work, node, random);
 }
@@ -426,10 +401,11 @@ static void go_on(struct workload *work)
     AUTO(block_node) node = open_image(work);
 
     answered(work);
-    must(write_some(work, node, 0, work->length));
+    must(loss_model_pwrite(&work->disk, node, 0, work->length));
     must(create_snapshot(work, node));
-    must(write_some(work, node, work->length / 4 / LOSS_SECTOR * LOSS_SECTOR, LOSS_SECTOR));
-    must(write_some(work, node, 0, work->length / 2 / LOSS_SECTOR * LOSS_SECTOR));
+    must(loss_model_pwrite(&work->disk, node, work->length / 4 / LOSS_SECTOR * LOSS_SECTOR,
+                           LOSS_SECTOR));
+    must(loss_model_pwrite(&work->disk, node, 0, work->length / 2 / LOSS_SECTOR * LOSS_SECTOR));
     must(flush(work, node));
     check_disk(work, node);
     block_node_unref(STEAL(node));

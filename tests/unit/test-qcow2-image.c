@@ -36,6 +36,14 @@ static struct block_node *open_image(struct test_image *image, const char *more)
                      image->path);
 }
 
+/* The node "bad" is where requests fail. */
+static struct block_node *open_with_faults(struct test_image *image)
+{
+    return test_open("driver=qcow2,file.driver=fault,file.node-name=bad,file.file.driver=file,"
+                     "file.file.filename=%s",
+                     image->path);
+}
+
 static uint64_t get(struct test_image *image, uint64_t offset, unsigned bytes)
 {
     int fd = open(image->path, O_RDONLY);
@@ -285,9 +293,7 @@ static void test_table_moves(void)
     test_image_make(&image, 0);
     test_command_succeeds("qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 %s 16M",
                           image.path);
-    AUTO(block_node) node = test_open("driver=qcow2,file.driver=fault,file.node-name=bad,"
-                                      "file.file.driver=file,file.file.filename=%s",
-                                      image.path);
+    AUTO(block_node) node = open_with_faults(&image);
     AUTO(block_node) bad = block_node_find("bad");
     uint64_t table = get(&image, 48, 8); /* refcount_table_offset */
     fill(node, 0, MIB);
@@ -514,9 +520,7 @@ static void test_bitmap_faults(void)
 
         test_image_make(&image, 0);
         make(&image, "cluster_size=512");
-        AUTO(block_node) node = test_open("driver=qcow2,file.driver=fault,file.node-name=bad,"
-                                          "file.file.driver=file,file.file.filename=%s",
-                                          image.path);
+        AUTO(block_node) node = open_with_faults(&image);
         AUTO(block_node) bad = block_node_find("bad");
         g_assert_cmpint(store(node, "b", 512, 1, &error), ==, 0);
         FAULT(bad, .operations = kinds[i % 2], .skip = i / 2, .count = 1, .error_number = EIO);
@@ -589,9 +593,7 @@ static void test_snapshot_faults(void)
 
         test_image_make(&image, 0);
         make(&image, "cluster_size=512");
-        AUTO(block_node) node = test_open("driver=qcow2,file.driver=fault,file.node-name=bad,"
-                                          "file.file.driver=file,file.file.filename=%s",
-                                          image.path);
+        AUTO(block_node) node = open_with_faults(&image);
         AUTO(block_node) bad = block_node_find("bad");
         FAULT(bad, .operations = FAULT_ON(WRITE), .skip = skip, .count = 1, .error_number = EIO);
         is_over = block_node_snapshot_create(node, &info, &error) == 0 &&
