@@ -162,6 +162,7 @@ static const struct block_claim_operations device_claim_operations = {
     .drain_begin = drain_begin,
     .drain_wait = drain_wait,
     .drain_end = drain_end,
+    .follows_place = true,
 };
 
 /* ---- Life ----------------------------------------------------------------------------------- */

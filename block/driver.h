@@ -287,6 +287,13 @@ struct block_driver {
      * answer -ENOTSUP for one request and not for the next.
      */
     int (*write_zeroes)(struct block_node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+    /*
+     * Of a format with backing files: keep in this layer what the range reads as, wherever the
+     * layer itself has nothing yet, neither data nor explicit zeroes; what it has is left alone.
+     * buffer is what the range reads as, or NULL for zeroes. Guests write meanwhile, and what they
+     * write must win. NULL for a filter: its child's; NULL elsewhere: -ENOTSUP.
+     */
+    int (*populate)(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes);
     /* The contents become undefined unless the format says otherwise. NULL: does nothing. */
     int (*discard)(struct block_node *node, uint64_t offset, uint64_t bytes);
     /* On stable storage: everything answered before. NULL: the children are flushed. */

@@ -348,6 +348,17 @@ static bool has_scheme(const char *name)
     return letters > 0 && g_str_has_prefix(name + letters, "://");
 }
 
+bool block_reference_is_path(const char *name)
+{
+    return !g_str_has_prefix(name, "json:") && !is_uri(name) && !has_scheme(name);
+}
+
+bool block_reference_is_relative(const char *name)
+{
+    return block_reference_is_path(name) && !g_path_is_absolute(name) &&
+           !g_str_has_prefix(name, "file:");
+}
+
 static int from_path(const char *image, const char *name, const char *format,
                      struct block_options **options, GError **error)
 {

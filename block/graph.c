@@ -18,10 +18,19 @@ static const char *permission_name(unsigned permissions)
     if (permissions & BLOCK_PERM_RESIZE) {
         return "resizing";
     }
-    if (permissions & BLOCK_PERM_GRAPH) {
-        return "changing the graph";
+    if (permissions & (BLOCK_PERM_GRAPH | BLOCK_PERM_BACKING)) {
+        return "changing the graph at";
+    }
+    if (permissions & BLOCK_PERM_WRITE_UNCHANGED) {
+        return "copying to";
     }
     return "reading";
+}
+
+/* Whether one is the link of a parent that the other's job takes care of. */
+static bool is_beside(const struct block_claim *a, const struct block_claim *b)
+{
+    return (a->parent && a->parent == b->beside) || (b->parent && b->parent == a->beside);
 }
 
 /*
@@ -36,7 +45,7 @@ static int check_conflicts(const struct block_claim *claim, const char *user,
     TAILQ_FOREACH (other, &node->claims, entry) {
         unsigned clash = (perms & ~other->shared) | (other->perms & ~shared);
 
-        if (other != claim && clash) {
+        if (other != claim && clash && !is_beside(claim, other)) {
             return block_error(error, EBUSY,
                                "Node '%s' is busy: %s and %s exclude each other by %s it",
                                node->name ? node->name : node->driver->name, other->owner, user,
@@ -50,7 +59,7 @@ static int check_conflicts(const struct block_claim *claim, const char *user,
  * Whether a node is another or stands somewhere above it. Searched from below: nothing is above
  * a node that is being opened, however much is under it. Graph lock held.
  */
-static bool is_above(const struct block_node *node, const struct block_node *other)
+bool block_node_is_above(const struct block_node *node, const struct block_node *other)
 {
     const struct block_claim *claim;
 
@@ -58,11 +67,25 @@ static bool is_above(const struct block_node *node, const struct block_node *oth
         return true;
     }
     TAILQ_FOREACH (claim, &other->claims, entry) {
-        if (claim->parent && is_above(node, claim->parent)) {
+        if (claim->parent && block_node_is_above(node, claim->parent)) {
             return true;
         }
     }
     return false;
+}
+
+/* How many nodes there are from the node up to the highest above it. Graph lock held. */
+static unsigned height_above(const struct block_node *node)
+{
+    const struct block_claim *claim;
+    unsigned height = 0;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (claim->parent) {
+            height = MAX_OF(height, height_above(claim->parent));
+        }
+    }
+    return height + 1;
 }
 
 /* Graph lock held. */
@@ -70,9 +93,13 @@ static int check_claim(const struct block_claim *claim, struct block_node *node,
                        unsigned shared, GError **error)
 {
     /* A node under itself would wait for itself for ever. */
-    if (claim->parent && is_above(node, claim->parent)) {
+    if (claim->parent && block_node_is_above(node, claim->parent)) {
         return block_error(error, ELOOP, "Making '%s' a child of '%s' would create a cycle",
                            node->name, claim->parent->name);
+    }
+    if (claim->parent && node->height + height_above(claim->parent) > BLOCK_NODE_HEIGHT_MAX) {
+        return block_error(error, ELOOP, "There are too many nodes under each other (%u)",
+                           node->height + height_above(claim->parent) - 1);
     }
     return check_conflicts(claim, claim->owner, node, perms, shared, error);
 }
@@ -110,7 +137,7 @@ static int pass_claims_on(struct block_node *node, const char *user, GError **er
     }
     TAILQ_FOREACH (claim, &node->claims, entry) {
         perms |= claim->perms & BLOCK_PERM_WRITE;
-        shared &= claim->shared | BLOCK_PERM_GRAPH;
+        shared &= claim->shared | BLOCK_PERM_INVISIBLE;
     }
     if (perms == link->perms && shared == link->shared) {
         return 0;
@@ -150,9 +177,8 @@ static void remove_claim(struct block_claim *claim, struct block_node *node)
     pass_claims_on(node, claim->owner, NULL);
 }
 
-int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error)
+int block_claim_acquire_locked(struct block_claim *claim, struct block_node *node, GError **error)
 {
-    SCOPE_LOCK(&block_graph_lock);
     int status = check_claim(claim, node, claim->perms, claim->shared, error);
 
     if (status == 0) {
@@ -165,6 +191,13 @@ int block_claim_acquire(struct block_claim *claim, struct block_node *node, GErr
     node->references++;
     block_drain_claim_changed(claim);
     return 0;
+}
+
+int block_claim_acquire(struct block_claim *claim, struct block_node *node, GError **error)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    return block_claim_acquire_locked(claim, node, error);
 }
 
 int block_claim_change(struct block_claim *claim, unsigned perms, unsigned shared, GError **error)
@@ -218,10 +251,10 @@ void block_claim_release(struct block_claim *claim)
 
 /*
  * The claim leaves its node before the new one is checked: it must not conflict with itself where
- * a filter is put above the node or taken away. Graph lock held.
+ * a filter is put above the node or taken away.
  */
-static int move_claim(struct block_claim *claim, struct block_node *node, unsigned perms,
-                      unsigned shared, GError **error)
+int block_claim_move_locked(struct block_claim *claim, struct block_node *node, unsigned perms,
+                            unsigned shared, GError **error)
 {
     struct block_node *old_node = claim->node;
     unsigned old_perms = claim->perms, old_shared = claim->shared;
@@ -252,7 +285,7 @@ int block_claim_move(struct block_claim *claim, struct block_node *node, unsigne
     struct block_node *old_node = claim->node;
 
     pthread_mutex_lock(&block_graph_lock);
-    int status = move_claim(claim, node, perms, shared, error);
+    int status = block_claim_move_locked(claim, node, perms, shared, error);
     pthread_mutex_unlock(&block_graph_lock);
     if (status == 0) {
         block_node_unref(old_node);
@@ -269,7 +302,7 @@ int block_claim_replace(struct block_claim *claim, struct block_claim *other, un
     pthread_mutex_lock(&block_graph_lock);
     block_drain_claim_removed(other); /* may drop the lock, so it comes first */
     remove_claim(other, node);
-    int status = move_claim(claim, node, perms, shared, error);
+    int status = block_claim_move_locked(claim, node, perms, shared, error);
     if (status < 0) {
         insert_claim(other, node, NULL); /* as it was under this very lock */
         block_drain_claim_changed(other);

@@ -17,6 +17,11 @@ int block_node_publish(struct block_node *node, GError **error);
 /* Ask the driver for the length, at opening and after a change. */
 int block_node_refresh_length(struct block_node *node, GError **error);
 
+/* A link to a child of this name, with the permissions that go with it, but to no node yet. */
+struct block_child *block_child_new(struct block_node *parent, const char *name);
+/* Free a link whose claim is released or was never acquired. */
+void block_child_free(struct block_child *child);
+
 /* Free a node whose driver is closed or was never opened, and drop its children. */
 void block_node_free(struct block_node *node);
 

@@ -107,7 +107,7 @@ static void set_child_permissions(const struct block_node *parent, struct block_
     bool writes = !parent->options.read_only && child->role != BLOCK_ROLE_BACKING;
 
     child->claim.perms = BLOCK_PERM_READ;
-    child->claim.shared = BLOCK_PERM_READ | BLOCK_PERM_GRAPH;
+    child->claim.shared = BLOCK_PERM_READ | BLOCK_PERM_INVISIBLE;
     if (writes) {
         child->claim.perms |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
     }
@@ -156,6 +156,25 @@ static int check_growable(const struct block_node *node, GError **error)
     return 0;
 }
 
+struct block_child *block_child_new(struct block_node *parent, const char *name)
+{
+    struct block_child *child = g_new0(struct block_child, 1);
+
+    child->role = role_of(name);
+    child->name = g_strdup(name);
+    child->claim.owner = g_strdup_printf("node '%s'", parent->name ? parent->name : "(new)");
+    child->claim.parent = parent;
+    set_child_permissions(parent, child);
+    return child;
+}
+
+void block_child_free(struct block_child *child)
+{
+    g_free(child->claim.owner);
+    g_free(child->name);
+    g_free(child);
+}
+
 static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
                         GError **error)
 {
@@ -166,23 +185,13 @@ static int attach_child(struct block_node *parent, const char *name, struct bloc
         role_of(name) != BLOCK_ROLE_BACKING && check_growable(node, error) < 0) {
         return -EBUSY;
     }
-    if (node->height >= BLOCK_NODE_HEIGHT_MAX) {
-        return block_error(error, ELOOP, "There are too many nodes under each other (%u)",
-                           node->height);
-    }
-    child = g_new0(struct block_child, 1);
-    child->role = role_of(name);
-    child->name = g_strdup(name);
-    child->claim.owner = g_strdup_printf("node '%s'", parent->name ? parent->name : "(new)");
-    child->claim.parent = parent;
-    set_child_permissions(parent, child);
+    child = block_child_new(parent, name);
     status = block_claim_acquire(&child->claim, node, error);
     if (status < 0) {
-        g_free(child->claim.owner);
-        g_free(child->name);
-        g_free(child);
+        block_child_free(child);
         return status;
     }
+    SCOPE_LOCK(&block_graph_lock);
     TAILQ_INSERT_TAIL(&parent->children, child, entry);
     parent->height = MAX_OF(parent->height, node->height + 1);
     if (child->role == BLOCK_ROLE_FILE) {

@@ -124,9 +124,7 @@ void block_node_free(struct block_node *node)
     TAILQ_FOREACH_SAFE (child, &node->children, entry, next) {
         TAILQ_REMOVE(&node->children, child, entry);
         block_claim_release(&child->claim);
-        g_free(child->claim.owner);
-        g_free(child->name);
-        g_free(child);
+        block_child_free(child);
     }
     tracked_requests_destroy(&node->tracked);
     pthread_mutex_destroy(&node->operation_lock);

@@ -56,7 +56,13 @@ enum {
     BLOCK_PERM_WRITE = 1 << 1,  /* writes, zeroes, discards */
     BLOCK_PERM_RESIZE = 1 << 2, /* changes the length */
     BLOCK_PERM_GRAPH = 1 << 3,  /* may replace or remove this node under its users */
-    BLOCK_PERM_ALL = (1 << 4) - 1,
+    /* Writes only what the node reads as anyway, so no reader can tell (copy on read, stream). */
+    BLOCK_PERM_WRITE_UNCHANGED = 1 << 4,
+    /* Changes what is below the node: its backing file. A filter has its file there. */
+    BLOCK_PERM_BACKING = 1 << 5,
+    BLOCK_PERM_ALL = (1 << 6) - 1,
+    /* What no reader of data need mind, whoever does it. */
+    BLOCK_PERM_INVISIBLE = BLOCK_PERM_GRAPH | BLOCK_PERM_WRITE_UNCHANGED | BLOCK_PERM_BACKING,
 };
 
 struct block_claim;
@@ -81,6 +87,9 @@ struct block_claim_operations {
     /* Undo one drain_begin. Must not block. */
     void (*drain_end)(struct block_claim *claim);
     enum block_drain_turn drain_turn;
+    /* It is a disk's place in the graph: who is put in the place of the node gets the claim, too.
+     */
+    bool follows_place;
 };
 
 /* One user of one node. Embedded in the user; registered with block_claim_acquire. */
@@ -91,6 +100,11 @@ struct block_claim {
     unsigned shared; /* BLOCK_PERM_* others may use meanwhile */
     struct block_node *node;   /* what is claimed; a reference is held */
     struct block_node *parent; /* set when the user is a parent node: drains go on above it */
+    /*
+     * A parent whose link to this node does not clash with the claim: a job that works on several
+     * nodes of a chain sees to it that what that parent reads does not change. NULL: none.
+     */
+    const struct block_node *beside;
     TAILQ_ENTRY(block_claim) entry;
 };
 
@@ -112,9 +126,13 @@ struct block_node {
     struct block_node_options options;
     struct block_limits limits;
     void *state;     /* the driver's */
-    unsigned height; /* of the tree: 1 if the node has no children; constant once it is open */
+    unsigned height; /* of the tree: 1 if the node has no children. Graph lock. */
 
-    /* The child requests pass to: the `file` child, or NULL. Constant while not drained. */
+    /*
+     * The children requests pass to, or NULL. They change under the graph lock with the node
+     * drained (block/chain.h), so requests need no lock; who is no request holds it, or a
+     * reference (block_chain_below).
+     */
     struct block_node *file;
     struct block_node *backing;
     bool refuses_backing; /* the user said that there is none, whatever the image says */

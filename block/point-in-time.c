@@ -163,7 +163,7 @@ static int claim_nodes(struct point_in_time *point, GError **error)
     point->source_claim.owner = g_strdup(options->owner);
     point->source_claim.operations = &claim_operations;
     point->source_claim.perms = BLOCK_PERM_READ;
-    point->source_claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_GRAPH;
+    point->source_claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE;
     point->scratch_claim.owner = g_strdup(options->owner);
     point->scratch_claim.operations = &claim_operations;
     point->scratch_claim.perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE;

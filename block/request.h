@@ -88,6 +88,14 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
 int block_node_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
                               uint64_t bytes);
 
+/*
+ * Keep in the node's own layer what it reads as, where it has nothing of its own: see populate in
+ * block/driver.h. No reader can tell, so notifiers and bitmaps are not told. Needs
+ * BLOCK_PERM_WRITE_UNCHANGED.
+ */
+int block_node_populate(struct block_node *node, const void *buffer, uint64_t offset,
+                        uint64_t bytes);
+
 /* Write data a compressing format compresses; whole clusters. -ENOTSUP where none can. */
 int block_node_pwrite_compressed(struct block_node *node, const void *buffer, uint64_t offset,
                                  uint64_t bytes);

@@ -526,7 +526,7 @@ static int claim_nodes(struct copy_engine *engine, GError **error)
     engine->source_claim.owner = g_strdup_printf("block job '%s'", id);
     engine->source_claim.operations = &source_operations;
     engine->source_claim.perms = BLOCK_PERM_READ;
-    engine->source_claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_GRAPH;
+    engine->source_claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE;
     engine->target_claim.owner = g_strdup_printf("block job '%s'", id);
     engine->target_claim.operations = &target_operations;
     engine->target_claim.perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE;

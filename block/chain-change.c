@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Changing a chain. Each change is made whole under one hold of the graph lock, so that nobody who
+ * claims a node meanwhile can come in between and nothing has to be taken back later.
+ */
+#include <errno.h>
+
+#include "block/align.h"
+#include "block/chain.h"
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "block/graph.h"
+#include "block/node-internal.h"
+
+/* Graph lock held, as in the functions that follow. */
+static int check_shared(const struct block_node *node, unsigned perms,
+                        const struct block_claim *holder, GError **error)
+{
+    const struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (claim != holder && perms & ~claim->shared) {
+            return block_error(error, EBUSY,
+                               "Node '%s' is busy: %s does not let the graph change there",
+                               node->name, claim->owner);
+        }
+    }
+    return 0;
+}
+
+static struct block_child *find_child(const struct block_node *node, enum block_role role)
+{
+    struct block_child *child;
+
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role == role) {
+            return child;
+        }
+    }
+    return NULL;
+}
+
+/* The child of a parent that this claim is the link of. */
+static struct block_child *child_of(const struct block_claim *claim)
+{
+    return (struct block_child *)((char *)claim - offsetof(struct block_child, claim));
+}
+
+/* After a change below it: what a node keeps about what is under it, and those above it. */
+static void refresh_upwards(struct block_node *node)
+{
+    const struct block_child *child;
+    const struct block_claim *claim;
+    unsigned height = 1;
+
+    TAILQ_FOREACH (child, &node->children, entry) {
+        height = MAX_OF(height, child->claim.node->height + 1);
+    }
+    node->height = height;
+    if (node->driver->is_filter && !node->driver->get_length && node->file) {
+        atomic_store(&node->length, block_node_length(node->file));
+    }
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (claim->parent) {
+            refresh_upwards(claim->parent);
+        }
+    }
+}
+
+/* The link's parent sends its requests there from now on. */
+static void relink(struct block_child *child)
+{
+    struct block_node *parent = child->claim.parent;
+
+    if (child->role == BLOCK_ROLE_FILE) {
+        parent->file = child->claim.node;
+    } else if (child->role == BLOCK_ROLE_BACKING) {
+        parent->backing = child->claim.node;
+    }
+    refresh_upwards(parent);
+}
+
+/* ---- Another backing file ---------------------------------------------------------------------- */
+
+static int move_backing(struct block_child *child, struct block_node *backing, GError **error)
+{
+    struct block_claim *link = &child->claim;
+    int status = block_claim_move_locked(link, backing, link->perms, link->shared, error);
+
+    if (status == 0) {
+        relink(child);
+    }
+    return status;
+}
+
+static int add_backing(struct block_node *node, struct block_node *backing, GError **error)
+{
+    struct block_child *child = block_child_new(node, "backing");
+    int status = block_claim_acquire_locked(&child->claim, backing, error);
+
+    if (status < 0) {
+        block_child_free(child);
+        return status;
+    }
+    TAILQ_INSERT_TAIL(&node->children, child, entry);
+    relink(child);
+    return 0;
+}
+
+/* The claim stays to be released when the lock is free. */
+static void take_backing(struct block_node *node, struct block_child *child)
+{
+    TAILQ_REMOVE(&node->children, child, entry);
+    node->backing = NULL;
+    child->claim.parent = NULL; /* no drain goes on from there any more */
+    refresh_upwards(node);
+}
+
+int block_node_set_backing(struct block_node *node, struct block_node *backing,
+                           const struct block_claim *holder, GError **error)
+{
+    struct block_node *old = node->backing;
+    int status = 0;
+
+    if (old == backing) {
+        return 0;
+    }
+    if (backing && !block_driver_takes_backing(node->driver)) {
+        return block_error(error, ENOTSUP, "Driver '%s' of node '%s' does not support backing files",
+                           node->driver->name, node->name);
+    }
+    pthread_mutex_lock(&block_graph_lock);
+    struct block_child *child = find_child(node, BLOCK_ROLE_BACKING);
+    status = check_shared(node, BLOCK_PERM_BACKING, holder, error);
+    if (status == 0 && !backing) {
+        take_backing(node, child);
+    } else if (status == 0) {
+        status = child ? move_backing(child, backing, error) : add_backing(node, backing, error);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    if (status == 0 && !backing) {
+        block_claim_release(&child->claim);
+        block_child_free(child);
+    } else if (status == 0) {
+        block_node_unref(old);
+    }
+    return status;
+}
+
+/* ---- Another node in a node's place -------------------------------------------------------------- */
+
+static bool follows(const struct block_claim *claim, const struct block_node *replacement)
+{
+    if (claim->parent) {
+        return !block_node_is_above(replacement, claim->parent);
+    }
+    return claim->operations && claim->operations->follows_place;
+}
+
+static int check_writable(const struct block_claim *claim, const struct block_node *replacement,
+                          GError **error)
+{
+    return claim->perms & BLOCK_PERM_WRITE && block_node_is_read_only(replacement)
+               ? block_error(error, EACCES, "Node '%s' is read-only, and %s writes",
+                             replacement->name, claim->owner)
+               : 0;
+}
+
+static int move_place(struct block_claim *claim, struct block_node *replacement, GError **error)
+{
+    int status = check_writable(claim, replacement, error);
+
+    if (status == 0) {
+        status =
+            block_claim_move_locked(claim, replacement, claim->perms, claim->shared, error);
+    }
+    if (status == 0 && claim->parent) {
+        relink(child_of(claim));
+    }
+    return status;
+}
+
+/* The claims on the node that are to go; those that went before one that cannot come back. */
+static int move_places(GPtrArray *claims, struct block_node *node, struct block_node *replacement,
+                       GError **error)
+{
+    for (guint i = 0; i < claims->len; i++) {
+        int status = move_place(g_ptr_array_index(claims, i), replacement, error);
+
+        while (status < 0 && i-- > 0) {
+            move_place(g_ptr_array_index(claims, i), node, NULL); /* as it was under this lock */
+            node->references--;
+            replacement->references--;
+        }
+        if (status < 0) {
+            return status;
+        }
+    }
+    return 0;
+}
+
+int block_node_replace(struct block_node *node, struct block_node *replacement,
+                       const struct block_claim *holder, GError **error)
+{
+    g_autoptr(GPtrArray) claims = g_ptr_array_new();
+    struct block_claim *claim;
+
+    pthread_mutex_lock(&block_graph_lock);
+    int status = check_shared(node, BLOCK_PERM_GRAPH, holder, error);
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (follows(claim, replacement)) {
+            g_ptr_array_add(claims, claim);
+        }
+    }
+    if (status == 0) {
+        status = move_places(claims, node, replacement, error);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    for (guint i = 0; status == 0 && i < claims->len; i++) {
+        block_node_unref(node);
+    }
+    return status;
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What is in a chain. How it is changed is in chain-change.c. */
+#include "block/chain.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/align.h"
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "block/gate.h"
+#include "block/image-info.h"
+#include "block/request.h"
+
+struct block_node *block_layer_below(const struct block_node *node)
+{
+    while (node->driver->is_filter && node->file) {
+        node = node->file;
+    }
+    return node->backing ? block_node_below_filters(node->backing) : NULL;
+}
+
+/* Graph lock held, or a request. */
+static struct block_node *below(const struct block_node *node)
+{
+    return node->driver->is_filter ? node->file : node->backing;
+}
+
+struct block_node *block_chain_below(struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    struct block_node *next = below(node);
+
+    if (next) {
+        next->references++;
+    }
+    return next;
+}
+
+bool block_chain_contains(struct block_node *top, const struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    while (top && top != node) {
+        top = below(top);
+    }
+    return top;
+}
+
+struct block_node *block_chain_above(struct block_node *top, const struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    if (top == node) {
+        return NULL;
+    }
+    while (top && below(top) != node) {
+        top = below(top);
+    }
+    if (top) {
+        top->references++;
+    }
+    return top;
+}
+
+int block_chain_status(struct block_node *top, const struct block_node *base, uint64_t offset,
+                       uint64_t bytes, struct block_extent *extent)
+{
+    struct block_node *layer = block_node_below_filters(top);
+    const struct block_node *end = base ? block_node_below_filters((struct block_node *)base) : NULL;
+
+    for (; layer && layer != end; layer = block_layer_below(layer)) {
+        uint64_t length = block_node_length(layer);
+
+        if (offset >= length) {
+            *extent = (struct block_extent){
+                .bytes = bytes,
+                .flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED,
+            };
+            return 0;
+        }
+        bytes = MIN_OF(bytes, length - offset);
+        int status = block_node_block_status(layer, offset, bytes, extent);
+        if (status < 0) {
+            return status;
+        }
+        if (extent->flags & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO)) {
+            extent->flags |= BLOCK_STATUS_ALLOCATED;
+            return 0;
+        }
+        bytes = extent->bytes;
+    }
+    *extent = (struct block_extent){.bytes = bytes, .flags = end ? 0 : BLOCK_STATUS_ZERO};
+    return 0;
+}
+
+bool block_driver_takes_backing(const struct block_driver *driver)
+{
+    for (const struct block_option *option = driver->options; option && option->name; option++) {
+        if (option->type == BLOCK_OPTION_NODE && !strcmp(option->name, "backing")) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- What an image calls its backing file ----------------------------------------------------- */
+
+/* The path without the directory that the image is in, or NULL if it is not in that. */
+static const char *strip_directory(const char *path, const char *image)
+{
+    const char *slash = strrchr(image, '/');
+    size_t bytes = slash ? (size_t)(slash + 1 - image) : 0;
+
+    return !strncmp(path, image, bytes) && path[bytes] && path[bytes] != '/' ? path + bytes : NULL;
+}
+
+static bool says_relative_name(struct block_node *image)
+{
+    struct block_info info = {0};
+    bool is_relative = block_node_get_info(image, &info) == 0 && info.backing_file &&
+                       block_reference_is_relative(info.backing_file);
+
+    block_info_clear(&info);
+    return is_relative;
+}
+
+char *block_chain_reference(struct block_node *image, struct block_node *base, const char **format,
+                            GError **error)
+{
+    image = block_node_below_filters(image);
+    base = block_node_below_filters(base);
+    g_autofree char *name = block_node_get_filename(base);
+    g_autofree char *own_name = block_node_get_filename(image);
+
+    *format = base->driver->name;
+    if (!name || !*name) {
+        block_error(error, ENOTSUP,
+                    "Node '%s' has no file name that image '%s' could have as its backing file",
+                    base->name, image->name);
+        return NULL;
+    }
+    if (!block_reference_is_path(name) || !own_name) {
+        return g_steal_pointer(&name);
+    }
+    const char *stripped = says_relative_name(image) ? strip_directory(name, own_name) : NULL;
+    /* A relative name would be taken from the image's directory, not from ours. */
+    return stripped ? g_strdup(stripped) : g_canonicalize_filename(name, NULL);
+}

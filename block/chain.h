@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Chains: a disk and what lies under it. A layer is a node that is no filter; what it does not hold
+ * itself is read from the layer below, its backing file, and behind the end of that as zeroes. A
+ * node of a chain is also each filter between two layers.
+ *
+ * What is in a chain changes on the main thread, with the node concerned drained, readers too
+ * (BLOCK_PERM_ALL). Requests walk it without a lock; who is no request walks it by references.
+ */
+#ifndef LIVEBLK_BLOCK_CHAIN_H
+#define LIVEBLK_BLOCK_CHAIN_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/node.h"
+
+/* The layer below this node's own, without the filters above it; borrowed, NULL if there is none.
+ * For requests, jobs that keep the chain as it is, and who holds the graph lock. */
+struct block_node *block_layer_below(const struct block_node *node);
+
+/* The next node of the chain, a filter's file or a layer's backing file: a new reference, or NULL.
+ * Any thread. */
+struct block_node *block_chain_below(struct block_node *node);
+
+/* Whether a node is in the chain that begins with top: top itself, or somewhere below. Any thread.
+ */
+bool block_chain_contains(struct block_node *top, const struct block_node *node);
+
+/* The node directly above a node of the chain that begins with top: a new reference; NULL if it is
+ * top, or not in the chain. Any thread. */
+struct block_node *block_chain_above(struct block_node *top, const struct block_node *node);
+
+/*
+ * Who has the extent that starts at offset, of the layers from top down to base but without base
+ * (NULL: of all): BLOCK_STATUS_ALLOCATED if one of them decides what top reads as, and then whether
+ * that is DATA or ZERO. A layer below top that is shorter than it decides what is behind its end:
+ * zeroes. Without ALLOCATED it is for base, or if that is NULL it is ZERO. bytes is at least 1.
+ * For jobs that keep the chain as it is. Returns 0 or a negative errno.
+ */
+int block_chain_status(struct block_node *top, const struct block_node *base, uint64_t offset,
+                       uint64_t bytes, struct block_extent *extent);
+
+/* Whether images of this kind can have a backing file. */
+bool block_driver_takes_backing(const struct block_driver *driver);
+
+/*
+ * Put another backing file under a layer, or none (NULL). The image is left as it is, see
+ * block_node_change_backing_file. Main thread, the node drained. The caller holds references to all
+ * three nodes, as nothing may be closed here. holder: the claim of who does it, which may keep
+ * others from doing it; or NULL. -EBUSY with the user named if somebody does not let it change;
+ * on error nothing has changed.
+ */
+int block_node_set_backing(struct block_node *node, struct block_node *backing,
+                           const struct block_claim *holder, GError **error);
+
+/*
+ * Put a node in the place of another: all devices on that, and all parents but those that are
+ * themselves below the new node or are it. Jobs and points in time stay where they are. Otherwise
+ * as block_node_set_backing.
+ */
+int block_node_replace(struct block_node *node, struct block_node *replacement,
+                       const struct block_claim *holder, GError **error);
+
+/*
+ * What an image must say to have base as its backing file, and in *format (not the caller's) of
+ * which format that is. It is relative if what the image says now is, and both are in the same
+ * directory. The caller frees it. NULL with the error set if it cannot be said. Not the main
+ * thread; may block.
+ */
+char *block_chain_reference(struct block_node *image, struct block_node *base, const char **format,
+                            GError **error);
+
+#endif
