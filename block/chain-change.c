@@ -80,7 +80,8 @@ static void relink(struct block_child *child)
     refresh_upwards(parent);
 }
 
-/* ---- Another backing file ---------------------------------------------------------------------- */
+/* ---- Another backing file ----------------------------------------------------------------------
+ */
 
 static int move_backing(struct block_child *child, struct block_node *backing, GError **error)
 {
@@ -126,7 +127,8 @@ int block_node_set_backing(struct block_node *node, struct block_node *backing,
         return 0;
     }
     if (backing && !block_driver_takes_backing(node->driver)) {
-        return block_error(error, ENOTSUP, "Driver '%s' of node '%s' does not support backing files",
+        return block_error(error, ENOTSUP,
+                           "Driver '%s' of node '%s' does not support backing files",
                            node->driver->name, node->name);
     }
     pthread_mutex_lock(&block_graph_lock);
@@ -147,7 +149,8 @@ int block_node_set_backing(struct block_node *node, struct block_node *backing,
     return status;
 }
 
-/* ---- Another node in a node's place -------------------------------------------------------------- */
+/* ---- Another node in a node's place
+ * -------------------------------------------------------------- */
 
 static bool follows(const struct block_claim *claim, const struct block_node *replacement)
 {
@@ -171,8 +174,7 @@ static int move_place(struct block_claim *claim, struct block_node *replacement,
     int status = check_writable(claim, replacement, error);
 
     if (status == 0) {
-        status =
-            block_claim_move_locked(claim, replacement, claim->perms, claim->shared, error);
+        status = block_claim_move_locked(claim, replacement, claim->perms, claim->shared, error);
     }
     if (status == 0 && claim->parent) {
         relink(child_of(claim));

@@ -67,7 +67,8 @@ int block_chain_status(struct block_node *top, const struct block_node *base, ui
                        uint64_t bytes, struct block_extent *extent)
 {
     struct block_node *layer = block_node_below_filters(top);
-    const struct block_node *end = base ? block_node_below_filters((struct block_node *)base) : NULL;
+    const struct block_node *end =
+        base ? block_node_below_filters((struct block_node *)base) : NULL;
 
     for (; layer && layer != end; layer = block_layer_below(layer)) {
         uint64_t length = block_node_length(layer);
@@ -104,7 +105,8 @@ bool block_driver_takes_backing(const struct block_driver *driver)
     return false;
 }
 
-/* ---- What an image calls its backing file ----------------------------------------------------- */
+/* ---- What an image calls its backing file -----------------------------------------------------
+ */
 
 /* The path without the directory that the image is in, or NULL if it is not in that. */
 static const char *strip_directory(const char *path, const char *image)

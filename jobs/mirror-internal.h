@@ -10,6 +10,7 @@
 #include "jobs/copy-engine.h"
 #include "jobs/mirror-gate.h"
 #include "jobs/mirror.h"
+#include "jobs/work-list.h"
 
 /* What the engine's present run is for. */
 enum mirror_step {
@@ -33,20 +34,18 @@ struct mirror {
     struct block_node *target;
     struct copy_engine *engine;
     struct dirty_bitmap *bitmap;
+    struct work_list list; /* of the bitmap */
     struct mirror_gate gate;
     bool is_installed;          /* bitmap and gate, on the source */
     struct block_device *guest; /* which stood on the source when that was done, or NULL */
 
-    _Atomic uint64_t in_flight; /* bytes; never less than there are */
     _Atomic uint64_t copied;    /* bytes, ever */
     _Atomic uint64_t unflushed; /* of these, since the last flush of the target began */
     _Atomic enum mirror_step step;
     _Atomic bool is_closing; /* the engine's run is to end: take nothing more */
     _Atomic bool is_settled; /* going through the disk once more would be of no use */
 
-    /* Where in the disk the search goes on, and what was dirty when it began. Engine lock. */
-    uint64_t cursor;
-    uint64_t pass_bytes;
+    uint64_t pass_bytes; /* what was dirty when going through the disk began. Engine lock. */
 
     pthread_mutex_t progress_lock; /* orders setting the total; a leaf */
 

@@ -27,7 +27,7 @@ static struct mirror *mirror_of(struct copy_source *source)
 
 uint64_t mirror_left(struct mirror *mirror)
 {
-    return atomic_load(&mirror->in_flight) + dirty_bitmap_count(mirror->bitmap);
+    return work_list_left(&mirror->list);
 }
 
 uint64_t mirror_small(const struct mirror *mirror)
@@ -44,35 +44,6 @@ void mirror_update_total(struct mirror *mirror)
 
 /* ---- Choosing work. Engine lock held. ------------------------------------------------------- */
 
-/* Clear the bits before the data is read: a write that comes meanwhile sets them again. */
-static void take(struct mirror *mirror, uint64_t offset, uint64_t bytes)
-{
-    atomic_fetch_add(&mirror->in_flight, bytes);
-    dirty_bitmap_reset(mirror->bitmap, offset, bytes);
-    mirror_update_total(mirror);
-}
-
-/* The first dirty run at or after the cursor of which nothing is in flight. */
-static bool find_run(struct mirror *mirror, uint64_t max_bytes, uint64_t *offset, uint64_t *bytes)
-{
-    uint64_t from = mirror->cursor;
-    uint64_t busy_offset, busy_bytes;
-
-    while (
-        dirty_bitmap_next_range(mirror->bitmap, from, mirror->length, max_bytes, offset, bytes)) {
-        if (!copy_engine_find_busy(mirror->source.engine, *offset, *bytes, &busy_offset,
-                                   &busy_bytes)) {
-            return true;
-        }
-        if (busy_offset > *offset) {
-            *bytes = busy_offset - *offset;
-            return true;
-        }
-        from = busy_offset + busy_bytes;
-    }
-    return false;
-}
-
 /*
  * The search has come to the end of the disk and begins anew. While each pass leaves much less
  * dirty than the one before, another one brings the mirror closer; when guests write as fast as
@@ -86,7 +57,7 @@ static void begin_pass(struct mirror *mirror)
         atomic_store(&mirror->is_settled, true);
     }
     mirror->pass_bytes = left;
-    mirror->cursor = 0;
+    mirror->list.cursor = 0;
 }
 
 /* In the last step guests wait for everything, which the rate limit must not make longer. */
@@ -99,16 +70,14 @@ static bool next(struct copy_source *source, bool urgent_only, uint64_t max_byte
         (urgent_only && atomic_load(&mirror->step) != MIRROR_FINISH)) {
         return false;
     }
-    uint64_t granules = MAX_OF(align_down(max_bytes, mirror->granularity), mirror->granularity);
-    bool found = find_run(mirror, granules, offset, bytes);
+    bool found = work_list_take(&mirror->list, source->engine, max_bytes, offset, bytes);
 
-    if (!found && mirror->cursor > 0) {
+    if (!found && mirror->list.cursor > 0) {
         begin_pass(mirror);
-        found = find_run(mirror, granules, offset, bytes);
+        found = work_list_take(&mirror->list, source->engine, max_bytes, offset, bytes);
     }
     if (found) {
-        mirror->cursor = *offset + *bytes;
-        take(mirror, *offset, *bytes);
+        mirror_update_total(mirror);
     }
     return found;
 }
@@ -116,24 +85,14 @@ static bool next(struct copy_source *source, bool urgent_only, uint64_t max_byte
 static uint64_t extend(struct copy_source *source, uint64_t end, uint64_t max_bytes)
 {
     struct mirror *mirror = mirror_of(source);
-    uint64_t offset, bytes, busy_offset, busy_bytes;
-    uint64_t limit = MIN_OF(mirror->length - end, align_down(max_bytes, mirror->granularity));
 
-    if (atomic_load(&mirror->is_closing) ||
-        !dirty_bitmap_next_range(mirror->bitmap, end, end + limit, limit, &offset, &bytes) ||
-        offset != end) {
+    if (atomic_load(&mirror->is_closing)) {
         return 0;
     }
-    if (copy_engine_find_busy(source->engine, offset, bytes, &busy_offset, &busy_bytes)) {
-        if (busy_offset <= offset) {
-            return 0;
-        }
-        bytes = busy_offset - offset;
+    uint64_t bytes = work_list_extend(&mirror->list, source->engine, end, max_bytes);
+    if (bytes) {
+        mirror_update_total(mirror);
     }
-    if (mirror->cursor == end) {
-        mirror->cursor += bytes;
-    }
-    take(mirror, offset, bytes);
     return bytes;
 }
 
@@ -159,10 +118,8 @@ static void done(struct copy_source *source, uint64_t offset, uint64_t bytes, bo
         atomic_fetch_add(&mirror->copied, bytes);
         atomic_fetch_add(&mirror->unflushed, bytes);
         mirror_gate_earn(&mirror->gate, bytes);
-    } else {
-        dirty_bitmap_set(mirror->bitmap, offset, bytes);
     }
-    atomic_fetch_sub(&mirror->in_flight, bytes);
+    work_list_done(&mirror->list, offset, bytes, is_copied);
     if (atomic_load(&mirror->step) == MIRROR_FINISH && mirror_left(mirror) == 0) {
         job_kick(mirror->job); /* guests wait for it to be noticed */
     }
@@ -177,7 +134,7 @@ static void done(struct copy_source *source, uint64_t offset, uint64_t bytes, bo
 static bool close_run(struct mirror *mirror)
 {
     atomic_store(&mirror->is_closing, true);
-    return atomic_load(&mirror->in_flight) == 0;
+    return atomic_load(&mirror->list.in_flight) == 0;
 }
 
 void mirror_begin_convergence(struct mirror *mirror)

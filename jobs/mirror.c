@@ -270,6 +270,7 @@ static int make_bitmap(struct mirror *mirror, GError **error)
     if (!mirror->bitmap) {
         return -ENOMEM;
     }
+    mirror->list.bitmap = mirror->bitmap;
     mirror_gate_init(&mirror->gate, mirror->bitmap);
     if (mirror->sync == MIRROR_SYNC_FULL && mirror->length > 0) {
         dirty_bitmap_set(mirror->bitmap, 0, mirror->length);
