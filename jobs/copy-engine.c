@@ -514,23 +514,29 @@ static const struct block_claim_operations source_operations = {
 
 /* ---- Life ----------------------------------------------------------------------------------- */
 
-/*
- * The source is read, and others may write it. The target must look the same to nobody else's
- * writes, and neither may change its length.
- */
+/* The target must look the same to nobody else's writes, and neither may change its length. */
+const struct copy_claims copy_default_claims = {
+    .source_perms = BLOCK_PERM_READ,
+    .source_shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE,
+    .target_perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE,
+    .target_shared = BLOCK_PERM_READ,
+};
+
 static int claim_nodes(struct copy_engine *engine, GError **error)
 {
+    const struct copy_claims *claims = engine->options.claims;
     const char *id = job_id(engine->job);
     int status;
 
     engine->source_claim.owner = g_strdup_printf("block job '%s'", id);
     engine->source_claim.operations = &source_operations;
-    engine->source_claim.perms = BLOCK_PERM_READ;
-    engine->source_claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE;
+    engine->source_claim.perms = claims->source_perms;
+    engine->source_claim.shared = claims->source_shared;
     engine->target_claim.owner = g_strdup_printf("block job '%s'", id);
     engine->target_claim.operations = &target_operations;
-    engine->target_claim.perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE;
-    engine->target_claim.shared = BLOCK_PERM_READ;
+    engine->target_claim.perms = claims->target_perms;
+    engine->target_claim.shared = claims->target_shared;
+    engine->target_claim.beside = claims->target_beside;
     status = block_claim_acquire(&engine->source_claim, engine->options.source_node, error);
     if (status == 0) {
         status = block_claim_acquire(&engine->target_claim, engine->options.target, error);
@@ -545,6 +551,9 @@ static void set_defaults(struct copy_engine_options *options)
     }
     if (!options->max_chunk) {
         options->max_chunk = COPY_DEFAULT_CHUNK;
+    }
+    if (!options->claims) {
+        options->claims = &copy_default_claims;
     }
 }
 
@@ -568,7 +577,14 @@ struct copy_engine *copy_engine_new(struct job *job, const struct copy_engine_op
     if (options->guest) {
         block_device_ref(options->guest);
     }
-    return claim_nodes(engine, error) == 0 ? STEAL(engine) : NULL;
+    int status = claim_nodes(engine, error);
+    engine->options.claims = NULL; /* it need not outlive this call */
+    return status == 0 ? STEAL(engine) : NULL;
+}
+
+struct block_claim *copy_engine_source_claim(struct copy_engine *engine)
+{
+    return &engine->source_claim;
 }
 
 struct block_claim *copy_engine_target_claim(struct copy_engine *engine)

@@ -59,6 +59,20 @@ struct copy_source_operations {
     int (*copy_range)(struct copy_source *source, struct block_node *target, uint64_t offset,
                       uint64_t bytes);
     /*
+     * Bring data, or zeroes, to the target: the start of a run, or what follows. NULL: they are
+     * written there.
+     */
+    int (*write)(struct copy_source *source, struct block_node *target, const void *buffer,
+                 uint64_t offset, uint64_t bytes);
+    int (*write_zeroes)(struct copy_source *source, struct block_node *target, uint64_t offset,
+                        uint64_t bytes);
+    /*
+     * A run that failed, and is to be copied again as done() was told, was to be ignored: the
+     * source may take it off its list, and remember that. NULL: it is tried again. Engine lock not
+     * held.
+     */
+    void (*ignore)(struct copy_source *source, uint64_t offset, uint64_t bytes, int error_number);
+    /*
      * A run, or whole units of one, leaves flight right after this: it is on the target
      * (is_copied), or has still to be copied. Engine lock not held; may block.
      */
@@ -79,6 +93,18 @@ struct copy_source {
     struct copy_engine *engine; /* set by copy_engine_new */
 };
 
+/* What the engine does with its nodes, and lets others do. */
+struct copy_claims {
+    unsigned source_perms; /* BLOCK_PERM_* */
+    unsigned source_shared;
+    unsigned target_perms;
+    unsigned target_shared;
+    const struct block_node *target_beside; /* see struct block_claim */
+};
+
+/* The source is read, others may write it; the target is written, and others may read it. */
+extern const struct copy_claims copy_default_claims;
+
 struct copy_engine_options {
     struct copy_source *source; /* the caller's, outlives the engine */
     uint64_t length;
@@ -93,14 +119,12 @@ struct copy_engine_options {
     uint64_t max_chunk; /* bytes a worker copies at once; a multiple of 4 KiB; 0: default */
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
-    struct block_device *guest; /* whose requests have precedence; borrowed; may be NULL */
+    const struct copy_claims *claims; /* NULL: the default */
+    struct block_device *guest;       /* whose requests have precedence; borrowed; may be NULL */
 };
 
-/*
- * A new engine. It claims both nodes in the job's name: the source for reading (others may write
- * it), the target for reading and writing (others may read). NULL with the error set if they are
- * in use. Any thread.
- */
+/* A new engine. It claims both nodes in the job's name. NULL with the error set if they are in use.
+ * Any thread. */
 struct copy_engine *copy_engine_new(struct job *job, const struct copy_engine_options *options,
                                     GError **error);
 
@@ -139,6 +163,9 @@ int copy_engine_flush(struct copy_engine *engine, int64_t deadline_ns, GError **
  * that have new work. Any thread.
  */
 void copy_engine_wake(struct copy_engine *engine);
+
+/* The engine's claim on the source, borrowed: for who is allowed what others are not. */
+struct block_claim *copy_engine_source_claim(struct copy_engine *engine);
 
 /*
  * The engine's claim on the target, borrowed, for who takes its place there when nothing will be

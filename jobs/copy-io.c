@@ -28,7 +28,11 @@
 static int write_zeroes(struct copy_engine *engine, uint64_t offset, uint64_t bytes)
 {
     struct block_node *target = engine->options.target;
+    struct copy_source *source = engine->source;
 
+    if (source->operations->write_zeroes) {
+        return source->operations->write_zeroes(source, target, offset, bytes);
+    }
     if (engine->options.keep_allocated) {
         return block_node_write_zeroes(target, offset, bytes, 0);
     }
@@ -74,6 +78,11 @@ static int write_compressed(struct copy_engine *engine, const char *buffer, uint
 static int write_plain(struct copy_engine *engine, const char *buffer, uint64_t offset,
                        uint64_t bytes)
 {
+    struct copy_source *source = engine->source;
+
+    if (source->operations->write) {
+        return source->operations->write(source, engine->options.target, buffer, offset, bytes);
+    }
     return engine->options.compress
                ? write_compressed(engine, buffer, offset, bytes)
                : block_node_pwrite(engine->options.target, buffer, offset, bytes, 0);
@@ -98,12 +107,24 @@ static int write_data(struct copy_engine *engine, const char *buffer, uint64_t o
     return 0;
 }
 
+static void ignore(struct copy_engine *engine, const struct copy_run *run, int error_number)
+{
+    struct copy_source *source = engine->source;
+
+    if (source->operations->ignore) {
+        source->operations->ignore(source, run->offset, run->end - run->offset, error_number);
+        return;
+    }
+    SCOPE_LOCK(&engine->lock);
+    engine->retry_after_ns = clock_now_ns() + RETRY_NS;
+}
+
 /*
  * An I/O of the job failed: ask the job what to do. What failed is still to be copied, so all
  * there is to do is to end, or to hold the workers for a while. Lock not held.
  */
-static void handle_error(struct copy_engine *engine, bool is_read, uint64_t offset,
-                         int error_number)
+static void handle_error(struct copy_engine *engine, bool is_read, const struct copy_run *run,
+                         uint64_t offset, int error_number)
 {
     const struct copy_engine_options *options = &engine->options;
     const struct block_node *node = is_read ? options->source_node : options->target;
@@ -121,9 +142,7 @@ static void handle_error(struct copy_engine *engine, bool is_read, uint64_t offs
         job_kick(engine->job);
         return;
     case BLOCK_ERROR_POLICY_IGNORE:
-        pthread_mutex_lock(&engine->lock);
-        engine->retry_after_ns = clock_now_ns() + RETRY_NS;
-        pthread_mutex_unlock(&engine->lock);
+        ignore(engine, run, error_number);
         return;
     default:
         block_error_errno(&error, error_number, "Could not %s node '%s' at offset %" PRIu64,
@@ -219,7 +238,7 @@ static void copy_zeroes(struct copy_engine *engine, struct copy_run *run)
 
     finish(engine, run, status == 0);
     if (status < 0) {
-        handle_error(engine, false, run->offset, -status);
+        handle_error(engine, false, run, run->offset, -status);
     }
 }
 
@@ -263,7 +282,7 @@ static bool copy_piece(struct copy_engine *engine, struct copy_run *run, void *b
     }
     if (status < 0) {
         finish(engine, run, false);
-        handle_error(engine, is_read, offset, -status);
+        handle_error(engine, is_read, run, offset, -status);
     }
     return status == 0;
 }
