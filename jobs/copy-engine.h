@@ -115,8 +115,13 @@ struct copy_engine_options {
     bool use_copy_range;            /* let the kernel copy where both ends can */
     bool compress;                  /* write whole clusters of the target compressed */
     bool keep_allocated;            /* write zeroes without unmapping, also where they are */
-    unsigned max_workers;           /* 1 to COPY_MAX_WORKERS; 0: the default */
-    uint64_t max_chunk; /* bytes a worker copies at once; a multiple of 4 KiB; 0: default */
+    /*
+     * The target gets a backing file, or has one that may be exchanged: what is zero must be so in
+     * its own layer, whatever it reads as now.
+     */
+    bool explicit_zeroes;
+    unsigned max_workers; /* 1 to COPY_MAX_WORKERS; 0: the default */
+    uint64_t max_chunk;   /* bytes a worker copies at once; a multiple of 4 KiB; 0: default */
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     const struct copy_claims *claims; /* NULL: the default */

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 
 #include "block/align.h"
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/copy-map.h"
@@ -22,6 +23,48 @@
 #define RETRY_NS (200 * NS_PER_MS)
 
 /*
+ * Zeroes that no backing file shines through. A format may have taken leave to unmap as leave to
+ * show one (qcow2 before version 3 has no other zeroes): there it is asked again without.
+ */
+static int write_explicit_zeroes(struct block_node *target, uint64_t offset, uint64_t bytes)
+{
+    int status = block_node_write_zeroes(target, offset, bytes, BLOCK_REQUEST_MAY_UNMAP);
+
+    if (!block_driver_takes_backing(block_node_below_filters(target)->driver)) {
+        return status;
+    }
+    while (status == 0 && bytes) {
+        struct block_extent extent;
+
+        status = block_node_block_status(target, offset, bytes, &extent);
+        if (status == 0 && !(extent.flags & BLOCK_STATUS_ALLOCATED)) {
+            status = block_node_write_zeroes(target, offset, extent.bytes, 0);
+        }
+        if (status == 0) {
+            offset += extent.bytes;
+            bytes -= extent.bytes;
+        }
+    }
+    return status;
+}
+
+/* The start of a range that is left alone, or is written: what the target says of it. */
+static bool is_zero_already(struct copy_engine *engine, uint64_t offset, uint64_t bytes,
+                            struct block_extent *extent)
+{
+    struct block_node *target = engine->options.target;
+    bool is_explicit = engine->options.explicit_zeroes;
+    unsigned wanted = BLOCK_STATUS_ZERO | (is_explicit ? BLOCK_STATUS_ALLOCATED : 0);
+    int status = is_explicit ? block_node_block_status(target, offset, bytes, extent)
+                             : block_node_block_status_chain(target, offset, bytes, extent, NULL);
+
+    if (status < 0) {
+        *extent = (struct block_extent){.bytes = bytes, .flags = BLOCK_STATUS_DATA};
+    }
+    return (extent->flags & wanted) == wanted;
+}
+
+/*
  * Make a range of the target read as zeroes; parts that do already are left alone, so that a
  * thin target stays thin and a fresh one is not written at all.
  */
@@ -29,6 +72,7 @@ static int write_zeroes(struct copy_engine *engine, uint64_t offset, uint64_t by
 {
     struct block_node *target = engine->options.target;
     struct copy_source *source = engine->source;
+    int status = 0;
 
     if (source->operations->write_zeroes) {
         return source->operations->write_zeroes(source, target, offset, bytes);
@@ -36,24 +80,17 @@ static int write_zeroes(struct copy_engine *engine, uint64_t offset, uint64_t by
     if (engine->options.keep_allocated) {
         return block_node_write_zeroes(target, offset, bytes, 0);
     }
-    while (bytes) {
-        struct block_extent extent;
-        int status = block_node_block_status_chain(target, offset, bytes, &extent, NULL);
-
-        if (status < 0) {
-            extent = (struct block_extent){.bytes = bytes, .flags = BLOCK_STATUS_DATA};
+    for (struct block_extent extent; status == 0 && bytes;
+         offset += extent.bytes, bytes -= extent.bytes) {
+        if (is_zero_already(engine, offset, bytes, &extent)) {
+            continue;
         }
-        status = 0;
-        if (!(extent.flags & BLOCK_STATUS_ZERO)) {
-            status = block_node_write_zeroes(target, offset, extent.bytes, BLOCK_REQUEST_MAY_UNMAP);
-        }
-        if (status < 0) {
-            return status;
-        }
-        offset += extent.bytes;
-        bytes -= extent.bytes;
+        status =
+            engine->options.explicit_zeroes
+                ? write_explicit_zeroes(target, offset, extent.bytes)
+                : block_node_write_zeroes(target, offset, extent.bytes, BLOCK_REQUEST_MAY_UNMAP);
     }
-    return 0;
+    return status;
 }
 
 /* Whole clusters of the target compressed; what is around them, and its last one, as it is. */
