@@ -27,9 +27,12 @@ struct scan {
     pthread_cond_t quiet;
     unsigned drains;
     bool is_looking;
+    chain_scan_function *function;
+    void *data;
 };
 
-/* ---- Drains ----------------------------------------------------------------------------------- */
+/* ---- Drains -----------------------------------------------------------------------------------
+ */
 
 static struct scan *scan_of(struct block_claim *claim)
 {
@@ -87,7 +90,8 @@ static void end_looking(struct scan *scan)
     pthread_cond_broadcast(&scan->quiet);
 }
 
-/* ---- The scan --------------------------------------------------------------------------------- */
+/* ---- The scan ---------------------------------------------------------------------------------
+ */
 
 /* As soon as the job may: not paused, nothing drained. False if it is cancelled. */
 static bool begin_looking(struct scan *scan)
@@ -101,7 +105,7 @@ static bool begin_looking(struct scan *scan)
 }
 
 static int scan_range(struct scan *scan, const struct block_node *base, uint64_t offset,
-                      uint64_t end, struct dirty_bitmap *bitmap)
+                      uint64_t end)
 {
     while (offset < end) {
         struct block_extent extent;
@@ -109,8 +113,8 @@ static int scan_range(struct scan *scan, const struct block_node *base, uint64_t
         if (!begin_looking(scan)) {
             return -ECANCELED;
         }
-        int status = block_chain_status(scan->claim.node, base, offset, MIN_OF(STEP, end - offset),
-                                        &extent);
+        int status =
+            block_chain_status(scan->claim.node, base, offset, MIN_OF(STEP, end - offset), &extent);
         end_looking(scan);
         if (status < 0) {
             extent = (struct block_extent){
@@ -118,16 +122,15 @@ static int scan_range(struct scan *scan, const struct block_node *base, uint64_t
                 .flags = BLOCK_STATUS_ALLOCATED,
             };
         }
-        if (extent.flags & BLOCK_STATUS_ALLOCATED) {
-            dirty_bitmap_set(bitmap, offset, extent.bytes);
-        }
+        scan->function(scan->data, offset, &extent);
         offset += extent.bytes;
     }
     return 0;
 }
 
-int chain_scan(struct job *job, struct block_node *top, struct block_node *base, uint64_t start,
-               uint64_t length, struct dirty_bitmap *bitmap, GError **error)
+int chain_scan_each(struct job *job, struct block_node *top, struct block_node *base,
+                    uint64_t start, uint64_t length, chain_scan_function *function, void *data,
+                    GError **error)
 {
     struct scan scan = {
         .job = job,
@@ -137,15 +140,30 @@ int chain_scan(struct job *job, struct block_node *top, struct block_node *base,
         .claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE,
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .quiet = PTHREAD_COND_INITIALIZER,
+        .function = function,
+        .data = data,
     };
     int status = block_claim_acquire(&scan.claim, top, error);
 
     if (status == 0) {
-        status = scan_range(&scan, base, start, start + length, bitmap);
+        status = scan_range(&scan, base, start, start + length);
     }
     block_claim_release(&scan.claim);
     pthread_cond_destroy(&scan.quiet);
     pthread_mutex_destroy(&scan.lock);
     g_free(scan.claim.owner);
     return status;
+}
+
+static void set_bits(void *data, uint64_t offset, const struct block_extent *extent)
+{
+    if (extent->flags & BLOCK_STATUS_ALLOCATED) {
+        dirty_bitmap_set(data, offset, extent->bytes);
+    }
+}
+
+int chain_scan(struct job *job, struct block_node *top, struct block_node *base, uint64_t start,
+               uint64_t length, struct dirty_bitmap *bitmap, GError **error)
+{
+    return chain_scan_each(job, top, base, start, length, set_bits, bitmap, error);
 }

@@ -23,4 +23,12 @@
 int chain_scan(struct job *job, struct block_node *top, struct block_node *base, uint64_t start,
                uint64_t length, struct dirty_bitmap *bitmap, GError **error);
 
+/* What is told of an extent: its flags have BLOCK_STATUS_ALLOCATED if one of the layers has it. */
+typedef void chain_scan_function(void *data, uint64_t offset, const struct block_extent *extent);
+
+/* The same for another use: calls function for each extent, in order. */
+int chain_scan_each(struct job *job, struct block_node *top, struct block_node *base,
+                    uint64_t start, uint64_t length, chain_scan_function *function, void *data,
+                    GError **error);
+
 #endif

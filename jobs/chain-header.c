@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "jobs/chain-header.h"
+
+#include <errno.h>
+
+#include "block/chain.h"
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "block/image.h"
+#include "block/reopen.h"
+
+static int change(struct block_node *node, const char *name, const char *format, GError **error)
+{
+    bool was_read_only = block_node_is_read_only(node);
+    int status = was_read_only ? block_node_set_read_only(node, false, error) : 0;
+
+    if (status < 0) {
+        return status;
+    }
+    status = block_node_change_backing_file(node, name, format, error);
+    if (was_read_only) {
+        g_autoptr(GError) ignored = NULL;
+
+        if (block_node_set_read_only(node, true, &ignored) < 0) {
+            g_warning("Node '%s' stays writable: %s", node->name, ignored->message);
+        }
+    }
+    return status;
+}
+
+/* What the image says now. */
+static int remember(struct chain_header *header, struct block_node *node, GError **error)
+{
+    struct block_info info;
+    int status = block_node_get_info(node, &info);
+
+    if (status < 0) {
+        return block_error_errno(error, -status, "Could not look at the image of node '%s'",
+                                 node->name);
+    }
+    header->backing_file = g_steal_pointer(&info.backing_file);
+    header->backing_format = g_steal_pointer(&info.backing_format);
+    block_info_clear(&info);
+    return 0;
+}
+
+int chain_header_change(struct chain_header *header, struct block_node *node,
+                        struct block_node *base, const char *name, bool mask_protocol,
+                        GError **error)
+{
+    const char *format = base ? base->driver->name : NULL;
+    g_autofree char *own_name = NULL;
+
+    if (!node->driver->change_backing_file && !base) {
+        return 0;
+    }
+    if (base && !name) {
+        name = own_name = block_chain_reference(node, base, &format, error);
+        if (!name) {
+            return -ENOTSUP;
+        }
+    }
+    if (base) {
+        const struct block_driver *driver = block_node_below_filters(base)->driver;
+
+        format = driver->is_protocol && mask_protocol ? "raw" : driver->name;
+    }
+    int status = remember(header, node, error);
+    if (status < 0 || (!g_strcmp0(name, header->backing_file) &&
+                       !g_strcmp0(format, header->backing_format))) {
+        return status;
+    }
+    header->node = block_node_ref(node);
+    return change(node, name, format, error);
+}
+
+void chain_header_restore(struct chain_header *header)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (header->node &&
+        change(header->node, header->backing_file, header->backing_format, &error) < 0) {
+        g_warning("The image of node '%s' has another backing file now, with the same data as the "
+                  "old one: %s",
+                  header->node->name, error->message);
+    }
+}
+
+void chain_header_clear(struct chain_header *header)
+{
+    block_node_unref(header->node);
+    g_free(header->backing_file);
+    g_free(header->backing_format);
+    *header = (struct chain_header){0};
+}
+
+int chain_check_no_snapshots(struct block_node *node, GError **error)
+{
+    struct block_snapshot_info *list = NULL;
+    size_t count = 0;
+
+    if (!node->driver->snapshot_list) {
+        return 0;
+    }
+    int status = block_node_snapshot_list(node, &list, &count, error);
+    if (status < 0) {
+        return status;
+    }
+    if (count) {
+        status = block_error(error, EBUSY,
+                             "Node '%s' has internal snapshots ('%s'), which need the backing file "
+                             "that would go: delete them first",
+                             node->name, list[0].name);
+    }
+    block_snapshot_list_free(list, count);
+    return status;
+}

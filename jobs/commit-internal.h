@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What both kinds of commit do with the chain: commit*.c and mirror*.c only. */
+#ifndef LIVEBLK_JOBS_COMMIT_INTERNAL_H
+#define LIVEBLK_JOBS_COMMIT_INTERNAL_H
+
+#include "jobs/chain-hold.h"
+#include "jobs/commit.h"
+#include "jobs/copy-engine.h"
+
+/* Of the layers that are to go, the base, and what was done to it. */
+struct commit_chain {
+    GPtrArray *nodes;        /* from top to the one above base: references */
+    struct block_node *base; /* a reference */
+    struct chain_hold hold;
+    bool makes_writable; /* base was read-only, and is to be again */
+};
+
+/* What a commit's engine claims; the target is beside the node above it. */
+struct copy_claims commit_claims(const struct commit_chain *chain, bool is_active);
+
+/* Look for the nodes. */
+int commit_chain_find(struct commit_chain *chain, struct block_node *top, struct block_node *base,
+                      GError **error);
+
+/*
+ * After the engine has claimed top and base: hold what is between them, see that nothing has
+ * changed meanwhile, and prepare base: writable, and at least as long as top.
+ */
+int commit_chain_hold(struct commit_chain *chain, struct job *job, GError **error);
+
+/* Without the engine; keeps_writable: base is a guest's disk now. May close nodes. */
+void commit_chain_release(struct commit_chain *chain, struct job *job, bool keeps_writable);
+
+/* The claim of the job on the node above base, which may change what is below that. */
+const struct block_claim *commit_chain_last_claim(const struct commit_chain *chain,
+                                                  struct copy_engine *engine);
+
+#endif
