@@ -18,7 +18,7 @@
  * and move all bytes or fail.
  *
  * The table is whole; entry points in the core exist for what commands and jobs use so far. Those
- * of reopen, amend, change_backing_file, check, snapshots, VM state and stored bitmaps come with
+ * of amend, change_backing_file, check, snapshots, VM state and stored bitmaps come with
  * their first user, and refuse a driver that lacks the operation like those there are.
  */
 #ifndef LIVEBLK_BLOCK_DRIVER_H
@@ -206,8 +206,8 @@ struct block_driver {
 
     /*
      * What the node does with a child and lets others do there (BLOCK_PERM_*), where that is not
-     * what set_child_permissions in block/node-open.c makes of the role. Called before open. NULL:
-     * leave it so.
+     * what block_child_permissions in block/node-open.c makes of the role. Called before open.
+     * NULL: leave it so.
      */
     void (*child_permissions)(const struct block_node *node, enum block_role role, unsigned *perms,
                               unsigned *shared);
@@ -217,15 +217,25 @@ struct block_driver {
 
     /*
      * Reopen with other options, in two steps so that several nodes change or none: prepare
-     * checks and acquires, then exactly one of commit and abort follows. Drained. NULL: refused.
-     * options are the new common options; node->options still are the old ones, and the core
-     * replaces them after commit. commit may change the alignments in node->limits.
+     * checks and acquires, then exactly one of commit and abort follows. Drained. NULL: refused,
+     * but for a filter, which has nothing to do then. values: the extracted options struct, of
+     * which strings may be taken; NULL: the driver's own options stay. options are the new common
+     * options; node->options still are the old ones, and the core replaces them after commit.
+     * commit may change the alignments in node->limits.
+     *
+     * Who becomes read-only has been flushed, and writes in prepare what it keeps in memory: what
+     * is below is writable still.
      */
     int (*reopen_prepare)(struct block_node *node, void *values,
                           const struct block_node_options *options, void **prepared,
                           GError **error);
-    void (*reopen_commit)(struct block_node *node, void *prepared);
-    void (*reopen_abort)(struct block_node *node, void *prepared);
+    void (*reopen_commit)(struct block_node *node, void *prepared); /* NULL: nothing */
+    void (*reopen_abort)(struct block_node *node, void *prepared);  /* NULL: nothing */
+    /*
+     * What opening for writing writes, for a node that became writable by a reopen, as have those
+     * below. If it fails, all of them become read-only again. Drained. NULL: nothing.
+     */
+    int (*reopen_begin_writing)(struct block_node *node, GError **error);
 
     /*
      * Create an image. values: the struct of create_options, with a borrowed struct block_node *

@@ -17,6 +17,18 @@ int block_node_publish(struct block_node *node, GError **error);
 /* Ask the driver for the length, at opening and after a change. */
 int block_node_refresh_length(struct block_node *node, GError **error);
 
+/*
+ * What a parent that is (not) read-only does with a child, and lets others do there. A filter
+ * leaves the decision to those above it, and a backing file is only read; a format needs its file
+ * for itself, or two writers would fight over it.
+ */
+void block_child_permissions(const struct block_node *parent, enum block_role role, bool read_only,
+                             unsigned *perms, unsigned *shared);
+
+/* Whether a format may let this child grow beside requests. That goes down through filters, and
+ * whatever else hands it on; a bitmap would not follow. */
+int block_node_check_growable(const struct block_node *node, GError **error);
+
 /* A link to a child of this name, with the permissions that go with it, but to no node yet. */
 struct block_child *block_child_new(struct block_node *parent, const char *name);
 /* Free a link whose claim is released or was never acquired. */

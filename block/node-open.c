@@ -98,30 +98,23 @@ static enum block_role role_of(const char *child_name)
     return BLOCK_ROLE_FILE;
 }
 
-/*
- * What a parent does with a child. A filter leaves the decision to those above it, and a backing
- * file is only read; a format needs its file for itself, or two writers would fight over it.
- */
-static void set_child_permissions(const struct block_node *parent, struct block_child *child)
+void block_child_permissions(const struct block_node *parent, enum block_role role, bool read_only,
+                             unsigned *perms, unsigned *shared)
 {
-    bool writes = !parent->options.read_only && child->role != BLOCK_ROLE_BACKING;
+    bool writes = !read_only && role != BLOCK_ROLE_BACKING;
 
-    child->claim.perms = BLOCK_PERM_READ;
-    child->claim.shared = BLOCK_PERM_READ | BLOCK_PERM_INVISIBLE;
-    if (writes) {
-        child->claim.perms |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
-    }
+    *perms = BLOCK_PERM_READ | (writes ? BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE : 0);
+    *shared = BLOCK_PERM_READ | BLOCK_PERM_INVISIBLE;
     /*
      * A filter is as long as its file, so the length is changed through it or not at all. What
      * else it does follows from its users, of which a new node has none; see pass_claims_on.
      */
-    if (parent->driver->is_filter && child->role == BLOCK_ROLE_FILE) {
-        child->claim.perms = BLOCK_PERM_READ;
-        child->claim.shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
+    if (parent->driver->is_filter && role == BLOCK_ROLE_FILE) {
+        *perms = BLOCK_PERM_READ;
+        *shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
     }
     if (parent->driver->child_permissions) {
-        parent->driver->child_permissions(parent, child->role, &child->claim.perms,
-                                          &child->claim.shared);
+        parent->driver->child_permissions(parent, role, perms, shared);
     }
 }
 
@@ -142,8 +135,7 @@ static int check_writable(struct block_node *parent, enum block_role role,
     return 0;
 }
 
-/* Growing goes down through filters, and whatever else hands it on; a bitmap would not follow. */
-static int check_growable(const struct block_node *node, GError **error)
+int block_node_check_growable(const struct block_node *node, GError **error)
 {
     for (; node; node = node->driver->is_filter || node->driver->grow ? node->file : NULL) {
         if (node->bitmaps) {
@@ -164,7 +156,8 @@ struct block_child *block_child_new(struct block_node *parent, const char *name)
     child->name = g_strdup(name);
     child->claim.owner = g_strdup_printf("node '%s'", parent->name ? parent->name : "(new)");
     child->claim.parent = parent;
-    set_child_permissions(parent, child);
+    block_child_permissions(parent, child->role, parent->options.read_only, &child->claim.perms,
+                            &child->claim.shared);
     return child;
 }
 
@@ -182,7 +175,7 @@ static int attach_child(struct block_node *parent, const char *name, struct bloc
     int status;
 
     if (parent->driver->grows_file && !parent->options.read_only &&
-        role_of(name) != BLOCK_ROLE_BACKING && check_growable(node, error) < 0) {
+        role_of(name) != BLOCK_ROLE_BACKING && block_node_check_growable(node, error) < 0) {
         return -EBUSY;
     }
     child = block_child_new(parent, name);

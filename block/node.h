@@ -39,15 +39,18 @@ enum block_detect_zeroes {
     BLOCK_DETECT_ZEROES_UNMAP
 };
 
-/* The options every node has; block_common_options declares them. */
+/*
+ * The options every node has; block_common_options declares them. Those of an open node change
+ * with nothing in flight (block/reopen.h), but who is no request looks at them at any time.
+ */
 struct block_node_options {
-    bool read_only;
-    bool auto_read_only;
-    bool force_share;
-    bool discard_unmap; /* discard=unmap: pass discards and may-unmap on; else drop them */
-    enum block_detect_zeroes detect_zeroes;
-    bool cache_direct;
-    bool cache_no_flush;
+    _Atomic bool read_only;
+    _Atomic bool auto_read_only;
+    _Atomic bool force_share;
+    _Atomic bool discard_unmap; /* discard=unmap: pass discards and may-unmap on; else drop them */
+    _Atomic enum block_detect_zeroes detect_zeroes;
+    _Atomic bool cache_direct;
+    _Atomic bool cache_no_flush;
 };
 
 /* What a user of a node does with it, and (as a mask) what it lets others do. */
@@ -162,6 +165,7 @@ struct block_node {
     /* Under the graph lock. */
     int references;
     bool published;
+    bool reopening;  /* somebody gives it other options */
     uint64_t serial; /* order of creation */
     TAILQ_HEAD(, block_child) children;
     TAILQ_HEAD(, block_claim) claims;

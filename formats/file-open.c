@@ -356,15 +356,18 @@ static int prepare_descriptor(struct block_node *node, const struct block_node_o
                               struct file_reopen *reopen, GError **error)
 {
     struct file_state *state = block_node_state(node);
-    int ret;
+    bool changes =
+        options->read_only != node->options.read_only || reopen->is_direct != state->is_direct;
+    int ret = 0;
 
-    if (options->read_only && !node->options.read_only && !node->options.cache_no_flush) {
+    /* What was lost in writing is told to descriptors that were open then. */
+    if (changes && !node->options.read_only && !node->options.cache_no_flush) {
         ret = file_sync_run(&state->sync, state->fd);
         if (ret < 0) {
             return block_error_errno(error, -ret, "Could not flush '%s'", state->filename);
         }
     }
-    if (options->read_only != node->options.read_only || reopen->is_direct != state->is_direct) {
+    if (changes) {
         ret = open_again(state, options, reopen, error);
         if (ret < 0) {
             return ret;
@@ -386,7 +389,7 @@ int file_reopen_prepare(struct block_node *node, void *values,
 {
     struct file_state *state = block_node_state(node);
     g_autofree struct file_reopen *reopen = g_new0(struct file_reopen, 1);
-    int ret = check_reopen(state, values, error);
+    int ret = values ? check_reopen(state, values, error) : 0;
 
     if (ret < 0) {
         return ret;
@@ -409,14 +412,22 @@ int file_reopen_prepare(struct block_node *node, void *values,
     return 0;
 }
 
+/* The descriptor keeps its number, since who is no request (a query) uses it at any time. */
+static void put_descriptor(struct file_state *state, int fd)
+{
+    while (dup3(fd, state->fd, O_CLOEXEC) < 0) {
+        g_assert(errno == EINTR || errno == EBUSY); /* both are open */
+    }
+    close(fd);
+}
+
 void file_reopen_commit(struct block_node *node, void *prepared)
 {
     struct file_state *state = block_node_state(node);
     g_autofree struct file_reopen *reopen = prepared;
 
     if (reopen->fd >= 0) {
-        close(state->fd);
-        state->fd = reopen->fd;
+        put_descriptor(state, reopen->fd);
         state->is_direct = reopen->is_direct;
     } else {
         file_lock_reduce(state->fd, state->held, reopen->locks);

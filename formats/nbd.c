@@ -111,6 +111,21 @@ static int nbd_node_open(struct block_node *node, void *values, GError **error)
     return 0;
 }
 
+/* All else is the server's: there is only the flag. */
+static int nbd_node_reopen_prepare(struct block_node *node, void *values,
+                                   const struct block_node_options *options, void **prepared,
+                                   GError **error)
+{
+    const struct nbd_state *state = block_node_state(node);
+
+    if (state->client.capabilities.read_only && !options->read_only) {
+        return block_error(error, EACCES,
+                           "Node '%s' cannot become writable: the export '%s' is read-only",
+                           node->name, state->client.description);
+    }
+    return 0;
+}
+
 static int64_t nbd_node_get_length(struct block_node *node)
 {
     const struct nbd_state *state = block_node_state(node);
@@ -330,6 +345,7 @@ const struct block_driver nbd_driver = {
     .options_size = sizeof(struct nbd_options),
     .open = nbd_node_open,
     .close = nbd_node_close,
+    .reopen_prepare = nbd_node_reopen_prepare,
     .get_length = nbd_node_get_length,
     .get_allocated_size = nbd_node_get_allocated_size,
     .get_filename = nbd_node_get_filename,

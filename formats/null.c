@@ -51,6 +51,15 @@ struct null_state {
     bool reads_zeroes;
 };
 
+static void take_options(struct null_state *state, const struct null_options *options)
+{
+    state->latency = (struct timespec){
+        .tv_sec = (time_t)(options->latency_ns / (uint64_t)NS_PER_SECOND),
+        .tv_nsec = (long)(options->latency_ns % (uint64_t)NS_PER_SECOND),
+    };
+    state->reads_zeroes = options->read_zeroes;
+}
+
 static int null_open(struct block_node *node, void *values, GError **error)
 {
     struct null_state *state = block_node_state(node);
@@ -61,12 +70,37 @@ static int null_open(struct block_node *node, void *values, GError **error)
                            options->size);
     }
     state->length = (int64_t)options->size;
-    state->latency = (struct timespec){
-        .tv_sec = (time_t)(options->latency_ns / (uint64_t)NS_PER_SECOND),
-        .tv_nsec = (long)(options->latency_ns % (uint64_t)NS_PER_SECOND),
-    };
-    state->reads_zeroes = options->read_zeroes;
+    take_options(state, options);
     return 0;
+}
+
+/* Only the length has to stay. */
+static int null_reopen_prepare(struct block_node *node, void *values,
+                               const struct block_node_options *options, void **prepared,
+                               GError **error)
+{
+    const struct null_state *state = block_node_state(node);
+    const struct null_options *wanted = values;
+
+    if (wanted && wanted->size != (uint64_t)state->length) {
+        return block_error(error, EINVAL, "Cannot change the option 'size'");
+    }
+    *prepared = wanted ? g_memdup2(wanted, sizeof(*wanted)) : NULL;
+    return 0;
+}
+
+static void null_reopen_commit(struct block_node *node, void *prepared)
+{
+    g_autofree struct null_options *wanted = prepared;
+
+    if (wanted) {
+        take_options(block_node_state(node), wanted);
+    }
+}
+
+static void null_reopen_abort(struct block_node *node, void *prepared)
+{
+    g_free(prepared);
 }
 
 static void take_time(struct block_node *node)
@@ -145,7 +179,9 @@ static int null_block_status(struct block_node *node, uint64_t offset, uint64_t 
 #define NULL_OPERATIONS                                                                            \
     .description = "Nothing: forgets all writes, reads as zeroes", .is_protocol = true,            \
     .instance_size = sizeof(struct null_state), .options = null_option_table,                      \
-    .options_size = sizeof(struct null_options), .open = null_open, .get_length = null_get_length, \
+    .options_size = sizeof(struct null_options), .open = null_open,                                \
+    .reopen_prepare = null_reopen_prepare, .reopen_commit = null_reopen_commit,                    \
+    .reopen_abort = null_reopen_abort, .get_length = null_get_length,                              \
     .get_allocated_size = null_get_allocated_size, .pread = null_pread, .pwrite = null_pwrite,     \
     .handles_fua = true, .write_zeroes = null_write_zeroes, .discard = null_discard,               \
     .flush = null_flush, .block_status = null_block_status

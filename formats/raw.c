@@ -161,10 +161,10 @@ static int raw_reopen_prepare(struct block_node *node, void *values,
     const struct raw_state *state = block_node_state(node);
     const struct raw_options *wanted = values;
 
-    if (wanted->offset != state->offset) {
+    if (wanted && wanted->offset != state->offset) {
         return block_error(error, EINVAL, "Cannot change the option 'offset'");
     }
-    if (wanted->size != state->size) {
+    if (wanted && wanted->size != state->size) {
         return block_error(error, EINVAL, "Cannot change the option 'size'");
     }
     *prepared = NULL;
@@ -174,10 +174,6 @@ static int raw_reopen_prepare(struct block_node *node, void *values,
 static void raw_reopen_commit(struct block_node *node, void *prepared)
 {
     set_limits(node); /* the file may have been reopened with another cache mode */
-}
-
-static void raw_reopen_abort(struct block_node *node, void *prepared)
-{
 }
 
 static int raw_set_length(struct block_node *node, uint64_t length,
@@ -327,7 +323,6 @@ const struct block_driver raw_driver = {
     .close = raw_close,
     .reopen_prepare = raw_reopen_prepare,
     .reopen_commit = raw_reopen_commit,
-    .reopen_abort = raw_reopen_abort,
     .get_length = raw_get_length,
     .set_length = raw_set_length,
     .grow = raw_grow,

@@ -246,6 +246,7 @@ struct qcow2 {
     struct block_node *data;    /* where guest clusters are */
     struct qcow2_header header; /* changes: drained, or header_lock */
     struct qcow2_options options;
+    bool shows_snapshot; /* instead of the current state, which is never written then */
 
     /* Constant geometry. Bytes, or powers of two of them. */
     unsigned cluster_bits;
@@ -469,6 +470,7 @@ void qcow2_area_set(struct qcow2 *q, enum qcow2_area area, uint64_t offset, uint
 /* Note that a host cluster holds an active L2 table or a refcount block, or no longer. */
 void qcow2_metadata_add(struct qcow2 *q, uint64_t offset, enum qcow2_area area);
 void qcow2_metadata_remove(struct qcow2 *q, uint64_t offset, enum qcow2_area area);
+void qcow2_metadata_forget(struct qcow2 *q); /* all of it */
 bool qcow2_is_metadata(struct qcow2 *q, uint64_t offset, uint64_t bytes);
 
 /*
@@ -487,6 +489,8 @@ int qcow2_mark_corrupt(struct qcow2 *q, uint64_t offset, uint64_t bytes, const c
 /* ---- refcount.c: refcounts ------------------------------------------------------------------- */
 
 int qcow2_refcount_init(struct qcow2 *q, uint64_t cache_bytes, GError **error);
+/* Read them anew, when the image becomes writable; nothing has changed if it fails. Drained. */
+int qcow2_refcount_reload(struct qcow2 *q, GError **error);
 void qcow2_refcount_destroy(struct qcow2 *q);
 
 /* Refcount entry i of a block as on disk. */
@@ -568,6 +572,8 @@ void qcow2_commit_if_worth(struct qcow2 *q);
 /* ---- l2.c: L1 and L2 tables in memory ------------------------------------------------------- */
 
 int qcow2_l2_init(struct qcow2 *q, uint64_t cache_bytes, uint64_t entry_bytes, GError **error);
+/* Read the L1 table (anew); nothing has changed if it fails. Drained; all is committed. */
+int qcow2_l1_load(struct qcow2 *q, GError **error);
 /* Forget all slices and tables; they are clean. Drained. */
 void qcow2_l2_forget(struct qcow2 *q);
 void qcow2_l2_destroy(struct qcow2 *q);
@@ -744,6 +750,22 @@ int qcow2_repair_dirty(struct qcow2 *q, GError **error);
 
 int qcow2_check(struct block_node *node, unsigned repair, struct block_check_result *result,
                 block_progress *progress, void *progress_data, GError **error);
+
+/* ---- reopen.c: beginning and ending to write ------------------------------------------------ */
+
+/* Whether the image's state lets it be written, if it is opened for that; repairs what it has to.
+ */
+int qcow2_check_state(struct qcow2 *q, GError **error);
+/* What a writer has to do first ("Header", autoclear_features; "Bitmap directory", in_use). */
+int qcow2_begin_writing(struct qcow2 *q, GError **error);
+/* Write all that is in memory only, so that the image is clean. Drained. */
+int qcow2_write_all_back(struct qcow2 *q);
+/* Cut off what the file was made longer than is used. All is written back; drained. */
+void qcow2_trim_file(struct qcow2 *q);
+
+int qcow2_reopen_prepare(struct block_node *node, void *values,
+                         const struct block_node_options *options, void **prepared, GError **error);
+int qcow2_reopen_begin_writing(struct block_node *node, GError **error);
 
 /* ---- create.c, resize.c, amend.c ------------------------------------------------------------ */
 

@@ -477,7 +477,7 @@ int qcow2_set_l1(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size)
     return 0;
 }
 
-static int read_l1(struct qcow2 *q, GError **error)
+int qcow2_l1_load(struct qcow2 *q, GError **error)
 {
     g_autofree uint64_t *l1 = g_try_new(uint64_t, MAX_OF(q->header.l1_size, 1u));
     int status = l1 ? qcow2_read_words(q, l1, q->header.l1_size, q->header.l1_offset) : -ENOMEM;
@@ -500,7 +500,7 @@ int qcow2_l2_init(struct qcow2 *q, uint64_t cache_bytes, uint64_t entry_bytes, G
     q->slice_bits = log2_of(q->slice_bytes / (q->entry_words * sizeof(uint64_t)));
     q->slice_unit_bits = qcow2_unit_bits(q->slice_bytes);
     q->slice_max = MAX_OF(cache_bytes / q->slice_bytes, SLICES_MIN);
-    return read_l1(q, error);
+    return qcow2_l1_load(q, error);
 }
 
 void qcow2_l2_destroy(struct qcow2 *q)

@@ -249,44 +249,6 @@ static int open_backing(struct qcow2 *q, GError **error)
     return open_referred(q, "backing", q->header.backing_file, q->header.backing_format, error);
 }
 
-/* What the header says of the image's state. */
-static int check_state(struct qcow2 *q, GError **error)
-{
-    bool is_corrupt = q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT;
-
-    if (is_corrupt && !q->options.for_check && !block_node_is_read_only(q->node)) {
-        return block_error(error, EACCES,
-                           "Image is corrupt; cannot be opened read/write. 'liveblk check "
-                           "--repair all' may mend it");
-    }
-    if (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY && !q->options.for_check &&
-        !block_node_is_read_only(q->node)) {
-        return qcow2_repair_dirty(q, error);
-    }
-    return 0;
-}
-
-/* What a writer has to do first ("Header", autoclear_features; "Bitmap directory", in_use). */
-static int begin_writing(struct qcow2 *q, GError **error)
-{
-    if (block_node_is_read_only(q->node) || q->options.for_check) {
-        return 0;
-    }
-    if (q->header.autoclear & ~(uint64_t)QCOW2_AUTOCLEAR_KNOWN || q->header.bitmaps_are_damaged) {
-        SCOPE_LOCK(&q->header_lock);
-        q->header.autoclear &= QCOW2_AUTOCLEAR_KNOWN;
-        int status = qcow2_header_write_fields(q, 88, 96); /* autoclear_features */
-
-        if (status < 0) {
-            return block_error_errno(error, -status,
-                                     "Could not clear features of the image that are not known");
-        }
-        q->header.bitmaps_are_damaged = false;
-    }
-    qcow2_bitmaps_opened(q);
-    return 0;
-}
-
 static void set_limits(struct qcow2 *q)
 {
     struct block_limits *limits = &q->node->limits;
@@ -376,7 +338,7 @@ static int open_image(struct qcow2 *q, struct open_options *options, GError **er
         status = open_backing(q, error);
     }
     if (status == 0) {
-        status = check_state(q, error);
+        status = qcow2_check_state(q, error);
     }
     if (status == 0) {
         set_cache_sizes(q, options);
@@ -386,10 +348,11 @@ static int open_image(struct qcow2 *q, struct open_options *options, GError **er
         status = qcow2_compress_init(q);
     }
     if (status == 0) {
-        status = begin_writing(q, error);
+        status = qcow2_begin_writing(q, error);
     }
     if (status == 0 && options->snapshot) {
         status = qcow2_snapshot_load(q->node, options->snapshot, error);
+        q->shows_snapshot = true;
     }
     return status;
 }
@@ -413,44 +376,19 @@ static int qcow2_open(struct block_node *node, void *values, GError **error)
 
 /* ---- Closing -------------------------------------------------------------------------------- */
 
-/* Cut off what the file was made longer than is used. Nobody else changes it. */
-static void trim_file(struct qcow2 *q)
-{
-    uint64_t end = q->tail << q->cluster_bits;
-    GError *error = NULL;
-
-    if (q->tail_is_zero && end < block_node_length(q->file) &&
-        block_node_set_length(q->file, end, BLOCK_PREALLOCATION_OFF, &error) < 0) {
-        g_error_free(error); /* it is only longer than it had to be */
-    }
-}
-
-static int write_all_back(struct qcow2 *q)
-{
-    int status = qcow2_reclaim_all(q);
-
-    if (status == 0) {
-        status = qcow2_commit_all(q);
-    }
-    if (status == 0 && atomic_load(&q->is_marked_dirty) && !q->needs_repair) {
-        status = qcow2_set_incompatible(q, 0, QCOW2_INCOMPATIBLE_DIRTY, NULL);
-    }
-    return status;
-}
-
 static void qcow2_close(struct block_node *node)
 {
     struct qcow2 *q = qcow2_of(node);
 
     if (!block_node_is_read_only(node) && qcow2_may_write(q)) {
-        int status = write_all_back(q);
+        int status = qcow2_write_all_back(q);
 
         if (status < 0) {
             g_warning("Node '%s': metadata could not be written when the image was closed: %s. "
                       "What was flushed before is safe; 'liveblk check' finds space that is lost.",
                       node->name ? node->name : "", block_strerror(-status));
         } else {
-            trim_file(q);
+            qcow2_trim_file(q);
         }
     }
     release(q);
@@ -536,6 +474,8 @@ const struct block_driver qcow2_driver = {
     .probe = qcow2_probe,
     .open = qcow2_open,
     .close = qcow2_close,
+    .reopen_prepare = qcow2_reopen_prepare,
+    .reopen_begin_writing = qcow2_reopen_begin_writing,
     .create_options = qcow2_create_option_table,
     .create_options_size = sizeof(struct qcow2_create_options),
     .create = qcow2_create,

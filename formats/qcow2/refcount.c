@@ -245,16 +245,18 @@ int qcow2_refcount_add(struct qcow2 *q, uint64_t offset, uint64_t bytes, int64_t
 static int read_table(struct qcow2 *q, GError **error)
 {
     uint64_t entries = ((uint64_t)q->header.reftable_clusters << q->cluster_bits) / 8;
+    g_autofree uint64_t *table = g_try_new(uint64_t, MAX_OF(entries, UINT64_C(1)));
 
-    q->reftable = g_try_new(uint64_t, MAX_OF(entries, UINT64_C(1)));
-    if (!q->reftable) {
+    if (!table) {
         return block_error(error, ENOMEM, "Not enough memory for the refcount table");
     }
-    q->reftable_entries = entries;
-    int status = qcow2_read_words(q, q->reftable, entries, q->header.reftable_offset);
+    int status = qcow2_read_words(q, table, entries, q->header.reftable_offset);
     if (status < 0) {
         return block_error_errno(error, -status, "Could not read the refcount table");
     }
+    g_free(q->reftable);
+    q->reftable = g_steal_pointer(&table);
+    q->reftable_entries = entries;
     return 0;
 }
 
@@ -271,6 +273,18 @@ static void note_places(struct qcow2 *q)
     }
 }
 
+static int load(struct qcow2 *q, GError **error)
+{
+    int status = read_table(q, error);
+
+    if (status == 0) {
+        q->tail = qcow2_clusters(q, block_node_length(q->file));
+        q->tail_is_zero = block_node_is_zero_at_creation(q->file);
+        note_places(q);
+    }
+    return status;
+}
+
 int qcow2_refcount_init(struct qcow2 *q, uint64_t cache_bytes, GError **error)
 {
     pthread_mutex_init(&q->refcount_lock, NULL);
@@ -282,25 +296,38 @@ int qcow2_refcount_init(struct qcow2 *q, uint64_t cache_bytes, GError **error)
     q->refblock_bits = q->cluster_bits + 3 - q->refcount_order;
     q->refblock_unit_bits = qcow2_unit_bits(q->cluster_size);
     q->refblock_max = MAX_OF(cache_bytes >> q->cluster_bits, REFBLOCKS_MIN);
-    q->tail = qcow2_clusters(q, block_node_length(q->file));
-    q->tail_is_zero = block_node_is_zero_at_creation(q->file);
-    int status = read_table(q, error);
+    return load(q, error);
+}
+
+static void forget_blocks(struct qcow2 *q)
+{
+    struct qcow2_refblock *block, *next;
+
+    TAILQ_FOREACH_SAFE (block, &q->refblocks, entry, next) {
+        free_block(q, block);
+    }
+}
+
+int qcow2_refcount_reload(struct qcow2 *q, GError **error)
+{
+    SCOPE_LOCK(&q->refcount_lock);
+    int status = load(q, error);
+
     if (status == 0) {
-        note_places(q);
+        forget_blocks(q);
+        g_hash_table_remove_all(q->reftable_dirty);
+        q->free_hint = 0;
+        q->compressed_at = 0;
     }
     return status;
 }
 
 void qcow2_refcount_destroy(struct qcow2 *q)
 {
-    struct qcow2_refblock *block, *next;
-
     if (!q->refblock_map) {
         return;
     }
-    TAILQ_FOREACH_SAFE (block, &q->refblocks, entry, next) {
-        free_block(q, block);
-    }
+    forget_blocks(q);
     g_hash_table_unref(STEAL(q->refblock_map));
     g_hash_table_unref(STEAL(q->reftable_dirty));
     g_free(STEAL(q->reftable));

@@ -112,6 +112,13 @@ void qcow2_metadata_remove(struct qcow2 *q, uint64_t offset, enum qcow2_area are
     set_areas(q, offset, 1u << area, 0);
 }
 
+void qcow2_metadata_forget(struct qcow2 *q)
+{
+    SCOPE_LOCK(&q->metadata_lock);
+
+    g_hash_table_remove_all(q->metadata);
+}
+
 /*
  * The metadata of another kind that a range overlaps, or QCOW2_AREA_NONE. Of tables in many
  * places, large ranges are looked at only cluster by cluster, as they come from the allocator.

@@ -301,12 +301,20 @@ static int memory_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_of
     return status;
 }
 
+static int memory_reopen_prepare(struct block_node *node, void *values,
+                                 const struct block_node_options *options, void **prepared,
+                                 GError **error)
+{
+    return 0;
+}
+
 #define MEMORY_BASICS(name_)                                                                       \
     .name = name_, .description = "Memory, for tests", .is_protocol = true,                        \
     .instance_size = sizeof(struct memory_disk), .options = memory_option_table,                   \
     .options_size = sizeof(struct memory_options), .open = memory_open, .close = memory_close,     \
-    .get_length = memory_get_length, .set_length = memory_set_length, .pread = memory_pread,       \
-    .pwrite = memory_pwrite, .flush = memory_flush
+    .reopen_prepare = memory_reopen_prepare, .get_length = memory_get_length,                      \
+    .set_length = memory_set_length, .pread = memory_pread, .pwrite = memory_pwrite,               \
+    .flush = memory_flush
 #define MEMORY_EXTRAS                                                                              \
     .write_zeroes = memory_write_zeroes, .discard = memory_discard,                                \
     .block_status = memory_block_status, .host_range = memory_host_range,                          \
