@@ -130,22 +130,23 @@ static bool says_relative_name(struct block_node *image)
 char *block_chain_reference(struct block_node *image, struct block_node *base, const char **format,
                             GError **error)
 {
-    image = block_node_below_filters(image);
     base = block_node_below_filters(base);
+    image = image ? block_node_below_filters(image) : NULL;
     g_autofree char *name = block_node_get_filename(base);
-    g_autofree char *own_name = block_node_get_filename(image);
+    g_autofree char *own_name = image ? block_node_get_filename(image) : NULL;
 
     *format = base->driver->name;
     if (!name || !*name) {
         block_error(error, ENOTSUP,
-                    "Node '%s' has no file name that image '%s' could have as its backing file",
-                    base->name, image->name);
+                    "Node '%s' has no file name that another image could have as its backing file",
+                    base->name);
         return NULL;
     }
-    if (!block_reference_is_path(name) || !own_name) {
+    if (!block_reference_is_path(name)) {
         return g_steal_pointer(&name);
     }
-    const char *stripped = says_relative_name(image) ? strip_directory(name, own_name) : NULL;
+    const char *stripped =
+        own_name && says_relative_name(image) ? strip_directory(name, own_name) : NULL;
     /* A relative name would be taken from the image's directory, not from ours. */
     return stripped ? g_strdup(stripped) : g_canonicalize_filename(name, NULL);
 }

@@ -66,8 +66,8 @@ int block_node_replace(struct block_node *node, struct block_node *replacement,
 /*
  * What an image must say to have base as its backing file, and in *format (not the caller's) of
  * which format that is. It is relative if what the image says now is, and both are in the same
- * directory. The caller frees it. NULL with the error set if it cannot be said. Not the main
- * thread; may block.
+ * directory. image may be NULL: a new one, anywhere. The caller frees it. NULL with the error set
+ * if it cannot be said. Not the main thread; may block.
  */
 char *block_chain_reference(struct block_node *image, struct block_node *base, const char **format,
                             GError **error);

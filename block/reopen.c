@@ -319,8 +319,7 @@ static void lower_claims(struct reopen *reopen)
     for (guint i = 0; i < reopen->nodes->len; i++) {
         struct reopen_node *entry = entry_at(reopen, i);
 
-        if (entry->node->options.read_only &&
-            (entry->raised_claims || becomes_read_only(entry))) {
+        if (entry->node->options.read_only && (entry->raised_claims || becomes_read_only(entry))) {
             change_claims(entry->node, true, NULL);
             entry->raised_claims = false;
         }

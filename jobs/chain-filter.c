@@ -56,8 +56,8 @@ struct block_node *chain_filter_insert(const char *name, struct block_node *node
                                        struct block_node *bottom, const struct block_claim *holder,
                                        GError **error)
 {
-    AUTO(block_node) filter = open_filter(
-        name, node, bottom ? block_node_below_filters(bottom) : NULL, error);
+    AUTO(block_node) filter =
+        open_filter(name, node, bottom ? block_node_below_filters(bottom) : NULL, error);
 
     if (!filter) {
         g_prefix_error(error, "Could not create node: ");

@@ -9,8 +9,8 @@
 
 /*
  * Put a copy-on-read node of this name in the place of node, above it. bottom: the lowest node it
- * copies from, or NULL. holder: the job's claim on the node. A new reference, or NULL with the error
- * set. Drains the node; not the main thread.
+ * copies from, or NULL. holder: the job's claim on the node. A new reference, or NULL with the
+ * error set. Drains the node; not the main thread.
  */
 struct block_node *chain_filter_insert(const char *name, struct block_node *node,
                                        struct block_node *bottom, const struct block_claim *holder,

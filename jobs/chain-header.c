@@ -66,8 +66,8 @@ int chain_header_change(struct chain_header *header, struct block_node *node,
         format = driver->is_protocol && mask_protocol ? "raw" : driver->name;
     }
     int status = remember(header, node, error);
-    if (status < 0 || (!g_strcmp0(name, header->backing_file) &&
-                       !g_strcmp0(format, header->backing_format))) {
+    if (status < 0 ||
+        (!g_strcmp0(name, header->backing_file) && !g_strcmp0(format, header->backing_format))) {
         return status;
     }
     header->node = block_node_ref(node);

@@ -29,7 +29,8 @@ struct commit {
     struct block_drain *drain; /* what is above top stands still until the graph is changed */
 };
 
-/* ---- The layers above ------------------------------------------------------------------------- */
+/* ---- The layers above -------------------------------------------------------------------------
+ */
 
 static void collect_overlays(struct block_node *node, GPtrArray *overlays)
 {
@@ -64,14 +65,15 @@ static int hold_overlays(struct commit *commit, GError **error)
     int status = 0;
 
     for (guint i = 0; status == 0 && i < overlays->len; i++) {
-        status = chain_hold_add(&commit->overlays, commit->job, overlays->pdata[i],
-                                BLOCK_PERM_BACKING, BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_BACKING,
-                                NULL, error);
+        status =
+            chain_hold_add(&commit->overlays, commit->job, overlays->pdata[i], BLOCK_PERM_BACKING,
+                           BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_BACKING, NULL, error);
     }
     return status;
 }
 
-/* ---- Copying ---------------------------------------------------------------------------------- */
+/* ---- Copying ----------------------------------------------------------------------------------
+ */
 
 /*
  * What base holds behind the end of top was not to be seen from above, and must not be when top is
@@ -114,7 +116,8 @@ static void wake_commit(struct job *job)
     copy_engine_wake(commit->engine);
 }
 
-/* ---- The end ---------------------------------------------------------------------------------- */
+/* ---- The end ----------------------------------------------------------------------------------
+ */
 
 static int change_headers(struct commit *commit, GPtrArray *overlays, GError **error)
 {
@@ -219,7 +222,8 @@ static const struct job_driver commit_driver = {
     .free = free_commit,
 };
 
-/* ---- Setting it up ---------------------------------------------------------------------------- */
+/* ---- Setting it up ----------------------------------------------------------------------------
+ */
 
 static int new_engine(struct commit *commit, const struct commit_options *options, GError **error)
 {
@@ -243,8 +247,7 @@ static int new_engine(struct commit *commit, const struct commit_options *option
 
 static int set_up(struct commit *commit, const struct commit_options *options, GError **error)
 {
-    uint64_t length =
-        MAX_OF(block_node_length(commit->top), block_node_length(options->base));
+    uint64_t length = MAX_OF(block_node_length(commit->top), block_node_length(options->base));
 
     if (job_set_initial_speed(commit->job, options->speed, error) < 0 ||
         commit_chain_find(&commit->chain, commit->top, options->base, error) < 0 ||

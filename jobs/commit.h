@@ -19,14 +19,14 @@
 
 struct commit_options {
     const char *job_id;
-    struct block_node *root; /* borrowed, as all nodes: of the disk whose chain it is */
+    struct block_node *root;     /* borrowed, as all nodes: of the disk whose chain it is */
     struct block_device *device; /* as mirror_options.device */
-    struct block_node *top;  /* the uppermost layer to go; root: the active layer */
-    struct block_node *base; /* below top */
+    struct block_node *top;      /* the uppermost layer to go; root: the active layer */
+    struct block_node *base;     /* below top */
     /* What the images above shall say instead of base's name, verbatim; NULL: that. */
     const char *backing_file;
-    bool mask_protocol; /* as stream_options.mask_protocol */
-    int64_t speed;      /* bytes per second; 0: unlimited */
+    bool mask_protocol;               /* as stream_options.mask_protocol */
+    int64_t speed;                    /* bytes per second; 0: unlimited */
     enum block_error_policy on_error; /* `ignore`: what failed is tried again */
     unsigned job_flags;               /* JOB_MANUAL_* */
 };

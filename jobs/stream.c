@@ -24,7 +24,7 @@ struct stream {
     struct block_node *node; /* the layer that is filled; a reference, as are those that follow */
     struct block_node *base; /* or NULL */
     struct block_node *filter;
-    bool makes_writable;        /* it was read-only, and is to be again */
+    bool makes_writable; /* it was read-only, and is to be again */
     struct chain_hold hold;
     struct copy_engine *engine; /* NULL: there is nothing between the two */
     char *backing_file;         /* what the user wants; or NULL */
@@ -37,10 +37,12 @@ struct stream {
 #define NODE_SHARED                                                                                \
     (BLOCK_PERM_ALL & ~(unsigned)(BLOCK_PERM_RESIZE | BLOCK_PERM_GRAPH | BLOCK_PERM_BACKING))
 
-/* What others may do with the layers that are read: leave them what they hold and where they are. */
+/* What others may do with the layers that are read: leave them what they hold and where they are.
+ */
 #define BETWEEN_SHARED (BLOCK_PERM_READ | BLOCK_PERM_GRAPH | BLOCK_PERM_WRITE_UNCHANGED)
 
-/* ---- What is copied, and how it is written ---------------------------------------------------- */
+/* ---- What is copied, and how it is written ----------------------------------------------------
+ */
 
 static int write_data(struct copy_source *copy, struct block_node *target, const void *buffer,
                       uint64_t offset, uint64_t bytes)
@@ -135,7 +137,8 @@ static int find_work(struct stream *stream, GError **error)
                        : status;
 }
 
-/* ---- The job's functions ---------------------------------------------------------------------- */
+/* ---- The job's functions ----------------------------------------------------------------------
+ */
 
 static int check_ignored(struct stream *stream, GError **error)
 {
@@ -287,7 +290,8 @@ static const struct job_driver stream_driver = {
     .free = free_stream,
 };
 
-/* ---- Setting it up ---------------------------------------------------------------------------- */
+/* ---- Setting it up ----------------------------------------------------------------------------
+ */
 
 static int new_engine(struct stream *stream, struct block_node *top,
                       const struct stream_options *options, GError **error)
@@ -381,10 +385,9 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
         status = make_writable(stream, error);
     }
     if (status == 0 && options->filter_node_name) {
-        stream->filter =
-            chain_filter_insert(options->filter_node_name, stream->node,
-                                nodes->len > 1 ? nodes->pdata[nodes->len - 1] : NULL,
-                                own_claim(stream), error);
+        stream->filter = chain_filter_insert(options->filter_node_name, stream->node,
+                                             nodes->len > 1 ? nodes->pdata[nodes->len - 1] : NULL,
+                                             own_claim(stream), error);
         status = stream->filter ? 0 : -EINVAL;
     }
     return status;
@@ -393,8 +396,7 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
 static int check_options(const struct stream_options *options, GError **error)
 {
     if (options->backing_file && !options->base) {
-        return block_error(error, EINVAL,
-                           "backing file specified, but streaming the entire chain");
+        return block_error(error, EINVAL, "backing file specified, but streaming the entire chain");
     }
     if (options->base &&
         block_node_below_filters(options->node) == block_node_below_filters(options->base)) {

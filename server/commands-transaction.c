@@ -9,6 +9,7 @@
 #include "block/error.h"
 #include "server/commands-backup.h"
 #include "server/commands-bitmap.h"
+#include "server/commands-chain.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-views.h"
 #include "server/lookup.h"
@@ -29,7 +30,8 @@ static const struct transaction_action_type abort_action = {
 static const struct transaction_action_type *const action_types[] = {
     &abort_action,         &bitmap_add_action,     &bitmap_remove_action,   &bitmap_clear_action,
     &bitmap_enable_action, &bitmap_disable_action, &bitmap_merge_action,    &blockdev_backup_action,
-    &drive_backup_action,  &view_create_action,    &snapshot_create_action,
+    &drive_backup_action,  &view_create_action,    &snapshot_create_action, &overlay_action,
+    &overlay_file_action,
 };
 
 static const struct transaction_action_type *find_type(const char *name)

@@ -13,6 +13,7 @@
 #include "formats/formats.h"
 #include "jobs/job.h"
 #include "server/commands-bitmap.h"
+#include "server/commands-chain.h"
 #include "server/commands-fault.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-transaction.h"
@@ -40,17 +41,9 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control,
-    server_commands,
-    block_commands,
-    qom_commands,
-    job_commands,
-    bitmap_commands,
-    transaction_commands,
-    view_commands,
-    fault_commands,
-    snapshot_commands,
-    NULL,
+    qmp_commands_control, server_commands,      block_commands, qom_commands,   job_commands,
+    bitmap_commands,      transaction_commands, view_commands,  fault_commands, snapshot_commands,
+    chain_commands,       overlay_commands,     NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {block_events, job_events, view_events,

@@ -19,16 +19,20 @@ const struct qmp_type new_image_mode_type = {
     .doc = "absolute-paths: create the target; existing: write an image that is there.",
 };
 
+bool target_file_is_created(json_t *mode)
+{
+    return !mode || lookup_enum(mode, mode_names) == 0;
+}
+
 struct target_file target_file_from_arguments(json_t *arguments, uint64_t length)
 {
     const char *format = json_string_value(json_object_get(arguments, "format"));
-    json_t *mode = json_object_get(arguments, "mode");
 
     return (struct target_file){
         .filename = json_string_value(json_object_get(arguments, "target")),
         .format = format ? format : "raw",
         .length = length,
-        .create = !mode || lookup_enum(mode, mode_names) == 0,
+        .create = target_file_is_created(json_object_get(arguments, "mode")),
     };
 }
 
@@ -62,6 +66,10 @@ static int create(const struct target_file *file, GError **error)
     block_options_set(options, "size", size);
     block_options_set(options, "file.driver", "file");
     block_options_set(options, "file.filename", file->filename);
+    if (file->backing_file) {
+        block_options_set(options, "backing-file", file->backing_file);
+        block_options_set(options, "backing-fmt", file->backing_format);
+    }
     return block_create(options, NULL, NULL, error);
 }
 
@@ -82,6 +90,9 @@ struct block_node *target_file_open(void *data, GError **error)
     block_options_set(options, "cache.no-flush", file->cache_no_flush ? "on" : "off");
     block_options_set(options, "file.driver", "file");
     block_options_set(options, "file.filename", file->filename);
+    if (file->without_backing) {
+        block_options_set(options, "backing", "");
+    }
     struct block_node *node = block_node_open(options, true, error);
     if (node && file->guards_format) {
         raw_guard_format(node);

@@ -23,7 +23,13 @@ struct target_file {
     bool guards_format; /* raw_guard_format() */
     bool cache_direct;
     bool cache_no_flush;
+    const char *backing_file; /* what the new image says; NULL: nothing */
+    const char *backing_format;
+    bool without_backing; /* open it without the backing file that it names */
 };
+
+/* What a checked argument `mode`, or NULL, means. */
+bool target_file_is_created(json_t *mode);
 
 /* From checked arguments: `target`, `format` and `mode`, for a disk of this length. */
 struct target_file target_file_from_arguments(json_t *arguments, uint64_t length);

@@ -155,8 +155,10 @@ static void test_to_writable(struct test_image *image, const void *options)
     g_assert_cmpint(block_node_flush(node), ==, 0);
     block_node_unref(STEAL(node));
 
-    const struct peer_read seen[] = {
-        {0, 64 * KIB, 17}, {64 * KIB, 128 * KIB, 34}, {192 * KIB, 64 * KIB, 17}, {4 * MIB, MIB, 51}};
+    const struct peer_read seen[] = {{0, 64 * KIB, 17},
+                                     {64 * KIB, 128 * KIB, 34},
+                                     {192 * KIB, 64 * KIB, 17},
+                                     {4 * MIB, MIB, 51}};
     assert_clean(image);
     qemu_assert_reads(image->path, seen, G_N_ELEMENTS(seen));
 }
@@ -324,7 +326,8 @@ static void test_drivers(struct test_image *image, const void *options)
 {
     static const char *const nodes[] = {
         "driver=raw,file.driver=file,file.filename=%s,read-only=on",
-        "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=%s,read-only=on",
+        "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=%s,read-only="
+        "on",
         "driver=lose-writes,file.driver=raw,file.file.driver=file,file.file.filename=%s,"
         "read-only=on",
         "driver=file,filename=%s,read-only=on",
@@ -440,7 +443,8 @@ int main(int argc, char **argv)
     TEST("a-job-beside-an-overlay-writes-its-base", NULL, test_beside);
     TEST("other-drivers-follow", NULL, test_drivers);
     g_test_add_func("/reopen/what-is-above-stays-writable", test_writable_parent);
-    TEST("what-cannot-be-written-back-stays-writable", "lazy_refcounts=on", test_failing_write_back);
+    TEST("what-cannot-be-written-back-stays-writable", "lazy_refcounts=on",
+         test_failing_write_back);
     TEST("what-cannot-begin-to-write-stays-read-only", "lazy_refcounts=on", test_failing_begin);
     return g_test_run();
 }

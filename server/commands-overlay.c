@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* External snapshots: blockdev-snapshot and blockdev-snapshot-sync. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "block/chain.h"
+#include "block/cleanup.h"
+#include "block/error.h"
+#include "block/overlay.h"
+#include "block/reopen.h"
+#include "block/request.h"
+#include "server/commands-chain.h"
+#include "server/lookup.h"
+#include "server/target-file.h"
+
+static const struct qmp_member node_members[] = {
+    {"node", &qmp_type_string, .doc = "What to take a snapshot of: a device or a node."},
+    {"overlay", &qmp_type_string,
+     .doc = "A node that was opened with `\"backing\": null`, equally long and unused."},
+    {NULL},
+};
+static const struct qmp_type node_type = {
+    .name = "BlockdevSnapshot",
+    .kind = QMP_KIND_OBJECT,
+    .members = node_members,
+};
+
+static const struct qmp_member file_members[] = {
+    {"device", &qmp_type_string, .optional = true, .doc = "The device, or"},
+    {"node-name", &qmp_type_string, .optional = true, .doc = "the node to take a snapshot of."},
+    {"snapshot-file", &qmp_type_string, .doc = "The overlay's file."},
+    {"snapshot-node-name", &qmp_type_string, .optional = true,
+     .doc = "The overlay's node; made up by default, but needed with `node-name`."},
+    {"format", &qmp_type_string, .optional = true, .default_text = "qcow2",
+     .doc = "The overlay's format."},
+    {"mode", &new_image_mode_type, .optional = true, .default_text = "absolute-paths",
+     .doc = "Whether to create it. An overlay that is there should be empty, and say itself what "
+            "its backing file is."},
+    {NULL},
+};
+static const struct qmp_type file_type = {
+    .name = "BlockdevSnapshotSync",
+    .kind = QMP_KIND_OBJECT,
+    .members = file_members,
+};
+
+struct overlay_state {
+    const char *name;           /* the device or node, as the arguments name it */
+    struct block_node *root;    /* what that meant */
+    struct block_node *node;    /* below its filters, which stay above the overlay */
+    struct block_node *overlay; /* references, all three */
+    const char *new_file;       /* which is to go again if nothing comes of it; or NULL */
+    bool makes_read_only;
+};
+
+static int find_node(struct overlay_state *state, const char *name, GError **error)
+{
+    state->name = name;
+    state->root = lookup_device_or_node(name, error);
+    if (!state->root) {
+        return -ENOENT;
+    }
+    state->node = block_node_ref(block_node_below_filters(state->root));
+    return 0;
+}
+
+/* Readers, too, go on in the overlay. */
+static void plan(struct transaction_action *action)
+{
+    struct overlay_state *state = transaction_state(action);
+
+    state->makes_read_only = !block_node_is_read_only(state->node);
+    transaction_drain(action, state->node);
+    transaction_drain_readers(action);
+}
+
+/* ---- blockdev-snapshot: the overlay is there --------------------------------------------------- */
+
+static int prepare_node(struct transaction_action *action, json_t *data, GError **error)
+{
+    struct overlay_state *state = transaction_state(action);
+    int status = find_node(state, json_string_value(json_object_get(data, "node")), error);
+
+    if (status == 0) {
+        state->overlay = block_node_find_or_error(
+            json_string_value(json_object_get(data, "overlay")), error);
+        status = state->overlay ? block_overlay_check(state->node, state->overlay, error) : -ENOENT;
+    }
+    if (status == 0) {
+        plan(action);
+    }
+    return status;
+}
+
+/* ---- blockdev-snapshot-sync: it is made --------------------------------------------------------- */
+
+static int check_names(json_t *data, GError **error)
+{
+    const char *device = json_string_value(json_object_get(data, "device"));
+    const char *node = json_string_value(json_object_get(data, "node-name"));
+    const char *overlay = json_string_value(json_object_get(data, "snapshot-node-name"));
+    AUTO(block_node) taken = overlay ? block_node_find(overlay) : NULL;
+
+    if (!device == !node) {
+        return block_error(error, EINVAL, "Exactly one of 'device' and 'node-name' must be given");
+    }
+    if (node && !overlay) {
+        return block_error(error, EINVAL, "New overlay node-name missing");
+    }
+    if (taken) {
+        return block_error(error, EEXIST, "New overlay node-name already in use");
+    }
+    return 0;
+}
+
+static int check_format(const char *format, GError **error)
+{
+    const struct block_driver *driver = block_driver_find(format);
+
+    if (!driver) {
+        return block_error(error, EINVAL, "Unknown block format '%s'", format);
+    }
+    return block_driver_takes_backing(driver)
+               ? 0
+               : block_error(error, ENOTSUP, "The overlay does not support backing images");
+}
+
+/* It is used as the disk was, and says where that is. */
+static int open_overlay(struct overlay_state *state, json_t *data, GError **error)
+{
+    const char *format = json_string_value(json_object_get(data, "format"));
+    json_t *mode = json_object_get(data, "mode");
+    const struct block_node_options *options = &state->node->options;
+    struct target_file file = {
+        .filename = json_string_value(json_object_get(data, "snapshot-file")),
+        .format = format ? format : "qcow2",
+        .node_name = json_string_value(json_object_get(data, "snapshot-node-name")),
+        .length = block_node_length(state->node),
+        .create = target_file_is_created(mode),
+        .cache_direct = options->cache_direct,
+        .cache_no_flush = options->cache_no_flush,
+        .without_backing = true,
+    };
+    int status = check_format(file.format, error);
+
+    if (status < 0) {
+        return status;
+    }
+    g_autofree char *backing_file =
+        block_chain_reference(NULL, state->node, &file.backing_format, error);
+    if (!backing_file) {
+        return -ENOTSUP;
+    }
+    file.backing_file = backing_file;
+    if (file.create && access(file.filename, F_OK) < 0) {
+        state->new_file = file.filename;
+    }
+    state->overlay = target_file_open(&file, error);
+    return state->overlay ? 0 : -EINVAL;
+}
+
+static void remove_new_file(struct transaction_action *action)
+{
+    struct overlay_state *state = transaction_state(action);
+
+    if (state->new_file) {
+        unlink(state->new_file);
+    }
+}
+
+static int prepare_file(struct transaction_action *action, json_t *data, GError **error)
+{
+    struct overlay_state *state = transaction_state(action);
+    const char *device = json_string_value(json_object_get(data, "device"));
+    const char *node = json_string_value(json_object_get(data, "node-name"));
+    int status = check_names(data, error);
+
+    if (status == 0) {
+        status = find_node(state, device ? device : node, error);
+    }
+    if (status == 0) {
+        status = open_overlay(state, data, error);
+    }
+    if (status == 0) {
+        status = block_overlay_check(state->node, state->overlay, error);
+    }
+    if (status < 0) {
+        remove_new_file(action);
+        return status;
+    }
+    plan(action);
+    return 0;
+}
+
+/* ---- Both --------------------------------------------------------------------------------------- */
+
+/* Guests' flushes do not reach the node any more when the overlay is above it. */
+static int flush(struct transaction_action *action, GError **error)
+{
+    struct overlay_state *state = transaction_state(action);
+    int status = block_node_flush(state->node);
+
+    return status < 0
+               ? block_error_errno(error, -status, "Could not flush node '%s'", state->node->name)
+               : 0;
+}
+
+static int apply(struct transaction_action *action, GError **error)
+{
+    struct overlay_state *state = transaction_state(action);
+    int status = lookup_check_same(state->name, state->root, error);
+
+    return status == 0 ? block_overlay_install(state->node, state->overlay, error) : status;
+}
+
+static void undo(struct transaction_action *action)
+{
+    struct overlay_state *state = transaction_state(action);
+
+    block_overlay_remove(state->node, state->overlay);
+}
+
+/* Others may open it now; nothing is wrong if that fails. */
+static void commit(struct transaction_action *action)
+{
+    struct overlay_state *state = transaction_state(action);
+    g_autoptr(GError) error = NULL;
+
+    if (state->makes_read_only && block_node_set_read_only(state->node, true, &error) < 0) {
+        g_warning("Node '%s' stays writable below its overlay: %s", state->node->name,
+                  error->message);
+    }
+}
+
+static void clean(struct transaction_action *action)
+{
+    struct overlay_state *state = transaction_state(action);
+
+    block_node_unref(state->overlay);
+    block_node_unref(state->node);
+    block_node_unref(state->root);
+}
+
+const struct transaction_action_type overlay_action = {
+    .name = "blockdev-snapshot",
+    .data = &node_type,
+    .state_size = sizeof(struct overlay_state),
+    .prepare = prepare_node,
+    .change = flush,
+    .apply = apply,
+    .undo = undo,
+    .commit = commit,
+    .clean = clean,
+    .doc = "See the command blockdev-snapshot.",
+};
+
+const struct transaction_action_type overlay_file_action = {
+    .name = "blockdev-snapshot-sync",
+    .data = &file_type,
+    .state_size = sizeof(struct overlay_state),
+    .prepare = prepare_file,
+    .change = flush,
+    .apply = apply,
+    .undo = undo,
+    .commit = commit,
+    .abort = remove_new_file,
+    .clean = clean,
+    .doc = "See the command blockdev-snapshot-sync.",
+};
+
+static json_t *snapshot_node(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return transaction_run_single(&overlay_action, arguments, error);
+}
+
+static json_t *snapshot_file(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return transaction_run_single(&overlay_file_action, arguments, error);
+}
+
+const struct qmp_command overlay_commands[] = {
+    {"blockdev-snapshot", &node_type, NULL, snapshot_node, 0,
+     "Let a disk go on in another image, an overlay, which has what the disk was as its backing "
+     "file. What the overlay's image says is left as it is."},
+    {"blockdev-snapshot-sync", &file_type, NULL, snapshot_file, 0,
+     "The same with an overlay that is made, and says what its backing file is."},
+    {NULL},
+};
