@@ -669,6 +669,8 @@ int qcow2_read(struct qcow2 *q, void *buffer, uint64_t offset, uint64_t bytes);
 bool qcow2_reads_as_zero(struct qcow2 *q, uint64_t offset, uint64_t bytes);
 /* Write data, allocating; also beyond the disk's end (VM state). In the epoch. */
 int qcow2_write(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t bytes);
+/* Zeroes to be written; free() them. NULL if there is no memory. */
+void *qcow2_zero_buffer(struct qcow2 *q, uint64_t bytes);
 /* Whole guest clusters: become unallocated (full), or read as zeroes. For discards, shrinking, VM
  * state. In the epoch. */
 int qcow2_discard_clusters(struct qcow2 *q, uint64_t offset, uint64_t bytes, bool full);

@@ -11,6 +11,7 @@
 #include "block/gate.h"
 #include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
+#include "formats/qcow2/populate.h"
 
 /* Covers 256 GiB with clusters of 64 KiB. */
 #define DEFAULT_L2_CACHE       (32 * MIB)
@@ -493,6 +494,7 @@ const struct block_driver qcow2_driver = {
     .pwrite = qcow2_pwrite,
     .can_compress = true,
     .write_zeroes = qcow2_write_zeroes,
+    .populate = qcow2_populate,
     .discard = qcow2_discard,
     .flush = qcow2_flush,
     .block_status = qcow2_block_status,

@@ -13,6 +13,7 @@
 #include "block/cleanup.h"
 #include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
+#include "formats/qcow2/populate.h"
 
 /* A batch: bounded so that others do not wait long, and neither does a buffer get large. */
 #define BATCH_CLUSTERS_MAX 512
@@ -30,6 +31,7 @@ struct batch {
     uint64_t start; /* of the first cluster */
     unsigned count; /* clusters */
     struct qcow2_entry *old;
+    bool is_filling;        /* what the layer has of its own is left alone */
     bool is_new_allocation; /* else the entries' own host clusters are written */
     bool is_zero_on_disk;   /* the host clusters read as zeroes */
     uint64_t host;          /* of the first cluster */
@@ -58,12 +60,35 @@ static bool belongs(const struct batch *batch, struct qcow2_entry entry)
     const struct qcow2 *q = batch->q;
     uint64_t first = batch->old[0].descriptor & QCOW2_OFFSET_MASK;
 
+    if (batch->is_filling && !(qcow2_absent(q, entry) & 1)) {
+        return false;
+    }
     if (batch->is_new_allocation) {
         return !owns_host(q, entry);
     }
     return owns_host(q, entry) && !is_plain(q, entry) &&
            (entry.descriptor & QCOW2_OFFSET_MASK) ==
                first + ((uint64_t)batch->count << q->cluster_bits);
+}
+
+/* A batch that only fills ends where its last cluster has something, behind an offset in it. */
+static void bound_filling(struct batch *batch, struct qcow2_entry entry, uint64_t offset)
+{
+    const struct qcow2 *q = batch->q;
+    uint64_t cluster = qcow2_cluster_start(q, offset);
+    uint64_t absent = qcow2_absent(q, entry);
+    uint64_t in_cluster = offset - cluster;
+
+    if (!batch->is_filling) {
+        return;
+    }
+    while (absent >> (in_cluster >> q->subcluster_bits) & 1) {
+        in_cluster = align_down(in_cluster, UINT64_C(1) << q->subcluster_bits) +
+                     (UINT64_C(1) << q->subcluster_bits);
+    }
+    if (in_cluster < q->cluster_size) {
+        batch->end = MIN_OF(batch->end, cluster + in_cluster);
+    }
 }
 
 /* Read the entries of the batch's clusters, as long as the same has to be done for them. */
@@ -74,6 +99,7 @@ static int collect(struct batch *batch)
 
     batch->is_new_allocation = !owns_host(q, batch->old[0]);
     batch->host = batch->old[0].descriptor & QCOW2_OFFSET_MASK;
+    bound_filling(batch, batch->old[0], batch->offset);
     for (batch->count = 1; status == 0; batch->count++) {
         uint64_t at = batch->start + ((uint64_t)batch->count << q->cluster_bits);
         struct qcow2_entry entry;
@@ -87,6 +113,7 @@ static int collect(struct batch *batch)
             return 0;
         }
         batch->old[batch->count] = entry;
+        bound_filling(batch, entry, at);
     }
     return status;
 }
@@ -326,12 +353,16 @@ static uint64_t batch_end(const struct qcow2 *q, uint64_t offset, uint64_t end)
     return MIN_OF(end, align_down(offset, slice_bytes) + slice_bytes);
 }
 
-/*
- * Write the first part of [offset, end) whose clusters are not all our own to overwrite; *done is
- * how much that was. Somebody else may have allocated them while we waited for them.
- */
-static int write_allocating(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t end,
-                            uint64_t *done)
+/* Whether anything is to be done for the first cluster; somebody else may have done it while we
+ * waited for the cluster. */
+static bool needs_batch(const struct batch *batch)
+{
+    return batch->is_filling ? batch->end > batch->offset : !is_plain(batch->q, batch->old[0]);
+}
+
+/* Write the first part of [offset, end) that one batch can write; *done is how much that was. */
+static int write_first(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t end,
+                       bool is_filling, uint64_t *done)
 {
     struct batch batch = {
         .q = q,
@@ -339,6 +370,7 @@ static int write_allocating(struct qcow2 *q, const void *buffer, uint64_t offset
         .offset = offset,
         .end = batch_end(q, offset, end),
         .start = qcow2_cluster_start(q, offset),
+        .is_filling = is_filling,
     };
     struct tracked_request tracked;
     uint64_t clusters = qcow2_clusters(q, batch.end - batch.start);
@@ -349,12 +381,18 @@ static int write_allocating(struct qcow2 *q, const void *buffer, uint64_t offset
                           true);
     int status = collect(&batch);
     *done = 0;
-    if (status == 0 && !is_plain(q, batch.old[0])) {
+    if (status == 0 && needs_batch(&batch)) {
         status = run_batch(&batch);
         *done = status == 0 ? batch.end - offset : 0;
     }
     tracked_request_end(&q->allocations, &tracked);
     return status;
+}
+
+int qcow2_write_absent(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t end,
+                       uint64_t *done)
+{
+    return write_first(q, buffer, offset, end, true, done);
 }
 
 int qcow2_write(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t bytes)
@@ -372,7 +410,7 @@ int qcow2_write(struct qcow2 *q, const void *buffer, uint64_t offset, uint64_t b
             done = run.bytes;
             status = write_in_place(q, from, run.host, done);
         } else if (status == 0) {
-            status = write_allocating(q, from, offset, end, &done);
+            status = write_first(q, from, offset, end, false, &done);
         }
         from += done;
         offset += done;

@@ -166,7 +166,7 @@ static int zero_subclusters(struct qcow2 *q, uint64_t start, uint64_t end)
     return status;
 }
 
-static void *zero_buffer(struct qcow2 *q, uint64_t bytes)
+void *qcow2_zero_buffer(struct qcow2 *q, uint64_t bytes)
 {
     void *zeroes = block_node_alloc_buffer(q->data, bytes);
 
@@ -183,7 +183,7 @@ int qcow2_write_zero_data(struct qcow2 *q, uint64_t start, uint64_t end)
         uint64_t stop = MIN_OF(end, qcow2_cluster_start(q, start) + most);
 
         if (!qcow2_reads_as_zero(q, start, stop - start)) {
-            zeroes = zeroes ? zeroes : zero_buffer(q, MIN_OF(end - start, most));
+            zeroes = zeroes ? zeroes : qcow2_zero_buffer(q, MIN_OF(end - start, most));
             status = zeroes ? qcow2_write(q, zeroes, start, stop - start) : -ENOMEM;
         }
         start = stop;
