@@ -67,8 +67,9 @@ static const struct qmp_member commit_members[] = {
     {"top-node", &qmp_type_string, .optional = true,
      .doc = "The uppermost image that goes, by its node, or"},
     {"top", &qmp_type_string, .optional = true,
-     .doc = "by its file name. Neither: the device's own image, which the guest writes to; then the "
-            "job has to be completed."},
+     .doc =
+         "by its file name. Neither: the device's own image, which the guest writes to; then the "
+         "job has to be completed."},
     {"base-node", &qmp_type_string, .optional = true,
      .doc = "The image that takes its place and that of those between, by its node, or"},
     {"base", &qmp_type_string, .optional = true,
@@ -115,7 +116,8 @@ static const char *job_name(json_t *arguments)
     return id ? id : text(arguments, "device");
 }
 
-/* ---- Finding nodes of a chain ------------------------------------------------------------------ */
+/* ---- Finding nodes of a chain ------------------------------------------------------------------
+ */
 
 /* Whether a node's file goes by this name. */
 static bool has_filename(struct block_node *node, const char *name)
@@ -164,12 +166,13 @@ static struct block_node *find_lowest(struct block_node *top)
 static int check_one_of(json_t *arguments, const char *a, const char *b, GError **error)
 {
     return json_object_get(arguments, a) && json_object_get(arguments, b)
-               ? block_error(error, EINVAL,
-                             "'%s' and '%s' cannot be specified at the same time", a, b)
+               ? block_error(error, EINVAL, "'%s' and '%s' cannot be specified at the same time", a,
+                             b)
                : 0;
 }
 
-/* ---- block-stream ------------------------------------------------------------------------------- */
+/* ---- block-stream -------------------------------------------------------------------------------
+ */
 
 static struct block_node *base_by_node(struct block_node *node, const char *name, GError **error)
 {
@@ -262,7 +265,8 @@ static json_t *block_stream(struct qmp_request *request, json_t *arguments, GErr
     return stream_start(&options, error) == 0 ? json_object() : NULL;
 }
 
-/* ---- block-commit ------------------------------------------------------------------------------- */
+/* ---- block-commit -------------------------------------------------------------------------------
+ */
 
 /* The node of the chain that an argument names, by node or by file: a new reference, or NULL. */
 static struct block_node *find_in_chain(struct block_node *root, const char *name, bool is_file,
@@ -339,7 +343,8 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
     return commit_start(&options, error) == 0 ? json_object() : NULL;
 }
 
-/* ---- change-backing-file ------------------------------------------------------------------------ */
+/* ---- change-backing-file ------------------------------------------------------------------------
+ */
 
 /* Jobs that change it themselves at their end are in the way, and are named. */
 static int change_held(struct block_node *image, const char *name, GError **error)

@@ -75,7 +75,8 @@ static void plan(struct transaction_action *action)
     transaction_drain_readers(action);
 }
 
-/* ---- blockdev-snapshot: the overlay is there --------------------------------------------------- */
+/* ---- blockdev-snapshot: the overlay is there ---------------------------------------------------
+ */
 
 static int prepare_node(struct transaction_action *action, json_t *data, GError **error)
 {
@@ -83,8 +84,8 @@ static int prepare_node(struct transaction_action *action, json_t *data, GError 
     int status = find_node(state, json_string_value(json_object_get(data, "node")), error);
 
     if (status == 0) {
-        state->overlay = block_node_find_or_error(
-            json_string_value(json_object_get(data, "overlay")), error);
+        state->overlay =
+            block_node_find_or_error(json_string_value(json_object_get(data, "overlay")), error);
         status = state->overlay ? block_overlay_check(state->node, state->overlay, error) : -ENOENT;
     }
     if (status == 0) {
@@ -93,7 +94,8 @@ static int prepare_node(struct transaction_action *action, json_t *data, GError 
     return status;
 }
 
-/* ---- blockdev-snapshot-sync: it is made --------------------------------------------------------- */
+/* ---- blockdev-snapshot-sync: it is made ---------------------------------------------------------
+ */
 
 static int check_names(json_t *data, GError **error)
 {
@@ -193,7 +195,8 @@ static int prepare_file(struct transaction_action *action, json_t *data, GError 
     return 0;
 }
 
-/* ---- Both --------------------------------------------------------------------------------------- */
+/* ---- Both ---------------------------------------------------------------------------------------
+ */
 
 /* Guests' flushes do not reach the node any more when the overlay is above it. */
 static int flush(struct transaction_action *action, GError **error)

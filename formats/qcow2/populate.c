@@ -107,8 +107,7 @@ static int fill_zero_batch(struct qcow2 *q, uint64_t start, uint64_t end)
         uint64_t cluster = first + ((uint64_t)i << q->cluster_bits);
 
         status = qcow2_entry_find(q, cluster, &entries[i]);
-        entries[i] =
-            with_zeroes(q, entries[i], subclusters_within(q, cluster, start, end));
+        entries[i] = with_zeroes(q, entries[i], subclusters_within(q, cluster, start, end));
     }
     if (status == 0) {
         status = qcow2_entries_set(q, first, entries, count, false);
@@ -123,7 +122,8 @@ static int fill_zero_entries(struct qcow2 *q, uint64_t start, uint64_t end)
     int status = 0;
 
     while (status == 0 && start < end) {
-        uint64_t most = qcow2_cluster_start(q, start) + ((uint64_t)BATCH_CLUSTERS << q->cluster_bits);
+        uint64_t most =
+            qcow2_cluster_start(q, start) + ((uint64_t)BATCH_CLUSTERS << q->cluster_bits);
         struct qcow2_run run;
 
         status = qcow2_map(q, start, MIN_OF(end, most) - start, &run);

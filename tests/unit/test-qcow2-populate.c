@@ -99,10 +99,9 @@ static void create(const char *text)
 static void create_lower(struct one *one, unsigned layer)
 {
     uint64_t length = SECTOR * (1 + below(one, one->length * 3 / 2 / SECTOR));
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,size=%" PRIu64
-                        ",cluster-size=4096,file.driver=file,file.filename=%s",
-                        length, one->images[layer]);
+    g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" PRIu64
+                                            ",cluster-size=4096,file.driver=file,file.filename=%s",
+                                            length, one->images[layer]);
     g_autofree char *backing =
         layer ? g_strdup_printf(",backing-file=%s,backing-fmt=qcow2", one->images[layer - 1])
               : g_strdup("");
@@ -128,9 +127,9 @@ static void create_top(struct one *one)
         g_string_append(text, ",preallocation=metadata");
     }
     if (one->has_data_file) {
-        g_string_append_printf(
-            text, ",data-file.driver=file,data-file.filename=%s,data-file-raw=%s", one->data_image,
-            one->is_raw_data ? "on" : "off");
+        g_string_append_printf(text,
+                               ",data-file.driver=file,data-file.filename=%s,data-file-raw=%s",
+                               one->data_image, one->is_raw_data ? "on" : "off");
     }
     g_string_append_printf(text, ",file.driver=file,file.filename=%s", image);
     if (one->layers > 1) {
@@ -167,7 +166,8 @@ static void write_some(struct one *one, struct block_node *node, uint64_t offset
         buffer[i] = dice < 75 ? (uint8_t)(byte + i / SECTOR) : 0;
     }
     if (dice >= 75) {
-        status = block_node_write_zeroes(node, offset, bytes, dice & 1 ? BLOCK_REQUEST_MAY_UNMAP : 0);
+        status =
+            block_node_write_zeroes(node, offset, bytes, dice & 1 ? BLOCK_REQUEST_MAY_UNMAP : 0);
     } else if (dice >= 60 && bytes >= cluster && !one->has_data_file) {
         offset = align_down(offset, cluster);
         bytes = align_down(bytes, cluster);
@@ -223,8 +223,8 @@ static unsigned *sector_flags(struct one *one)
     for (uint64_t offset = 0; offset < one->length;) {
         struct block_extent extent;
 
-        g_assert_cmpint(
-            block_node_block_status(one->top, offset, one->length - offset, &extent), ==, 0);
+        g_assert_cmpint(block_node_block_status(one->top, offset, one->length - offset, &extent),
+                        ==, 0);
         for (uint64_t i = 0; i < extent.bytes / SECTOR; i++) {
             flags[offset / SECTOR + i] = extent.flags;
         }
@@ -550,9 +550,9 @@ static void *writer(void *data)
 
         memset(buffer, is_zero ? 0 : version, sizeof(buffer));
         memset(race->versions + sector, version, sectors);
-        int status =
-            is_zero ? block_node_write_zeroes(node, sector * SECTOR, sectors * SECTOR, 0)
-                    : block_node_pwrite(node, buffer, sector * SECTOR, sectors * SECTOR, 0);
+        int status = is_zero
+                         ? block_node_write_zeroes(node, sector * SECTOR, sectors * SECTOR, 0)
+                         : block_node_pwrite(node, buffer, sector * SECTOR, sectors * SECTOR, 0);
         g_assert_cmpint(status, ==, 0);
         g_assert_cmpint(block_node_pread(node, buffer, sector * SECTOR, sectors * SECTOR, 0), ==,
                         0);
@@ -589,11 +589,10 @@ static void run_race(struct test_random *random, const char *options, uint64_t c
 
     race.versions = g_malloc0(LENGTH / SECTOR);
     for (unsigned i = 0; i < G_N_ELEMENTS(racers); i++) {
-        racers[i] =
-            (struct racer){.race = &race, .random = test_random_split(random), .number = i};
-        g_assert_cmpint(pthread_create(&racers[i].thread, NULL, i < WRITERS ? writer : populator,
-                                       &racers[i]),
-                        ==, 0);
+        racers[i] = (struct racer){.race = &race, .random = test_random_split(random), .number = i};
+        g_assert_cmpint(
+            pthread_create(&racers[i].thread, NULL, i < WRITERS ? writer : populator, &racers[i]),
+            ==, 0);
     }
     for (unsigned i = 0; i < G_N_ELEMENTS(racers); i++) {
         pthread_join(racers[i].thread, NULL);

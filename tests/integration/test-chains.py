@@ -1,0 +1,134 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Backing chains of a served disk: external snapshots, streams and commits under connected guests."""
+
+import json
+import os
+
+from liveblk_load import Writers
+from liveblk_test import QmpError, Server, main, promise
+
+MIB = 1 << 20
+LENGTH = 32 * MIB
+
+
+def backing_chain(test, path):
+    """What qemu-img reads of a chain from its headers alone: file names, top first."""
+    out = test.run("qemu-img", "info", "-U", "--backing-chain", "--output=json", path).stdout
+    return [os.path.basename(image["filename"]) for image in json.loads(out)]
+
+
+def live_chain(qmp):
+    """The chain as the server has it, of the first device."""
+    image = qmp.command("query-block")[0]["inserted"]["image"]
+    names = []
+    while image:
+        names.append(os.path.basename(image["filename"]))
+        image = image.get("backing-image")
+    return names
+
+
+class Disk:
+    """A served disk under writers, which gets snapshots and jobs."""
+
+    def __init__(self, test, length=LENGTH, threads=4, base="qcow2", name="server"):
+        self.test = test
+        self.path = test.path("base." + base)
+        self.path.unlink(missing_ok=True)
+        test.run("qemu-img", "create", "-q", "-f", base, self.path, length)
+        self.server = Server(test, [f"file={self.path},format={base},discard=unmap"], name=name)
+        self.qmp = self.server.qmp()
+        self.writers = Writers(test, self.server.uri(), length, threads=threads).start()
+
+    def snapshot(self, name, **arguments):
+        self.writers.wait_done(100)
+        self.path = self.test.path(name + ".qcow2")
+        self.qmp.command("blockdev-snapshot-sync", device="vda", snapshot_file=str(self.path),
+                         snapshot_node_name=name, **arguments)  # fmt: skip
+        self.writers.wait_done(100)
+
+    def run_job(self, command, **arguments):
+        """Start it, and return the error it ended with, or None."""
+        self.qmp.command(command, job_id="job", device="vda", **arguments)
+        event = self.qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
+        self.qmp.wait_job("job", "null")
+        return event.get("error")
+
+    def expect_job(self, command, **arguments):
+        error = self.run_job(command, **arguments)
+        assert error is None, error
+
+    def finish(self, *chain):
+        """The guest saw nothing, and the images hold it all without us."""
+        self.writers.wait_done(100)
+        self.writers.stop()
+        assert live_chain(self.qmp) == list(chain), live_chain(self.qmp)
+        handle = self.server.connect()
+        self.writers.model.assert_equals(lambda at, length: handle.pread(length, at))
+        handle.shutdown()
+        self.server.stop()
+        assert backing_chain(self.test, self.path) == list(chain)
+        for name in chain:
+            if name.endswith("qcow2"):
+                self.test.run("qemu-img", "check", "-q", self.test.path(name))
+        out = self.test.path("converted")
+        self.test.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", self.path, out)
+        self.writers.model.assert_equals_file(out)
+
+
+@promise("a disk goes on in its overlay, and others can read what it was")
+def snapshots(test):
+    disk = Disk(test)
+    disk.snapshot("one")
+    disk.snapshot("two")
+    test.run("qemu-img", "check", "-q", test.path("one.qcow2"))  # the lock lets readers in
+    disk.finish("two.qcow2", "one.qcow2", "base.qcow2")
+
+
+@promise("a stream flattens a chain under writers, and the image says so itself")
+def streams_all(test):
+    disk = Disk(test)
+    disk.snapshot("one")
+    disk.snapshot("two")
+    disk.expect_job("block-stream")
+    disk.finish("two.qcow2")
+
+
+@promise("a stream down to a base takes out what lies between")
+def streams_to_base(test):
+    for how in ({"base_node": None}, {"base": None}, {"bottom": "one"}):
+        disk = Disk(test, name="".join(how))
+        base = disk.qmp.command("query-block")[0]["inserted"]["node-name"]
+        disk.snapshot("one")
+        disk.snapshot("two")
+        if "base_node" in how:
+            how["base_node"] = base
+        if "base" in how:
+            how["base"] = str(test.path("base.qcow2"))
+        disk.expect_job("block-stream", **how)
+        disk.finish("two.qcow2", "base.qcow2")
+
+
+@promise("a commit merges layers below the guest's into the base, which is read-only again")
+def commits(test):
+    disk = Disk(test)
+    for name in ("one", "two", "three"):
+        disk.snapshot(name)
+    disk.expect_job("block-commit", top_node="two")
+    disk.finish("three.qcow2", "base.qcow2")
+
+
+@promise("an image in the middle of the chain can be filled, too")
+def streams_intermediate(test):
+    disk = Disk(test)
+    for name in ("one", "two", "three"):
+        disk.snapshot(name)
+    disk.qmp.command("block-stream", job_id="job", device="two")
+    event = disk.qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
+    assert "error" not in event, event
+    disk.qmp.wait_job("job", "null")
+    disk.finish("three.qcow2", "two.qcow2")
+
+
+if __name__ == "__main__":
+    main()
