@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* qcow2: write-zeroes and discard, which change only what clusters are mapped to. */
+/*
+ * qcow2: write-zeroes and discard, which change only what clusters are mapped to.
+ *
+ * What a guest has zeroed says so itself in version 3, also while there is no backing file: one may
+ * be put under the image later. What was discarded need not.
+ */
 #include <errno.h>
 #include <string.h>
 
 #include "block/cleanup.h"
-#include "formats/qcow2/internal.h"
+#include "formats/qcow2/populate.h"
 
 /* So many clusters are changed at once, with others kept out meanwhile. */
 #define BATCH_CLUSTERS 256
@@ -27,17 +32,17 @@ static bool has_backing(const struct qcow2 *q)
     return q->node->backing || q->header.backing_file;
 }
 
-/* Whether bits in front of the backing file are needed to hide it, or nothing reads as zeroes. */
-static bool hides_nothing(const struct qcow2 *q, uint64_t offset)
+/* Whether what has no host cluster of its own becomes unallocated. Behind the disk's end that reads
+ * as zeroes, and in version 2 there is nothing else. */
+static bool leaves_nothing(const struct qcow2 *q, uint64_t offset, enum change change)
 {
-    return !has_backing(q) || offset >= qcow2_disk_end(q);
+    return change == CHANGE_UNMAP || (change == CHANGE_DISCARD && !has_backing(q)) ||
+           q->header.version < 3 || offset >= qcow2_disk_end(q);
 }
 
 static struct qcow2_entry zero_entry(const struct qcow2 *q, uint64_t offset, enum change change)
 {
-    bool is_empty = change == CHANGE_UNMAP || hides_nothing(q, offset);
-
-    if (is_empty) {
+    if (leaves_nothing(q, offset, change)) {
         return (struct qcow2_entry){0};
     }
     return q->has_extended_l2 ? (struct qcow2_entry){.bitmap = (uint64_t)UINT32_MAX << 32}
@@ -68,11 +73,6 @@ static struct qcow2_entry changed_entry(const struct qcow2 *q, uint64_t offset,
     return (struct qcow2_entry){.descriptor = old.descriptor | QCOW2_ZERO};
 }
 
-static bool is_same(struct qcow2_entry a, struct qcow2_entry b)
-{
-    return a.descriptor == b.descriptor && a.bitmap == b.bitmap;
-}
-
 /*
  * Give up what an entry referred to and no longer does. A host cluster that is kept is freed in
  * the storage if that is wanted.
@@ -92,56 +92,92 @@ static void let_go(struct qcow2 *q, struct qcow2_entry old, struct qcow2_entry n
     }
 }
 
-/* The cluster is ours. */
-static int change_cluster(struct qcow2 *q, uint64_t offset, enum change change)
-{
-    struct qcow2_entry old, now;
-    int status = qcow2_entry_find(q, offset, &old);
+/* ---- Many clusters -------------------------------------------------------------------------- */
 
-    if (status < 0) {
-        return status;
-    }
-    now = changed_entry(q, offset, old, change);
-    if (is_same(old, now) || (hides_nothing(q, offset) && !old.descriptor && !old.bitmap)) {
-        return 0;
-    }
-    status = qcow2_entries_set(q, offset, &now, 1, false);
-    if (status == 0) {
-        let_go(q, old, now, change);
+/* Clusters whose entries lie in one slice, so that all of them change or none. */
+struct batch {
+    uint64_t start;
+    unsigned count;
+    struct qcow2_entry old[BATCH_CLUSTERS], now[BATCH_CLUSTERS];
+};
+
+/* Whether anything is to be done is in *changes. */
+static int plan(struct qcow2 *q, struct batch *batch, enum change change, bool *changes)
+{
+    int status = 0;
+
+    *changes = false;
+    for (unsigned i = 0; status == 0 && i < batch->count; i++) {
+        uint64_t offset = batch->start + ((uint64_t)i << q->cluster_bits);
+        struct qcow2_entry *old = &batch->old[i], *now = &batch->now[i];
+
+        status = qcow2_entry_find(q, offset, old);
+        *now = changed_entry(q, offset, *old, change);
+        *changes |= old->descriptor != now->descriptor || old->bitmap != now->bitmap;
     }
     return status;
 }
 
-/* Whole clusters. */
+/* The clusters are ours. */
+static int change_batch(struct qcow2 *q, struct batch *batch, enum change change)
+{
+    bool changes;
+    int status = plan(q, batch, change, &changes);
+
+    if (status < 0 || !changes) {
+        return status;
+    }
+    status = qcow2_entries_set(q, batch->start, batch->now, batch->count, false);
+    for (unsigned i = 0; status == 0 && i < batch->count; i++) {
+        if (batch->old[i].descriptor != batch->now[i].descriptor ||
+            batch->old[i].bitmap != batch->now[i].bitmap) {
+            let_go(q, batch->old[i], batch->now[i], change);
+        }
+    }
+    return status;
+}
+
+/* Whether whole clusters are already what they are to become. */
+static bool is_done(const struct qcow2 *q, uint64_t start, const struct qcow2_run *run,
+                    enum change change)
+{
+    enum qcow2_kind wanted =
+        leaves_nothing(q, start, change) ? QCOW2_KIND_UNALLOCATED : QCOW2_KIND_ZERO;
+
+    return run->kind == wanted && !run->is_allocated && run->bytes >= q->cluster_size;
+}
+
+/* Whole clusters, all in the disk or all behind it. */
 static int change_clusters(struct qcow2 *q, uint64_t start, uint64_t end, enum change change)
 {
+    uint64_t slice_bytes = q->cluster_size << q->slice_bits;
     int status = 0;
 
     while (status == 0 && start < end) {
         uint64_t stop = MIN_OF(end, start + ((uint64_t)BATCH_CLUSTERS << q->cluster_bits));
         struct tracked_request tracked;
+        struct batch batch = {.start = start};
         struct qcow2_run run;
 
-        /* What has no L2 table and nothing to hide needs no look at every cluster. */
         status = qcow2_map(q, start, end - start, &run);
-        if (status == 0 && run.kind == QCOW2_KIND_UNALLOCATED && !run.is_allocated &&
-            (change == CHANGE_UNMAP || hides_nothing(q, start)) && run.bytes >= q->cluster_size) {
+        if (status == 0 && is_done(q, start, &run, change)) {
             start += qcow2_cluster_start(q, run.bytes);
             continue;
         }
         if (status < 0) {
             return status;
         }
+        stop = MIN_OF(stop, align_down(start, slice_bytes) + slice_bytes);
+        batch.count = (unsigned)((stop - start) >> q->cluster_bits);
         tracked_request_begin(&q->allocations, &tracked, start, stop - start, true);
-        for (; status == 0 && start < stop; start += q->cluster_size) {
-            status = change_cluster(q, start, change);
-        }
+        status = change_batch(q, &batch, change);
         tracked_request_end(&q->allocations, &tracked);
+        start = stop;
     }
     return status;
 }
 
-/* ---- Subclusters ---------------------------------------------------------------------------- */
+/* ---- Parts of clusters ---------------------------------------------------------------------- */
 
 /* Mark subclusters of one cluster as zero. 1 if that cannot be done without writing data. */
 static int zero_subclusters(struct qcow2 *q, uint64_t start, uint64_t end)
@@ -191,23 +227,80 @@ int qcow2_write_zero_data(struct qcow2 *q, uint64_t start, uint64_t end)
     return status;
 }
 
+/* Let all of a subcluster be zeroes, if the image has nothing of it and it reads as zeroes. */
+static int zero_absent_subcluster(struct qcow2 *q, uint64_t offset)
+{
+    uint64_t size = UINT64_C(1) << q->subcluster_bits, start = align_down(offset, size);
+    uint64_t cluster = qcow2_cluster_start(q, offset);
+    unsigned number = (unsigned)((start - cluster) >> q->subcluster_bits);
+    struct tracked_request tracked;
+    struct qcow2_entry entry;
+
+    tracked_request_begin(&q->allocations, &tracked, cluster, q->cluster_size, true);
+    int status = qcow2_entry_find(q, cluster, &entry);
+    if (status == 0 && qcow2_absent(q, entry) >> number & 1 &&
+        qcow2_reads_as_zero(q, start, MIN_OF(start + size, q->header.size) - start)) {
+        entry.descriptor |= q->has_extended_l2 ? 0 : QCOW2_ZERO;
+        entry.bitmap |= q->has_extended_l2 ? UINT64_C(1) << (32 + number) : 0;
+        status = qcow2_entries_set(q, cluster, &entry, 1, false);
+    }
+    tracked_request_end(&q->allocations, &tracked);
+    return status;
+}
+
+/* A part of one cluster as data, but where the image itself says that it is zeroes. */
+static int zero_as_data(struct qcow2 *q, uint64_t start, uint64_t end)
+{
+    AUTO_FREE void *zeroes = NULL;
+    int status = 0;
+
+    if (q->header.version < 3) {
+        return qcow2_write_zero_data(q, start, end);
+    }
+    while (status == 0 && start < end) {
+        struct qcow2_run run;
+
+        status = qcow2_map(q, start, end - start, &run);
+        if (status == 0 && run.kind != QCOW2_KIND_ZERO) {
+            zeroes = zeroes ? zeroes : qcow2_zero_buffer(q, end - start);
+            status = zeroes ? qcow2_write(q, zeroes, start, run.bytes) : -ENOMEM;
+        }
+        start += run.bytes;
+    }
+    return status;
+}
+
+/* A part of one subcluster. */
+static int zero_in_subcluster(struct qcow2 *q, uint64_t start, uint64_t end)
+{
+    int status = 0;
+
+    if (start < end && q->header.version >= 3 && !q->data_file_is_raw) {
+        status = zero_absent_subcluster(q, start);
+    }
+    return status == 0 ? zero_as_data(q, start, end) : status;
+}
+
 /* A part of one cluster: as subclusters where there are some, else as data. */
 static int zero_part(struct qcow2 *q, uint64_t start, uint64_t end)
 {
     uint64_t subcluster = UINT64_C(1) << q->subcluster_bits;
     uint64_t from = align_up(start, subcluster), to = align_down(end, subcluster);
+    int status = 0;
 
-    if (!q->has_extended_l2 || from >= to || q->data_file_is_raw) {
-        return qcow2_write_zero_data(q, start, end);
+    if (from > to) {
+        return zero_in_subcluster(q, start, end);
     }
-    int status = zero_subclusters(q, from, to);
+    if (from < to) {
+        status = q->has_extended_l2 && !q->data_file_is_raw ? zero_subclusters(q, from, to) : 1;
+    }
     if (status == 1) {
-        return qcow2_write_zero_data(q, start, end);
+        return zero_as_data(q, start, end);
     }
     if (status == 0) {
-        status = qcow2_write_zero_data(q, start, from);
+        status = zero_in_subcluster(q, start, from);
     }
-    return status == 0 ? qcow2_write_zero_data(q, to, end) : status;
+    return status == 0 ? zero_in_subcluster(q, to, end) : status;
 }
 
 /* ---- Requests ------------------------------------------------------------------------------- */
