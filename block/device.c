@@ -180,8 +180,9 @@ static unsigned root_perms(const struct block_device *device, const struct block
 /* A guest owns the contents; the graph under it and its length are the administrator's. */
 static unsigned root_shared(const struct block_device *device, const struct block_node *root)
 {
-    return is_read_only(device, root) ? BLOCK_PERM_ALL
-                                      : BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_WRITE;
+    unsigned refused = BLOCK_PERM_VOID | (is_read_only(device, root) ? 0u : BLOCK_PERM_WRITE);
+
+    return BLOCK_PERM_ALL & ~refused;
 }
 
 static void free_device(struct block_device *device)

@@ -21,6 +21,9 @@ static const char *permission_name(unsigned permissions)
     if (permissions & (BLOCK_PERM_GRAPH | BLOCK_PERM_BACKING)) {
         return "changing the graph at";
     }
+    if (permissions & BLOCK_PERM_VOID) {
+        return "committing what is in";
+    }
     if (permissions & BLOCK_PERM_WRITE_UNCHANGED) {
         return "copying to";
     }
@@ -31,6 +34,11 @@ static const char *permission_name(unsigned permissions)
 static bool is_beside(const struct block_claim *a, const struct block_claim *b)
 {
     return (a->parent && a->parent == b->beside) || (b->parent && b->parent == a->beside);
+}
+
+static bool is_moved_by(const struct block_claim *place, const struct block_claim *mover)
+{
+    return mover->moves_places && place->operations && place->operations->follows_place;
 }
 
 /*
@@ -45,6 +53,9 @@ static int check_conflicts(const struct block_claim *claim, const char *user,
     TAILQ_FOREACH (other, &node->claims, entry) {
         unsigned clash = (perms & ~other->shared) | (other->perms & ~shared);
 
+        if (is_moved_by(claim, other) || is_moved_by(other, claim)) {
+            clash &= ~(unsigned)BLOCK_PERM_VOID;
+        }
         if (other != claim && clash && !is_beside(claim, other)) {
             return block_error(error, EBUSY,
                                "Node '%s' is busy: %s and %s exclude each other by %s it",

@@ -63,7 +63,9 @@ enum {
     BLOCK_PERM_WRITE_UNCHANGED = 1 << 4,
     /* Changes what is below the node: its backing file. A filter has its file there. */
     BLOCK_PERM_BACKING = 1 << 5,
-    BLOCK_PERM_ALL = (1 << 6) - 1,
+    /* Makes the node read differently without writing to it: below it something is changed. */
+    BLOCK_PERM_VOID = 1 << 6,
+    BLOCK_PERM_ALL = (1 << 7) - 1,
     /* What no reader of data need mind, whoever does it. */
     BLOCK_PERM_INVISIBLE = BLOCK_PERM_GRAPH | BLOCK_PERM_WRITE_UNCHANGED | BLOCK_PERM_BACKING,
 };
@@ -108,6 +110,8 @@ struct block_claim {
      * nodes of a chain sees to it that what that parent reads does not change. NULL: none.
      */
     const struct block_node *beside;
+    /* Disks are moved elsewhere before BLOCK_PERM_VOID is made use of: they do not mind it. */
+    bool moves_places;
     TAILQ_ENTRY(block_claim) entry;
 };
 

@@ -137,7 +137,7 @@ int chain_scan_each(struct job *job, struct block_node *top, struct block_node *
         .claim.operations = &claim_operations,
         .claim.owner = g_strdup_printf("block job '%s'", job_id(job)),
         .claim.perms = BLOCK_PERM_READ,
-        .claim.shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE,
+        .claim.shared = BLOCK_PERM_ALL,
         .lock = PTHREAD_MUTEX_INITIALIZER,
         .quiet = PTHREAD_COND_INITIALIZER,
         .function = function,

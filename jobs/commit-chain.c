@@ -13,16 +13,19 @@ static struct block_node *last_node(const struct commit_chain *chain)
 }
 
 /*
- * Top reads the same all the time, so others may read it, or write it if it is a guest's disk. It
- * keeps its chain, and the job alone puts another node in its place. Base is written; who reads it
- * by itself sees it change, but the node above takes no notice.
+ * Top keeps its chain, and the job alone puts another node in its place. If guests write to it, it
+ * is worth nothing when they have been moved to base; else it reads the same all the time, and
+ * others may read it. Base is written; who reads it by itself sees it change, but the node above
+ * takes no notice.
  */
 struct copy_claims commit_claims(const struct commit_chain *chain, bool is_active)
 {
     return (struct copy_claims){
-        .source_perms = BLOCK_PERM_READ | BLOCK_PERM_BACKING | BLOCK_PERM_GRAPH,
+        .source_perms = BLOCK_PERM_READ | BLOCK_PERM_BACKING | BLOCK_PERM_GRAPH |
+                        (is_active ? BLOCK_PERM_VOID : 0u),
         .source_shared =
             BLOCK_PERM_READ | BLOCK_PERM_WRITE_UNCHANGED | (is_active ? BLOCK_PERM_WRITE : 0u),
+        .source_moves_places = is_active,
         .target_perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
         .target_shared = BLOCK_PERM_READ,
         .target_beside = last_node(chain),
@@ -50,8 +53,8 @@ static int hold_between(struct commit_chain *chain, struct job *job, GError **er
 
     for (guint i = 1; status == 0 && i < chain->nodes->len; i++) {
         status = chain_hold_add(&chain->hold, job, chain->nodes->pdata[i],
-                                BLOCK_PERM_WRITE | BLOCK_PERM_BACKING | BLOCK_PERM_GRAPH, 0,
-                                chain->nodes->pdata[i - 1], error);
+                                BLOCK_PERM_VOID | BLOCK_PERM_BACKING | BLOCK_PERM_GRAPH,
+                                BLOCK_PERM_READ, chain->nodes->pdata[i - 1], error);
     }
     return status;
 }
@@ -97,11 +100,20 @@ int commit_chain_hold(struct commit_chain *chain, struct job *job, GError **erro
     return status == 0 ? make_as_long(chain->base, block_node_length(top), error) : status;
 }
 
-const struct block_claim *commit_chain_last_claim(const struct commit_chain *chain,
-                                                  struct copy_engine *engine)
+void commit_chain_cut(const struct commit_chain *chain, struct copy_engine *engine)
 {
-    return chain->nodes->len == 1 ? copy_engine_source_claim(engine)
-                                  : chain_hold_find(&chain->hold, last_node(chain));
+    g_autoptr(GError) error = NULL;
+    guint last = chain->nodes->len - 1;
+
+    while (last > 0 && ((struct block_node *)chain->nodes->pdata[last])->driver->is_filter) {
+        last--;
+    }
+    struct block_node *layer = chain->nodes->pdata[last];
+    const struct block_claim *claim =
+        last == 0 ? copy_engine_source_claim(engine) : chain_hold_find(&chain->hold, layer);
+    if (block_node_set_backing(layer, NULL, claim, &error) < 0) {
+        g_critical("Node '%s' keeps its backing file: %s", layer->name, error->message);
+    }
 }
 
 void commit_chain_release(struct commit_chain *chain, struct job *job, bool keeps_writable)

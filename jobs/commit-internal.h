@@ -31,8 +31,10 @@ int commit_chain_hold(struct commit_chain *chain, struct job *job, GError **erro
 /* Without the engine; keeps_writable: base is a guest's disk now. May close nodes. */
 void commit_chain_release(struct commit_chain *chain, struct job *job, bool keeps_writable);
 
-/* The claim of the job on the node above base, which may change what is below that. */
-const struct block_claim *commit_chain_last_claim(const struct commit_chain *chain,
-                                                  struct copy_engine *engine);
+/* Take base out of the chain: what is above is worth nothing any more. Main thread, drained. */
+void commit_chain_cut(const struct commit_chain *chain, struct copy_engine *engine);
+
+/* Start a commit of what guests write to: mirror-commit.c. */
+int commit_start_active(const struct commit_options *options, GError **error);
 
 #endif

@@ -319,5 +319,5 @@ int commit_start(const struct commit_options *options, GError **error)
         return block_error(error, EINVAL,
                            "'backing-file' specified, but 'top' is the active layer");
     }
-    return block_error(error, ENOTSUP, "active");
+    return commit_start_active(options, error);
 }

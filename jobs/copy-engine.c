@@ -532,6 +532,7 @@ static int claim_nodes(struct copy_engine *engine, GError **error)
     engine->source_claim.operations = &source_operations;
     engine->source_claim.perms = claims->source_perms;
     engine->source_claim.shared = claims->source_shared;
+    engine->source_claim.moves_places = claims->source_moves_places;
     engine->target_claim.owner = g_strdup_printf("block job '%s'", id);
     engine->target_claim.operations = &target_operations;
     engine->target_claim.perms = claims->target_perms;

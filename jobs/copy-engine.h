@@ -97,6 +97,7 @@ struct copy_source {
 struct copy_claims {
     unsigned source_perms; /* BLOCK_PERM_* */
     unsigned source_shared;
+    bool source_moves_places; /* see struct block_claim */
     unsigned target_perms;
     unsigned target_shared;
     const struct block_node *target_beside; /* see struct block_claim */

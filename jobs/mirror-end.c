@@ -243,6 +243,10 @@ static void pivot(void *data)
 {
     struct mirror *mirror = data;
 
+    mirror->has_pivoted = mirror->moving->len > 0;
+    if (mirror->has_pivoted && mirror->chain.nodes) {
+        commit_chain_cut(&mirror->chain, mirror->engine);
+    }
     for (guint i = 0; i < mirror->moving->len; i++) {
         struct block_device *device = g_ptr_array_index(mirror->moving, i);
 

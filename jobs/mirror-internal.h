@@ -7,6 +7,7 @@
 
 #include "block/dirty-bitmap.h"
 #include "block/drain.h"
+#include "jobs/commit-internal.h"
 #include "jobs/copy-engine.h"
 #include "jobs/mirror-gate.h"
 #include "jobs/mirror.h"
@@ -56,6 +57,9 @@ struct mirror {
     uint64_t look_copied;      /* and copied */
     GPtrArray *moving;         /* devices with block_device_begin_move, references; or NULL */
     struct block_drain *drain; /* guests stand still until the pivot is done or given up */
+
+    struct commit_chain chain; /* of MIRROR_SYNC_COMMIT */
+    bool has_pivoted;
 };
 
 /* ---- mirror.c ---- */
@@ -65,6 +69,16 @@ int mirror_check_is_root(struct block_node *node, GError **error);
 
 /* Take bitmap and gate off the source. Main thread, the source's writers drained. */
 void mirror_uninstall(struct mirror *mirror);
+
+/* ---- mirror-commit.c: MIRROR_SYNC_COMMIT ---- */
+
+/* Instead of the checks that a target of its own has, before and after the engine has claimed it.
+ */
+int mirror_commit_find(struct mirror *mirror, GError **error);
+int mirror_commit_hold(struct mirror *mirror, GError **error);
+
+/* In run(), before the engine: what is to be copied. */
+int mirror_commit_scan(struct mirror *mirror, GError **error);
 
 /* ---- mirror-source.c ---- */
 

@@ -168,9 +168,12 @@ static int begin(struct mirror *mirror, struct block_device *device, GError **er
 static int run_mirror(struct job *job, GError **error)
 {
     struct mirror *mirror = job_state(job);
-
+    int status = mirror->sync == MIRROR_SYNC_COMMIT ? mirror_commit_scan(mirror, error) : 0;
+    if (status < 0) {
+        return status;
+    }
     job_set_phase(job, "copying");
-    int status = copy_engine_run(mirror->engine, error);
+    status = copy_engine_run(mirror->engine, error);
     mirror_gate_open(&mirror->gate);
     return status;
 }
@@ -199,6 +202,9 @@ static void clean_mirror(struct job *job)
     if (mirror->engine) {
         copy_engine_free(STEAL(mirror->engine));
     }
+    if (mirror->chain.nodes) {
+        commit_chain_release(&mirror->chain, job, mirror->has_pivoted);
+    }
     block_device_unref(STEAL(mirror->guest));
     if (mirror->bitmap) {
         mirror_gate_destroy(&mirror->gate);
@@ -213,20 +219,21 @@ static void free_mirror(struct job *job)
     pthread_mutex_destroy(&mirror->progress_lock);
 }
 
+#define MIRROR_FUNCTIONS                                                                           \
+    .is_block_job = true, .instance_size = sizeof(struct mirror), .run = run_mirror,               \
+    .wake = wake_mirror, .can_complete = true, .soft_cancel_completes = true,                      \
+    .prepare = mirror_prepare, .commit = mirror_commit, .abort = mirror_abort,                     \
+    .clean = clean_mirror, .free = free_mirror
+
 static const struct job_driver mirror_driver = {
     .type = "mirror",
-    .is_block_job = true,
-    .instance_size = sizeof(struct mirror),
-    .run = run_mirror,
-    .wake = wake_mirror,
-    .can_complete = true,
-    .soft_cancel_completes = true,
-    .prepare = mirror_prepare,
-    .commit = mirror_commit,
-    .abort = mirror_abort,
-    .clean = clean_mirror,
     .get_info = get_info,
-    .free = free_mirror,
+    MIRROR_FUNCTIONS,
+};
+
+static const struct job_driver active_commit_driver = {
+    .type = "commit",
+    MIRROR_FUNCTIONS,
 };
 
 /* ---- Setting it up -------------------------------------------------------------------------- */
@@ -242,9 +249,25 @@ static void divide_memory(uint64_t buf_size, struct copy_engine_options *options
         (unsigned)CLAMP(buf_size / options->max_chunk, UINT64_C(1), (uint64_t)COPY_MAX_WORKERS);
 }
 
+/*
+ * Nobody may put another node in the source's place, as an external snapshot would: guests would
+ * write past the mirror.
+ */
+static struct copy_claims claims_of(const struct mirror *mirror)
+{
+    struct copy_claims claims = copy_default_claims;
+
+    if (mirror->sync == MIRROR_SYNC_COMMIT) {
+        return commit_claims(&mirror->chain, true);
+    }
+    claims.source_shared &= ~(unsigned)BLOCK_PERM_GRAPH;
+    return claims;
+}
+
 static struct copy_engine *new_engine(struct mirror *mirror, const struct mirror_options *options,
                                       GError **error)
 {
+    struct copy_claims claims = claims_of(mirror);
     AUTO(block_device) guest = block_device_find_by_root(mirror->source_node);
     struct copy_engine_options engine_options = {
         .source = &mirror->source,
@@ -255,6 +278,7 @@ static struct copy_engine *new_engine(struct mirror *mirror, const struct mirror
         .keep_allocated = options->keep_zeroes,
         .on_source_error = options->on_source_error,
         .on_target_error = options->on_target_error,
+        .claims = &claims,
         .guest = guest,
     };
 
@@ -309,8 +333,13 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
         }
         mirror->target = opened;
     }
+    bool is_commit = mirror->sync == MIRROR_SYNC_COMMIT;
+    if (is_commit && mirror_commit_find(mirror, error) < 0) {
+        return -EINVAL;
+    }
     mirror->engine = new_engine(mirror, options, error);
-    if (!mirror->engine || check_lengths(mirror, error) < 0) {
+    if (!mirror->engine ||
+        (is_commit ? mirror_commit_hold(mirror, error) : check_lengths(mirror, error)) < 0) {
         return -EINVAL;
     }
     return make_bitmap(mirror, error);
@@ -318,15 +347,18 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
 
 int mirror_start(const struct mirror_options *options, GError **error)
 {
+    bool is_commit = options->sync == MIRROR_SYNC_COMMIT;
     AUTO(job) job = NULL;
 
     if (mirror_check_is_root(options->source, error) < 0 ||
         block_node_check_sees_writes(options->source, error) < 0 ||
         check_numbers(options, error) < 0 ||
-        (options->target && check_target(options->source, options->target, error) < 0)) {
+        (options->target && !is_commit &&
+         check_target(options->source, options->target, error) < 0)) {
         return -EINVAL;
     }
-    job = job_new(&mirror_driver, options->job_id, options->job_flags, NULL, error);
+    job = job_new(is_commit ? &active_commit_driver : &mirror_driver, options->job_id,
+                  options->job_flags, NULL, error);
     if (!job) {
         return -EINVAL;
     }

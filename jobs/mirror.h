@@ -18,6 +18,8 @@
 enum mirror_sync {
     MIRROR_SYNC_FULL, /* everything */
     MIRROR_SYNC_NONE, /* only what guests write from now on */
+    /* What the layers above the target hold, which is in the source's own chain: a commit. */
+    MIRROR_SYNC_COMMIT,
 };
 
 #define MIRROR_GRANULARITY_MIN  UINT64_C(512)

@@ -118,6 +118,35 @@ def commits(test):
     disk.finish("three.qcow2", "base.qcow2")
 
 
+@promise("a commit of the guest's own layer moves the guest to the base when it is completed")
+def commits_active(test):
+    disk = Disk(test)
+    disk.snapshot("one")
+    disk.snapshot("two")
+    disk.qmp.command("block-commit", job_id="job", device="vda")
+    disk.qmp.wait_event("BLOCK_JOB_READY", device="job")
+    disk.writers.wait_done(100)
+    disk.qmp.command("block-job-complete", device="job")
+    event = disk.qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
+    assert "error" not in event and event["type"] == "commit", event
+    disk.qmp.wait_job("job", "null")
+    disk.path = test.path("base.qcow2")
+    disk.finish("base.qcow2")
+
+
+@promise("a commit of the guest's own layer can be left, and the guest stays where it was")
+def leaves_active(test):
+    disk = Disk(test, base="raw")
+    disk.snapshot("one")
+    disk.qmp.command("block-commit", job_id="job", device="vda")
+    disk.qmp.wait_event("BLOCK_JOB_READY", device="job")
+    disk.qmp.command("block-job-cancel", device="job")
+    event = disk.qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
+    assert "error" not in event, event
+    disk.qmp.wait_job("job", "null")
+    disk.finish("one.qcow2", "base.raw")
+
+
 @promise("an image in the middle of the chain can be filled, too")
 def streams_intermediate(test):
     disk = Disk(test)

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Commits of the layer that guests write to: mirrors into their own chain. */
+#include <errno.h>
+
+#include "block/error.h"
+#include "jobs/chain-scan.h"
+#include "jobs/mirror-internal.h"
+
+int mirror_commit_find(struct mirror *mirror, GError **error)
+{
+    return commit_chain_find(&mirror->chain, mirror->source_node, mirror->target, error);
+}
+
+int mirror_commit_hold(struct mirror *mirror, GError **error)
+{
+    int status = commit_chain_hold(&mirror->chain, mirror->job, error);
+
+    if (status == 0 && block_node_length(mirror->source_node) != mirror->length) {
+        status = block_error(error, EBUSY, "Node '%s' is just being resized",
+                             mirror->source_node->name);
+    }
+    return status;
+}
+
+int mirror_commit_scan(struct mirror *mirror, GError **error)
+{
+    job_set_phase(mirror->job, "scanning");
+    return chain_scan(mirror->job, mirror->source_node, mirror->target, 0, mirror->length,
+                      mirror->bitmap, error);
+}
+
+int commit_start_active(const struct commit_options *options, GError **error)
+{
+    const struct mirror_options mirror_options = {
+        .job_id = options->job_id,
+        .source = options->top,
+        .device = options->top == options->root ? options->device : NULL,
+        .target = options->base,
+        .sync = MIRROR_SYNC_COMMIT,
+        .speed = options->speed,
+        .on_source_error = options->on_error,
+        .on_target_error = options->on_error,
+        .job_flags = options->job_flags,
+    };
+
+    return mirror_start(&mirror_options, error);
+}
