@@ -31,8 +31,7 @@ struct scan {
     void *data;
 };
 
-/* ---- Drains -----------------------------------------------------------------------------------
- */
+/* ---- Drains --------------------------------------------------------------------------------- */
 
 static struct scan *scan_of(struct block_claim *claim)
 {
@@ -90,8 +89,7 @@ static void end_looking(struct scan *scan)
     pthread_cond_broadcast(&scan->quiet);
 }
 
-/* ---- The scan ---------------------------------------------------------------------------------
- */
+/* ---- The scan ------------------------------------------------------------------------------- */
 
 /* As soon as the job may: not paused, nothing drained. False if it is cancelled. */
 static bool begin_looking(struct scan *scan)
