@@ -15,6 +15,7 @@
 #include "formats/scratch.h"
 #include "jobs/backup-source.h"
 #include "jobs/copy-engine.h"
+#include "jobs/sync-top.h"
 
 /* More than this for one job is a slip of the pen. */
 #define MEMORY_MAX (8 * GIB)
@@ -30,6 +31,7 @@ struct backup {
     enum backup_sync sync;
     enum block_error_policy on_target_error;
     uint64_t length;
+    struct block_node *target; /* the engine's claim holds it */
     struct scratch_budget budget;
     struct point_in_time *point;
     struct backup_source source;
@@ -90,16 +92,34 @@ static int run_none(struct job *job, GError **error)
     return status;
 }
 
-/* ---- Sync full ------------------------------------------------------------------------------ */
+/* ---- Sync full and top ---------------------------------------------------------------------- */
 
-static int run_full(struct job *job, GError **error)
+/* What need not be copied. Guests save it until it is found, as nobody knows better before. */
+static int narrow(struct backup *backup, GError **error)
+{
+    job_set_phase(backup->job, "scanning");
+    return sync_top_narrow(backup->job, backup->point, sync_top_unit(backup->target, COPY_UNIT),
+                           error);
+}
+
+static int copy(struct backup *backup, GError **error)
+{
+    struct point_in_time_info info;
+
+    point_in_time_get_info(backup->point, &info);
+    job_progress_set_total(backup->job, backup->length - info.discarded_bytes);
+    job_set_phase(backup->job, "copying");
+    return copy_engine_run(backup->engine, error);
+}
+
+static int run_copy(struct job *job, GError **error)
 {
     struct backup *backup = job_state(job);
-    int status;
+    int status = backup->sync == BACKUP_SYNC_TOP ? narrow(backup, error) : 0;
 
-    job_progress_set_total(job, backup->length);
-    job_set_phase(job, "copying");
-    status = copy_engine_run(backup->engine, error);
+    if (status == 0) {
+        status = copy(backup, error);
+    }
     if (status < 0) {
         let_guests_go(backup);
         return status;
@@ -133,7 +153,7 @@ static int run_backup(struct job *job, GError **error)
 {
     struct backup *backup = job_state(job);
 
-    return backup->sync == BACKUP_SYNC_FULL ? run_full(job, error) : run_none(job, error);
+    return backup->sync == BACKUP_SYNC_NONE ? run_none(job, error) : run_copy(job, error);
 }
 
 static void wake_backup(struct job *job)
@@ -301,6 +321,7 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
         .target = options->target,
         .use_copy_range = options->use_copy_range && !options->compress,
         .compress = options->compress,
+        .explicit_zeroes = backup->sync == BACKUP_SYNC_TOP,
         .max_workers = (unsigned)options->max_workers,
         .max_chunk = align_down((uint64_t)options->max_chunk, COPY_CLUSTER),
         .on_source_error = options->on_source_error,
@@ -308,9 +329,23 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
         .guest = guest,
     };
 
+    backup->target = options->target;
     backup_source_init(&backup->source, backup->point, options->source);
     backup->engine = copy_engine_new(job, &engine_options, error);
     return backup->engine ? 0 : -EIO;
+}
+
+static int choose_sync(struct backup *backup, const struct backup_options *options, GError **error)
+{
+    bool has_below = false;
+    int status = 0;
+
+    backup->sync = options->sync;
+    if (options->sync == BACKUP_SYNC_TOP) {
+        status = sync_top_keep_chain(backup->job, options->source, &has_below, error);
+        backup->sync = has_below ? BACKUP_SYNC_TOP : BACKUP_SYNC_FULL;
+    }
+    return status;
 }
 
 static int set_up(struct job *job, const struct backup_options *options, GError **error)
@@ -320,10 +355,10 @@ static int set_up(struct job *job, const struct backup_options *options, GError 
     AUTO(block_node) opened = NULL;
 
     backup->job = job;
-    backup->sync = options->sync;
     backup->on_target_error = options->on_target_error;
     backup->length = block_node_length(options->source);
-    if (job_set_initial_speed(job, options->speed, error) < 0) {
+    if (job_set_initial_speed(job, options->speed, error) < 0 ||
+        choose_sync(backup, options, error) < 0) {
         return -EINVAL;
     }
     if (!options->target) {
@@ -335,7 +370,7 @@ static int set_up(struct job *job, const struct backup_options *options, GError 
     if (new_point(job, &complete, error) < 0) {
         return -EIO;
     }
-    return options->sync == BACKUP_SYNC_FULL ? new_engine(job, &complete, error) : 0;
+    return options->sync == BACKUP_SYNC_NONE ? 0 : new_engine(job, &complete, error);
 }
 
 struct job *backup_new(const struct backup_options *options, GError **error)

@@ -12,6 +12,8 @@
 
 enum backup_sync {
     BACKUP_SYNC_FULL, /* everything */
+    /* What the source's top layer holds itself; everything if there is none below. */
+    BACKUP_SYNC_TOP,
     BACKUP_SYNC_NONE, /* only what the guest overwrites; ends by being cancelled */
 };
 

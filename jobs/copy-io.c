@@ -2,6 +2,8 @@
 /* The copy engine's I/O: one run from the source to the target. */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "block/align.h"
 #include "block/chain.h"
@@ -22,9 +24,27 @@
 /* The pause before what failed is tried again under the policy `ignore`. */
 #define RETRY_NS (200 * NS_PER_MS)
 
+static int write_zeroes_as_data(struct block_node *target, uint64_t offset, uint64_t bytes)
+{
+    uint64_t piece = MIN_OF(bytes, ZERO_PIECE);
+    void *buffer = block_node_alloc_buffer(target, piece);
+    int status = buffer ? 0 : -ENOMEM;
+
+    if (buffer) {
+        memset(buffer, 0, piece);
+    }
+    for (; status == 0 && bytes; offset += piece, bytes -= piece) {
+        piece = MIN_OF(bytes, piece);
+        status = block_node_pwrite(target, buffer, offset, piece, 0);
+    }
+    free(buffer);
+    return status;
+}
+
 /*
- * Zeroes that no backing file shines through. A format may have taken leave to unmap as leave to
- * show one (qcow2 before version 3 has no other zeroes): there it is asked again without.
+ * Zeroes that no backing file shines through. A format that has none yet may do nothing where its
+ * image reads as zeroes anyway (qcow2 of version 2, and for a part of a cluster): there they are
+ * written as data.
  */
 static int write_explicit_zeroes(struct block_node *target, uint64_t offset, uint64_t bytes)
 {
@@ -38,7 +58,7 @@ static int write_explicit_zeroes(struct block_node *target, uint64_t offset, uin
 
         status = block_node_block_status(target, offset, bytes, &extent);
         if (status == 0 && !(extent.flags & BLOCK_STATUS_ALLOCATED)) {
-            status = block_node_write_zeroes(target, offset, extent.bytes, 0);
+            status = write_zeroes_as_data(target, offset, extent.bytes);
         }
         if (status == 0) {
             offset += extent.bytes;
