@@ -16,8 +16,8 @@ int mirror_commit_hold(struct mirror *mirror, GError **error)
     int status = commit_chain_hold(&mirror->chain, mirror->job, error);
 
     if (status == 0 && block_node_length(mirror->source_node) != mirror->length) {
-        status = block_error(error, EBUSY, "Node '%s' is just being resized",
-                             mirror->source_node->name);
+        status =
+            block_error(error, EBUSY, "Node '%s' is just being resized", mirror->source_node->name);
     }
     return status;
 }

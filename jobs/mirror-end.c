@@ -203,7 +203,7 @@ int mirror_prepare(struct job *job, GError **error)
     struct mirror *mirror = job_state(job);
     bool is_pivot = job_completion_requested(job) && !job_cancel_requested(job);
     bool again = true;
-    int status = 0;
+    int status = is_pivot ? mirror_top_attach(mirror, error) : 0;
 
     for (unsigned tries = 0; status == 0 && again && tries < TRIES_MAX; tries++) {
         status = approach(mirror, is_pivot, error);
@@ -275,4 +275,5 @@ void mirror_abort(struct job *job)
         main_loop_call_wait(release_devices, mirror);
         block_drain_end(STEAL(mirror->drain));
     }
+    mirror_top_detach(mirror);
 }

@@ -60,6 +60,7 @@ struct mirror {
 
     struct commit_chain chain; /* of MIRROR_SYNC_COMMIT */
     bool has_pivoted;
+    bool has_attached; /* sync=top: the source's backing file to the target */
 };
 
 /* ---- mirror.c ---- */
@@ -96,6 +97,21 @@ uint64_t mirror_small(const struct mirror *mirror);
 /* Before the engine runs for one of these steps; the first also in the middle of MIRROR_FOLLOW. */
 void mirror_begin_convergence(struct mirror *mirror);
 void mirror_begin_finish(struct mirror *mirror);
+
+/* ---- mirror-top.c: sync=top ---- */
+
+/* Before the target is opened: from here on the source's chain stays. Full if it has one layer. */
+int mirror_top_choose(struct mirror *mirror, GError **error);
+
+/* In run(), before the engine: what is to be copied. */
+int mirror_top_scan(struct mirror *mirror, GError **error);
+
+/*
+ * Before the pivot, beside guests: see to it that the target has the layers below. What this does
+ * mirror_top_detach takes back. The engine does not run.
+ */
+int mirror_top_attach(struct mirror *mirror, GError **error);
+void mirror_top_detach(struct mirror *mirror);
 
 /* ---- mirror-end.c ---- */
 

@@ -10,6 +10,7 @@
 #include "block/error.h"
 #include "block/main-loop.h"
 #include "jobs/mirror-internal.h"
+#include "jobs/sync-top.h"
 
 #define GRANULARITY_DEFAULT     (4 * KIB)
 #define GRANULARITY_DEFAULT_MAX (64 * KIB)
@@ -168,7 +169,9 @@ static int begin(struct mirror *mirror, struct block_device *device, GError **er
 static int run_mirror(struct job *job, GError **error)
 {
     struct mirror *mirror = job_state(job);
-    int status = mirror->sync == MIRROR_SYNC_COMMIT ? mirror_commit_scan(mirror, error) : 0;
+    int status = mirror->sync == MIRROR_SYNC_COMMIT ? mirror_commit_scan(mirror, error)
+                                                    : mirror_top_scan(mirror, error);
+
     if (status < 0) {
         return status;
     }
@@ -276,6 +279,7 @@ static struct copy_engine *new_engine(struct mirror *mirror, const struct mirror
         .source_node = mirror->source_node,
         .target = mirror->target,
         .keep_allocated = options->keep_zeroes,
+        .explicit_zeroes = mirror->sync == MIRROR_SYNC_TOP,
         .on_source_error = options->on_source_error,
         .on_target_error = options->on_target_error,
         .claims = &claims,
@@ -322,7 +326,8 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
 {
     AUTO(block_node) opened = NULL;
 
-    if (job_set_initial_speed(mirror->job, options->speed, error) < 0) {
+    if (job_set_initial_speed(mirror->job, options->speed, error) < 0 ||
+        mirror_top_choose(mirror, error) < 0) {
         return -EINVAL;
     }
     mirror->target = options->target;
@@ -336,6 +341,9 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
     bool is_commit = mirror->sync == MIRROR_SYNC_COMMIT;
     if (is_commit && mirror_commit_find(mirror, error) < 0) {
         return -EINVAL;
+    }
+    if (mirror->sync == MIRROR_SYNC_TOP) {
+        mirror->granularity = sync_top_unit(mirror->target, mirror->granularity);
     }
     mirror->engine = new_engine(mirror, options, error);
     if (!mirror->engine ||

@@ -7,6 +7,9 @@
  * makes the target the root of the devices on the source, without a guest noticing or any write
  * being lost; a soft cancel leaves the target as a copy of that moment. If the guest has moved to
  * another node meanwhile (by another mirror), the job fails: the target would be out of date.
+ *
+ * A target that has only the top layer's contents and no backing file gets the source's when the
+ * disk moves to it; the image's header is left as it is.
  */
 #ifndef LIVEBLK_JOBS_MIRROR_H
 #define LIVEBLK_JOBS_MIRROR_H
@@ -17,6 +20,8 @@
 
 enum mirror_sync {
     MIRROR_SYNC_FULL, /* everything */
+    /* What the source's top layer holds itself; everything if there is none below. */
+    MIRROR_SYNC_TOP,
     MIRROR_SYNC_NONE, /* only what guests write from now on */
     /* What the layers above the target hold, which is in the source's own chain: a commit. */
     MIRROR_SYNC_COMMIT,
@@ -42,10 +47,12 @@ struct mirror_options {
     struct block_node *(*open_target)(void *data, GError **error);
     void *open_target_data;
     enum mirror_sync sync;
-    uint64_t granularity; /* bytes that one write makes dirty; 0: mirror_default_granularity */
-    int64_t buf_size;     /* most bytes in memory; 0: the default */
-    bool keep_zeroes;     /* write the source's zeroes as data */
-    int64_t speed;        /* bytes per second; 0: unlimited */
+    /* Bytes that one write makes dirty; 0: mirror_default_granularity. With sync top more if that
+     * is less than a cluster of a target without a backing file. */
+    uint64_t granularity;
+    int64_t buf_size; /* most bytes in memory; 0: the default */
+    bool keep_zeroes; /* write the source's zeroes as data */
+    int64_t speed;    /* bytes per second; 0: unlimited */
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     unsigned job_flags; /* JOB_MANUAL_* */
