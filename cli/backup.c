@@ -14,8 +14,8 @@ static struct {
 } chosen;
 
 static const GOptionEntry options[] = {
-    {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync, "What to copy: full (default) or none",
-     "MODE"},
+    {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
+     "What to copy: full (default), top: only the top layer, or none", "MODE"},
     {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
      "DIRECTORY or node:NAME for old data, or none", "WHERE"},
     {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max, "Keep at most so much there",
@@ -28,7 +28,7 @@ static const GOptionEntry options[] = {
 };
 
 static const struct command_words words[] = {
-    {"sync", 0, "full none"},
+    {"sync", 0, "full top none"},
     {"scratch", 0, "@file"},
     {NULL, 0, "@device"},
     {NULL},
@@ -36,7 +36,7 @@ static const struct command_words words[] = {
 
 static bool check_options(GError **error)
 {
-    static const char *const modes[] = {"full", "none", NULL};
+    static const char *const modes[] = {"full", "top", "none", NULL};
 
     if (chosen.max_workers < 0) {
         usage_error(error, "--max-workers expects a number above 0, not %d", chosen.max_workers);

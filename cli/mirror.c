@@ -17,8 +17,8 @@ static const GOptionEntry options[] = {
      NULL},
     {"keep", 'k', 0, G_OPTION_ARG_NONE, &chosen.keep,
      "When ready, end with a copy as of that moment", NULL},
-    {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync, "full (default), or none: only new writes",
-     "MODE"},
+    {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
+     "full (default), top: only the top layer, none: only new writes", "MODE"},
     {"granularity", 0, 0, G_OPTION_ARG_STRING, &chosen.granularity,
      "Unit in which new writes are copied again", "BYTES"},
     {"buf-size", 0, 0, G_OPTION_ARG_STRING, &chosen.buf_size, "Memory to use", "BYTES"},
@@ -28,14 +28,14 @@ static const GOptionEntry options[] = {
 };
 
 static const struct command_words words[] = {
-    {"sync", 0, "full none"},
+    {"sync", 0, "full top none"},
     {NULL, 0, "@device"},
     {NULL},
 };
 
 static bool check_options(GError **error)
 {
-    static const char *const modes[] = {"full", "none", NULL};
+    static const char *const modes[] = {"full", "top", "none", NULL};
 
     if (chosen.pivot && chosen.keep) {
         usage_error(error, "--pivot and --keep exclude each other");

@@ -11,13 +11,15 @@
 #include "server/target-file.h"
 #include "server/types.h"
 
-const char *const mirror_sync_mode_names[] = {"full", "none", NULL};
+const char *const mirror_sync_mode_names[] = {"full", "top", "none", NULL};
 const struct qmp_type mirror_sync_mode_type = {
     .name = "MirrorSyncMode",
     .kind = QMP_KIND_ENUM,
     .values = mirror_sync_mode_names,
-    .doc = "full: everything. none: of a backup, only what the guest overwrites, until cancelled; "
-           "of a mirror, only what it writes from now on.",
+    .doc = "full: everything. top: what the disk's top layer holds itself, data and explicit "
+           "zeroes, for a target that has the same layers below or gets them later; everything if "
+           "the disk has no backing file. none: of a backup, only what the guest overwrites, until "
+           "cancelled; of a mirror, only what it writes from now on.",
 };
 
 static const struct qmp_member performance_members[] = {
@@ -229,6 +231,7 @@ static int prepare_drive_backup(struct transaction_action *action, json_t *argum
     }
     struct target_file file = target_file_from_arguments(arguments, block_node_length(source));
     read_options(arguments, source, &options);
+    file.beside = options.sync == BACKUP_SYNC_TOP ? source : NULL;
     options.open_target = target_file_open;
     options.open_target_data = &file;
     const struct block_driver *format = block_driver_find(file.format);

@@ -33,7 +33,8 @@ static const struct qmp_member common_members[] = {
      .doc = "Limit in bytes per second; 0: none. It does not hold for the last moment."},
     {"granularity", &qmp_type_uint32, .optional = true, .default_text = "4096",
      .doc = "Bytes that are copied again when a guest writes some of them: a power of 2 from 512 "
-            "to 64 MiB. The default is larger for disks of more than 2 TiB."},
+            "to 64 MiB. The default is larger for disks of more than 2 TiB. With sync `top`, and a "
+            "target that has no backing file yet, at least a cluster of that."},
     {"buf-size", &qmp_type_int, .optional = true, .default_text = "16777216",
      .doc = "Most bytes on their way at once; 0: the default."},
     {"unmap", &qmp_type_bool, .optional = true, .default_text = "true",
@@ -128,12 +129,12 @@ static int read_options(json_t *arguments, struct block_node *source,
 {
     const char *id = json_string_value(json_object_get(arguments, "job-id"));
     const char *replaces = json_string_value(json_object_get(arguments, "replaces"));
-    const char *sync = json_string_value(json_object_get(arguments, "sync"));
 
     *options = (struct mirror_options){
         .job_id = id ? id : json_string_value(json_object_get(arguments, "device")),
         .source = source,
-        .sync = strcmp(sync, "none") ? MIRROR_SYNC_FULL : MIRROR_SYNC_NONE,
+        .sync = (enum mirror_sync)lookup_enum(json_object_get(arguments, "sync"),
+                                              mirror_sync_mode_names),
         .granularity = (uint64_t)lookup_integer(arguments, "granularity", 0),
         .buf_size = lookup_integer(arguments, "buf-size", 0),
         .keep_zeroes = !lookup_bool(arguments, "unmap", true),
@@ -198,6 +199,7 @@ json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **er
     }
     struct target_file file = target_file_from_arguments(arguments, block_node_length(source));
     file.node_name = node_name;
+    file.beside = options.sync == MIRROR_SYNC_TOP ? source : NULL;
     /* A disk whose guest may not choose its format may not choose it by moving either. */
     file.guards_format = !json_object_get(arguments, "format") &&
                          raw_format_is_guarded(block_node_below_filters(source));

@@ -5,8 +5,10 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "block/gate.h"
 #include "block/options.h"
 #include "formats/raw.h"
 #include "server/lookup.h"
@@ -47,8 +49,41 @@ static int create_file(const struct target_file *file, uint64_t length, GError *
     return block_create(options, NULL, NULL, error);
 }
 
-/* A raw target is the file itself; another format is made in an empty one. */
-static int create(const struct target_file *file, GError **error)
+/* What the new image says that its backing file is, as mode `absolute-paths` has it. */
+static int name_backing(const struct target_file *file, struct block_node *backing,
+                        struct block_options *options, GError **error)
+{
+    const char *format = NULL;
+    g_autofree char *name = block_chain_reference(file->beside, backing, &format, error);
+
+    if (!name) {
+        return -ENOTSUP;
+    }
+    if (block_reference_is_relative(name)) { /* to the disk's own directory */
+        g_autofree char *path = block_node_get_filename(block_node_below_filters(backing));
+
+        g_free(name);
+        name = g_canonicalize_filename(path, NULL);
+    }
+    block_options_set(options, "backing-file", name);
+    block_options_set(options, "backing-fmt", format);
+    return 0;
+}
+
+static int check_takes_backing(const struct target_file *file, GError **error)
+{
+    const struct block_driver *driver = block_driver_find(file->format);
+
+    return driver && !block_driver_takes_backing(driver)
+               ? block_error(error, ENOTSUP,
+                             "An image of format '%s' cannot have the disk's backing file, without "
+                             "which what 'top' copies is no disk: use the format 'qcow2'",
+                             file->format)
+               : 0;
+}
+
+/* A raw target is the file itself; another format is made in an empty one. backing: or NULL. */
+static int create(const struct target_file *file, struct block_node *backing, GError **error)
 {
     const struct block_driver *driver = block_driver_find(file->format);
     bool is_raw = !strcmp(file->format, "raw");
@@ -56,11 +91,17 @@ static int create(const struct target_file *file, GError **error)
     if (!is_raw && (!driver || !driver->create || driver->is_protocol)) {
         return block_error(error, ENOTSUP, "Images of format '%s' cannot be created", file->format);
     }
-    int status = create_file(file, is_raw ? file->length : 0, error);
+    AUTO(block_options) options = block_options_new();
+    int status = backing ? check_takes_backing(file, error) : 0;
+    if (status == 0 && backing) {
+        status = name_backing(file, backing, options, error);
+    }
+    if (status == 0) {
+        status = create_file(file, is_raw ? file->length : 0, error);
+    }
     if (status < 0 || is_raw) {
         return status;
     }
-    AUTO(block_options) options = block_options_new();
     g_autofree char *size = g_strdup_printf("%" PRIu64, file->length);
     block_options_set(options, "driver", file->format);
     block_options_set(options, "size", size);
@@ -77,9 +118,15 @@ struct block_node *target_file_open(void *data, GError **error)
 {
     const struct target_file *file = data;
     AUTO(block_options) options = block_options_new();
+    AUTO(block_node) backing = file->create && file->beside
+                                   ? block_chain_below(block_node_below_filters(file->beside))
+                                   : NULL;
 
-    if (file->create && create(file, error) < 0) {
+    if (file->create && create(file, backing, error) < 0) {
         return NULL;
+    }
+    if (backing) {
+        block_options_set(options, "backing", backing->name);
     }
     block_options_set(options, "driver", file->format);
     if (file->node_name) {

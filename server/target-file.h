@@ -19,7 +19,10 @@ struct target_file {
     const char *format;
     const char *node_name; /* NULL: made up */
     uint64_t length;
-    bool create;        /* else it is there */
+    bool create; /* else it is there */
+    /* What is created gets the backing file of this disk, and stands on the same node; NULL, or
+     * the disk has none: it gets none. Nobody changes the disk's meanwhile. */
+    struct block_node *beside;
     bool guards_format; /* raw_guard_format() */
     bool cache_direct;
     bool cache_no_flush;
