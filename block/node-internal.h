@@ -25,6 +25,17 @@ int block_node_refresh_length(struct block_node *node, GError **error);
 void block_child_permissions(const struct block_node *parent, enum block_role role, bool read_only,
                              unsigned *perms, unsigned *shared);
 
+/* Take the common options out of a set. */
+int block_node_extract_common(struct block_options *options, struct block_node_options *target,
+                              GError **error);
+
+/*
+ * What an inline child takes over from its parent unless it says otherwise. A backing file is only
+ * read, and may be shared with other disks.
+ */
+void block_node_inherit_options(const struct block_node_options *parent, const char *child,
+                                struct block_options *nested);
+
 /* Whether a format may let this child grow beside requests. That goes down through filters, and
  * whatever else hands it on; a bitmap would not follow. */
 int block_node_check_growable(const struct block_node *node, GError **error);

@@ -195,22 +195,18 @@ static int attach_child(struct block_node *parent, const char *name, struct bloc
     return 0;
 }
 
-/*
- * What an inline child takes over from its parent unless it says otherwise. A backing file is
- * only read, and may be shared with other disks.
- */
-static void inherit_options(const struct block_node *parent, enum block_role role,
-                            struct block_options *nested)
+void block_node_inherit_options(const struct block_node_options *parent, const char *child,
+                                struct block_options *nested)
 {
     const struct {
         const char *key;
         bool value;
     } inherited[] = {
-        {"read-only", parent->options.read_only || role == BLOCK_ROLE_BACKING},
-        {"auto-read-only", parent->options.auto_read_only},
-        {"force-share", parent->options.force_share},
-        {"cache.direct", parent->options.cache_direct},
-        {"cache.no-flush", parent->options.cache_no_flush},
+        {"read-only", parent->read_only || role_of(child) == BLOCK_ROLE_BACKING},
+        {"auto-read-only", parent->auto_read_only},
+        {"force-share", parent->force_share},
+        {"cache.direct", parent->cache_direct},
+        {"cache.no-flush", parent->cache_no_flush},
     };
 
     for (size_t i = 0; i < G_N_ELEMENTS(inherited); i++) {
@@ -240,7 +236,7 @@ static int open_child(struct block_node *parent, const struct block_option *opti
     } else if (block_options_has(options, option->name)) {
         AUTO(block_options) nested = block_options_take_nested(options, option->name);
 
-        inherit_options(parent, role, nested);
+        block_node_inherit_options(&parent->options, option->name, nested);
         node = block_node_open(nested, true, error);
     } else if (option->required) {
         return block_error(error, EINVAL, "Parameter '%s' is missing", option->name);
@@ -257,7 +253,7 @@ static int open_child(struct block_node *parent, const struct block_option *opti
 int block_node_open_implied_child(struct block_node *parent, const char *name,
                                   struct block_options *options, GError **error)
 {
-    inherit_options(parent, role_of(name), options);
+    block_node_inherit_options(&parent->options, name, options);
     AUTO(block_node) node = block_node_open(options, true, error);
     int status = node ? check_writable(parent, role_of(name), node, error) : -EINVAL;
 
@@ -279,7 +275,8 @@ static int open_children(struct block_node *node, struct block_options *options,
     return 0;
 }
 
-static int extract_common(struct block_node *node, struct block_options *options, GError **error)
+int block_node_extract_common(struct block_options *options, struct block_node_options *target,
+                              GError **error)
 {
     struct common_values values = {0};
     int status = block_options_extract(options, block_common_options, &values, NULL, error);
@@ -295,7 +292,7 @@ static int extract_common(struct block_node *node, struct block_options *options
     if (values.force_share && !values.read_only) {
         return block_error(error, EINVAL, "force-share=on can only be used with read-only images");
     }
-    node->options = (struct block_node_options){
+    *target = (struct block_node_options){
         .read_only = values.read_only,
         .auto_read_only = values.auto_read_only,
         .force_share = values.force_share,
@@ -349,6 +346,7 @@ static int open_driver(struct block_node *node, struct block_options *options, v
     int status = 0;
 
     if (driver->options) {
+        node->given = block_options_copy(options);
         status = block_options_extract(options, driver->options, extracted, NULL, error);
         if (status < 0) {
             return status;
@@ -415,8 +413,8 @@ static struct block_node *open_tree(const struct block_driver *driver,
     tracked_requests_init(&node->tracked);
     pthread_mutex_init(&node->operation_lock, NULL);
     if (take_name(node, options, allow_anonymous, error) < 0 ||
-        extract_common(node, options, error) < 0 || open_children(node, options, error) < 0 ||
-        open_driver(node, options, given, error) < 0) {
+        block_node_extract_common(options, &node->options, error) < 0 ||
+        open_children(node, options, error) < 0 || open_driver(node, options, given, error) < 0) {
         block_node_free(node);
         return NULL;
     }

@@ -131,6 +131,7 @@ void block_node_free(struct block_node *node)
     g_free(node->notifiers);
     free_named_bitmaps(node);
     g_free(node->bitmaps);
+    block_options_free(node->given);
     g_free(node->name);
     g_aligned_free(node->state);
     g_aligned_free(node);

@@ -131,6 +131,7 @@ struct block_node {
     bool named; /* a user gave the name with blockdev-add and owns a reference */
     const struct block_driver *driver;
     struct block_node_options options;
+    struct block_options *given; /* the driver's own options, for reopening; NULL: it has none */
     struct block_limits limits;
     void *state;     /* the driver's */
     unsigned height; /* of the tree: 1 if the node has no children. Graph lock. */

@@ -48,6 +48,7 @@ struct block_option {
     const char *default_text;       /* NULL: zero, NULL or the first enum value */
     const char *const *enum_values; /* NULL-terminated, for BLOCK_OPTION_ENUM */
     const char *help;               /* one sentence, for the generated documentation */
+    bool can_change;                /* of an open node (block/reopen.h) */
 
     /* For BLOCK_OPTION_LIST: the options of one element, and the size of its struct. */
     const struct block_option *element_options;
@@ -124,6 +125,10 @@ int block_options_extract(struct block_options *options, const struct block_opti
 
 /* Free what block_options_extract stored (strings, addresses, lists) and zero those members. */
 void block_options_clear_target(const struct block_option *table, void *target);
+
+/* The first option whose values in two structs differ, of those that cannot change; or NULL. */
+const struct block_option *block_options_find_change(const struct block_option *table,
+                                                     const void *from, const void *to);
 
 /*
  * Fail with -EINVAL "Parameter 'x' is unexpected" if any key is left. Call it when everybody who

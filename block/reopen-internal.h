@@ -10,6 +10,9 @@ struct reopen_node {
     struct block_node *node;           /* a reference is held */
     struct block_node_options options; /* what it is to have */
     void *values;                      /* the driver's, in its struct; NULL: they stay */
+    struct block_options *given;       /* the same as options */
+    bool changes_backing;
+    struct block_node *backing; /* then; a reference is held, or NULL: none */
 
     /* Of the engine: */
     struct block_node_options old_options;
@@ -19,6 +22,8 @@ struct reopen_node {
     bool is_writable;    /* it has become so */
     bool begins_writing; /* and has written what that takes */
     void *prepared;      /* the driver's */
+    bool has_new_backing;
+    struct block_node *old_backing; /* with a reference; or NULL */
 };
 
 struct reopen {
@@ -37,7 +42,10 @@ struct reopen_node *reopen_add(struct reopen *reopen, struct block_node *node, G
 /* The entry of a node, or NULL. */
 struct reopen_node *reopen_find(const struct reopen *reopen, const struct block_node *node);
 
-/* Add what a node keeps its data in, as far down as that is to change with it. Graph lock held. */
+/*
+ * If a node becomes writable or read-only, add what it keeps its data in, as far down as that is to
+ * change with it. Graph lock held.
+ */
 int reopen_add_children(struct reopen *reopen, const struct reopen_node *entry, GError **error);
 
 /* Do it. On error nothing has changed. Not the main thread; may block. */

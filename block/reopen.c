@@ -5,18 +5,21 @@
  *   1. claims of those that become writable on what is below them are raised
  *   2. all are prepared, parents first: who becomes read-only writes what it keeps in memory, so
  *      what is below it must be writable still
- *   3. those that become writable are committed, children first, and write what opening for writing
- *      writes. That may fail, and then they become read-only again
- *   4. the others are committed, and claims of those that became read-only are lowered.
+ *   3. those that become writable are committed, children first, and write what opening for
+ *      writing writes. That may fail, and then they become read-only again
+ *   4. backing files are exchanged, which may fail, too
+ *   5. the others are committed, and claims of those that became read-only are lowered.
  */
 #include "block/reopen.h"
 
 #include <errno.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/graph.h"
+#include "block/main-loop.h"
 #include "block/node-internal.h"
 #include "block/reopen-internal.h"
 #include "block/request.h"
@@ -32,6 +35,9 @@ static void free_node(gpointer data)
         block_options_clear_target(node->driver->options, entry->values);
         g_free(entry->values);
     }
+    block_options_free(entry->given);
+    block_node_unref(entry->backing);
+    block_node_unref(entry->old_backing);
     pthread_mutex_lock(&block_graph_lock);
     node->reopening = false;
     pthread_mutex_unlock(&block_graph_lock);
@@ -80,6 +86,16 @@ struct reopen_node *reopen_add(struct reopen *reopen, struct block_node *node, G
     return entry;
 }
 
+static bool becomes_writable(const struct reopen_node *entry)
+{
+    return entry->old_options.read_only && !entry->options.read_only;
+}
+
+static bool becomes_read_only(const struct reopen_node *entry)
+{
+    return !entry->old_options.read_only && entry->options.read_only;
+}
+
 /* Whether a parent's data is in a child, so that the one cannot be writable without the other. */
 static bool keeps_data(enum block_role role)
 {
@@ -90,6 +106,9 @@ int reopen_add_children(struct reopen *reopen, const struct reopen_node *entry, 
 {
     const struct block_child *child;
 
+    if (!becomes_writable(entry) && !becomes_read_only(entry)) {
+        return 0;
+    }
     TAILQ_FOREACH (child, &entry->node->children, entry) {
         struct block_node *node = child->claim.node;
 
@@ -108,16 +127,6 @@ int reopen_add_children(struct reopen *reopen, const struct reopen_node *entry, 
         }
     }
     return 0;
-}
-
-static bool becomes_writable(const struct reopen_node *entry)
-{
-    return entry->old_options.read_only && !entry->options.read_only;
-}
-
-static bool becomes_read_only(const struct reopen_node *entry)
-{
-    return !entry->old_options.read_only && entry->options.read_only;
 }
 
 /* Whether a node is read-only afterwards. */
@@ -213,7 +222,8 @@ static int check_users(const struct reopen *reopen, const struct block_node *nod
         }
         if (claim->perms & writing) {
             return block_error(error, EBUSY,
-                               "Node '%s' is busy: %s writes to it, so it cannot become read-only",
+                               "Read-only block node '%s' cannot support read-write users, and %s "
+                               "writes to it",
                                node->name, claim->owner);
         }
         if (parent && keeps_data(child_of(claim)->role)) {
@@ -436,6 +446,35 @@ static int make_writable(struct reopen *reopen, GError **error)
     return status;
 }
 
+/* The driver's options as they were, if they were to change. */
+static void *extract_old_values(const struct reopen_node *entry)
+{
+    const struct block_driver *driver = entry->node->driver;
+    g_autofree void *values = g_malloc0(MAX(driver->options_size, 1));
+
+    if (!entry->values || !entry->node->given) {
+        return NULL;
+    }
+    AUTO(block_options) given = block_options_copy(entry->node->given);
+    return block_options_extract(given, driver->options, values, NULL, NULL) == 0
+               ? g_steal_pointer(&values)
+               : NULL;
+}
+
+static int driver_take_back(struct reopen_node *entry, GError **error)
+{
+    g_autofree void *values = extract_old_values(entry);
+    int status = driver_prepare(entry, values, &entry->old_options, error);
+
+    if (status == 0) {
+        commit_node(entry, &entry->old_options);
+    }
+    if (values) {
+        block_options_clear_target(entry->node->driver->options, values);
+    }
+    return status;
+}
+
 /*
  * Of one that has written nothing it is only said. What the others wrote for those above them need
  * not become stable: that they wrote it in vain is no worse than a crash.
@@ -447,10 +486,7 @@ static int take_back_node(struct reopen_node *entry)
 
     if (entry->begins_writing) {
         block_node_flush(entry->node);
-        status = driver_prepare(entry, NULL, &entry->old_options, &error);
-        if (status == 0) {
-            commit_node(entry, &entry->old_options);
-        }
+        status = driver_take_back(entry, &error);
     } else {
         set_options(entry->node, &entry->old_options);
     }
@@ -479,6 +515,14 @@ static void take_back(struct reopen *reopen)
     }
 }
 
+static void keep_given(struct reopen_node *entry)
+{
+    if (entry->given) {
+        block_options_free(entry->node->given);
+        entry->node->given = STEAL(entry->given);
+    }
+}
+
 static void commit_others(struct reopen *reopen)
 {
     for (guint i = 0; i < reopen->nodes->len; i++) {
@@ -487,8 +531,67 @@ static void commit_others(struct reopen *reopen)
         if (!entry->is_writable) {
             commit_node(entry, &entry->options);
         }
+        keep_given(entry);
     }
 }
+
+/* ---- Backing files -------------------------------------------------------------------------- */
+
+struct backings {
+    struct reopen *reopen;
+    GError **error;
+    int status;
+};
+
+static int set_backing(struct reopen_node *entry, struct block_node *backing, GError **error)
+{
+    int status = block_node_set_backing(entry->node, backing, NULL, error);
+
+    if (status == 0) {
+        entry->node->refuses_backing = !backing;
+    }
+    return status;
+}
+
+/* What was moved before one that cannot be goes back. */
+static void set_backings(void *data)
+{
+    struct backings *backings = data;
+    const struct reopen *reopen = backings->reopen;
+
+    for (guint i = 0; backings->status == 0 && i < reopen->nodes->len; i++) {
+        struct reopen_node *entry = entry_at(reopen, i);
+
+        if (entry->changes_backing) {
+            entry->old_backing = entry->node->backing ? block_node_ref(entry->node->backing) : NULL;
+            backings->status = set_backing(entry, entry->backing, backings->error);
+            entry->has_new_backing = backings->status == 0;
+        }
+    }
+    for (guint i = reopen->nodes->len; backings->status < 0 && i-- > 0;) {
+        struct reopen_node *entry = entry_at(reopen, i);
+
+        if (entry->has_new_backing && set_backing(entry, entry->old_backing, NULL) < 0) {
+            g_warning("Node '%s' could not get its backing file back", entry->node->name);
+        }
+    }
+}
+
+static int change_backings(struct reopen *reopen, GError **error)
+{
+    struct backings backings = {.reopen = reopen, .error = error};
+    bool is_wanted = false;
+
+    for (guint i = 0; i < reopen->nodes->len; i++) {
+        is_wanted |= entry_at(reopen, i)->changes_backing;
+    }
+    if (is_wanted) {
+        main_loop_call_wait(set_backings, &backings);
+    }
+    return backings.status;
+}
+
+/* ---- All of it ------------------------------------------------------------------------------ */
 
 static int run_drained(struct reopen *reopen, GError **error)
 {
@@ -502,6 +605,9 @@ static int run_drained(struct reopen *reopen, GError **error)
     }
     if (status == 0) {
         status = make_writable(reopen, error);
+    }
+    if (status == 0) {
+        status = change_backings(reopen, error);
     }
     if (status == 0) {
         commit_others(reopen);

@@ -33,6 +33,7 @@ static const struct block_option null_option_table[] = {
         .type = BLOCK_OPTION_UINT,
         .offset = offsetof(struct null_options, latency_ns),
         .default_text = "0",
+        .can_change = true,
         .help = "How long every request takes, in nanoseconds.",
     },
     {
@@ -40,6 +41,7 @@ static const struct block_option null_option_table[] = {
         .type = BLOCK_OPTION_BOOL,
         .offset = offsetof(struct null_options, read_zeroes),
         .default_text = "off",
+        .can_change = true,
         .help = "Report the disk as reading as zeroes in block status.",
     },
     {.name = NULL},

@@ -109,15 +109,14 @@ static int64_t raw_get_length(struct block_node *node)
  * Requests as the file wants them, where the window lies so that they stay aligned when shifted.
  * Where it does not, any are taken, and the core aligns them below.
  */
-static void set_limits(struct block_node *node)
+static void set_alignments(struct block_node *node)
 {
     const struct raw_state *state = block_node_state(node);
     uint64_t window = state->offset | (uint64_t)raw_get_length(node);
+    uint32_t alignment = node->file->limits.request_alignment;
 
-    node->limits = node->file->limits;
-    if (!is_aligned(window, node->limits.request_alignment)) {
-        node->limits.request_alignment = 1;
-    }
+    node->limits.request_alignment = is_aligned(window, alignment) ? alignment : 1;
+    node->limits.memory_alignment = node->file->limits.memory_alignment;
 }
 
 static int raw_open(struct block_node *node, void *values, GError **error)
@@ -126,7 +125,8 @@ static int raw_open(struct block_node *node, void *values, GError **error)
     int ret = parse_window(node, values, state, error);
 
     if (ret == 0) {
-        set_limits(node);
+        node->limits = node->file->limits;
+        set_alignments(node);
         pthread_mutex_init(&state->head_lock, NULL);
     }
     return ret;
@@ -173,7 +173,7 @@ static int raw_reopen_prepare(struct block_node *node, void *values,
 
 static void raw_reopen_commit(struct block_node *node, void *prepared)
 {
-    set_limits(node); /* the file may have been reopened with another cache mode */
+    set_alignments(node); /* the file may have been reopened with another cache mode */
 }
 
 static int raw_set_length(struct block_node *node, uint64_t length,

@@ -15,7 +15,7 @@ struct export_handle {
     char *description;
     uint64_t length;
     bool read_only;
-    struct block_limits limits;
+    uint32_t preferred_size; /* of requests; 0: unknown */
 };
 
 static char *describe(struct block_device *device)
@@ -113,7 +113,7 @@ struct export_handle *export_open(const char *name, bool read_only, GError **err
     }
     handle->length = block_node_length(root);
     handle->read_only = read_only || is_read_only(handle, root);
-    handle->limits = root->limits;
+    handle->preferred_size = root->limits.preferred_size;
     return handle;
 }
 
@@ -147,7 +147,7 @@ void export_block_size(struct export_handle *handle, uint32_t *minimum, uint32_t
 {
     /* Any byte range is served: what the storage cannot do the core reads, modifies and writes. */
     *minimum = 1;
-    *preferred = handle->limits.preferred_size ? handle->limits.preferred_size : 4096;
+    *preferred = handle->preferred_size ? handle->preferred_size : 4096;
     *preferred = CLAMP(*preferred, 512, 32u << 20);
     *maximum = 32u << 20;
 }

@@ -246,6 +246,7 @@ struct qcow2 {
     struct block_node *data;    /* where guest clusters are */
     struct qcow2_header header; /* changes: drained, or header_lock */
     struct qcow2_options options;
+    struct qcow2_options old_options; /* before the last reopen, in case that fails */
     bool shows_snapshot; /* instead of the current state, which is never written then */
 
     /* Constant geometry. Bytes, or powers of two of them. */
@@ -765,8 +766,8 @@ int qcow2_write_all_back(struct qcow2 *q);
 /* Cut off what the file was made longer than is used. All is written back; drained. */
 void qcow2_trim_file(struct qcow2 *q);
 
-int qcow2_reopen_prepare(struct block_node *node, void *values,
-                         const struct block_node_options *options, void **prepared, GError **error);
+/* The node is to become writable or read-only, or stay what it is. */
+int qcow2_reopen_prepare(struct qcow2 *q, bool read_only, GError **error);
 int qcow2_reopen_begin_writing(struct block_node *node, GError **error);
 
 /* ---- create.c, resize.c, amend.c ------------------------------------------------------------ */

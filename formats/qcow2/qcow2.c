@@ -52,20 +52,21 @@ static const struct block_option option_table[] = {
     {"refcount-cache-size", BLOCK_OPTION_SIZE, offsetof(struct open_options, refcount_cache_size),
      .help = "Memory for refcount blocks, in bytes; 2 MiB, at least four clusters, by default."},
     {"pass-discard-request", BLOCK_OPTION_BOOL, offsetof(struct open_options, pass_discard_request),
-     .default_text = "on",
+     .can_change = true, .default_text = "on",
      .help = "Discard in the file what a discard of the disk freed. (With discard=ignore there are "
              "none.)"},
     {"pass-discard-snapshot", BLOCK_OPTION_BOOL,
-     offsetof(struct open_options, pass_discard_snapshot), .default_text = "on",
+     offsetof(struct open_options, pass_discard_snapshot), .can_change = true, .default_text = "on",
      .help = "Discard in the file what deleting a snapshot freed."},
     {"pass-discard-other", BLOCK_OPTION_BOOL, offsetof(struct open_options, pass_discard_other),
-     .default_text = "off", .help = "Discard in the file what was freed otherwise."},
+     .can_change = true, .default_text = "off",
+     .help = "Discard in the file what was freed otherwise."},
     {"discard-no-unref", BLOCK_OPTION_BOOL, offsetof(struct open_options, discard_no_unref),
-     .default_text = "off",
+     .can_change = true, .default_text = "off",
      .help = "A discarded cluster keeps its place in the file, so that the file does not get "
              "fragmented."},
     {"overlap-check", BLOCK_OPTION_ENUM, offsetof(struct open_options, overlap_check),
-     .default_text = "cached", .enum_values = overlap_names,
+     .can_change = true, .default_text = "cached", .enum_values = overlap_names,
      .help = "Before metadata and new clusters are written, look whether they would overwrite "
              "metadata of another kind: none, in one place (constant), or L2 tables and refcount "
              "blocks, too (cached)."},
@@ -130,18 +131,24 @@ static void set_cache_sizes(struct qcow2 *q, struct open_options *options)
     }
 }
 
+/* Those that can change while the image is open. */
+static void take_changeable(struct qcow2_options *taken, const struct open_options *options)
+{
+    taken->discard_to_storage = options->pass_discard_request;
+    taken->discard_snapshot = options->pass_discard_snapshot;
+    taken->discard_other = options->pass_discard_other;
+    taken->discard_no_unref = options->discard_no_unref;
+    taken->overlap_check = options->overlap_check;
+}
+
 static void take_options(struct qcow2 *q, const struct open_options *options)
 {
     q->options = (struct qcow2_options){
         .for_check = options->for_check,
         .lazy_refcounts =
             q->header.version >= 3 && q->header.compatible & QCOW2_COMPATIBLE_LAZY_REFCOUNTS,
-        .discard_to_storage = options->pass_discard_request,
-        .discard_snapshot = options->pass_discard_snapshot,
-        .discard_other = options->pass_discard_other,
-        .discard_no_unref = options->discard_no_unref,
-        .overlap_check = options->overlap_check,
     };
+    take_changeable(&q->options, options);
 }
 
 /* ---- Opening -------------------------------------------------------------------------------- */
@@ -395,6 +402,39 @@ static void qcow2_close(struct block_node *node)
     release(q);
 }
 
+/* ---- Reopening ------------------------------------------------------------------------------ */
+
+static int reopen_prepare(struct block_node *node, void *values,
+                          const struct block_node_options *options, void **prepared, GError **error)
+{
+    struct qcow2 *q = qcow2_of(node);
+    int status = qcow2_reopen_prepare(q, options->read_only, error);
+
+    if (status == 0 && values) {
+        struct qcow2_options *taken = g_memdup2(&q->options, sizeof(q->options));
+
+        take_changeable(taken, values);
+        *prepared = taken;
+    }
+    return status;
+}
+
+static void reopen_commit(struct block_node *node, void *prepared)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    q->old_options = q->options;
+    if (prepared) {
+        q->options = *(struct qcow2_options *)prepared;
+        g_free(prepared);
+    }
+}
+
+static void reopen_abort(struct block_node *node, void *prepared)
+{
+    g_free(prepared);
+}
+
 /* ---- Questions ------------------------------------------------------------------------------ */
 
 static int64_t qcow2_get_length(struct block_node *node)
@@ -475,7 +515,9 @@ const struct block_driver qcow2_driver = {
     .probe = qcow2_probe,
     .open = qcow2_open,
     .close = qcow2_close,
-    .reopen_prepare = qcow2_reopen_prepare,
+    .reopen_prepare = reopen_prepare,
+    .reopen_commit = reopen_commit,
+    .reopen_abort = reopen_abort,
     .reopen_begin_writing = qcow2_reopen_begin_writing,
     .create_options = qcow2_create_option_table,
     .create_options_size = sizeof(struct qcow2_create_options),

@@ -131,15 +131,12 @@ static int prepare_reading(struct qcow2 *q, GError **error)
     return 0;
 }
 
-int qcow2_reopen_prepare(struct block_node *node, void *values,
-                         const struct block_node_options *options, void **prepared, GError **error)
+int qcow2_reopen_prepare(struct qcow2 *q, bool read_only, GError **error)
 {
-    struct qcow2 *q = qcow2_of(node);
-
-    if (options->read_only == node->options.read_only) {
+    if (read_only == block_node_is_read_only(q->node)) {
         return 0;
     }
-    return options->read_only ? prepare_reading(q, error) : prepare_writing(q, error);
+    return read_only ? prepare_reading(q, error) : prepare_writing(q, error);
 }
 
 /*
@@ -164,5 +161,11 @@ int qcow2_reopen_begin_writing(struct block_node *node, GError **error)
         atomic_store(&q->has_recording_bitmaps, false);
         status = reload_tables(q, error);
     }
-    return status == 0 ? qcow2_begin_writing(q, error) : status;
+    if (status == 0) {
+        status = qcow2_begin_writing(q, error);
+    }
+    if (status < 0) {
+        q->options = q->old_options;
+    }
+    return status;
 }

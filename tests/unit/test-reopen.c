@@ -163,6 +163,45 @@ static void test_to_writable(struct test_image *image, const void *options)
     qemu_assert_reads(image->path, seen, G_N_ELEMENTS(seen));
 }
 
+static void test_data_file(struct test_image *image, const void *options)
+{
+    g_autofree char *data = test_path(image->directory, "data");
+
+    test_command_succeeds("qemu-img create -q -f qcow2 -o data_file=%s %s %" PRIu64, data,
+                          image->path, LENGTH);
+    AUTO(block_node) node = open_image(image, "read-only=on,");
+    AUTO(block_node) below = block_node_ref(block_node_child(node, "data-file"));
+    g_assert_true(block_node_is_read_only(below) && block_node_is_read_only(below->file));
+    set_read_only(node, false);
+    g_assert_false(block_node_is_read_only(below) || block_node_is_read_only(below->file));
+    write_byte(node, MIB, MIB, 17);
+    set_read_only(node, true);
+    g_assert_true(block_node_is_read_only(below) && block_node_is_read_only(below->file));
+    assert_reads(node, MIB, MIB, 17);
+    assert_clean(image);
+}
+
+static bool has_bitmap_in_use(struct test_image *image)
+{
+    g_autofree char *said = test_command_output("qemu-img info -U %s", image->path);
+
+    return strstr(said, "in-use") != NULL;
+}
+
+/* A stored bitmap does not record what is written from then on, and says so. */
+static void test_bitmaps(struct test_image *image, const void *options)
+{
+    test_command_succeeds("qemu-img bitmap --add %s b", image->path);
+    AUTO(block_node) node = open_image(image, "read-only=on,");
+
+    set_read_only(node, false);
+    g_assert_false(has_bitmap_in_use(image));
+    write_byte(node, 0, MIB, 17);
+    set_read_only(node, true);
+    g_assert_true(has_bitmap_in_use(image));
+    assert_clean(image);
+}
+
 /* An image as a crash leaves it. */
 static void make_dirty(struct test_image *image)
 {
@@ -277,10 +316,11 @@ static void test_users(struct test_image *image, const void *options)
     struct block_claim *reader = claim_new(node, "a reader", BLOCK_PERM_READ, BLOCK_PERM_ALL);
     struct block_claim *writer = claim_new(node, "a writer", BLOCK_PERM_WRITE, BLOCK_PERM_ALL);
 
-    assert_refused(node, true, "Node 'q' is busy: a writer writes to it");
+    assert_refused(node, true,
+                   "Read-only block node 'q' cannot support read-write users, and a writer");
     claim_free(writer);
     writer = claim_new(node, "a streamer", BLOCK_PERM_WRITE_UNCHANGED, BLOCK_PERM_ALL);
-    assert_refused(node, true, "Node 'q' is busy: a streamer writes to it");
+    assert_refused(node, true, "and a streamer writes to it");
     claim_free(writer);
     set_read_only(node, true);
     struct block_claim *strict =
@@ -436,6 +476,8 @@ int main(int argc, char **argv)
     TEST("qcow2-with-subclusters-becomes-read-only", "extended_l2=on", test_to_read_only);
     TEST("qcow2-becomes-writable", NULL, test_to_writable);
     TEST("qcow2-with-small-clusters-becomes-writable", "cluster_size=512", test_to_writable);
+    TEST("an-external-data-file-follows", NULL, test_data_file);
+    TEST("stored-bitmaps-are-marked", NULL, test_bitmaps);
     TEST("a-dirty-image-is-repaired", "lazy_refcounts=on", test_dirty);
     TEST("what-cannot-be-written-stays-read-only", NULL, test_refused);
     TEST("a-corrupt-image-stays-read-only", NULL, test_corrupt);
