@@ -8,6 +8,7 @@
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/options-json.h"
+#include "block/reopen.h"
 #include "block/request.h"
 #include "jobs/create.h"
 #include "server/commands.h"
@@ -34,6 +35,45 @@ static const struct qmp_type node_name_type = {
     .kind = QMP_KIND_OBJECT,
     .members = node_name_members,
 };
+
+static const struct qmp_type blockdev_options_list_type = {
+    .name = "BlockdevOptionsList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &blockdev_options_type,
+};
+static const struct qmp_member reopen_members[] = {
+    {"options", &blockdev_options_list_type,
+     .doc = "For each node, which `node-name` names, all the options it is to have: what is not "
+            "given returns to its default. A child is given by its name, to leave it, or as an "
+            "object, to reopen it. `backing` must be given if there is one: it may be another "
+            "node, or null for none."},
+    {NULL},
+};
+static const struct qmp_type reopen_type = {
+    .name = "BlockdevReopen",
+    .kind = QMP_KIND_OBJECT,
+    .members = reopen_members,
+};
+
+static void free_options(gpointer data)
+{
+    block_options_free(data);
+}
+
+static json_t *blockdev_reopen(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    g_autoptr(GPtrArray) options = g_ptr_array_new_with_free_func(free_options);
+    size_t index;
+    json_t *item;
+
+    json_array_foreach (json_object_get(arguments, "options"), index, item) {
+        g_ptr_array_add(options, block_options_from_json(item));
+    }
+    return block_nodes_reopen((struct block_options *const *)options->pdata, options->len, error) <
+                   0
+               ? NULL
+               : json_object();
+}
 
 static json_t *blockdev_del(struct qmp_request *request, json_t *arguments, GError **error)
 {
@@ -291,6 +331,10 @@ const struct qmp_command block_commands[] = {
     {"blockdev-add", &blockdev_options_type, NULL, blockdev_add, 0, "Open a node."},
     {"blockdev-del", &node_name_type, NULL, blockdev_del, 0,
      "Close a node that blockdev-add opened and nobody uses."},
+    {"blockdev-reopen", &reopen_type, NULL, blockdev_reopen, 0,
+     "Give open nodes other options: all of them, or on an error none. Common options can change, "
+     "and those of a driver that say so; a node that becomes writable or read-only takes the files "
+     "it keeps its data in along."},
     {"blockdev-create", &create_type, NULL, blockdev_create, 0,
      "Create an image, as a job that must be dismissed."},
     {"query-block", NULL, &block_info_list_type, query_block, 0, "The devices."},

@@ -166,7 +166,9 @@ static void append_member(GArray *members, const char *name, const struct qmp_ty
         .type = type,
         .optional = !option->required,
         .default_text = option->default_text,
-        .doc = option->help,
+        .doc = option->can_change
+                   ? g_strconcat(option->help, " Can change while the node is open.", NULL)
+                   : option->help,
     };
 
     g_array_append_val(members, member);
