@@ -12,8 +12,7 @@ static bool addresses_equal(const struct block_address *a, const struct block_ad
 
 static bool texts_equal(char *const *a, char *const *b)
 {
-    return !a || !b ? a == b
-                    : g_strv_equal((const gchar *const *)a, (const gchar *const *)b);
+    return !a || !b ? a == b : g_strv_equal((const gchar *const *)a, (const gchar *const *)b);
 }
 
 static bool values_equal(const struct block_option *option, const void *a, const void *b);

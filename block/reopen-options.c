@@ -45,9 +45,8 @@ static int cannot_replace(const struct block_node *node, const struct block_node
 }
 
 /* What an object says of a child; as at opening it takes over what its parent has. */
-static int take_inline(struct plan *plan, const struct reopen_node *entry,
-                       struct block_node *child, const char *name, struct block_options *options,
-                       GError **error)
+static int take_inline(struct plan *plan, const struct reopen_node *entry, struct block_node *child,
+                       const char *name, struct block_options *options, GError **error)
 {
     AUTO(block_options) nested = block_options_take_nested(options, name);
     g_autofree char *node_name = block_options_take(nested, "node-name");
@@ -231,8 +230,8 @@ static int add_followers(struct plan *plan, GError **error)
     SCOPE_LOCK(&block_graph_lock);
 
     for (guint i = 0; status == 0 && i < given; i++) {
-        status = reopen_add_children(&plan->reopen, g_ptr_array_index(plan->reopen.nodes, i),
-                                     error);
+        status =
+            reopen_add_children(&plan->reopen, g_ptr_array_index(plan->reopen.nodes, i), error);
     }
     return status;
 }

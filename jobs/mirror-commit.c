@@ -29,6 +29,22 @@ int mirror_commit_scan(struct mirror *mirror, GError **error)
                       mirror->bitmap, error);
 }
 
+/*
+ * Main thread, drained. A base that only the chain has opened was opened as a backing file; the
+ * guest's disk goes on as it was.
+ */
+void mirror_commit_pivot(struct mirror *mirror)
+{
+    const struct block_node *top = block_node_below_filters(mirror->source_node);
+    struct block_node *base = mirror->target;
+
+    if (!base->named) {
+        base->options.discard_unmap = top->options.discard_unmap;
+        base->options.detect_zeroes = top->options.detect_zeroes;
+    }
+    commit_chain_cut(&mirror->chain, mirror->engine);
+}
+
 int commit_start_active(const struct commit_options *options, GError **error)
 {
     const struct mirror_options mirror_options = {

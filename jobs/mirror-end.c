@@ -245,7 +245,7 @@ static void pivot(void *data)
 
     mirror->has_pivoted = mirror->moving->len > 0;
     if (mirror->has_pivoted && mirror->chain.nodes) {
-        commit_chain_cut(&mirror->chain, mirror->engine);
+        mirror_commit_pivot(mirror);
     }
     for (guint i = 0; i < mirror->moving->len; i++) {
         struct block_device *device = g_ptr_array_index(mirror->moving, i);

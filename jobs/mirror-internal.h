@@ -81,6 +81,9 @@ int mirror_commit_hold(struct mirror *mirror, GError **error);
 /* In run(), before the engine: what is to be copied. */
 int mirror_commit_scan(struct mirror *mirror, GError **error);
 
+/* Just before the disks move to the target. Main thread, drained. */
+void mirror_commit_pivot(struct mirror *mirror);
+
 /* ---- mirror-source.c ---- */
 
 extern const struct copy_source_operations mirror_source_operations;

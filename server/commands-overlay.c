@@ -142,19 +142,15 @@ static int open_overlay(struct overlay_state *state, json_t *data, GError **erro
         .create = target_file_is_created(mode),
         .cache_direct = options->cache_direct,
         .cache_no_flush = options->cache_no_flush,
-        .without_backing = true,
+        .drops_discards = !options->discard_unmap,
+        .detect_zeroes = options->detect_zeroes,
+        .overlaid = state->node,
     };
     int status = check_format(file.format, error);
 
     if (status < 0) {
         return status;
     }
-    g_autofree char *backing_file =
-        block_chain_reference(NULL, state->node, &file.backing_format, error);
-    if (!backing_file) {
-        return -ENOTSUP;
-    }
-    file.backing_file = backing_file;
     if (file.create && access(file.filename, F_OK) < 0) {
         state->new_file = file.filename;
     }

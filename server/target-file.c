@@ -50,20 +50,13 @@ static int create_file(const struct target_file *file, uint64_t length, GError *
 }
 
 /* What the new image says that its backing file is, as mode `absolute-paths` has it. */
-static int name_backing(const struct target_file *file, struct block_node *backing,
-                        struct block_options *options, GError **error)
+static int name_backing(struct block_node *backing, struct block_options *options, GError **error)
 {
     const char *format = NULL;
-    g_autofree char *name = block_chain_reference(file->beside, backing, &format, error);
+    g_autofree char *name = block_chain_reference(NULL, backing, &format, error);
 
     if (!name) {
         return -ENOTSUP;
-    }
-    if (block_reference_is_relative(name)) { /* to the disk's own directory */
-        g_autofree char *path = block_node_get_filename(block_node_below_filters(backing));
-
-        g_free(name);
-        name = g_canonicalize_filename(path, NULL);
     }
     block_options_set(options, "backing-file", name);
     block_options_set(options, "backing-fmt", format);
@@ -94,7 +87,7 @@ static int create(const struct target_file *file, struct block_node *backing, GE
     AUTO(block_options) options = block_options_new();
     int status = backing ? check_takes_backing(file, error) : 0;
     if (status == 0 && backing) {
-        status = name_backing(file, backing, options, error);
+        status = name_backing(backing, options, error);
     }
     if (status == 0) {
         status = create_file(file, is_raw ? file->length : 0, error);
@@ -107,39 +100,34 @@ static int create(const struct target_file *file, struct block_node *backing, GE
     block_options_set(options, "size", size);
     block_options_set(options, "file.driver", "file");
     block_options_set(options, "file.filename", file->filename);
-    if (file->backing_file) {
-        block_options_set(options, "backing-file", file->backing_file);
-        block_options_set(options, "backing-fmt", file->backing_format);
-    }
     return block_create(options, NULL, NULL, error);
 }
 
 struct block_node *target_file_open(void *data, GError **error)
 {
+    static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     const struct target_file *file = data;
     AUTO(block_options) options = block_options_new();
     AUTO(block_node) backing = file->create && file->beside
                                    ? block_chain_below(block_node_below_filters(file->beside))
                                    : NULL;
 
-    if (file->create && create(file, backing, error) < 0) {
+    if (file->create && create(file, file->overlaid ? file->overlaid : backing, error) < 0) {
         return NULL;
     }
-    if (backing) {
-        block_options_set(options, "backing", backing->name);
+    if (file->overlaid || backing) {
+        block_options_set(options, "backing", file->overlaid ? "" : backing->name);
     }
     block_options_set(options, "driver", file->format);
     if (file->node_name) {
         block_options_set(options, "node-name", file->node_name);
     }
-    block_options_set(options, "discard", "unmap");
+    block_options_set(options, "discard", file->drops_discards ? "ignore" : "unmap");
+    block_options_set(options, "detect-zeroes", detect_zeroes[file->detect_zeroes]);
     block_options_set(options, "cache.direct", file->cache_direct ? "on" : "off");
     block_options_set(options, "cache.no-flush", file->cache_no_flush ? "on" : "off");
     block_options_set(options, "file.driver", "file");
     block_options_set(options, "file.filename", file->filename);
-    if (file->without_backing) {
-        block_options_set(options, "backing", "");
-    }
     struct block_node *node = block_node_open(options, true, error);
     if (node && file->guards_format) {
         raw_guard_format(node);

@@ -26,9 +26,11 @@ struct target_file {
     bool guards_format; /* raw_guard_format() */
     bool cache_direct;
     bool cache_no_flush;
-    const char *backing_file; /* what the new image says; NULL: nothing */
-    const char *backing_format;
-    bool without_backing; /* open it without the backing file that it names */
+    /* What is created gets this node as its backing file, instead; but it is opened without it, or
+     * without whatever it names if it is there: somebody else attaches it. NULL: no such thing. */
+    struct block_node *overlaid;
+    bool drops_discards; /* discard=ignore */
+    enum block_detect_zeroes detect_zeroes;
 };
 
 /* What a checked argument `mode`, or NULL, means. */

@@ -27,7 +27,8 @@ static void set_up(struct test_image *image, const void *options)
     test_command_succeeds("qemu-img create -q -f qcow2 %s %" PRIu64, image->path, LENGTH);
 }
 
-/* Sets of options, separated by ';'. Returns the error's message, which the caller frees, or NULL. */
+/* Sets of options, separated by ';'. Returns the error's message, which the caller frees, or NULL.
+ */
 static char *reopen(const char *format, ...) G_GNUC_PRINTF(1, 2);
 
 static char *reopen(const char *format, ...)
@@ -116,8 +117,9 @@ static void test_wrong(struct test_image *image, const void *unused)
                    "driver=qcow2,node-name=q,l2-cache-size=1M,file=f,colour=red");
     ASSERT_REFUSED("Node 'q' cannot get another 'file' while it is open: give 'f'",
                    "driver=qcow2,node-name=q,l2-cache-size=1M,file=n");
-    ASSERT_REFUSED("Node 'q' cannot get another 'file' while it is open: give 'f'",
-                   "driver=qcow2,node-name=q,l2-cache-size=1M,file.driver=null-co,file.node-name=n");
+    ASSERT_REFUSED(
+        "Node 'q' cannot get another 'file' while it is open: give 'f'",
+        "driver=qcow2,node-name=q,l2-cache-size=1M,file.driver=null-co,file.node-name=n");
     ASSERT_REFUSED("Cannot change the option 'filename'",
                    "driver=qcow2,node-name=q,l2-cache-size=1M,file.driver=file,file.filename=/x");
     ASSERT_REFUSED("Cannot change the option 'size'", "driver=null-co,node-name=n,size=2M");
@@ -184,9 +186,8 @@ static void test_backing(void)
                    "driver=qcow2,node-name=top,file=f,backing=x");
     ASSERT_REFUSED("'backing' is unexpected", "driver=raw,node-name=disk,file=data,backing=one");
     /* Somebody writes there. */
-    struct block_claim writer = {.owner = g_strdup("a writer"),
-                                 .perms = BLOCK_PERM_WRITE,
-                                 .shared = BLOCK_PERM_ALL};
+    struct block_claim writer = {
+        .owner = g_strdup("a writer"), .perms = BLOCK_PERM_WRITE, .shared = BLOCK_PERM_ALL};
     g_assert_cmpint(block_claim_acquire(&writer, one, NULL), ==, 0);
     ASSERT_REFUSED("a writer", "driver=qcow2,node-name=top,file=f,backing=one,discard=unmap;"
                                "driver=raw,node-name=disk,file=data,read-only=on");
@@ -398,8 +399,8 @@ static gpointer reopen_often(gpointer data)
     unsigned *done = data;
 
     for (unsigned i = 0; i < 200; i++) {
-        g_autofree char *message = reopen("driver=raw,node-name=r,file=n,read-only=%s",
-                                          i % 2 ? "on" : "off");
+        g_autofree char *message =
+            reopen("driver=raw,node-name=r,file=n,read-only=%s", i % 2 ? "on" : "off");
 
         if (message) {
             g_assert_nonnull(strstr(message, "it is being reopened"));
@@ -412,7 +413,8 @@ static gpointer reopen_often(gpointer data)
 
 static void test_together(void)
 {
-    AUTO(block_node) node = test_open("driver=raw,node-name=r,file.driver=null-co,file.node-name=n");
+    AUTO(block_node) node =
+        test_open("driver=raw,node-name=r,file.driver=null-co,file.node-name=n");
     unsigned done[2] = {0};
     GThread *one = g_thread_new("one", reopen_often, &done[0]);
     GThread *two = g_thread_new("two", reopen_often, &done[1]);

@@ -29,7 +29,7 @@ struct shape {
     bool is_nameless; /* neither does the target's image name one */
 };
 
-#define MB(n) ((n) * MIB)
+#define MB(n) ((n)*MIB)
 
 static const struct shape shapes[] = {
     {"plain", MB(4), MB(4), MB(4), "version=v3", "version=v3", true},
@@ -124,9 +124,9 @@ static void make_image(struct rig *rig, const char *name, const char *options, u
     g_autofree char *base =
         below ? g_strdup_printf(",backing-file=%s/%s,backing-fmt=qcow2", rig->directory, below)
               : g_strdup("");
-    g_autofree char *text = g_strdup_printf(
-        "driver=qcow2,size=%" G_GUINT64_FORMAT ",%s%s,file.driver=file,file.filename=%s/%s", bytes,
-        options, base, rig->directory, name);
+    g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT
+                                            ",%s%s,file.driver=file,file.filename=%s/%s",
+                                            bytes, options, base, rig->directory, name);
     g_autofree char *path = test_path(rig->directory, name);
     g_autoptr(GError) error = NULL;
     AUTO(block_options) create = block_options_parse(text, NULL, &error);
@@ -307,7 +307,8 @@ static void test_backup_of_a_quiet_disk(gconstpointer data)
     struct rig *rig = new_rig(shape);
     struct block_node *target = new_target(rig, shape);
     struct backup_options options = top_backup(rig, target);
-    uint64_t unit = shape->is_based ? 4 * KIB : MAX_OF(layer_of(target)->limits.cluster_size, 4096u);
+    uint64_t unit =
+        shape->is_based ? 4 * KIB : MAX_OF(layer_of(target)->limits.cluster_size, 4096u);
     uint64_t expected = allocated(layer_of(rig->source), unit);
     struct job_info info;
     struct job *job;
@@ -465,7 +466,8 @@ static void test_mirror_of_a_quiet_disk(gconstpointer data)
     struct job_info info;
 
     options.granularity = 4 * KIB;
-    uint64_t unit = shape->is_based ? 4 * KIB : MAX_OF(layer_of(target)->limits.cluster_size, 4096u);
+    uint64_t unit =
+        shape->is_based ? 4 * KIB : MAX_OF(layer_of(target)->limits.cluster_size, 4096u);
     uint64_t expected = allocated(layer_of(rig->source), unit);
     struct job *job = rig_ready_mirror(&options);
     job_get_info(job, &info);
