@@ -415,6 +415,9 @@ void qcow2_header_clear(struct qcow2_header *header);
 int qcow2_header_parse(struct qcow2_header *header, const uint8_t *head, size_t head_bytes,
                        uint64_t file_bytes, GError **error);
 
+/* Read it from the file; clear it in any case. */
+int qcow2_header_read(struct qcow2 *q, bool for_check, struct qcow2_header *header, GError **error);
+
 /*
  * Encode a header with its extensions, the feature name table and the backing file's name into a
  * cluster (zeroed before). -ENOSPC with the error set if it does not fit.
@@ -767,7 +770,7 @@ int qcow2_write_all_back(struct qcow2 *q);
 void qcow2_trim_file(struct qcow2 *q);
 
 /* The node is to become writable or read-only, or stay what it is. */
-int qcow2_reopen_prepare(struct qcow2 *q, bool read_only, GError **error);
+int qcow2_reopen_prepare(struct qcow2 *q, const struct block_node_options *options, GError **error);
 int qcow2_reopen_begin_writing(struct block_node *node, GError **error);
 
 /* ---- create.c, resize.c, amend.c ------------------------------------------------------------ */

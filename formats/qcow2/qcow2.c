@@ -165,7 +165,7 @@ static int qcow2_probe(const uint8_t *head, size_t bytes, const char *filename)
 }
 
 /* Who checks an image looks himself where its tables are. */
-static int read_header(struct qcow2 *q, bool for_check, GError **error)
+int qcow2_header_read(struct qcow2 *q, bool for_check, struct qcow2_header *header, GError **error)
 {
     uint64_t length = block_node_length(q->file);
     size_t bytes = MIN_OF(length, UINT64_C(1) << QCOW2_CLUSTER_BITS_MAX);
@@ -175,7 +175,7 @@ static int read_header(struct qcow2 *q, bool for_check, GError **error)
     if (status < 0) {
         return block_error_errno(error, -status, "Could not read qcow2 header");
     }
-    return qcow2_header_parse(&q->header, head, bytes, for_check ? UINT64_MAX : length, error);
+    return qcow2_header_parse(header, head, bytes, for_check ? UINT64_MAX : length, error);
 }
 
 static void set_geometry(struct qcow2 *q)
@@ -330,7 +330,7 @@ static int load_tables(struct qcow2 *q, const struct open_options *options, GErr
 
 static int open_image(struct qcow2 *q, struct open_options *options, GError **error)
 {
-    int status = read_header(q, options->for_check, error);
+    int status = qcow2_header_read(q, options->for_check, &q->header, error);
 
     if (status < 0) {
         return status;
@@ -408,7 +408,7 @@ static int reopen_prepare(struct block_node *node, void *values,
                           const struct block_node_options *options, void **prepared, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    int status = qcow2_reopen_prepare(q, options->read_only, error);
+    int status = qcow2_reopen_prepare(q, options, error);
 
     if (status == 0 && values) {
         struct qcow2_options *taken = g_memdup2(&q->options, sizeof(q->options));

@@ -97,9 +97,37 @@ void qcow2_trim_file(struct qcow2 *q)
 
 /* ---- Reopening ------------------------------------------------------------------------------ */
 
+/* Whether all is where it was. A repair that failed here may have cleared bits on disk already. */
+static bool tables_differ(const struct qcow2_header *a, const struct qcow2_header *b)
+{
+    return a->size != b->size || a->l1_offset != b->l1_offset || a->l1_size != b->l1_size ||
+           a->reftable_offset != b->reftable_offset ||
+           a->reftable_clusters != b->reftable_clusters ||
+           a->snapshots_offset != b->snapshots_offset || a->snapshot_count != b->snapshot_count ||
+           a->incompatible & ~b->incompatible || a->bitmap_count != b->bitmap_count ||
+           a->bitmap_directory_offset != b->bitmap_directory_offset;
+}
+
+/* Without locks somebody else may have written to the image that was only read here. */
+static int check_unchanged(struct qcow2 *q, GError **error)
+{
+    struct qcow2_header header = {0};
+    int status = qcow2_header_read(q, false, &header, error);
+
+    if (status == 0 && tables_differ(&header, &q->header)) {
+        status = block_error(error, EIO,
+                             "Node '%s' cannot become writable: somebody else has changed the "
+                             "image since it was opened; open it again",
+                             q->node->name);
+    }
+    qcow2_header_clear(&header);
+    return status;
+}
+
 static int prepare_writing(struct qcow2 *q, GError **error)
 {
     const char *name = q->node->name;
+    int status;
 
     if (q->shows_snapshot) {
         return block_error(error, EINVAL,
@@ -111,7 +139,8 @@ static int prepare_writing(struct qcow2 *q, GError **error)
         return block_error(error, EINVAL,
                            "Node '%s' cannot become writable: it is opened to be checked", name);
     }
-    return qcow2_is_stopped(q) ? qcow2_refuse_change(q, error) : check_corrupt(q, error);
+    status = qcow2_is_stopped(q) ? qcow2_refuse_change(q, error) : check_corrupt(q, error);
+    return status == 0 ? check_unchanged(q, error) : status;
 }
 
 static int prepare_reading(struct qcow2 *q, GError **error)
@@ -131,12 +160,18 @@ static int prepare_reading(struct qcow2 *q, GError **error)
     return 0;
 }
 
-int qcow2_reopen_prepare(struct qcow2 *q, bool read_only, GError **error)
+int qcow2_reopen_prepare(struct qcow2 *q, const struct block_node_options *options, GError **error)
 {
-    if (read_only == block_node_is_read_only(q->node)) {
+    if (q->node->options.force_share && !options->force_share) {
+        return block_error(error, EINVAL,
+                           "Cannot change the option 'force-share' of node '%s' to off: other "
+                           "programs may have changed the image; open it again",
+                           q->node->name);
+    }
+    if (options->read_only == block_node_is_read_only(q->node)) {
         return 0;
     }
-    return read_only ? prepare_reading(q, error) : prepare_writing(q, error);
+    return options->read_only ? prepare_reading(q, error) : prepare_writing(q, error);
 }
 
 /*

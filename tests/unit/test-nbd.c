@@ -107,6 +107,8 @@ static void test_limits(void)
 static void test_read_only(void)
 {
     struct fake_nbd_server *server = fake_nbd_server_new(NBD_FIXTURE_BYTES);
+    const struct block_node_options writable = {.read_only = false};
+    g_autoptr(GError) error = NULL;
     struct block_node *node;
 
     server->flags |= FAKE_NBD_READ_ONLY;
@@ -115,6 +117,8 @@ static void test_read_only(void)
     node = nbd_test_open(nbd_test_options(server->path), false, NULL);
     g_assert_nonnull(node);
     nbd_fixture_expect(node, 0, 0);
+    g_assert_cmpint(nbd_driver.reopen_prepare(node, NULL, &writable, NULL, &error), ==, -EACCES);
+    g_assert_nonnull(strstr(error->message, "cannot become writable"));
     nbd_fixture_finish(node, server);
 }
 

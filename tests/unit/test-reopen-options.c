@@ -98,6 +98,8 @@ static void test_common(struct test_image *image, const void *unused)
                    "node-name=q,driver=qcow2,force-share=on,file=f");
     ASSERT_REFUSED("setting detect-zeroes to unmap is not allowed",
                    "node-name=q,driver=qcow2,detect-zeroes=unmap,file=f");
+    ASSERT_REFUSED("Cannot change the option 'force-share'",
+                   "node-name=q,driver=qcow2,read-only=on,file=f");
     g_assert_true(node->options.read_only && node->options.force_share);
 }
 

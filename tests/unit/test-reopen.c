@@ -271,6 +271,17 @@ static void test_refused(struct test_image *image, const void *options)
     set_read_only(node, false);
 }
 
+/* Where there are no locks, somebody may have written meanwhile. */
+static void test_changed(struct test_image *image, const void *options)
+{
+    AUTO(block_node) node = test_open("driver=qcow2,node-name=q,read-only=on,file.driver=file,"
+                                      "file.locking=off,file.filename=%s",
+                                      image->path);
+
+    test_command_succeeds("qemu-img resize -q %s 16M", image->path);
+    assert_refused(node, false, "somebody else has changed the image");
+}
+
 static void mark_corrupt(struct test_image *image)
 {
     int fd = open(image->path, O_WRONLY);
@@ -480,6 +491,7 @@ int main(int argc, char **argv)
     TEST("stored-bitmaps-are-marked", NULL, test_bitmaps);
     TEST("a-dirty-image-is-repaired", "lazy_refcounts=on", test_dirty);
     TEST("what-cannot-be-written-stays-read-only", NULL, test_refused);
+    TEST("an-image-that-others-changed-stays-read-only", NULL, test_changed);
     TEST("a-corrupt-image-stays-read-only", NULL, test_corrupt);
     TEST("users-are-respected", NULL, test_users);
     TEST("a-job-beside-an-overlay-writes-its-base", NULL, test_beside);
