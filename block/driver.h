@@ -206,8 +206,9 @@ struct block_driver {
 
     /*
      * What the node does with a child and lets others do there (BLOCK_PERM_*), where that is not
-     * what block_child_permissions in block/node-open.c makes of the role. Called before open.
-     * NULL: leave it so.
+     * what block_child_permissions in block/node-open.c makes of the role. Called before open. What
+     * a filter does with its file follows from its users afterwards, but for
+     * BLOCK_PERM_WRITE_UNCHANGED, for which it is asked again. NULL: leave it so.
      */
     void (*child_permissions)(const struct block_node *node, enum block_role role, unsigned *perms,
                               unsigned *shared);

@@ -131,23 +131,35 @@ static struct block_claim *filter_link(struct block_node *node)
     return NULL;
 }
 
+/* What a filter does below it on its own, whoever uses it. */
+static unsigned own_perms(const struct block_node *filter)
+{
+    unsigned perms = 0, shared = BLOCK_PERM_ALL;
+
+    if (filter->driver->child_permissions) {
+        filter->driver->child_permissions(filter, BLOCK_ROLE_FILE, &perms, &shared);
+    }
+    return perms & BLOCK_PERM_WRITE_UNCHANGED;
+}
+
 /*
  * A filter does below it what its own users do, and lets others do no more than they all let: it
- * only reads while nobody uses it. Brings its claim, and those of filters below, up to date after
- * a claim on it came, changed or went; nothing changes on error. Graph lock held.
+ * only reads while nobody uses it, unless it copies on its own. Brings its claim, and those of
+ * filters below, up to date after a claim on it came, changed or went; nothing changes on error.
+ * Graph lock held.
  */
 static int pass_claims_on(struct block_node *node, const char *user, GError **error)
 {
     struct block_claim *link = filter_link(node);
     const struct block_claim *claim;
-    unsigned perms = BLOCK_PERM_READ;
+    unsigned perms = BLOCK_PERM_READ | own_perms(node);
     unsigned shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
 
     if (!link || !link->node) {
         return 0;
     }
     TAILQ_FOREACH (claim, &node->claims, entry) {
-        perms |= claim->perms & BLOCK_PERM_WRITE;
+        perms |= claim->perms & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED);
         shared &= claim->shared | BLOCK_PERM_INVISIBLE;
     }
     if (perms == link->perms && shared == link->shared) {

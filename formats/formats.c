@@ -4,6 +4,7 @@
 #include "block/driver.h"
 #include "formats/blkdebug.h"
 #include "formats/copy-before-write.h"
+#include "formats/copy-on-read.h"
 #include "formats/file.h"
 #include "formats/lose-writes.h"
 #include "formats/nbd.h"
@@ -25,4 +26,5 @@ void formats_register(void)
     block_driver_register(&lose_writes_driver);
     block_driver_register(&copy_before_write_driver);
     block_driver_register(&snapshot_access_driver);
+    block_driver_register(&copy_on_read_driver);
 }
