@@ -69,8 +69,8 @@ static int look(const struct block_node *node, uint64_t offset, uint64_t *bytes,
         if (offset >= length) {
             return 0; /* zeroes */
         }
-        int status = block_node_block_status(layer, offset, MIN_OF(*bytes, length - offset),
-                                             &extent);
+        int status =
+            block_node_block_status(layer, offset, MIN_OF(*bytes, length - offset), &extent);
         if (status < 0) {
             return status;
         }

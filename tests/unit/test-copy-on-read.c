@@ -37,9 +37,11 @@ struct rig {
 #define MIDDLE_BYTE 0x3d
 #define HOLE        (512 * KIB) /* of a cluster of the top */
 
-static struct block_node *create(const char *name, const char *options)
+/* path: where the image is; NULL: in memory, for one thread. */
+static struct block_node *create(const char *name, const char *path, const char *options)
 {
-    struct block_node *file = test_open("driver=memory,node-name=%s,size=0", name);
+    struct block_node *file = path ? test_open("driver=file,node-name=%s,filename=%s", name, path)
+                                   : test_open("driver=memory,node-name=%s,size=0", name);
     g_autofree char *text =
         g_strdup_printf("driver=qcow2,file=%s,size=%" PRIu64 "%s", name, LENGTH, options);
     g_autoptr(GError) error = NULL;
@@ -58,12 +60,12 @@ static void fill(struct rig *rig, struct block_node *node, uint64_t offset, uint
     g_assert_cmpint(block_node_pwrite(node, rig->buffer, offset, bytes, 0), ==, 0);
 }
 
-static void set_up_with(struct rig *rig, const char *top_options)
+static void set_up_with(struct rig *rig, const char *top_path, const char *top_options)
 {
     rig->buffer = g_malloc(LENGTH);
-    rig->files[0] = create("base-file", ",cluster-size=4096");
-    rig->files[1] = create("middle-file", "");
-    rig->files[2] = create("top-file", top_options);
+    rig->files[0] = create("base-file", NULL, ",cluster-size=4096");
+    rig->files[1] = create("middle-file", NULL, "");
+    rig->files[2] = create("top-file", top_path, top_options);
     rig->fault = test_open("driver=fault,node-name=fault,file=top-file");
     rig->base = test_open("driver=qcow2,node-name=base,file=base-file");
     fill(rig, rig->base, 0, HOLE, BASE_BYTE);
@@ -75,7 +77,7 @@ static void set_up_with(struct rig *rig, const char *top_options)
 
 static void set_up(struct rig *rig, const char *more)
 {
-    set_up_with(rig, "");
+    set_up_with(rig, NULL, "");
     rig->cor = test_open("driver=copy-on-read,node-name=cor,discard=unmap,file=top%s", more);
 }
 
@@ -165,7 +167,7 @@ static void test_subclusters(void)
 {
     struct rig rig = {0};
 
-    set_up_with(&rig, ",extended-l2=on");
+    set_up_with(&rig, NULL, ",extended-l2=on");
     rig.cor = test_open("driver=copy-on-read,node-name=cor,file=top");
     fill(&rig, rig.top, 4096, 2048, BASE_BYTE);
     assert_reads(&rig, rig.cor, 0, 100);
@@ -262,12 +264,11 @@ static void test_refusals(void)
 {
     struct rig rig = {0};
 
-    set_up_with(&rig, "");
+    set_up_with(&rig, NULL, "");
     AUTO(block_node) filter = test_open("driver=memory-filter,node-name=filter,file=top");
     expect_error(",file=top,bottom=nobody", "Bottom node 'nobody' not found");
     expect_error(",file=top,bottom=filter", "Bottom node 'filter' is a filter");
-    expect_error(",file=middle,bottom=top",
-                 "Bottom node 'top' is not in the chain below 'middle'");
+    expect_error(",file=middle,bottom=top", "Bottom node 'top' is not in the chain below 'middle'");
     block_node_unref(STEAL(filter));
     block_node_unref(rig.top);
     rig.top = test_open("driver=qcow2,node-name=top,read-only=on,file=fault,backing=middle");
@@ -299,8 +300,9 @@ static unsigned perms_on(struct block_node *node)
 /* It copies whoever uses it, also through a filter below, which does not on its own. */
 static void test_permissions(void)
 {
-    struct block_claim reader = {
-        .owner = (char *)(uintptr_t) "a reader", .perms = BLOCK_PERM_READ, .shared = BLOCK_PERM_ALL};
+    struct block_claim reader = {.owner = (char *)(uintptr_t) "a reader",
+                                 .perms = BLOCK_PERM_READ,
+                                 .shared = BLOCK_PERM_ALL};
     struct block_claim strict = {.owner = (char *)(uintptr_t) "somebody strict",
                                  .perms = BLOCK_PERM_READ,
                                  .shared = BLOCK_PERM_READ};
@@ -308,7 +310,7 @@ static void test_permissions(void)
     g_autoptr(GError) error = NULL;
     struct rig rig = {0};
 
-    set_up_with(&rig, "");
+    set_up_with(&rig, NULL, "");
     AUTO(block_node) filter = test_open("driver=memory-filter,node-name=filter,file=top");
     g_assert_cmphex(perms_on(rig.top), ==, BLOCK_PERM_READ);
     rig.cor = test_open("driver=copy-on-read,node-name=cor,file=filter");
@@ -383,8 +385,10 @@ static void run_guests(const char *top_options, struct test_random *random)
     struct rig rig = {0};
     struct guest guests[WRITERS + READERS];
     g_autofree uint8_t *model = g_malloc(LENGTH);
+    struct test_image image;
 
-    set_up_with(&rig, top_options);
+    test_image_make(&image, 0);
+    set_up_with(&rig, image.path, top_options);
     rig.cor = test_open("driver=copy-on-read,node-name=cor,file=top");
     for (uint64_t i = 0; i < LENGTH; i++) {
         model[i] = expected_byte(i);
@@ -404,6 +408,7 @@ static void run_guests(const char *top_options, struct test_random *random)
     g_assert_cmpint(block_node_pread(rig.top, rig.buffer, 0, LENGTH, 0), ==, 0);
     g_assert_cmpmem(rig.buffer, LENGTH, model, LENGTH);
     tear_down(&rig);
+    test_image_remove(&image, NULL);
 }
 
 static void test_guests(void)

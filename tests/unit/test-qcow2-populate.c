@@ -413,15 +413,19 @@ static void test_random_chains(void)
 #define LENGTH  (8 * MIB)
 #define CLUSTER (64 * KIB)
 
-/* An image in memory over a backing file that is all of one byte. */
+/* An image over a backing file in memory that is all of one byte. */
 struct world {
     struct block_node *file, *backing, *node;
     uint8_t *buffer; /* what the backing file holds */
 };
 
-static struct world world_new(const char *create_options)
+/* path: where the image is; NULL: in memory, for one thread. */
+static struct world world_new(const char *create_options, const char *path)
 {
-    struct world world = {.file = test_open("driver=memory,node-name=file,size=0")};
+    struct world world = {
+        .file = path ? test_open("driver=file,node-name=file,filename=%s", path)
+                     : test_open("driver=memory,node-name=file,size=0"),
+    };
     g_autofree char *text =
         g_strdup_printf("driver=qcow2,file=file,size=%" PRIu64 "%s", LENGTH, create_options);
 
@@ -449,7 +453,7 @@ static void assert_populates(struct world *world, uint64_t offset, uint64_t byte
 
 static void test_requests(void)
 {
-    struct world world = world_new("");
+    struct world world = world_new("", NULL);
     uint8_t *data = g_malloc0(CLUSTER);
 
     g_assert_cmpint(block_node_pwrite(world.node, data, 20 * CLUSTER, CLUSTER, 0), ==, 0);
@@ -471,7 +475,7 @@ static void test_requests(void)
 /* Room that was given up and not freed yet is used before there is no room. */
 static void test_no_space(void)
 {
-    struct world world = world_new("");
+    struct world world = world_new("", NULL);
     uint8_t *data = g_malloc0(LENGTH / 2);
 
     g_assert_cmpint(block_node_pwrite(world.node, data, 0, LENGTH / 2, 0), ==, 0);
@@ -493,7 +497,7 @@ static void test_no_space(void)
 
 static void test_refusals(void)
 {
-    struct world world = world_new("");
+    struct world world = world_new("", NULL);
 
     block_node_unref(world.node);
     world.node = test_open("driver=qcow2,read-only=on,file=file,backing=base");
@@ -583,10 +587,13 @@ static void *populator(void *data)
 
 static void run_race(struct test_random *random, const char *options, uint64_t cluster)
 {
-    struct race race = {.world = world_new(options), .cluster = cluster, .writing = WRITERS};
+    struct race race = {.cluster = cluster, .writing = WRITERS};
     struct racer racers[WRITERS + POPULATORS];
     g_autofree uint8_t *buffer = g_malloc(LENGTH);
+    struct test_image image;
 
+    test_image_make(&image, 0);
+    race.world = world_new(options, image.path);
     race.versions = g_malloc0(LENGTH / SECTOR);
     for (unsigned i = 0; i < G_N_ELEMENTS(racers); i++) {
         racers[i] = (struct racer){.race = &race, .random = test_random_split(random), .number = i};
@@ -610,6 +617,8 @@ static void run_race(struct test_random *random, const char *options, uint64_t c
     }
     g_free(race.versions);
     world_free(&race.world);
+    test_command_succeeds("qemu-img check -q -f qcow2 %s", image.path);
+    test_image_remove(&image, NULL);
 }
 
 static void test_race(void)
