@@ -18,6 +18,7 @@
 #include "block/node.h"
 #include "block/options.h"
 #include "block/request.h"
+#include "block/zero.h"
 #include "formats/formats.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"
@@ -311,6 +312,15 @@ static void do_discard(struct one *one, uint64_t offset, uint64_t bytes)
     memcpy(one->model + offset, buffer, bytes);
 }
 
+/* What the disk reads as anyway, so that the model stays as it is. */
+static void do_populate(struct one *one, uint64_t offset, uint64_t bytes)
+{
+    bool is_zero = buffer_is_zero(one->model + offset, bytes);
+
+    g_assert_cmpint(
+        block_node_populate(one->node, is_zero ? NULL : one->model + offset, offset, bytes), ==, 0);
+}
+
 static void do_compressed(struct one *one, uint64_t offset, uint64_t bytes)
 {
     uint64_t cluster = UINT64_C(1) << one->cluster_bits;
@@ -431,9 +441,9 @@ static void do_one(struct one *one)
         unsigned share;
         void (*run)(struct one *one, uint64_t offset, uint64_t bytes);
     } operations[] = {
-        {32, do_write},    {14, do_zero},  {11, do_discard}, {8, do_compressed},
-        {12, check_range}, {5, do_status}, {4, do_flush},    {3, do_reopen},
-        {3, do_snapshot},  {2, do_apply},  {2, do_delete},   {4, do_resize},
+        {32, do_write},   {14, do_zero},  {11, do_discard}, {8, do_compressed}, {8, check_range},
+        {4, do_populate}, {5, do_status}, {4, do_flush},    {3, do_reopen},     {3, do_snapshot},
+        {2, do_apply},    {2, do_delete}, {4, do_resize},
     };
     uint64_t offset, bytes, dice = below(one, 100);
     uint64_t most = chance(one, 70) ? UINT64_C(2) << one->cluster_bits : MIB;
