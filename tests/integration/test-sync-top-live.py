@@ -25,7 +25,7 @@ def world(test, threads=0):
     before.wait_done(20)
     before.stop()
     server.stop()
-    disk = make_qcow2(test, "disk.qcow2", "-b", base, "-F", "qcow2")
+    disk = make_qcow2(test, "disk.qcow2", "-b", base.name, "-F", "qcow2")
     server = Server(test, [disk])
     writers = Writers(test, server.uri(), LENGTH, threads=threads, prefill=False)
     writers.model = before.model
@@ -85,7 +85,8 @@ def refused(function, *arguments, **options):
 def quiet_backup(test):
     server, qmp, writers = world(test)
     write_some(server, writers)
-    target = test.path("target.qcow2")
+    test.path("elsewhere").mkdir()
+    target = test.path("elsewhere/target.qcow2")
     qmp.command("drive-backup", device="vda", target=str(target), format="qcow2", sync="top")
     event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="vda")["data"]
     assert "error" not in event and event["len"] == event["offset"] == 8 * 65536, event
