@@ -15,7 +15,7 @@ static struct {
 
 static const GOptionEntry options[] = {
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
-     "What to copy: full (default), top: only the top layer, or none", "MODE"},
+     "full (default), top (no backing file) or none", "MODE"},
     {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
      "DIRECTORY or node:NAME for old data, or none", "WHERE"},
     {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max, "Keep at most so much there",

@@ -18,7 +18,7 @@ static const GOptionEntry options[] = {
     {"keep", 'k', 0, G_OPTION_ARG_NONE, &chosen.keep,
      "When ready, end with a copy as of that moment", NULL},
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
-     "full (default), top: only the top layer, none: only new writes", "MODE"},
+     "full (default), top (no backing file) or none", "MODE"},
     {"granularity", 0, 0, G_OPTION_ARG_STRING, &chosen.granularity,
      "Unit in which new writes are copied again", "BYTES"},
     {"buf-size", 0, 0, G_OPTION_ARG_STRING, &chosen.buf_size, "Memory to use", "BYTES"},

@@ -49,7 +49,7 @@ def test_usage_errors():
             (["backup", "vda"], "--to TARGET is missing"),
             (["backup", "vda", "--to", "x", "--speed", "-5"], "--speed expects"),
             (["backup", "vda", "--to", "x", "--speed", "9999999999G"], "--speed expects"),
-            (["backup", "vda", "--to", "x", "--sync", "new"], "--sync expects one of full, top, none"),
+            (["backup", "vda", "--to", "x", "--sync", "new"], "one of full, top, none"),
             (["backup", "vda", "--to", "x", "--on-target-error", "y"], "--on-target-error"),
             (["backup", "vda", "--to", "x", "--max-workers", "-1"], "--max-workers"),
             (["backup", "vda", "--to", "nbd+unix:///x?socket=y"], "absolute path"),
@@ -58,7 +58,7 @@ def test_usage_errors():
             (["mirror", "vda"], "--to TARGET is missing: where shall the mirror go?"),
             (["mirror", "vda", "--to", "x", "--keep", "--pivot"], "exclude each other"),
             (["mirror", "vda", "--to", "x", "--keep", "--detach"], "nobody stays"),
-            (["mirror", "vda", "--to", "x", "--sync", "new"], "--sync expects one of full, top, none"),
+            (["mirror", "vda", "--to", "x", "--sync", "new"], "one of full, top, none"),
             (["mirror", "vda", "--to", "x", "--granularity", "y"], "--granularity expects"),
             (["mirror", "vda", "--to", "x", "--buf-size", "-1"], "--buf-size expects"),
             (["view"], "What to do with views?"),
@@ -314,7 +314,7 @@ def test_completion():
     assert offered("sta") == ["status", "stats"]
     assert offered("") == COMMANDS + ["--admin", "--json", "--help", "--version"]
     assert offered("backup", "--on-t") == ["--on-target-error"]
-    assert offered("backup", "--sync", "") == ["full", "none"]
+    assert offered("backup", "--sync", "") == ["full", "top", "none"]
     assert offered("backup", "--comp") == ["--compress"]
     assert offered("backup", "--format", "") == ["raw", "qcow2"]
     assert offered("backup", "") == ["vda"]

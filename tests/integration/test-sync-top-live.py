@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Backups and mirrors of a served disk's top layer alone, which leave its backing file where it is."""
+"""Backups and mirrors of a served disk's top layer alone, whose backing file stays where it is."""
 
 import json
 
