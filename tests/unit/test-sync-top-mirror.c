@@ -173,7 +173,7 @@ static void add_tests(void)
 {
     add_shape_tests("pivot", test_pivot, 1);
     add_shape_tests("kept-copy", test_kept_copy, 3);
-    add_shape_tests("quiet", test_mirror_of_a_quiet_disk, 1);
+    add_shape_tests("quiet", test_mirror_of_a_quiet_disk, 2);
     g_test_add_func("/sync-top-mirror/pivot-to-raw", test_pivot_to_raw);
     g_test_add_func("/sync-top-mirror/failed-pivot", test_failed_pivot);
     g_test_add_func("/sync-top-mirror/chain-is-kept", test_chain_is_kept);

@@ -374,7 +374,7 @@ static void add_shape_tests(const char *path, GTestDataFunc function, size_t ste
 static void add_tests(void)
 {
     add_shape_tests("backup", test_backup_beside_writers, 1);
-    add_shape_tests("quiet-backup", test_backup_of_a_quiet_disk, 1);
+    add_shape_tests("quiet-backup", test_backup_of_a_quiet_disk, 2);
     add_shape_tests("guest-before-scan", test_guest_before_the_scan, 3);
     g_test_add_func("/sync-top/compressed", test_compressed_backup);
     g_test_add_func("/sync-top/one-layer", test_one_layer);
