@@ -377,8 +377,9 @@ static uint32_t extent_type(const struct block_extent *extent)
     if (!(extent->flags & BLOCK_STATUS_ZERO)) {
         return 0;
     }
-    return extent->flags & BLOCK_STATUS_ALLOCATED ? NBDKIT_EXTENT_ZERO
-                                                  : NBDKIT_EXTENT_ZERO | NBDKIT_EXTENT_HOLE;
+    /* A hole is what takes no space, which an explicit zero that hides a backing file does not. */
+    return extent->flags & BLOCK_STATUS_DATA ? NBDKIT_EXTENT_ZERO
+                                             : NBDKIT_EXTENT_ZERO | NBDKIT_EXTENT_HOLE;
 }
 
 static int liveblk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
