@@ -377,7 +377,7 @@ static uint32_t extent_type(const struct block_extent *extent)
     if (!(extent->flags & BLOCK_STATUS_ZERO)) {
         return 0;
     }
-    /* A hole is what takes no space, which an explicit zero that hides a backing file does not. */
+    /* A hole takes no space: an explicit zero does not either. */
     return extent->flags & BLOCK_STATUS_DATA ? NBDKIT_EXTENT_ZERO
                                              : NBDKIT_EXTENT_ZERO | NBDKIT_EXTENT_HOLE;
 }
