@@ -88,4 +88,65 @@ def linux_guest(test):
     test.log(f"{time.monotonic() - began:.1f} s: checked")
 
 
+def snapshot(test, qmp, name):
+    path = test.path(name + ".qcow2")
+    qmp.command("blockdev-snapshot-sync", device="vda", snapshot_file=str(path))
+    return path
+
+
+def run_under_guest(qmp, guest, command, **arguments):
+    """A job that takes as long as the guest needs for some rounds."""
+    qmp.command(command, job_id="job", device="vda", speed=SLOW, **arguments)
+    guest.wait_rounds(4)
+    assert qmp.command("query-block-jobs"), "the guest did not get to write during the job"
+    qmp.command("block-job-set-speed", device="job", speed=0)
+
+
+def wait_completed(qmp):
+    event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")
+    assert "error" not in event["data"], event
+    qmp.wait_job("job", "null")
+
+
+@promise("a Linux guest goes through snapshots, a stream and the commit of its own image, and each "
+         "image it has left is the disk of one moment", timeout=240)  # fmt: skip
+def linux_guest_on_chain(test):
+    disk = test.make_disk("base.img", LENGTH)
+    server = Server(test, [f"name=vda,file={disk},format=raw"])
+    qmp = server.qmp()
+    guest = Guest(test, server.nbd, "vda")
+    guest.wait_rounds(5)
+
+    synced = guest.synced
+    snapshot(test, qmp, "one")
+    left = test.path("left.img")
+    test.run("cp", "--sparse=always", disk, left)
+    guest.wait_rounds(4)
+    two_synced = guest.synced
+    snapshot(test, qmp, "two")
+    two = test.path("two.img")
+    test.run("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", test.path("one.qcow2"), two)
+    guest.wait_rounds(2)
+
+    run_under_guest(qmp, guest, "block-stream", base=str(disk))
+    wait_completed(qmp)
+    snapshot(test, qmp, "three")
+    guest.wait_rounds(2)
+    run_under_guest(qmp, guest, "block-commit")
+    qmp.wait_event("BLOCK_JOB_READY", device="job")
+    guest.wait_rounds(2)
+    qmp.command("job-complete", _id="job")
+    wait_completed(qmp)
+    assert qmp.command("query-block")[0]["inserted"]["backing_file_depth"] == 0
+    guest.wait_rounds(3)
+
+    last = guest.end()
+    server.stop()
+    check_final_disk(test, disk, guest.content, last)
+    check_crash_copy(test, left, guest.content, synced)
+    check_crash_copy(test, two, guest.content, two_synced)
+    for name in ("one", "two", "three"):
+        test.run("qemu-img", "check", "-q", test.path(name + ".qcow2"))
+
+
 main()
