@@ -37,6 +37,17 @@ struct block_node *block_chain_below(struct block_node *node)
     return next;
 }
 
+struct block_node *block_chain_backing(struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    struct block_node *backing = block_node_below_filters(node)->backing;
+
+    if (backing) {
+        backing->references++;
+    }
+    return backing;
+}
+
 bool block_chain_contains(struct block_node *top, const struct block_node *node)
 {
     SCOPE_LOCK(&block_graph_lock);

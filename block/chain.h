@@ -24,6 +24,10 @@ struct block_node *block_layer_below(const struct block_node *node);
  * Any thread. */
 struct block_node *block_chain_below(struct block_node *node);
 
+/* The backing file of a layer, or of the layer below a filter, with the filters above that: a new
+ * reference, or NULL. Any thread. */
+struct block_node *block_chain_backing(struct block_node *node);
+
 /* Whether a node is in the chain that begins with top: top itself, or somewhere below. Any thread.
  */
 bool block_chain_contains(struct block_node *top, const struct block_node *node);

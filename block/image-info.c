@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "block/image-info.h"
 
+#include "block/chain.h"
+#include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/gate.h"
 #include "block/image.h"
@@ -133,7 +135,7 @@ static void add_info(json_t *object, struct block_node *node, const char *filena
 json_t *block_image_info(struct block_node *node, bool with_backing)
 {
     g_autofree char *filename = block_node_get_filename(node);
-    struct block_node *backing = block_node_below_filters(node)->backing;
+    AUTO(block_node) backing = with_backing ? block_chain_backing(node) : NULL;
     int64_t allocated = block_node_get_allocated_size(node);
     json_t *object = json_object();
 
@@ -145,7 +147,7 @@ json_t *block_image_info(struct block_node *node, bool with_backing)
     }
     add_info(object, node, filename);
     add_snapshots(object, node);
-    if (with_backing && backing) {
+    if (backing) {
         json_object_set_new(object, "backing-image", block_image_info(backing, true));
     }
     return object;

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "block/chain.h"
+#include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/dirty-bitmap.h"
 #include "block/image-info.h"
@@ -40,7 +42,7 @@ static void add_limits(json_t *object, struct block_device *device)
 /* The nearest backing file, and how many there are. */
 static void add_backing(json_t *object, struct block_node *node)
 {
-    struct block_node *backing = block_node_below_filters(node)->backing;
+    AUTO(block_node) backing = block_chain_backing(node);
     int depth = 0;
 
     if (backing) {
@@ -48,10 +50,28 @@ static void add_backing(json_t *object, struct block_node *node)
 
         json_object_set_new(object, "backing_file", json_value_from_text(filename));
     }
-    for (; backing; backing = block_node_below_filters(backing)->backing) {
+    while (backing) {
+        struct block_node *next = block_chain_backing(backing);
+
+        block_node_unref(backing);
+        backing = next;
         depth++;
     }
     json_object_set_new(object, "backing_file_depth", json_integer(depth));
+}
+
+/* By them a program finds the nodes of a chain. */
+static void add_children(json_t *object, struct block_node *node)
+{
+    json_t *list = json_array();
+    const struct block_child *child;
+    SCOPE_LOCK(&block_graph_lock);
+
+    TAILQ_FOREACH (child, &node->children, entry) {
+        json_array_append_new(list, json_pack("{s:s, s:s}", "child", child->name, "node-name",
+                                              child->claim.node->name));
+    }
+    json_object_set_new(object, "children", list);
 }
 
 static json_t *query_bitmap(struct dirty_bitmap *bitmap)
@@ -110,6 +130,7 @@ json_t *query_node(struct block_node *node, struct block_device *device, bool is
     json_object_set_new(object, "node-name", json_string(node->name));
     json_object_set_new(object, "ro", json_boolean(is_read_only(node)));
     json_object_set_new(object, "drv", json_string(node->driver->name));
+    add_children(object, node);
     add_backing(object, node);
     json_object_set_new(object, "active", json_true());
     json_object_set_new(object, "encrypted", json_false());

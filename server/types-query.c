@@ -207,11 +207,28 @@ static const struct qmp_type detect_zeroes_type = {
                                             .doc = "Length of bursts in seconds."                  \
     }
 
+static const struct qmp_member child_members[] = {
+    {"child", &qmp_type_string, .doc = "What the node is to its parent: `file`, `backing`, ..."},
+    {"node-name", &qmp_type_string, .doc = "The node's name."},
+    {NULL},
+};
+static const struct qmp_type child_type = {
+    .name = "BlockdevChild",
+    .kind = QMP_KIND_OBJECT,
+    .members = child_members,
+};
+static const struct qmp_type child_list_type = {
+    .name = "BlockdevChildList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &child_type,
+};
+
 static const struct qmp_member device_info_members[] = {
     {"file", &qmp_type_string, .doc = "Where the image is."},
     {"node-name", &qmp_type_string, .optional = true, .doc = "The node's name."},
     {"ro", &qmp_type_bool, .doc = "Read-only, or found damaged and not written any more."},
     {"drv", &qmp_type_string, .doc = "The driver."},
+    {"children", &child_list_type, .doc = "The nodes that it works with."},
     {"backing_file", &qmp_type_string, .optional = true, .doc = "Where its backing file is."},
     {"backing_file_depth", &qmp_type_int, .doc = "Number of backing files below."},
     {"active", &qmp_type_bool, .doc = "Always true."},
