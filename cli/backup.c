@@ -4,6 +4,7 @@
 
 #include "cli/command.h"
 #include "cli/copy.h"
+#include "cli/job-start.h"
 
 static struct {
     char *sync;
@@ -46,27 +47,27 @@ static bool check_options(GError **error)
         usage_error(error, "The name of the scratch directory is not valid UTF-8");
         return false;
     }
-    return copy_check_word("sync", chosen.sync, modes, error);
+    return job_check_word("sync", chosen.sync, modes, error);
 }
 
 static bool add_scratch(json_t *arguments, GError **error)
 {
     int64_t most = 0;
 
-    if (!copy_check_size("scratch-max", chosen.scratch_max, &most, error)) {
+    if (!job_check_size("scratch-max", chosen.scratch_max, &most, error)) {
         return false;
     }
     if (chosen.scratch_max) {
         json_object_set_new(arguments, "scratch-max", json_integer(most));
     }
     if (chosen.scratch && g_str_has_prefix(chosen.scratch, "node:")) {
-        copy_set_text(arguments, "scratch-node", chosen.scratch + strlen("node:"));
+        job_set_text(arguments, "scratch-node", chosen.scratch + strlen("node:"));
     } else if (chosen.scratch && strcmp(chosen.scratch, "none")) {
         /* The server has another working directory. */
         g_autofree char *directory = g_canonicalize_filename(chosen.scratch, NULL);
-        copy_set_text(arguments, "scratch", directory);
+        job_set_text(arguments, "scratch", directory);
     } else {
-        copy_set_text(arguments, "scratch", chosen.scratch);
+        job_set_text(arguments, "scratch", chosen.scratch);
     }
     return true;
 }
@@ -96,7 +97,7 @@ static bool add_compress(json_t *arguments, const struct target *target, GError 
 
 static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
 {
-    copy_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
+    job_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
     if (chosen.max_workers) {
         json_object_set_new(arguments, "x-perf",
                             json_pack("{s:i}", "max-workers", chosen.max_workers));

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * What 'backup' and 'mirror' have in common: they start a job that copies a device to a target,
- * and follow it. The job is started with auto-dismiss=false, so that its error can be read for as
- * long as nobody has read it; following it to its end dismisses it.
+ * and follow it (cli/job-start.h).
  */
 #ifndef LIVEBLK_CLI_COPY_H
 #define LIVEBLK_CLI_COPY_H
@@ -32,14 +31,5 @@ struct copy {
 /* Check the arguments and the common options, start the job and, unless detached, follow it. */
 enum exit_status copy_run(const struct copy *copy, const struct invocation *invocation,
                           GError **error);
-
-/* A value of --option is one of those allowed, or was not given. */
-bool copy_check_word(const char *option, const char *value, const char *const *allowed,
-                     GError **error);
-/* The same for a number of bytes; *bytes is left alone if it was not given. */
-bool copy_check_size(const char *option, const char *value, int64_t *bytes, GError **error);
-
-/* Add a text unless it is NULL. */
-void copy_set_text(json_t *arguments, const char *name, const char *value);
 
 #endif

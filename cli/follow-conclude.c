@@ -30,16 +30,22 @@ static void print_success(const struct follow_report *report, const char *what)
     fflush(stdout);
 }
 
-char *follow_ready_hint(const char *job_id)
+char *follow_ready_hint(const char *job_id, bool is_commit)
 {
+    if (is_commit) {
+        return g_strdup_printf("'liveblk job complete %s' moves the disk to its base, "
+                               "'liveblk job cancel %s' leaves it where it is",
+                               job_id, job_id);
+    }
     return g_strdup_printf("'liveblk job complete %s' moves the disk to the target, "
                            "'liveblk job cancel --keep %s' ends the job with a complete copy there",
                            job_id, job_id);
 }
 
-static void print_ready(const struct follow_options *options, const char *what)
+static void print_ready(const struct follow_options *options, const struct follow_report *report,
+                        const char *what)
 {
-    g_autofree char *hint = follow_ready_hint(options->job_id);
+    g_autofree char *hint = follow_ready_hint(options->job_id, report->is_commit);
 
     printf("%s is ready and goes on; %s\n", what, hint);
     fflush(stdout);
@@ -78,7 +84,7 @@ enum exit_status follow_conclude(const struct follow_options *options, enum foll
     if (outcome == FOLLOW_SUCCEEDED && !options->json) {
         print_success(report, what);
     } else if (outcome == FOLLOW_READY && !options->json) {
-        print_ready(options, what);
+        print_ready(options, report, what);
     } else if (outcome == FOLLOW_LEFT) {
         complain("Job '%s' goes on; 'liveblk job wait %s' follows it again", options->job_id,
                  options->job_id);

@@ -146,7 +146,7 @@ static void tell_ready(struct follow *follow)
     if (follow->options->json) {
         print_json_line(json_pack("{s:s, s:s}", "message_type", "ready", "job_id", id));
     } else if (follow->options->at_ready == FOLLOW_GO_ON_AT_READY) {
-        g_autofree char *hint = follow_ready_hint(id);
+        g_autofree char *hint = follow_ready_hint(id, follow->report->is_commit);
         say(follow, "Job '%s' is ready; %s", id, hint);
     }
 }
@@ -199,6 +199,7 @@ static bool take_query(struct follow *follow, const json_t *reply, GError **erro
             follow->first_done = follow->progress.done;
         }
         follow->saw_job = true;
+        follow->report->is_commit = !strcmp(member_text(job, "type", ""), "commit");
         if (!strcmp(member_text(job, "status", ""), "concluded")) {
             follow->progress.done = MAX(member_integer(job, "current-progress", 0), 0);
             job_concluded(follow, job);

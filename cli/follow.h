@@ -28,7 +28,7 @@ enum follow_at_ready {
     FOLLOW_GO_ON_AT_READY, /* somebody else will decide: say so, and go on following */
     FOLLOW_ENDS_AT_READY,  /* it was told to end: nothing to say or do */
     FOLLOW_RETURN_AT_READY,
-    FOLLOW_COMPLETE_AT_READY, /* a mirror: the device moves to the target */
+    FOLLOW_COMPLETE_AT_READY, /* the device moves to a mirror's target, or a commit's base */
     FOLLOW_KEEP_AT_READY,     /* end it without that, the target being a complete copy */
 };
 
@@ -41,7 +41,8 @@ struct follow_options {
 };
 
 struct follow_report {
-    char *failure; /* why it failed; NULL otherwise; the caller frees */
+    char *failure;  /* why it failed; NULL otherwise; the caller frees */
+    bool is_commit; /* of a disk's own image, if it got ready */
     uint64_t bytes_done;
     uint64_t bytes_seen; /* done while we followed; 0: says nothing about speed */
     uint64_t bytes_total;
@@ -65,8 +66,8 @@ enum exit_status follow_conclude(const struct follow_options *options, enum foll
                                  struct follow_report *report, const char *what,
                                  const char *remains, GError **error);
 
-/* How to end a job that is ready: a sentence, which the caller frees. */
-char *follow_ready_hint(const char *job_id);
+/* How to end a job that is ready, a commit or a mirror: a sentence, which the caller frees. */
+char *follow_ready_hint(const char *job_id, bool is_commit);
 
 /* An "error" message on stdout. */
 void print_json_error(const GError *error);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* liveblk snapshot: internal snapshots of images, and of disks of a server. */
+/* liveblk snapshot: internal snapshots of images, and of disks of a server; external ones of the
+ * latter are in snapshot-external.c. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,12 +11,14 @@
 #include "block/request.h"
 #include "cli/image.h"
 #include "cli/output.h"
+#include "cli/snapshot-external.h"
 
 static struct {
     char *format;
     char *create;
     char *apply;
     char *delete;
+    char **external;
     gboolean list;
     gboolean force_share;
 } chosen;
@@ -26,12 +29,15 @@ static const GOptionEntry snapshot_options[] = {
     {"apply", 0, 0, G_OPTION_ARG_STRING, &chosen.apply,
      "Go back to one; what the disk holds is lost", "NAME"},
     {"delete", 'd', 0, G_OPTION_ARG_STRING, &chosen.delete, "Delete one", "NAME"},
+    {"external", 'x', 0, G_OPTION_ARG_FILENAME_ARRAY, &chosen.external,
+     "Let a DEVICE go on in a new file", "[DEVICE=]FILE"},
     {"format", 'f', 0, G_OPTION_ARG_STRING, &chosen.format, "The image's format", "FORMAT"},
     {"force-share", 'U', 0, G_OPTION_ARG_NONE, &chosen.force_share,
      "List also if somebody has it open", NULL},
     {NULL},
 };
 static const struct command_words snapshot_words[] = {
+    {"external", 0, "@file"},
     {"format", 0, "qcow2"},
     {NULL, 0, "@image"},
     {NULL},
@@ -45,13 +51,19 @@ static const char *verb(void)
 
 static bool check_options(GError **error)
 {
-    unsigned verbs = !!chosen.create + !!chosen.apply + !!chosen.delete + !!chosen.list;
+    unsigned verbs =
+        !!chosen.create + !!chosen.apply + !!chosen.delete + !!chosen.list + !!chosen.external;
 
     if (verbs > 1) {
-        usage_error(error, "One of --list, --create, --apply and --delete at a time");
+        usage_error(error, "One of --list, --create, --apply, --delete and --external at a time");
         return false;
     }
-    if (verb() && chosen.force_share) {
+    if (chosen.external && (chosen.format || image_has_policy())) {
+        usage_error(error, "--%s is not for --external: the server makes a qcow2 image",
+                    chosen.format ? "format" : "image-references");
+        return false;
+    }
+    if ((verb() || chosen.external) && chosen.force_share) {
         usage_error(error, "--force-share is only for --list");
         return false;
     }
@@ -235,7 +247,13 @@ static json_t *run_on_device(const struct invocation *invocation, const char *de
 
 static enum exit_status run_snapshot(const struct invocation *invocation, GError **error)
 {
-    if (!check_arguments(invocation, 1, 1, "FILE or DEVICE", error) || !check_options(error)) {
+    if (!check_options(error)) {
+        return EXIT_USAGE;
+    }
+    if (chosen.external) {
+        return snapshot_external(invocation, chosen.external, error);
+    }
+    if (!check_arguments(invocation, 1, 1, "FILE or DEVICE", error)) {
         return EXIT_USAGE;
     }
     const char *name = invocation->arguments[0];
@@ -258,10 +276,15 @@ static enum exit_status run_snapshot(const struct invocation *invocation, GError
 
 const struct command snapshot_command = {
     .name = "snapshot",
-    .summary = "List, take, apply or delete internal snapshots",
+    .summary = "List, take, apply or delete snapshots",
     .usage = "[OPTION...] FILE|DEVICE",
-    .notes = "A DEVICE is a disk of a running server, where no file has that name. NAME may be\n"
-             "an ID, too. With --json the snapshots that there are afterwards are printed.\n",
+    .notes = "Snapshots are internal ones, kept in the image. A DEVICE is a disk of a running\n"
+             "server, where no file has that name. NAME may be an ID, too. With --json the\n"
+             "snapshots that there are afterwards are printed.\n"
+             "\n"
+             "With --external FILE the DEVICE goes on in FILE, a new image above the one it\n"
+             "has now, which stays as it is. For several disks at one instant say --external\n"
+             "DEVICE=FILE for each, and nothing else.\n",
     .flags = COMMAND_ADMIN | COMMAND_JSON,
     .options = snapshot_options,
     .words = snapshot_words,

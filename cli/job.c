@@ -269,7 +269,7 @@ const struct command job_command = {
              "  cancel ID       end it, without a result; with --keep one that is ready, so\n"
              "                  that its target is a complete copy\n"
              "  complete ID     let one that is ready do what it is for: a mirror moves its\n"
-             "                  disk to the target\n"
+             "                  disk to the target, a commit to the base\n"
              "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
              "  finalize ID     let a job that waits for it take effect\n"
              "  dismiss ID      forget one that has ended\n"

@@ -2,6 +2,7 @@
 /* liveblk mirror: a copy of a disk that follows the guest's writes until somebody ends it. */
 #include "cli/command.h"
 #include "cli/copy.h"
+#include "cli/job-start.h"
 
 static struct {
     char *sync;
@@ -41,14 +42,14 @@ static bool check_options(GError **error)
         usage_error(error, "--pivot and --keep exclude each other");
         return false;
     }
-    return copy_check_word("sync", chosen.sync, modes, error);
+    return job_check_word("sync", chosen.sync, modes, error);
 }
 
 static bool set_size(json_t *arguments, const char *name, const char *value, GError **error)
 {
     int64_t bytes = 0;
 
-    if (!copy_check_size(name, value, &bytes, error)) {
+    if (!job_check_size(name, value, &bytes, error)) {
         return false;
     }
     if (value) {
@@ -59,7 +60,7 @@ static bool set_size(json_t *arguments, const char *name, const char *value, GEr
 
 static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
 {
-    copy_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
+    job_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
     if (chosen.no_unmap) {
         json_object_set_new(arguments, "unmap", json_false());
     }

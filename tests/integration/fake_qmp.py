@@ -38,6 +38,7 @@ class FakeQmp:
         self.ends_at_once = True  # a job that is told to end; else the test ends it
         self.last_id = {}  # command: the id it was last sent with
         self.nodes = {}
+        self.chain = []  # (node, file) of vda, the uppermost first
         self.views = []
         self.devices = copy.deepcopy(DEVICES)
         self.job = None
@@ -168,7 +169,13 @@ class FakeQmp:
         return STATISTICS
 
     def do_query_named_block_nodes(self, arguments):
-        return [{"node-name": name, "drv": driver} for name, driver in self.nodes.items()]
+        nodes = [{"node-name": name, "drv": driver} for name, driver in self.nodes.items()]
+        names = [name for name, _ in self.chain]
+        for (name, file), backing in zip(self.chain, names[1:] + [None]):
+            children = [{"child": "backing", "node-name": backing}] if backing else []
+            nodes.append({"node-name": name, "drv": "qcow2", "file": file, "ro": True,
+                          "image": {"virtual-size": 1 << 30}, "children": children})
+        return nodes
 
     def do_query_jobs(self, arguments):
         return [self.job] if self.job else []
@@ -200,6 +207,15 @@ class FakeQmp:
         return self.start("mirror", arguments)
 
     do_blockdev_mirror = do_drive_mirror
+
+    def do_block_stream(self, arguments):
+        return self.start("stream", arguments)
+
+    def do_block_commit(self, arguments):
+        return self.start("commit", arguments)
+
+    def do_transaction(self, arguments):
+        return {}
 
     def do_job_complete(self, arguments):
         self.devices[0]["inserted"].update(

@@ -29,6 +29,113 @@ def backup_on_terminal():
     return server, terminal
 
 
+def chain_server():
+    """vda-node is a chain of three: /c above /b above /a."""
+    server = FakeQmp(path("admin"))
+    server.chain = [("vda-node", "/c"), ("middle", "/b"), ("lowest", "/a")]
+    return server
+
+
+def test_stream_arguments():
+    """stream names nodes to the server, whatever names of images it was given"""
+    server = chain_server()
+    words = ["stream", "vda", "-a", server.path, "--speed", "50M", "--on-error", "stop",
+             "--backing-file", "a", "--filter-node-name", "f"]
+    sent = {"device": "vda", "job-id": "stream-vda", "speed": 50 << 20, "auto-dismiss": False,
+            "on-error": "stop", "backing-file": "a", "filter-node-name": "f"}
+    for option, image, member, node in [("--base", "/a", "base-node", "lowest"),
+                                        ("--base", "node:lowest", "base-node", "lowest"),
+                                        ("--base", "lowest", "base-node", "lowest"),
+                                        ("--bottom", "/x/../b", "bottom", "middle")]:
+        server.job = None
+        process = spawn(*words, option, image)
+        server.wait_for(lambda s: s.job)
+        assert server.arguments_of("block-stream") == dict(sent, **{member: node})
+        server.finish()
+        status, out, err = end(process)
+        assert status == 0 and "The stream of 'vda' is complete" in out and not err, (out, err)
+
+
+def test_chain_job_errors():
+    """an image that is not in the chain, or could be two, is never guessed: the chain is shown"""
+    server = chain_server()
+    server.chain[1] = ("/a", "/b")  # a node with a file's name
+    for command, option in [("stream", "--base"), ("commit", "--top")]:
+        expect(run(command, "vda", option, "/a", "-a", server.path), 1, "more than one image")
+        for unknown in ["/x", "node:/x", "node:vda"]:
+            expect(run(command, "vda", option, unknown, "-a", server.path), 1,
+                   f"There is no image '{unknown}' in the chain of 'vda', which is, from the top: "
+                   "'/c' (node:vda-node), '/b' (node:/a), '/a' (node:lowest)")
+        expect(run(command, "vdx", "-a", server.path), 1, "has no disk 'vdx'; it has 'vda'")
+    expect(run("stream", "vda", "--backing-file", "x", "-a", server.path), 2, "say --base")
+    expect(run("commit", "vda", "--base", "vda-node", "-a", server.path), 1, "into itself")
+    expect(run("commit", "vda", "--top", "lowest", "-a", server.path), 1, "no image below")
+    assert not [n for n, _ in server.commands if n.startswith("block-")]
+    server.refuse["block-stream"] = ("GenericError", "Node 'x' is in use")
+    result = run("stream", "vda", "--json", "-a", server.path)
+    expect(result, 1, "Node 'x' is in use")
+    assert json.loads(result.stdout)["message_type"] == "error"
+    process = spawn("commit", "vda", "--top", "/b", "-a", server.path)
+    server.wait_for(lambda s: s.job)
+    server.finish("Input/output error")
+    status, out, err = end(process)
+    assert (status, out) == (1, "") and "commit of 'vda' failed: Input/output" in err, err
+    assert "No data is lost" in err, err
+
+
+def test_commit():
+    """commit of the disk's own image completes when ready; --no-pivot, --detach leave that to us"""
+    for options in [[], ["--no-pivot"], ["--detach"]]:
+        server = chain_server()
+        process = spawn("commit", "vda", "-a", server.path, "--base", "/b", *options)
+        server.wait_for(lambda s: s.job)
+        assert server.arguments_of("block-commit") == {
+            "device": "vda", "job-id": "commit-vda", "base-node": "middle", "speed": 0,
+            "auto-dismiss": False}
+        if options == ["--detach"]:
+            assert end(process) == (0, "commit-vda\n", "")
+            process = spawn("job", "wait", "commit-vda", "-a", server.path)
+            server.wait_for_command("query-jobs", 2)
+        server.ready()
+        if options == ["--detach"]:
+            line = process.stderr.readline()
+            assert "'liveblk job complete commit-vda' moves the disk to its base" in line, line
+            server.finish()
+        status, out, err = end(process)
+        assert status == 0 and not err, (status, err)
+        if options == ["--no-pivot"]:
+            assert "is ready and goes on; 'liveblk job complete commit-vda' moves" in out, out
+        else:
+            assert "is complete" in out and server.job is None, out
+        completed = "job-complete" in [name for name, _ in server.commands]
+        assert completed == (options == []), options
+
+
+def test_external_snapshots():
+    """external snapshots of several disks are one transaction"""
+    server = chain_server()
+    server.devices.append({"device": "vdb", "inserted": {"node-name": "middle"}})
+    folder = path("overlays")
+    words = ["snapshot", "-a", server.path, "--external"]
+    result = run(*words, f"vda={folder}/a=1", "-x", f"vdb={folder}/b", "--json")
+    expect(result, 0)
+    disks = [("vda", f"{folder}/a=1", "/c"), ("vdb", f"{folder}/b", "/b")]
+    assert server.arguments_of("transaction") == {"actions": [
+        {"type": "blockdev-snapshot-sync", "data": {"device": d, "snapshot-file": f}}
+        for d, f, _ in disks]}
+    assert json.loads(result.stdout) == {
+        "message_type": "done", "verb": "external",
+        "disks": [{"device": d, "file": f, "backing-file": b} for d, f, b in disks]}
+    result = run(*words, "new", "vda")
+    assert f"'vda' goes on in '{os.getcwd()}/new'; '/c' stays as it is now" in result.stdout
+    expect(run(*words, "new", "vdx"), 1, "The server has no disk 'vdx'")
+    expect(run(*words, __file__, "vda"), 1, "is there already")
+    server.refuse["transaction"] = ("GenericError", "No space left on device")
+    result = run(*words, "new", "vda", "--json")
+    expect(result, 1, "No space left on device")
+    assert json.loads(result.stdout)["message_type"] == "error"
+
+
 def test_job_verbs():
     """job verbs reach the server, and its refusal is exit status 1"""
     server = FakeQmp(path("admin"))

@@ -14,7 +14,8 @@ import cli_program
 from cli_program import FOLDER, PROGRAM, end, environment, expect, json_lines, path, run, spawn
 from fake_qmp import FakeQmp
 
-COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "stats", "events", "qmp",
+COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "chain", "stream",
+            "commit", "stats", "events", "qmp",
             "create", "info", "map", "check", "snapshot", "resize", "amend"]  # fmt: skip
 
 
@@ -61,6 +62,18 @@ def test_usage_errors():
             (["mirror", "vda", "--to", "x", "--sync", "new"], "one of full, top, none"),
             (["mirror", "vda", "--to", "x", "--granularity", "y"], "--granularity expects"),
             (["mirror", "vda", "--to", "x", "--buf-size", "-1"], "--buf-size expects"),
+            (["chain"], "Too few arguments: expected the disk's name"),
+            (["stream", "vda", "--base", "a", "--bottom", "b"], "exclude each other"),
+            (["stream", "vda", "--on-error", "y"], "--on-error expects one of report, ignore"),
+            (["stream", "vda", "--speed", "y"], "--speed expects"),
+            (["commit"], "Too few arguments: expected the disk's name"),
+            (["commit", "vda", "--top", "x", "--no-pivot"], "not with --top"),
+            (["commit", "vda", "--backing-file", b"\xff"], "not valid UTF-8"),
+            (["snapshot", "--external", "x"], "Of which disk?"),
+            (["snapshot", "--external", "x", "vda", "vdb"], "--external DEVICE=FILE for each"),
+            (["snapshot", "-x", "vda=x", "-x", "vda=y"], "'vda' is named twice"),
+            (["snapshot", "-x", "x", "--create", "y", "vda"], "at a time"),
+            (["snapshot", "-x", "x", "--format", "raw", "vda"], "makes a qcow2 image"),
             (["view"], "What to do with views?"),
             (["view", "create"], "Too few arguments"),
             (["view", "create", b"\xff"], "not valid UTF-8"),
@@ -320,6 +333,10 @@ def test_completion():
     assert offered("backup", "") == ["vda"]
     assert offered("backup", "vda", "") == []
     assert offered("job", "d") == ["dismiss"]
+    assert offered("chain", "") == offered("stream", "") == offered("commit", "") == ["vda"]
+    assert offered("stream", "--b") == ["--base", "--bottom", "--backing-file"]
+    assert offered("commit", "--on-error", "r") == ["report"]
+    assert offered("snapshot", "--external", "") == ["@file"]
     run("qmp", "drive-backup", "job-id=j1", env=env)
     assert offered("job", "pause", "") == ["j1"]
     assert offered("mirror", "vda", "--to", "x", "--on-source-error", "s") == ["stop"]
