@@ -45,11 +45,11 @@ static bool is_format(const json_t *node)
 static json_t *make_layer(const json_t *node)
 {
     const json_t *image = json_object_get(node, "image");
-    json_t *layer = json_pack("{s:s, s:s, s:s, s:I, s:b}", "node-name",
-                              member_text(node, "node-name", "?"), "format",
-                              member_text(node, "drv", "?"), "file", member_text(node, "file", "?"),
-                              "virtual-size", (json_int_t)member_integer(image, "virtual-size", 0),
-                              "read-only", (int)member_flag(node, "ro"));
+    json_t *layer =
+        json_pack("{s:s, s:s, s:s, s:I, s:b}", "node-name", member_text(node, "node-name", "?"),
+                  "format", member_text(node, "drv", "?"), "file", member_text(node, "file", "?"),
+                  "virtual-size", (json_int_t)member_integer(image, "virtual-size", 0), "read-only",
+                  (int)member_flag(node, "ro"));
 
     if (json_object_get(image, "actual-size")) {
         json_object_set_new(layer, "actual-size",
@@ -107,10 +107,10 @@ static json_t *chain_of(const json_t *devices, const json_t *nodes, const char *
 json_t *chain_query(struct client *client, const char *disk, GError **error)
 {
     json_t *devices = client_call(client, "query-block", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
-    json_t *nodes = devices ? client_call(client, "query-named-block-nodes",
-                                          json_pack("{s:b}", "flat", 1), CLIENT_QUERY_TIMEOUT_MS,
-                                          error)
-                            : NULL;
+    json_t *nodes = devices
+                        ? client_call(client, "query-named-block-nodes",
+                                      json_pack("{s:b}", "flat", 1), CLIENT_QUERY_TIMEOUT_MS, error)
+                        : NULL;
     json_t *chain = nodes ? chain_of(devices, nodes, disk, error) : NULL;
 
     json_decref(devices);
@@ -190,8 +190,8 @@ const char *chain_top_file(const json_t *chain)
 
 static void print_chain(const json_t *chain)
 {
-    static const char *const headings[] = {"NODE", "FORMAT", ">SIZE", ">USED", "ACCESS", "FILE",
-                                           NULL};
+    static const char *const headings[] = {"NODE",   "FORMAT", ">SIZE", ">USED",
+                                           "ACCESS", "FILE",   NULL};
     struct libscols_table *table = table_new(headings);
     const json_t *layer;
     size_t i;

@@ -15,7 +15,7 @@ struct job_start_options job_start_options;
 const char *const job_policies[] = {"report", "ignore", "stop", "enospc", NULL};
 
 bool job_check_word(const char *option, const char *value, const char *const *allowed,
-                     GError **error)
+                    GError **error)
 {
     if (value && !g_strv_contains(allowed, value)) {
         g_autofree char *list = g_strjoinv(", ", (char **)allowed);
@@ -151,10 +151,9 @@ enum exit_status job_start_run(const struct job_start *how, const struct invocat
     /* From here on a signal must not leave a job behind that nobody knows of. */
     int signal_fd = signals_catch();
     client_set_interrupt_fd(client, signal_fd);
-    g_autofree char *job_id =
-        job_start_options.job_id
-            ? g_strdup(job_start_options.job_id)
-            : free_job_id(client, how->type, invocation->arguments[0], error);
+    g_autofree char *job_id = job_start_options.job_id
+                                  ? g_strdup(job_start_options.job_id)
+                                  : free_job_id(client, how->type, invocation->arguments[0], error);
     if (!job_id || !how->start(how, client, job_id, error)) {
         return report_early(invocation, *error);
     }

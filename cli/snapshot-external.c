@@ -138,10 +138,10 @@ static bool take_snapshots(struct client *client, const json_t *disks, GError **
     size_t i;
 
     json_array_foreach ((json_t *)disks, i, disk) {
-        json_array_append_new(
-            actions, json_pack("{s:s, s:{s:s, s:s}}", "type", "blockdev-snapshot-sync", "data",
-                               "device", member_text(disk, "device", ""), "snapshot-file",
-                               member_text(disk, "file", "")));
+        json_array_append_new(actions,
+                              json_pack("{s:s, s:{s:s, s:s}}", "type", "blockdev-snapshot-sync",
+                                        "data", "device", member_text(disk, "device", ""),
+                                        "snapshot-file", member_text(disk, "file", "")));
     }
     json_t *done = client_call(client, "transaction", json_pack("{s:o}", "actions", actions),
                                CLIENT_WORK_TIMEOUT_MS, error);

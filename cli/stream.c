@@ -12,8 +12,8 @@ static struct {
 static const GOptionEntry options[] = {
     {"base", 'b', 0, G_OPTION_ARG_FILENAME, &chosen.base,
      "The backing file that stays; by default none does", "IMAGE"},
-    {"bottom", 0, 0, G_OPTION_ARG_FILENAME, &chosen.bottom,
-     "Or the last one that goes, above it", "IMAGE"},
+    {"bottom", 0, 0, G_OPTION_ARG_FILENAME, &chosen.bottom, "Or the last one that goes, above it",
+     "IMAGE"},
     {"filter-node-name", 0, 0, G_OPTION_ARG_STRING, &chosen.filter,
      "Bring in what guests read, too, by such a node", "NODE"},
     {NULL},
