@@ -95,6 +95,27 @@ def commits(test):
     disks.finish("three", "vda.qcow2")
 
 
+@promise("the guest's own image is committed, and the guest goes on with the base; or it stays")
+def commits_active(test):
+    disks = Disks(test, "vda")
+    disks.external("one")
+    disks.external("two")
+    said = disks.run("commit", "vda", "--base", test.path("one"), "--json").stdout
+    kinds = [json.loads(line)["message_type"] for line in said.splitlines()]
+    assert kinds[-2:] == ["ready", "summary"], kinds
+    assert disks.chain() == ["one", "vda.qcow2"]
+    said = disks.run("commit", "vda", "--no-pivot").stdout
+    assert "is ready and goes on" in said and "'liveblk job cancel commit-vda' leaves" in said, said
+    disks.writers.wait_done(50)
+    disks.run("job", "cancel", "commit-vda")
+    disks.refused("job", "wait", "commit-vda", text="was cancelled", status=4)
+    assert disks.chain() == ["one", "vda.qcow2"]
+    disks.run("commit", "vda", "--no-pivot")
+    disks.writers.wait_done(50)
+    disks.run("job", "complete", "commit-vda")
+    disks.finish("vda.qcow2")
+
+
 @promise("snapshots of several disks are taken at once or not at all")
 def several(test):
     disks = Disks(test, "vda", "vdb")
