@@ -24,32 +24,16 @@ struct job_start_options {
 extern struct job_start_options job_start_options;
 
 /* The options of all of them, for tables of GOptionEntry. */
+/* clang-format off */
 #define JOB_START_OPTIONS                                                                          \
-    {                                                                                              \
-        "speed",                                                                                   \
-        0,                                                                                         \
-        0,                                                                                         \
-        G_OPTION_ARG_STRING,                                                                       \
-        &job_start_options.speed,                                                                  \
-        "Limit per second, such as 50M",                                                           \
-        "BYTES"},                                                                                  \
-        {"job-id",                                                                                 \
-         'j',                                                                                      \
-         0,                                                                                        \
-         G_OPTION_ARG_STRING,                                                                      \
-         &job_start_options.job_id,                                                                \
-         "Name of the job (TYPE-DEVICE)",                                                          \
-         "ID"},                                                                                    \
-        {"detach",                                                                                 \
-         'd',                                                                                      \
-         0,                                                                                        \
-         G_OPTION_ARG_NONE,                                                                        \
-         &job_start_options.detach,                                                                \
-         "Print the job's ID and leave",                                                           \
-         NULL},                                                                                    \
-    {                                                                                              \
-        "quiet", 'q', 0, G_OPTION_ARG_NONE, &job_start_options.quiet, "Show no progress", NULL     \
-    }
+    {"speed", 0, 0, G_OPTION_ARG_STRING, &job_start_options.speed,                                 \
+     "Limit per second, such as 50M", "BYTES"},                                                    \
+    {"job-id", 'j', 0, G_OPTION_ARG_STRING, &job_start_options.job_id,                             \
+     "Name of the job (TYPE-DEVICE)", "ID"},                                                       \
+    {"detach", 'd', 0, G_OPTION_ARG_NONE, &job_start_options.detach,                               \
+     "Print the job's ID and leave", NULL},                                                        \
+    {"quiet", 'q', 0, G_OPTION_ARG_NONE, &job_start_options.quiet, "Show no progress", NULL}
+/* clang-format on */
 
 /* What completes the values of --on-error and its like, and what they may be. */
 #define JOB_POLICY_WORDS "report ignore stop enospc"
