@@ -20,6 +20,15 @@ struct block_node *block_layer_below(const struct block_node *node)
     return node->backing ? block_node_below_filters(node->backing) : NULL;
 }
 
+struct block_node *block_layer_of(struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+    struct block_node *layer = block_node_below_filters(node);
+
+    layer->references++;
+    return layer;
+}
+
 /* Graph lock held, or a request. */
 static struct block_node *below(const struct block_node *node)
 {

@@ -20,6 +20,9 @@
  * For requests, jobs that keep the chain as it is, and who holds the graph lock. */
 struct block_node *block_layer_below(const struct block_node *node);
 
+/* The layer that a node is, or that lies below the filter it is: a new reference. Any thread. */
+struct block_node *block_layer_of(struct block_node *node);
+
 /* The next node of the chain, a filter's file or a layer's backing file: a new reference, or NULL.
  * Any thread. */
 struct block_node *block_chain_below(struct block_node *node);

@@ -108,8 +108,8 @@ int chain_check_no_snapshots(struct block_node *node, GError **error)
     }
     if (count) {
         status = block_error(error, EBUSY,
-                             "Node '%s' has internal snapshots ('%s'), which need the backing file "
-                             "that would go: delete them first",
+                             "Node '%s' has internal snapshots ('%s'), which see its backing file, "
+                             "too, and would be worth nothing without it: delete them first",
                              node->name, list[0].name);
     }
     block_snapshot_list_free(list, count);

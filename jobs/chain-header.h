@@ -31,7 +31,7 @@ void chain_header_restore(struct chain_header *header);
 void chain_header_clear(struct chain_header *header);
 
 /*
- * Internal snapshots see the backing file, too, and would lose it: -EBUSY if the node has some.
+ * Internal snapshots see the backing file, too, and are lost with it: -EBUSY if the node has some.
  * Not the main thread.
  */
 int chain_check_no_snapshots(struct block_node *node, GError **error);

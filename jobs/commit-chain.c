@@ -5,6 +5,7 @@
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/reopen.h"
+#include "jobs/chain-header.h"
 #include "jobs/commit-internal.h"
 
 static struct block_node *last_node(const struct commit_chain *chain)
@@ -96,7 +97,12 @@ int commit_chain_hold(struct commit_chain *chain, struct job *job, GError **erro
         return block_error(error, EAGAIN, "The chain of node '%s' was just changed; try again",
                            top->name);
     }
-    status = make_writable(chain, error);
+    for (guint i = 0; status == 0 && i < chain->nodes->len; i++) {
+        status = chain_check_no_snapshots(chain->nodes->pdata[i], error);
+    }
+    if (status == 0) {
+        status = make_writable(chain, error);
+    }
     return status == 0 ? make_as_long(chain->base, block_node_length(top), error) : status;
 }
 

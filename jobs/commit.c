@@ -268,7 +268,7 @@ static int set_up(struct commit *commit, const struct commit_options *options, G
 static void init(struct commit *commit, struct job *job, const struct commit_options *options)
 {
     commit->job = job;
-    commit->top = block_node_ref(block_node_below_filters(options->top));
+    commit->top = block_layer_of(options->top);
     commit->backing_file = g_strdup(options->backing_file);
     commit->mask_protocol = options->mask_protocol;
     commit->headers = g_array_new(FALSE, FALSE, sizeof(struct chain_header));
@@ -296,10 +296,10 @@ static int start(const struct commit_options *options, GError **error)
 /* Whether guests write to top, or somebody else does. */
 static bool is_active(const struct commit_options *options)
 {
+    SCOPE_LOCK(&block_graph_lock);
     const struct block_node *top = block_node_below_filters(options->top);
     const struct block_claim *claim;
     bool is_written = top == block_node_below_filters(options->root);
-    SCOPE_LOCK(&block_graph_lock);
 
     TAILQ_FOREACH (claim, &top->claims, entry) {
         is_written |= (claim->perms & BLOCK_PERM_WRITE) != 0;
@@ -309,7 +309,10 @@ static bool is_active(const struct commit_options *options)
 
 int commit_start(const struct commit_options *options, GError **error)
 {
-    if (block_node_below_filters(options->top) == block_node_below_filters(options->base)) {
+    AUTO(block_node) top = block_layer_of(options->top);
+    AUTO(block_node) base = block_layer_of(options->base);
+
+    if (top == base) {
         return block_error(error, EINVAL, "cannot commit an image into itself");
     }
     if (!is_active(options)) {

@@ -368,6 +368,10 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
     if (!nodes || job_set_initial_speed(stream->job, options->speed, error) < 0) {
         return -EINVAL;
     }
+    if (!nodes->len) {
+        return block_error(error, EINVAL, "Node '%s' is not a backing image of '%s'",
+                           stream->base->name, stream->node->name);
+    }
     if (nodes->len > 1 && !stream->node->driver->populate) {
         return block_error(error, ENOTSUP,
                            "Driver '%s' of node '%s' cannot take in what its backing file holds",
@@ -398,18 +402,13 @@ static int check_options(const struct stream_options *options, GError **error)
     if (options->backing_file && !options->base) {
         return block_error(error, EINVAL, "backing file specified, but streaming the entire chain");
     }
-    if (options->base &&
-        block_node_below_filters(options->node) == block_node_below_filters(options->base)) {
-        return block_error(error, EINVAL, "Node '%s' is not a backing image of '%s'",
-                           options->base->name, options->node->name);
-    }
     return 0;
 }
 
 static void init(struct stream *stream, struct job *job, const struct stream_options *options)
 {
     stream->job = job;
-    stream->node = block_node_ref(block_node_below_filters(options->node));
+    stream->node = block_layer_of(options->node);
     stream->base = options->base ? block_node_ref(options->base) : NULL;
     stream->backing_file = g_strdup(options->backing_file);
     stream->mask_protocol = options->mask_protocol;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "jobs/backup.h"
@@ -211,10 +212,11 @@ static int prepare_blockdev_backup(struct transaction_action *action, json_t *ar
     if (!target) {
         return -ENOENT;
     }
+    AUTO(block_node) layer = block_layer_of(target);
     read_options(arguments, source, &options);
     options.target = target;
-    return create_job(action, arguments, &options, target->name,
-                      block_node_below_filters(target)->driver->can_compress, error);
+    return create_job(action, arguments, &options, target->name, layer->driver->can_compress,
+                      error);
 }
 
 /* ---- drive-backup: the target is a file, opened for the job and closed after it ------------- */

@@ -245,7 +245,7 @@ static int find_stream_base(json_t *arguments, struct block_node *node, struct b
 static json_t *block_stream(struct qmp_request *request, json_t *arguments, GError **error)
 {
     AUTO(block_node) root = lookup_device_or_node(text(arguments, "device"), error);
-    AUTO(block_node) node = root ? block_node_ref(block_node_below_filters(root)) : NULL;
+    AUTO(block_node) node = root ? block_layer_of(root) : NULL;
     AUTO(block_node) base = NULL;
 
     if (!node || find_stream_base(arguments, node, &base, error) < 0) {

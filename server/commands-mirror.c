@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "formats/raw.h"
@@ -201,8 +202,8 @@ json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **er
     file.node_name = node_name;
     file.beside = options.sync == MIRROR_SYNC_TOP ? source : NULL;
     /* A disk whose guest may not choose its format may not choose it by moving either. */
-    file.guards_format = !json_object_get(arguments, "format") &&
-                         raw_format_is_guarded(block_node_below_filters(source));
+    AUTO(block_node) layer = block_layer_of(source);
+    file.guards_format = !json_object_get(arguments, "format") && raw_format_is_guarded(layer);
     file.cache_direct = source->options.cache_direct;
     file.cache_no_flush = source->options.cache_no_flush;
     options.device = device;

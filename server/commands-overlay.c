@@ -61,7 +61,7 @@ static int find_node(struct overlay_state *state, const char *name, GError **err
     if (!state->root) {
         return -ENOENT;
     }
-    state->node = block_node_ref(block_node_below_filters(state->root));
+    state->node = block_layer_of(state->root);
     return 0;
 }
 

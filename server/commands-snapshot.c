@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/drain.h"
 #include "block/error.h"
@@ -62,7 +63,7 @@ static int find_disk(struct snapshot_disk *disk, json_t *arguments, GError **err
     if (!disk->root) {
         return -ENOENT;
     }
-    disk->image = block_node_ref(block_node_below_filters(disk->root));
+    disk->image = block_layer_of(disk->root);
     if (block_node_is_read_only(disk->image)) {
         return block_error(error, EACCES, "Device '%s' is read only", device);
     }
@@ -152,12 +153,28 @@ static int prepare(struct transaction_action *action, json_t *data, GError **err
     return status;
 }
 
+/* A snapshot sees the backing file, too; a stream would take that from it. Drained, so that none
+ * begins before the snapshot is there to be seen. */
+static int check_backing_stays(const struct snapshot_disk *disk, GError **error)
+{
+    g_autofree char *owner = g_strdup("an internal snapshot");
+    struct block_claim claim = {
+        .owner = owner, .perms = BLOCK_PERM_BACKING, .shared = BLOCK_PERM_ALL};
+    int status = block_claim_acquire(&claim, disk->image, error);
+
+    block_claim_release(&claim);
+    return status;
+}
+
 static int change(struct transaction_action *action, GError **error)
 {
     struct create_action *state = transaction_state(action);
     g_autofree char *found = NULL;
     int status = lookup_check_same(state->disk.device, state->disk.root, error);
 
+    if (status == 0) {
+        status = check_backing_stays(&state->disk, error);
+    }
     if (status == 0) {
         status = find_snapshot(&state->disk, NULL, state->name, &found, NULL, error);
     }

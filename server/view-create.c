@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/error.h"
@@ -105,7 +106,7 @@ static void set_devices(struct view *view, struct block_device **guests)
         device->name = g_strdup(block_device_name(guests[i]));
         device->export_name = g_strdup_printf("%s@%s", device->name, view->name);
         if (root) {
-            device->source = block_node_ref(block_node_below_filters(root));
+            device->source = block_layer_of(root);
         }
         view->sources[i] = device->source;
     }

@@ -159,5 +159,91 @@ def streams_intermediate(test):
     disk.finish("three.qcow2", "two.qcow2")
 
 
+def refusal(qmp, command, **arguments):
+    try:
+        qmp.command(command, **arguments)
+    except QmpError as error:
+        return str(error)
+    raise AssertionError(f"{command} was not refused")
+
+
+@promise("an internal snapshot does not lose its backing file to a stream or a commit")
+def keeps_internal_snapshots(test):
+    disk = Disk(test)
+    disk.snapshot("one")
+    disk.snapshot("two")
+    disk.qmp.command("blockdev-snapshot-internal-sync", device="vda", name="inside")
+    for command in ("block-stream", "block-commit"):
+        text = refusal(disk.qmp, command, job_id="job", device="vda")
+        assert "inside" in text and "delete them first" in text, text
+    disk.qmp.command("blockdev-snapshot-delete-internal-sync", device="vda", name="inside")
+    disk.qmp.command("block-stream", job_id="job", device="vda", speed=1)
+    text = refusal(
+        disk.qmp, "blockdev-snapshot-internal-sync", device="vda", name="inside"
+    )
+    assert "block job 'job'" in text, text
+    text = refusal(disk.qmp, "blockdev-snapshot-sync", device="vda",
+                   snapshot_file=str(test.path("three.qcow2")))  # fmt: skip
+    assert "block job 'job'" in text, text
+    assert not test.path("three.qcow2").exists()
+    disk.qmp.command("job-cancel", _id="job")
+    disk.finish("two.qcow2", "one.qcow2", "base.qcow2")
+
+
+@promise("snapshots of several disks are of one instant, or there are none")
+def snapshots_together(test):
+    disk = Disk(test)
+    actions = [
+        {"type": "blockdev-snapshot-sync",
+         "data": {"device": "vda", "snapshot-file": str(test.path("one.qcow2"))}},
+        {"type": "abort", "data": {}},
+    ]  # fmt: skip
+    refusal(disk.qmp, "transaction", actions=actions)
+    assert not test.path("one.qcow2").exists()
+    disk.qmp.command("transaction", actions=actions[:1])
+    disk.path = test.path("one.qcow2")
+    disk.finish("one.qcow2", "base.qcow2")
+
+
+@promise("while a stream runs what guests read is kept, too, if a filter is asked for")
+def streams_with_filter(test):
+    disk = Disk(test)
+    disk.snapshot("one")
+    disk.qmp.command("block-stream", job_id="job", device="vda", speed=65536,
+                     filter_node_name="reading")  # fmt: skip
+    nodes = {node["node-name"]: node["drv"] for node in disk.qmp.command("query-named-block-nodes")}
+    assert nodes["reading"] == "copy-on-read", nodes
+    handle = disk.server.connect()
+    handle.pread(LENGTH // 2, 0)
+    handle.shutdown()
+    disk.qmp.command("block-job-set-speed", device="job", speed=0)
+    event = disk.qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
+    assert "error" not in event, event
+    disk.qmp.wait_job("job", "null")
+    nodes = [node["node-name"] for node in disk.qmp.command("query-named-block-nodes")]
+    assert "reading" not in nodes, nodes
+    disk.finish("one.qcow2")
+
+
+@promise("a file that got another name is found again, by what the image above says of it")
+def changes_name(test):
+    disk = Disk(test)
+    disk.snapshot("one")
+    disk.snapshot("two")
+    disk.server.kill()
+    disk.writers.stop(check=False)
+    disk.server = Server(test, [f"file={disk.path},format=qcow2"], name="again")
+    qmp = disk.server.qmp()
+    test.path("base.qcow2").rename(test.path("root.qcow2"))
+    image = qmp.command("query-block")[0]["inserted"]["image"]["backing-image"]
+    nodes = qmp.command("query-named-block-nodes")
+    name = next(n["node-name"] for n in nodes if n["image"]["filename"] == image["filename"]
+                and n["drv"] == "qcow2")  # fmt: skip
+    qmp.command("change-backing-file", device="vda", image_node_name=name,
+                backing_file="root.qcow2")  # fmt: skip
+    disk.server.stop()
+    assert backing_chain(test, disk.path) == ["two.qcow2", "one.qcow2", "root.qcow2"]
+
+
 if __name__ == "__main__":
     main()
