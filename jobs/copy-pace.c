@@ -28,6 +28,9 @@
  */
 #define REST_FACTOR 0.66
 
+/* It rests when there is so much to rest: to sleep for less takes longer than one wants to. */
+#define REST_MIN_NS (300 * NS_PER_MS / 1000)
+
 static bool stands_on(struct block_device *device, const struct block_node *wanted)
 {
     AUTO(block_node) root = block_device_root(device);
@@ -254,6 +257,10 @@ void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
     if (pace->effort == COPY_EFFORT_LOW) {
         pace->rest_until_ns = end_ns + (end_ns - start_ns) * LOW_REST_FACTOR;
     } else if (!is_crowded(pace)) {
-        pace->rest_until_ns = end_ns + (int64_t)((double)use.processor_ns * REST_FACTOR);
+        pace->rest_ns += (double)use.processor_ns * REST_FACTOR;
+        if (pace->rest_ns >= REST_MIN_NS) {
+            pace->rest_until_ns = end_ns + (int64_t)pace->rest_ns;
+            pace->rest_ns = 0;
+        }
     }
 }

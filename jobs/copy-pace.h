@@ -36,6 +36,7 @@ struct copy_pace {
     int64_t last_look_ns;
     bool guest_is_busy;
     int64_t rest_until_ns; /* beside a busy guest: nothing is begun before */
+    double rest_ns;        /* what is still to be rested after that */
 
     /* How long pieces took, and how much of that was spent on a processor or waiting for one: sums
      * that fade with each tick, as does that of the time. */
