@@ -99,6 +99,7 @@ static int run_commit(struct job *job, GError **error)
 
     if (status == 0) {
         chain_source_begin(&commit->source);
+        copy_engine_set_effort(commit->engine, COPY_EFFORT_STEADY);
         job_set_phase(job, "copying");
         status = copy_engine_run(commit->engine, error);
     }

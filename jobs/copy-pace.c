@@ -170,7 +170,8 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
     if (!pace->guest_is_busy) {
         pace->rest_until_ns = 0;
     }
-    unsigned useful = must_yield(pace) ? modest_workers(pace) : useful_workers(pace);
+    bool is_modest = must_yield(pace) && pace->effort != COPY_EFFORT_STEADY;
+    unsigned useful = is_modest ? modest_workers(pace) : useful_workers(pace);
     if (pace->workers < useful) {
         pace->workers++;
     } else if (pace->workers > MAX_OF(useful, 1u)) {
@@ -256,7 +257,7 @@ void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
     }
     if (pace->effort == COPY_EFFORT_LOW) {
         pace->rest_until_ns = end_ns + (end_ns - start_ns) * LOW_REST_FACTOR;
-    } else if (!is_crowded(pace)) {
+    } else if (pace->effort == COPY_EFFORT_NORMAL && !is_crowded(pace)) {
         pace->rest_ns += (double)use.processor_ns * REST_FACTOR;
         if (pace->rest_ns >= REST_MIN_NS) {
             pace->rest_until_ns = end_ns + (int64_t)pace->rest_ns;

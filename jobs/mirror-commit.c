@@ -25,6 +25,7 @@ int mirror_commit_hold(struct mirror *mirror, GError **error)
 int mirror_commit_scan(struct mirror *mirror, GError **error)
 {
     job_set_phase(mirror->job, "scanning");
+    copy_engine_set_effort(mirror->engine, COPY_EFFORT_STEADY); /* until it is ready */
     return chain_scan(mirror->job, mirror->source_node, mirror->target, 0, mirror->length,
                       mirror->bitmap, error);
 }

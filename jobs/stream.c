@@ -161,6 +161,7 @@ static int run_stream(struct job *job, GError **error)
     int status = find_work(stream, error);
     if (status == 0) {
         chain_source_begin(&stream->source);
+        copy_engine_set_effort(stream->engine, COPY_EFFORT_STEADY);
         job_set_phase(job, "copying");
         status = copy_engine_run(stream->engine, error);
     }
