@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "block/align.h"
 #include "block/request.h"
 
 #define GRANULARITY_MIN (4 * KIB)

@@ -6,6 +6,7 @@
 #ifndef LIVEBLK_JOBS_CHAIN_SOURCE_H
 #define LIVEBLK_JOBS_CHAIN_SOURCE_H
 
+#include "block/align.h"
 #include "jobs/copy-engine.h"
 #include "jobs/work-list.h"
 
@@ -28,6 +29,9 @@ int chain_source_init(struct chain_source *source, const struct copy_source_oper
                       struct job *job, struct block_node *top, struct block_node *base,
                       uint64_t length, uint64_t granularity, GError **error);
 void chain_source_clear(struct chain_source *source);
+
+/* What a worker copies at once: what its processor's cache holds between reading and writing. */
+#define CHAIN_CHUNK (512 * KIB)
 
 /* A good granularity for what a layer of this cluster size (0: none) is written with. */
 uint64_t chain_source_granularity(const struct block_node *target);

@@ -237,6 +237,7 @@ static int new_engine(struct commit *commit, const struct commit_options *option
         .source_node = commit->top,
         .target = commit->chain.base,
         .claims = &claims,
+        .max_chunk = CHAIN_CHUNK,
         .on_source_error = options->on_error,
         .on_target_error = options->on_error,
         .guest = guest,

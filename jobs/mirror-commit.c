@@ -4,6 +4,7 @@
 
 #include "block/error.h"
 #include "jobs/chain-scan.h"
+#include "jobs/chain-source.h"
 #include "jobs/mirror-internal.h"
 
 int mirror_commit_find(struct mirror *mirror, GError **error)
@@ -54,6 +55,7 @@ int commit_start_active(const struct commit_options *options, GError **error)
         .device = options->top == options->root ? options->device : NULL,
         .target = options->base,
         .sync = MIRROR_SYNC_COMMIT,
+        .buf_size = (int64_t)(COPY_DEFAULT_MAX_WORKERS * CHAIN_CHUNK),
         .speed = options->speed,
         .on_source_error = options->on_error,
         .on_target_error = options->on_error,
