@@ -92,6 +92,7 @@ struct rig *rig_new_on(const char *device, char *directory, struct block_node *s
     rig->model = model_new(align_down(rig->length, RIG_SECTOR), RIG_SECTOR);
     rig->random = test_random_new(test_seed());
     rig->max_bytes = 256 * KIB;
+    atomic_init(&rig->end, model_length(rig->model));
     return rig;
 }
 
@@ -275,7 +276,7 @@ void rig_step(struct rig_writer *writer)
         test_random_chance(random, 70) ? MIN_OF(16 * KIB, rig->max_bytes) : rig->max_bytes;
     uint64_t offset, bytes;
 
-    test_random_range(random, model_length(rig->model), RIG_SECTOR, maximum, &offset, &bytes);
+    test_random_range(random, atomic_load(&rig->end), RIG_SECTOR, maximum, &offset, &bytes);
     switch (test_random_below(random, 16)) {
     case 0:
         zero(rig, writer->number, offset, bytes, 0);
