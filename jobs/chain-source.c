@@ -76,28 +76,36 @@ uint64_t chain_source_extend(struct copy_source *copy, uint64_t end, uint64_t ma
     return work_list_extend(&source_of(copy)->list, copy->engine, end, max_bytes);
 }
 
-int chain_source_block_status(struct copy_source *copy, uint64_t offset, uint64_t bytes,
-                              struct block_extent *extent)
+int chain_padded_status(struct block_node *top, uint64_t offset, uint64_t bytes,
+                        struct block_extent *extent)
 {
-    const struct chain_source *source = source_of(copy);
-    uint64_t there = block_node_length(source->top);
+    uint64_t there = block_node_length(top);
 
     if (offset >= there) {
         *extent = (struct block_extent){.bytes = bytes, .flags = BLOCK_STATUS_ZERO};
         return 0;
     }
-    return block_node_block_status_chain(source->top, offset, MIN_OF(bytes, there - offset), extent,
-                                         NULL);
+    return block_node_block_status_chain(top, offset, MIN_OF(bytes, there - offset), extent, NULL);
+}
+
+int chain_padded_pread(struct block_node *top, void *buffer, uint64_t offset, uint64_t bytes)
+{
+    uint64_t there = MAX_OF(block_node_length(top), offset) - offset;
+    uint64_t known = MIN_OF(bytes, there);
+
+    memset((char *)buffer + known, 0, bytes - known);
+    return known ? block_node_pread(top, buffer, offset, known, 0) : 0;
+}
+
+int chain_source_block_status(struct copy_source *copy, uint64_t offset, uint64_t bytes,
+                              struct block_extent *extent)
+{
+    return chain_padded_status(source_of(copy)->top, offset, bytes, extent);
 }
 
 int chain_source_pread(struct copy_source *copy, void *buffer, uint64_t offset, uint64_t bytes)
 {
-    const struct chain_source *source = source_of(copy);
-    uint64_t there = MAX_OF(block_node_length(source->top), offset) - offset;
-    uint64_t known = MIN_OF(bytes, there);
-
-    memset((char *)buffer + known, 0, bytes - known);
-    return known ? block_node_pread(source->top, buffer, offset, known, 0) : 0;
+    return chain_padded_pread(source_of(copy)->top, buffer, offset, bytes);
 }
 
 void chain_source_done(struct copy_source *copy, uint64_t offset, uint64_t bytes, bool is_copied)

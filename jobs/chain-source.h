@@ -39,6 +39,11 @@ uint64_t chain_source_granularity(const struct block_node *target);
 /* Tell the job how much of the whole there is left, before copying it. */
 void chain_source_begin(struct chain_source *source);
 
+/* What a layer reads as, and zeroes behind its end. 0 or a negative errno. */
+int chain_padded_status(struct block_node *top, uint64_t offset, uint64_t bytes,
+                        struct block_extent *extent);
+int chain_padded_pread(struct block_node *top, void *buffer, uint64_t offset, uint64_t bytes);
+
 /* They are written to the target. For tables of one's own, each of its functions, too. */
 extern const struct copy_source_operations chain_source_operations;
 bool chain_source_next(struct copy_source *copy, bool urgent_only, uint64_t max_bytes,

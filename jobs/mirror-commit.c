@@ -2,6 +2,7 @@
 /* Commits of the layer that guests write to: mirrors into their own chain. */
 #include <errno.h>
 
+#include "block/align.h"
 #include "block/error.h"
 #include "jobs/chain-scan.h"
 #include "jobs/chain-source.h"
@@ -16,19 +17,35 @@ int mirror_commit_hold(struct mirror *mirror, GError **error)
 {
     int status = commit_chain_hold(&mirror->chain, mirror->job, error);
 
-    if (status == 0 && block_node_length(mirror->source_node) != mirror->length) {
+    if (status == 0 &&
+        mirror_commit_length(mirror->source_node, mirror->target) != mirror->length) {
         status =
             block_error(error, EBUSY, "Node '%s' is just being resized", mirror->source_node->name);
     }
     return status;
 }
 
+uint64_t mirror_commit_length(struct block_node *source, struct block_node *base)
+{
+    return MAX_OF(block_node_length(source), block_node_length(base));
+}
+
+/*
+ * What base holds behind the end of the disk the guest has not seen, and must not when it moves
+ * there: it becomes zeroes.
+ */
 int mirror_commit_scan(struct mirror *mirror, GError **error)
 {
+    uint64_t end = block_node_length(mirror->source_node);
+
     job_set_phase(mirror->job, "scanning");
     copy_engine_set_effort(mirror->engine, COPY_EFFORT_STEADY); /* until it is ready */
-    return chain_scan(mirror->job, mirror->source_node, mirror->target, 0, mirror->length,
-                      mirror->bitmap, error);
+    int status =
+        chain_scan(mirror->job, mirror->source_node, mirror->target, 0, end, mirror->bitmap, error);
+    if (status == 0 && end < mirror->length) {
+        dirty_bitmap_set(mirror->bitmap, end, mirror->length - end);
+    }
+    return status;
 }
 
 /*

@@ -78,6 +78,9 @@ void mirror_uninstall(struct mirror *mirror);
 int mirror_commit_find(struct mirror *mirror, GError **error);
 int mirror_commit_hold(struct mirror *mirror, GError **error);
 
+/* How much is copied: all of the longer one of the two. */
+uint64_t mirror_commit_length(struct block_node *source, struct block_node *base);
+
 /* In run(), before the engine: what is to be copied. */
 int mirror_commit_scan(struct mirror *mirror, GError **error);
 

@@ -8,6 +8,7 @@
 #include "block/clock.h"
 #include "block/error.h"
 #include "block/request.h"
+#include "jobs/chain-source.h"
 #include "jobs/mirror-internal.h"
 
 /* What the last step may copy. Guests stand still meanwhile. */
@@ -101,13 +102,12 @@ static uint64_t extend(struct copy_source *source, uint64_t end, uint64_t max_by
 static int block_status(struct copy_source *source, uint64_t offset, uint64_t bytes,
                         struct block_extent *extent)
 {
-    return block_node_block_status_chain(mirror_of(source)->source_node, offset, bytes, extent,
-                                         NULL);
+    return chain_padded_status(mirror_of(source)->source_node, offset, bytes, extent);
 }
 
 static int source_pread(struct copy_source *source, void *buffer, uint64_t offset, uint64_t bytes)
 {
-    return block_node_pread(mirror_of(source)->source_node, buffer, offset, bytes, 0);
+    return chain_padded_pread(mirror_of(source)->source_node, buffer, offset, bytes);
 }
 
 static void done(struct copy_source *source, uint64_t offset, uint64_t bytes, bool is_copied)

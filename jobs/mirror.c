@@ -308,7 +308,9 @@ static int make_bitmap(struct mirror *mirror, GError **error)
 
 static void init(struct mirror *mirror, struct job *job, const struct mirror_options *options)
 {
-    uint64_t length = block_node_length(options->source);
+    uint64_t length = options->sync == MIRROR_SYNC_COMMIT
+                          ? mirror_commit_length(options->source, options->target)
+                          : block_node_length(options->source);
 
     mirror->source.operations = &mirror_source_operations;
     mirror->job = job;
