@@ -54,7 +54,7 @@ static struct block_node *open_filter(const char *name, const struct block_node 
 
 struct block_node *chain_filter_insert(const char *name, struct block_node *node,
                                        struct block_node *bottom, const struct block_claim *holder,
-                                       GError **error)
+                                       struct job *job, struct chain_hold *hold, GError **error)
 {
     AUTO(block_node) filter =
         open_filter(name, node, bottom ? block_node_below_filters(bottom) : NULL, error);
@@ -63,15 +63,25 @@ struct block_node *chain_filter_insert(const char *name, struct block_node *node
         g_prefix_error(error, "Could not create node: ");
         return NULL;
     }
-    return exchange_drained(node, filter, holder, error) == 0 ? STEAL(filter) : NULL;
+    int status = chain_hold_add(hold, job, filter, BLOCK_PERM_GRAPH, BLOCK_PERM_ALL, NULL, error);
+    if (status == 0) {
+        status = exchange_drained(node, filter, holder, error);
+    }
+    if (status < 0) {
+        chain_hold_release(hold);
+        return NULL;
+    }
+    return STEAL(filter);
 }
 
-void chain_filter_remove(struct block_node *filter, struct block_node *node)
+void chain_filter_remove(struct block_node *filter, struct block_node *node,
+                         struct chain_hold *hold)
 {
     g_autoptr(GError) error = NULL;
 
-    if (exchange_drained(filter, node, NULL, &error) < 0) {
+    if (exchange_drained(filter, node, chain_hold_find(hold, filter), &error) < 0) {
         g_warning("Node '%s' stays above node '%s': %s", filter->name, node->name, error->message);
     }
+    chain_hold_release(hold);
     block_node_dispose(filter);
 }

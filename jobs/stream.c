@@ -26,8 +26,9 @@ struct stream {
     struct block_node *filter;
     bool makes_writable; /* it was read-only, and is to be again */
     struct chain_hold hold;
-    struct copy_engine *engine; /* NULL: there is nothing between the two */
-    char *backing_file;         /* what the user wants; or NULL */
+    struct chain_hold filter_hold; /* on the filter, which goes first */
+    struct copy_engine *engine;    /* NULL: there is nothing between the two */
+    char *backing_file;            /* what the user wants; or NULL */
     bool mask_protocol;
     struct chain_header header; /* of the image, while it is being changed */
     struct block_drain *drain;  /* guests stand still until the graph is changed */
@@ -255,7 +256,7 @@ static void clean_stream(struct job *job)
     g_autoptr(GError) error = NULL;
 
     if (stream->filter) {
-        chain_filter_remove(STEAL(stream->filter), stream->node);
+        chain_filter_remove(STEAL(stream->filter), stream->node, &stream->filter_hold);
     }
     if (stream->engine) {
         copy_engine_free(STEAL(stream->engine));
@@ -391,9 +392,10 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
         status = make_writable(stream, error);
     }
     if (status == 0 && options->filter_node_name) {
-        stream->filter = chain_filter_insert(options->filter_node_name, stream->node,
-                                             nodes->len > 1 ? nodes->pdata[nodes->len - 1] : NULL,
-                                             own_claim(stream), error);
+        stream->filter =
+            chain_filter_insert(options->filter_node_name, stream->node,
+                                nodes->len > 1 ? nodes->pdata[nodes->len - 1] : NULL,
+                                own_claim(stream), stream->job, &stream->filter_hold, error);
         status = stream->filter ? 0 : -EINVAL;
     }
     return status;
