@@ -7,7 +7,9 @@
 
 #include "block/align.h"
 #include "block/chain.h"
+#include "block/drain.h"
 #include "block/options.h"
+#include "jobs/chain-header.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/qcow2-peer.h"
@@ -77,8 +79,8 @@ char *machine_make_image(struct machine *machine, bool is_raw, uint64_t length,
 }
 
 /* With small caches, so that tables come and go. */
-struct block_node *machine_open(struct machine *machine, const char *path, bool is_raw,
-                                const char *backing)
+struct block_node *machine_try_open(struct machine *machine, const char *path, bool is_raw,
+                                    const char *backing, GError **error)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     const char *caches = test_random_chance(&machine->random, 50) && !is_raw
@@ -87,11 +89,25 @@ struct block_node *machine_open(struct machine *machine, const char *path, bool 
     bool discards = test_random_chance(&machine->random, 80);
     g_autofree char *name = g_path_get_basename(path);
 
-    return test_open("driver=%s,node-name=%s,discard=%s,detect-zeroes=%s%s%s%s,file.driver=file,"
-                     "file.discard=unmap,file.filename=%s",
-                     is_raw ? "raw" : "qcow2", name, discards ? "unmap" : "ignore",
-                     detect_zeroes[discards ? test_random_below(&machine->random, 3) : 0], caches,
-                     backing ? ",backing=" : "", backing ? backing : "", path);
+    g_autofree char *text =
+        g_strdup_printf("driver=%s,node-name=%s,discard=%s,detect-zeroes=%s%s%s%s,file.driver=file,"
+                        "file.discard=unmap,file.filename=%s",
+                        is_raw ? "raw" : "qcow2", name, discards ? "unmap" : "ignore",
+                        detect_zeroes[discards ? test_random_below(&machine->random, 3) : 0],
+                        caches, backing ? ",backing=" : "", backing ? backing : "", path);
+    AUTO(block_options) options = block_options_parse(text, NULL, error);
+
+    return options ? block_node_open(options, false, error) : NULL;
+}
+
+struct block_node *machine_open(struct machine *machine, const char *path, bool is_raw,
+                                const char *backing)
+{
+    g_autoptr(GError) error = NULL;
+    struct block_node *node = machine_try_open(machine, path, is_raw, backing, &error);
+
+    g_assert_no_error(error);
+    return node;
 }
 
 /* ---- The chain ------------------------------------------------------------------------------- */
@@ -132,6 +148,36 @@ GPtrArray *machine_paths(struct machine *machine)
     return paths;
 }
 
+static void follow_layer(struct block_node *layer)
+{
+    AUTO(block_node) below = block_chain_below(layer);
+    struct chain_header header = {0};
+    g_autoptr(GError) error = NULL;
+
+    if (below) {
+        struct block_drain *drain = block_drain_begin(&layer, 1, BLOCK_PERM_ALL);
+
+        chain_header_change(&header, layer, below, NULL, true, &error);
+        block_drain_end(drain);
+        chain_header_clear(&header);
+        g_assert_no_error(error);
+    }
+}
+
+void machine_follow(struct machine *machine)
+{
+    g_autoptr(GPtrArray) layers = machine_layers(machine);
+
+    for (guint i = 0; i < layers->len; i++) {
+        g_autofree char *path = block_node_get_filename(layers->pdata[i]);
+
+        if (g_ptr_array_find_with_equal_func(machine->unfollowed, path, g_str_equal, NULL)) {
+            follow_layer(layers->pdata[i]);
+        }
+    }
+    g_ptr_array_set_size(machine->unfollowed, 0);
+}
+
 /* ---- What they hold -------------------------------------------------------------------------- */
 
 /* Behind its end are zeroes. */
@@ -144,12 +190,23 @@ static int read_longer(void *data, void *buffer, uint64_t offset, uint64_t bytes
     return inside ? block_node_pread(data, buffer, offset, inside, 0) : 0;
 }
 
+/* Of which layers a chain consists, for the report of what is wrong with it. */
+static void describe(struct block_node *node)
+{
+    for (; node; node = node->driver->is_filter ? node->file : node->backing) {
+        g_test_message("layer %s: %s, %" PRIu64 " bytes, clusters of %u%s", node->name,
+                       node->driver->name, block_node_length(node), node->limits.cluster_size,
+                       block_node_is_read_only(node) ? ", read-only" : "");
+    }
+}
+
 void machine_assert_equal(struct model *model, struct block_node *node)
 {
     struct model_report report = {0};
     bool equal = model_compare(model, read_longer, node, &report);
 
     if (!equal) {
+        describe(node);
         g_error("node '%s': %" PRIu64 " of %" PRIu64 " sectors wrong\n%s", node->name, report.wrong,
                 report.sectors, report.details ? report.details->str : "");
     }

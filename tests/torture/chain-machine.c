@@ -282,6 +282,7 @@ static void look(struct machine *machine)
 
     g_assert_cmpuint(atomic_load(&machine->rig->failed), ==, 0);
     assert_nothing_left(machine);
+    machine_follow(machine);
     machine_assert_equal(machine->rig->model, root);
     block_node_unref(STEAL(root));
     close_disk(machine);
@@ -339,12 +340,14 @@ static void run_machine(uint64_t seed)
     struct machine machine = {.directory = directory, .random = test_random_new(seed)};
 
     g_test_message("seed %" PRIu64, seed);
+    machine.unfollowed = g_ptr_array_new_with_free_func(g_free);
     machine.rig = new_rig(&machine);
     for (unsigned i = 0; i < ROUNDS; i++) {
         one_round(&machine);
     }
     report(&machine);
     free_rig(&machine);
+    g_ptr_array_unref(machine.unfollowed);
     test_directory_free(directory);
 }
 

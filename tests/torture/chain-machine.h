@@ -60,6 +60,9 @@ struct machine {
     struct machine_job jobs[MACHINE_JOBS_MAX];
     size_t job_count;
     unsigned number; /* of images and jobs */
+    /* Paths of images that the disk has moved to with the layers below: their headers know nothing
+     * of what became of those meanwhile. */
+    GPtrArray *unfollowed;
 };
 
 /* ---- chain-machine-images.c ---- */
@@ -70,12 +73,16 @@ char *machine_make_image(struct machine *machine, bool is_raw, uint64_t length,
 /* Open it; backing: the option (NULL: none is given), the node name is that of the file. */
 struct block_node *machine_open(struct machine *machine, const char *path, bool is_raw,
                                 const char *backing);
+struct block_node *machine_try_open(struct machine *machine, const char *path, bool is_raw,
+                                    const char *backing, GError **error);
 bool machine_is_raw(const struct block_node *node);
 
 /* The disk's node below its filters: a reference. */
 struct block_node *machine_root(struct machine *machine);
 /* The layers of the disk from its root down: references; free with g_ptr_array_unref. */
 GPtrArray *machine_layers(struct machine *machine);
+/* Let the headers say what the layers are. Nobody uses them. */
+void machine_follow(struct machine *machine);
 /* The files of these; strings. */
 GPtrArray *machine_paths(struct machine *machine);
 
