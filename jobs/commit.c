@@ -236,6 +236,7 @@ static int new_engine(struct commit *commit, const struct commit_options *option
         .unit = dirty_bitmap_granularity(commit->source.bitmap),
         .source_node = commit->top,
         .target = commit->chain.base,
+        .target_is_in_use = true,
         .claims = &claims,
         .max_chunk = CHAIN_CHUNK,
         .on_source_error = options->on_error,

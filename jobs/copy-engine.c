@@ -286,13 +286,15 @@ static bool coordinate(struct copy_engine *engine)
 
 static void cancel_in_flight(struct copy_engine *engine)
 {
-    block_node_cancel_in_flight(engine->options.target);
+    if (!engine->options.target_is_in_use) {
+        block_node_cancel_in_flight(engine->options.target);
+    }
     if (engine->source->operations->cancel_in_flight) {
         engine->source->operations->cancel_in_flight(engine->source);
     }
 }
 
-/* Wait for what is in flight; a request that hangs on a dead target is cut off. */
+/* Wait for what is in flight; a request that hangs on a dead target of our own is cut off. */
 static void come_to_rest(struct copy_engine *engine)
 {
     int64_t deadline_ns = clock_now_ns() + END_GRACE_NS;

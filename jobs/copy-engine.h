@@ -113,6 +113,7 @@ struct copy_engine_options {
     uint64_t unit;
     struct block_node *source_node; /* which the source reads */
     struct block_node *target;      /* at least length long */
+    bool target_is_in_use;          /* by guests: it is not cut off when it hangs */
     bool use_copy_range;            /* let the kernel copy where both ends can */
     bool compress;                  /* write whole clusters of the target compressed */
     bool keep_allocated;            /* write zeroes without unmapping, also where they are */

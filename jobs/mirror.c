@@ -278,6 +278,7 @@ static struct copy_engine *new_engine(struct mirror *mirror, const struct mirror
         .unit = mirror->granularity,
         .source_node = mirror->source_node,
         .target = mirror->target,
+        .target_is_in_use = mirror->sync == MIRROR_SYNC_COMMIT,
         .keep_allocated = options->keep_zeroes,
         .explicit_zeroes = mirror->sync == MIRROR_SYNC_TOP,
         .on_source_error = options->on_source_error,
