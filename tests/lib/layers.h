@@ -18,9 +18,9 @@ struct layers {
     unsigned count;
     struct block_node *nodes[LAYERS_MAX]; /* references, as are those that follow */
     struct block_node *files[LAYERS_MAX];
-    bool may_leak;  /* an error may have left clusters that nobody refers to */
+    bool may_leak;          /* an error may have left clusters that nobody refers to */
     bool may_stay_writable; /* one may have kept a job from making a layer read-only again */
-    bool asks_qemu; /* in the end, too; set by layers_new, takes a moment */
+    bool asks_qemu;         /* in the end, too; set by layers_new, takes a moment */
 };
 
 /* The main thread runs (rig_main). */

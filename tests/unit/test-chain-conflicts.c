@@ -46,8 +46,14 @@ static void expect(const GError *error, const char *part)
 
 /* ---- Two jobs of a chain --------------------------------------------------------------------- */
 
-#define STREAM(top, base) {"first", true, top, base}
-#define COMMIT(top, base) {"first", false, top, base}
+#define STREAM(top, base)                                                                          \
+    {                                                                                              \
+        "first", true, top, base                                                                   \
+    }
+#define COMMIT(top, base)                                                                          \
+    {                                                                                              \
+        "first", false, top, base                                                                  \
+    }
 
 struct pair {
     struct layers_job first, second;
@@ -133,9 +139,9 @@ static struct block_node *open_empty(struct layers *layers, const char *driver, 
     g_autofree char *path = g_strdup_printf("%s/%s.%s", layers->rig->directory, name, driver);
 
     if (g_str_equal(driver, "qcow2")) {
-        g_autofree char *text = g_strdup_printf(
-            "driver=qcow2,size=%" G_GUINT64_FORMAT ",file.driver=file,file.filename=%s", LENGTH,
-            path);
+        g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT
+                                                ",file.driver=file,file.filename=%s",
+                                                LENGTH, path);
         AUTO(block_options) options = block_options_parse(text, NULL, NULL);
 
         test_make_file(path, 0);
@@ -178,8 +184,8 @@ static void expect_no_overlay(struct layers *layers, struct block_node *overlay,
 
 static void test_overlay(void)
 {
-    static const struct layers_job jobs[] = {
-        STREAM(4, LAYERS_NONE), STREAM(4, 2), COMMIT(4, 0), COMMIT(4, 3)};
+    static const struct layers_job jobs[] = {STREAM(4, LAYERS_NONE), STREAM(4, 2), COMMIT(4, 0),
+                                             COMMIT(4, 3)};
     struct layers *layers = layers_new(LAYERS, LENGTH);
     struct block_node *overlay = open_empty(layers, "qcow2", "overlay");
     struct block_node *target = open_empty(layers, "raw", "target");

@@ -11,17 +11,17 @@
 #include "tests/lib/layers.h"
 #include "tests/lib/mirror-rig.h"
 
-#define LENGTH  (4 * MIB)
-#define LAYERS  4
-#define BEFORE  "l3 l2 l1 l0"
+#define LENGTH (4 * MIB)
+#define LAYERS 4
+#define BEFORE "l3 l2 l1 l0"
 
 /* What is done to a chain of l3 (the disk), l2, l1, l0. */
 struct kind {
     const char *name;
     struct layers_job job;
-    bool is_active;     /* has to be completed */
-    unsigned target;    /* what is written */
-    unsigned header;    /* what says at the end what its backing file is; LAYERS_NONE: none */
+    bool is_active;  /* has to be completed */
+    unsigned target; /* what is written */
+    unsigned header; /* what says at the end what its backing file is; LAYERS_NONE: none */
     const char *after;
 };
 
@@ -83,12 +83,14 @@ static void expect_error(const char *message, const char *part)
  * What fails to be written when a node is to be read-only again leaves it writable, and an image
  * whose header could not be written takes no more writes; both are said.
  */
-static gboolean is_unexpected(const char *domain, GLogLevelFlags level, const char *message,
-                              gpointer data)
+static void take_message(const char *domain, GLogLevelFlags level, const char *message,
+                         gpointer data)
 {
-    return !strstr(message, " stays writable") &&
-           !strstr(message, "Nothing is written any more to the qcow2 image") &&
-           !strstr(message, " has another backing file now, with the same data as the old one");
+    if (!strstr(message, " stays writable") &&
+        !strstr(message, "Nothing is written any more to the qcow2 image") &&
+        !strstr(message, " has another backing file now, with the same data as the old one")) {
+        g_error("Not expected: %s", message);
+    }
 }
 
 /* ---- Error policies -------------------------------------------------------------------------- */
@@ -114,7 +116,7 @@ static const char *message_of(const struct policy_case *tested)
     }
     if (tested->policy == BLOCK_ERROR_POLICY_IGNORE) {
         return tested->kind->job.is_stream ? "Not all could be copied, so the backing file of node"
-                                       : NULL;
+                                           : NULL;
     }
     return tested->is_source ? "Could not read source node 'l" : "Could not write target node 'l";
 }
@@ -126,8 +128,8 @@ static void run_policy(const struct policy_case *tested)
     const char *wanted = message_of(tested);
 
     layers->may_leak = layers->may_stay_writable = true;
-    FAULT(file, .operations = tested->is_source ? FAULT_ON(READ) : FAULT_ON(WRITE),
-          .count = 2, .error_number = tested->error_number);
+    FAULT(file, .operations = tested->is_source ? FAULT_ON(READ) : FAULT_ON(WRITE), .count = 2,
+          .error_number = tested->error_number);
     struct job *job = start_job(layers, tested->kind, tested->policy, 0);
     unsigned stops = layers_drive(job, JOB_STATUS_CONCLUDED);
     g_autofree char *message = rig_end(job);
@@ -155,14 +157,12 @@ static void test_policies(gconstpointer data)
         {NULL, false, BLOCK_ERROR_POLICY_ENOSPC, ENOSPC},
     };
 
-    g_test_log_set_fatal_handler(is_unexpected, NULL);
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         struct policy_case tested = cases[i];
 
         tested.kind = data;
         run_policy(&tested);
     }
-    g_test_log_set_fatal_handler(NULL, NULL);
 }
 
 /* ---- Errors at the end ----------------------------------------------------------------------- */
@@ -176,8 +176,7 @@ static bool fail_at_end(const struct kind *kind, unsigned operations, unsigned s
     struct layers *layers = layers_new(LAYERS, LENGTH);
     struct block_node *file =
         layers->files[kind->header == LAYERS_NONE ? kind->target : kind->header];
-    struct job *job =
-        start_job(layers, kind, BLOCK_ERROR_POLICY_STOP, JOB_MANUAL_FINALIZE);
+    struct job *job = start_job(layers, kind, BLOCK_ERROR_POLICY_STOP, JOB_MANUAL_FINALIZE);
 
     layers->may_leak = layers->may_stay_writable = true;
     layers->asks_qemu = skip % 8 == 0;
@@ -199,7 +198,6 @@ static void test_end(gconstpointer data)
     const struct kind *kind = data;
     unsigned changes = 0, flushes = 0, reads = 0;
 
-    g_test_log_set_fatal_handler(is_unexpected, NULL);
     while (fail_at_end(kind, FAULT_ON_CHANGES, changes)) {
         changes++;
     }
@@ -209,7 +207,6 @@ static void test_end(gconstpointer data)
     while (fail_at_end(kind, FAULT_ON(READ), reads)) {
         reads++;
     }
-    g_test_log_set_fatal_handler(NULL, NULL);
     g_test_message("%u changes, %u flushes, %u reads", changes, flushes, reads);
     g_assert_cmpuint(changes, >, 0);
     g_assert_cmpuint(flushes, >, 0);
@@ -283,11 +280,9 @@ static void test_anywhere(gconstpointer data)
     struct test_random random = test_random_new(test_seed());
     unsigned long cases = test_cases(24);
 
-    g_test_log_set_fatal_handler(is_unexpected, NULL);
     for (unsigned long i = 0; i < cases; i++) {
         fail_anywhere(data, &random);
     }
-    g_test_log_set_fatal_handler(NULL, NULL);
 }
 
 /* ---- Cancelling ------------------------------------------------------------------------------ */
@@ -349,8 +344,7 @@ static void cancel_paused(struct scene *scene)
 
 static void cancel_pending(struct scene *scene)
 {
-    start_scene(scene, BLOCK_ERROR_POLICY_REPORT,
-                           JOB_MANUAL_FINALIZE);
+    start_scene(scene, BLOCK_ERROR_POLICY_REPORT, JOB_MANUAL_FINALIZE);
     layers_drive(scene->job, JOB_STATUS_PENDING);
     cancel(scene);
 }
@@ -487,6 +481,9 @@ static bool is_tested_with_hang(const struct kind *kind)
 
 static void add_tests(void)
 {
+    /* Or they would be told as the test's end before they are looked at. */
+    g_log_set_always_fatal(G_LOG_LEVEL_ERROR);
+    g_log_set_handler(NULL, G_LOG_LEVEL_WARNING | G_LOG_LEVEL_CRITICAL, take_message, NULL);
     for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++) {
         const struct {
             const char *name;
