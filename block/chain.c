@@ -83,6 +83,21 @@ struct block_node *block_chain_above(struct block_node *top, const struct block_
     return top;
 }
 
+void block_chain_find_overlays_locked(struct block_node *node, GPtrArray *overlays)
+{
+    struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        struct block_node *parent = claim->parent;
+
+        if (parent && parent->driver->is_filter && parent->file == node) {
+            block_chain_find_overlays_locked(parent, overlays);
+        } else if (parent && parent->backing == node) {
+            g_ptr_array_add(overlays, parent);
+        }
+    }
+}
+
 int block_chain_status(struct block_node *top, const struct block_node *base, uint64_t offset,
                        uint64_t bytes, struct block_extent *extent)
 {

@@ -39,6 +39,10 @@ bool block_chain_contains(struct block_node *top, const struct block_node *node)
  * top, or not in the chain. Any thread. */
 struct block_node *block_chain_above(struct block_node *top, const struct block_node *node);
 
+/* Add the layers that have a node, or filters above it, as their backing file to a list of nodes:
+ * borrowed. Graph lock held. */
+void block_chain_find_overlays_locked(struct block_node *node, GPtrArray *overlays);
+
 /*
  * Who has the extent that starts at offset, of the layers from top down to base but without base
  * (NULL: of all): BLOCK_STATUS_ALLOCATED if one of them decides what top reads as, and then whether

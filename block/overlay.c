@@ -17,10 +17,26 @@ static int check_unused(struct block_node *overlay, GError **error)
                     : 0;
 }
 
+/* The image of a layer above would go on to name the node, past the overlay. */
+static int check_is_top(struct block_node *node, GError **error)
+{
+    g_autoptr(GPtrArray) above = g_ptr_array_new();
+    SCOPE_LOCK(&block_graph_lock);
+
+    block_chain_find_overlays_locked(node, above);
+    return above->len
+               ? block_error(error, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
+                             node->name, ((struct block_node *)above->pdata[0])->name)
+               : 0;
+}
+
 int block_overlay_check(struct block_node *node, struct block_node *overlay, GError **error)
 {
     AUTO(block_node) backing = block_chain_below(overlay);
 
+    if (check_is_top(node, error) < 0) {
+        return -EBUSY;
+    }
     if (overlay->driver->is_filter) {
         return block_error(error, EINVAL, "Filters cannot be used as overlays");
     }

@@ -9,8 +9,8 @@
 #include "block/node.h"
 
 /*
- * Whether an overlay can be put above a node: unused, equally long, of a format that has backing
- * files, and without one. Any thread.
+ * Whether an overlay can be put above a node that is no backing file: unused, equally long, of a
+ * format that has backing files, and without one. Any thread. Returns a negative errno.
  */
 int block_overlay_check(struct block_node *node, struct block_node *overlay, GError **error);
 

@@ -32,29 +32,16 @@ struct commit {
 /* ---- The layers above -------------------------------------------------------------------------
  */
 
-static void collect_overlays(struct block_node *node, GPtrArray *overlays)
-{
-    struct block_claim *claim;
-
-    TAILQ_FOREACH (claim, &node->claims, entry) {
-        struct block_node *parent = claim->parent;
-
-        if (parent && parent->driver->is_filter && parent->file == node) {
-            collect_overlays(parent, overlays);
-        } else if (parent && parent->backing == node) {
-            parent->references++;
-            g_ptr_array_add(overlays, parent);
-        }
-    }
-}
-
-/* The layers that have a node, or filters above it, as their backing file: references. */
+/* References. */
 static GPtrArray *find_overlays(struct block_node *node)
 {
     GPtrArray *overlays = g_ptr_array_new_with_free_func((GDestroyNotify)block_node_unref);
     SCOPE_LOCK(&block_graph_lock);
 
-    collect_overlays(node, overlays);
+    block_chain_find_overlays_locked(node, overlays);
+    for (guint i = 0; i < overlays->len; i++) {
+        ((struct block_node *)overlays->pdata[i])->references++;
+    }
     return overlays;
 }
 
@@ -315,6 +302,9 @@ int commit_start(const struct commit_options *options, GError **error)
     AUTO(block_node) top = block_layer_of(options->top);
     AUTO(block_node) base = block_layer_of(options->base);
 
+    if (mirror_check_is_root(options->root, error) < 0) {
+        return -EBUSY;
+    }
     if (top == base) {
         return block_error(error, EINVAL, "cannot commit an image into itself");
     }

@@ -19,7 +19,7 @@
 
 struct commit_options {
     const char *job_id;
-    struct block_node *root;     /* borrowed, as all nodes: of the disk whose chain it is */
+    struct block_node *root;     /* borrowed, as all nodes: a disk's, or one without parents */
     struct block_device *device; /* as mirror_options.device */
     struct block_node *top;      /* the uppermost layer to go; root: the active layer */
     struct block_node *base;     /* below top */

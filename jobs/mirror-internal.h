@@ -65,9 +65,6 @@ struct mirror {
 
 /* ---- mirror.c ---- */
 
-/* -EBUSY unless the node is a device's root, or has no parents: "Need a root block node". */
-int mirror_check_is_root(struct block_node *node, GError **error);
-
 /* Take bitmap and gate off the source. Main thread, the source's writers drained. */
 void mirror_uninstall(struct mirror *mirror);
 

@@ -72,4 +72,10 @@ uint64_t mirror_default_granularity(uint64_t length);
  */
 int mirror_start(const struct mirror_options *options, GError **error);
 
+/*
+ * -EBUSY unless the node is a device's root, or has no parents: "Need a root block node". Commits
+ * ask, too. Any thread.
+ */
+int mirror_check_is_root(struct block_node *node, GError **error);
+
 #endif

@@ -22,7 +22,7 @@ static const struct qmp_member common_members[] = {
     {"backing-file", &qmp_type_string, .optional = true,
      .doc = "What the image above is to say instead of the base's name, as it is; it is not looked "
             "at."},
-    {"backing-mask-protocol", &qmp_type_bool, .optional = true, .default_text = "true",
+    {"backing-mask-protocol", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Let the image say `raw` if the base is a node without a format; else the name of its "
             "driver."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
@@ -63,7 +63,9 @@ static const struct qmp_type stream_type = {
 };
 
 static const struct qmp_member commit_members[] = {
-    {"device", &qmp_type_string, .doc = "A device, or a node without parents: whose chain it is."},
+    {"device", &qmp_type_string,
+     .doc = "Whose chain it is: a device, or a node that is neither a backing file nor another's "
+            "file."},
     {"top-node", &qmp_type_string, .optional = true,
      .doc = "The uppermost image that goes, by its node, or"},
     {"top", &qmp_type_string, .optional = true,
@@ -162,12 +164,15 @@ static struct block_node *find_lowest(struct block_node *top)
     return node;
 }
 
-/* Of two ways to name a node only one may be used. */
-static int check_one_of(json_t *arguments, const char *a, const char *b, GError **error)
+#define NOT_BOTH_IN_STREAM "cannot be specified at the same time"
+#define NOT_BOTH_IN_COMMIT "are mutually exclusive"
+
+/* Of two ways to name a node only one may be used. why: the error, in the command's own words. */
+static int check_one_of(json_t *arguments, const char *a, const char *b, const char *why,
+                        GError **error)
 {
     return json_object_get(arguments, a) && json_object_get(arguments, b)
-               ? block_error(error, EINVAL, "'%s' and '%s' cannot be specified at the same time", a,
-                             b)
+               ? block_error(error, EINVAL, "'%s' and '%s' %s", a, b, why)
                : 0;
 }
 
@@ -226,9 +231,9 @@ static int find_stream_base(json_t *arguments, struct block_node *node, struct b
     const char *bottom = text(arguments, "bottom");
 
     *base = NULL;
-    if (check_one_of(arguments, "base", "base-node", error) < 0 ||
-        check_one_of(arguments, "base", "bottom", error) < 0 ||
-        check_one_of(arguments, "bottom", "base-node", error) < 0) {
+    if (check_one_of(arguments, "base", "base-node", NOT_BOTH_IN_STREAM, error) < 0 ||
+        check_one_of(arguments, "base", "bottom", NOT_BOTH_IN_STREAM, error) < 0 ||
+        check_one_of(arguments, "bottom", "base-node", NOT_BOTH_IN_STREAM, error) < 0) {
         return -EINVAL;
     }
     if (bottom) {
@@ -256,7 +261,7 @@ static json_t *block_stream(struct qmp_request *request, json_t *arguments, GErr
         .node = node,
         .base = base,
         .backing_file = text(arguments, "backing-file"),
-        .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", true),
+        .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", false),
         .filter_node_name = text(arguments, "filter-node-name"),
         .speed = lookup_integer(arguments, "speed", 0),
         .on_error = lookup_on_error(arguments, "on-error"),
@@ -291,7 +296,7 @@ static struct block_node *find_commit_top(json_t *arguments, struct block_node *
     const char *name = text(arguments, "top-node");
     const char *file = text(arguments, "top");
 
-    if (check_one_of(arguments, "top-node", "top", error) < 0) {
+    if (check_one_of(arguments, "top-node", "top", NOT_BOTH_IN_COMMIT, error) < 0) {
         return NULL;
     }
     return name || file ? find_in_chain(root, name ? name : file, !name,
@@ -305,7 +310,7 @@ static struct block_node *find_commit_base(json_t *arguments, struct block_node 
     const char *name = text(arguments, "base-node");
     const char *file = text(arguments, "base");
 
-    if (check_one_of(arguments, "base-node", "base", error) < 0) {
+    if (check_one_of(arguments, "base-node", "base", NOT_BOTH_IN_COMMIT, error) < 0) {
         return NULL;
     }
     return name || file ? find_in_chain(top, name ? name : file, !name,
@@ -335,7 +340,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
         .top = top,
         .base = base,
         .backing_file = text(arguments, "backing-file"),
-        .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", true),
+        .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", false),
         .speed = lookup_integer(arguments, "speed", 0),
         .on_error = lookup_on_error(arguments, "on-error"),
         .job_flags = job_flags(arguments),

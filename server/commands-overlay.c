@@ -46,18 +46,21 @@ static const struct qmp_type file_type = {
 };
 
 struct overlay_state {
-    const char *name;           /* the device or node, as the arguments name it */
-    struct block_node *root;    /* what that meant */
-    struct block_node *node;    /* below its filters, which stay above the overlay */
+    const char *name;        /* the device or node, as the arguments name it; NULL: by node-name */
+    struct block_node *root; /* what that meant */
+    struct block_node *node; /* below its filters, which stay above the overlay */
     struct block_node *overlay; /* references, all three */
     const char *new_file;       /* which is to go again if nothing comes of it; or NULL */
     bool makes_read_only;
 };
 
-static int find_node(struct overlay_state *state, const char *name, GError **error)
+/* node_name: if it can only be a node's; or NULL. */
+static int find_node(struct overlay_state *state, const char *name, const char *node_name,
+                     GError **error)
 {
-    state->name = name;
-    state->root = lookup_device_or_node(name, error);
+    state->name = node_name ? NULL : name;
+    state->root =
+        node_name ? block_node_find_or_error(node_name, error) : lookup_device_or_node(name, error);
     if (!state->root) {
         return -ENOENT;
     }
@@ -81,11 +84,11 @@ static void plan(struct transaction_action *action)
 static int prepare_node(struct transaction_action *action, json_t *data, GError **error)
 {
     struct overlay_state *state = transaction_state(action);
-    int status = find_node(state, json_string_value(json_object_get(data, "node")), error);
+    int status = find_node(state, json_string_value(json_object_get(data, "node")), NULL, error);
 
     if (status == 0) {
         state->overlay =
-            block_node_find_or_error(json_string_value(json_object_get(data, "overlay")), error);
+            lookup_device_or_node(json_string_value(json_object_get(data, "overlay")), error);
         status = state->overlay ? block_overlay_check(state->node, state->overlay, error) : -ENOENT;
     }
     if (status == 0) {
@@ -175,7 +178,7 @@ static int prepare_file(struct transaction_action *action, json_t *data, GError 
     int status = check_names(data, error);
 
     if (status == 0) {
-        status = find_node(state, device ? device : node, error);
+        status = find_node(state, device, node, error);
     }
     if (status == 0) {
         status = open_overlay(state, data, error);
@@ -208,7 +211,7 @@ static int flush(struct transaction_action *action, GError **error)
 static int apply(struct transaction_action *action, GError **error)
 {
     struct overlay_state *state = transaction_state(action);
-    int status = lookup_check_same(state->name, state->root, error);
+    int status = state->name ? lookup_check_same(state->name, state->root, error) : 0;
 
     return status == 0 ? block_overlay_install(state->node, state->overlay, error) : status;
 }
