@@ -386,9 +386,18 @@ static int from_path(const char *image, const char *name, const char *format,
     return 0;
 }
 
+/* QEMU records the name of a protocol for storage without a format, as do we if we are told to. */
+static const char *without_protocol(const char *format)
+{
+    const struct block_driver *driver = format ? block_driver_find(format) : NULL;
+
+    return driver && driver->is_protocol ? "raw" : format;
+}
+
 int block_reference_options(const char *image_filename, const char *name, const char *format,
                             struct block_options **options, GError **error)
 {
+    format = without_protocol(format);
     *options = NULL;
     if (g_str_has_prefix(name, "json:")) {
         return from_json(image_filename, name, format, options, error);

@@ -25,9 +25,10 @@ int block_gate_set(const char *policy, GError **error);
  * A relative name starts at the directory of image_filename; NBD URIs are understood, and
  * "json:{...}" with the drivers file, host_device, nbd, raw and qcow2 and the options that say
  * where the data is: no others, under any policy, for `command` of nbd would let an image run a
- * program. format is what the image has recorded, and goes before what JSON says; NULL: JSON says
- * it, or it is found out by looking at the file. The caller owns *options. Returns a negative errno
- * with the error set. Main thread, like opening nodes; may block.
+ * program. format is what the image has recorded, and goes before what JSON says (a protocol's
+ * name: it is raw); NULL: JSON says it, or it is found out by looking at the file. The caller owns
+ * *options. Returns a negative errno with the error set. Main thread, like opening nodes; may
+ * block.
  */
 int block_reference_options(const char *image_filename, const char *name, const char *format,
                             struct block_options **options, GError **error);

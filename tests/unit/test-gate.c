@@ -138,6 +138,8 @@ static void test_names(struct reference *reference, const void *format)
     expect(reference, "target", NULL, "qcow2");
     expect(reference, "file:TARGET", NULL, "qcow2");
     expect(reference, "TARGET", "raw", "raw");
+    expect(reference, "TARGET", "file", "raw");
+    expect(reference, "TARGET", "nbd", "raw");
     expect_refused(reference, "TARGET", "vmdk", "format 'vmdk'");
     expect_refused(reference, "http://a/b", "raw", "protocol is not supported");
     expect_refused(reference, "nowhere", NULL, "Could not open");
