@@ -193,9 +193,11 @@ static const struct qmp_type resize_type = {
     .members = resize_members,
 };
 
-/* Those who do not let the node be resized are kept out while it is; drained, it has no requests.
+/*
+ * Those who do not let the node be resized are kept out while it is; drained, it has no requests.
+ * device: whose disk it is; NULL if the node as such is meant.
  */
-static int resize(struct block_node *node, uint64_t length, GError **error)
+static int resize(const char *device, struct block_node *node, uint64_t length, GError **error)
 {
     g_autofree char *owner = g_strdup("the command block_resize");
     struct block_claim claim = {
@@ -209,7 +211,11 @@ static int resize(struct block_node *node, uint64_t length, GError **error)
         return status;
     }
     struct block_drain *drain = block_drain_begin(&node, 1, BLOCK_PERM_ALL);
-    status = block_node_set_length(node, length, BLOCK_PREALLOCATION_OFF, error);
+    /* A job's end may have moved the disk. */
+    status = device ? lookup_check_same(device, node, error) : 0;
+    if (status == 0) {
+        status = block_node_set_length(node, length, BLOCK_PREALLOCATION_OFF, error);
+    }
     block_drain_end(drain);
     block_claim_release(&claim);
     return status;
@@ -230,6 +236,7 @@ static struct block_node *node_to_resize(json_t *arguments, GError **error)
 static json_t *block_resize(struct qmp_request *request, json_t *arguments, GError **error)
 {
     json_int_t size = json_integer_value(json_object_get(arguments, "size"));
+    const char *device = json_string_value(json_object_get(arguments, "device"));
     AUTO(block_node) node = node_to_resize(arguments, error);
 
     if (!node) {
@@ -243,7 +250,7 @@ static json_t *block_resize(struct qmp_request *request, json_t *arguments, GErr
         block_error(error, EINVAL, "The new size must be a multiple of 512");
         return NULL;
     }
-    return resize(node, (uint64_t)size, error) < 0 ? NULL : json_object();
+    return resize(device, node, (uint64_t)size, error) < 0 ? NULL : json_object();
 }
 
 /* ---- block_set_io_throttle ------------------------------------------------------------------ */
