@@ -143,6 +143,8 @@ struct block_node {
      */
     struct block_node *file;
     struct block_node *backing;
+    /* A job put this filter here and takes it away again: nothing that is to stay goes on it. */
+    _Atomic bool is_transient;
     bool refuses_backing; /* the user said that there is none, whatever the image says */
 
     _Atomic uint64_t length;
@@ -256,6 +258,15 @@ struct block_node *block_node_child(const struct block_node *node, const char *n
 static inline struct block_node *block_node_below_filters(struct block_node *node)
 {
     while (node->driver->is_filter && node->file) {
+        node = node->file;
+    }
+    return node;
+}
+
+/* The node, or if a job has put a filter there for a while, what is below that. Borrowed. */
+static inline struct block_node *block_node_below_transient(struct block_node *node)
+{
+    while (node->is_transient && node->file) {
         node = node->file;
     }
     return node;

@@ -373,9 +373,14 @@ static int set_up(struct job *job, const struct backup_options *options, GError 
     return options->sync == BACKUP_SYNC_NONE ? 0 : new_engine(job, &complete, error);
 }
 
-struct job *backup_new(const struct backup_options *options, GError **error)
+/* Guests will write past a filter that another job takes away again: it is what is below it. */
+struct job *backup_new(const struct backup_options *given, GError **error)
 {
+    AUTO(block_node) source = block_node_ref(block_node_below_transient(given->source));
+    struct backup_options complete = *given, *options = &complete;
     AUTO(job) job = NULL;
+
+    complete.source = source;
 
     if ((options->target && check_nodes(options, error) < 0) ||
         check_performance_options(options, error) < 0 || check_scratch(options, error) < 0) {

@@ -63,6 +63,7 @@ struct block_node *chain_filter_insert(const char *name, struct block_node *node
         g_prefix_error(error, "Could not create node: ");
         return NULL;
     }
+    filter->is_transient = true;
     int status = chain_hold_add(hold, job, filter, BLOCK_PERM_GRAPH, BLOCK_PERM_ALL, NULL, error);
     if (status == 0) {
         status = exchange_drained(node, filter, holder, error);

@@ -322,7 +322,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
 {
     const char *name = text(arguments, "device");
     AUTO(block_device) device = block_device_find(name);
-    AUTO(block_node) root = lookup_device_or_node(name, NULL);
+    AUTO(block_node) root = lookup_root_or_node(name, NULL);
 
     if (!root) {
         g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", name);

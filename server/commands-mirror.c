@@ -159,7 +159,7 @@ static struct block_node *find_source(json_t *arguments, struct block_device **d
     const char *name = json_string_value(json_object_get(arguments, "device"));
 
     *device = block_device_find(name);
-    return lookup_device_or_node(name, error);
+    return lookup_root_or_node(name, error);
 }
 
 json_t *blockdev_mirror(struct qmp_request *request, json_t *arguments, GError **error)

@@ -7,7 +7,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 
-struct block_node *lookup_device_or_node(const char *name, GError **error)
+struct block_node *lookup_root_or_node(const char *name, GError **error)
 {
     AUTO(block_device) device = block_device_find(name);
     struct block_node *node = device ? block_device_root(device) : block_node_find(name);
@@ -16,6 +16,13 @@ struct block_node *lookup_device_or_node(const char *name, GError **error)
         block_error(error, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
     }
     return node;
+}
+
+struct block_node *lookup_device_or_node(const char *name, GError **error)
+{
+    AUTO(block_node) node = lookup_root_or_node(name, error);
+
+    return node ? block_node_ref(block_node_below_transient(node)) : NULL;
 }
 
 int lookup_check_same(const char *name, const struct block_node *node, GError **error)

@@ -10,10 +10,14 @@
 #include "block/node.h"
 
 /*
- * The node a `device` argument means: a device's root, else a node of that name. A new reference,
- * or NULL with "Cannot find device='%s' nor node-name='%s'".
+ * The node a `device` argument means: a device's root, else a node of that name; what is below it
+ * where a job has put a filter for a while. A new reference, or NULL with "Cannot find device='%s'
+ * nor node-name='%s'".
  */
 struct block_node *lookup_device_or_node(const char *name, GError **error);
+
+/* The same, but such a filter itself: for who replaces a device's root. */
+struct block_node *lookup_root_or_node(const char *name, GError **error);
 
 /*
  * In a transaction's apply: whether the name still means this node, or the device has moved to
