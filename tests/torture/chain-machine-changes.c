@@ -7,6 +7,7 @@
 #include "block/align.h"
 #include "block/chain.h"
 #include "block/drain.h"
+#include "block/error.h"
 #include "block/main-loop.h"
 #include "block/options.h"
 #include "block/overlay.h"
@@ -16,7 +17,18 @@
 
 /* ---- Snapshots ------------------------------------------------------------------------------- */
 
+/* A job's end may just have moved the disk. */
+static int check_is_root(struct machine *machine, const struct block_node *node, GError **error)
+{
+    AUTO(block_node) root = block_device_root(machine->rig->device);
+
+    return root == node || block_node_below_filters(root) == node
+               ? 0
+               : block_error(error, EAGAIN, "the disk has just moved");
+}
+
 struct snapshot {
+    struct machine *machine;
     struct block_node *node;
     struct block_node *overlay;
     int status;
@@ -27,6 +39,10 @@ static void install(void *data)
 {
     struct snapshot *snapshot = data;
 
+    snapshot->status = check_is_root(snapshot->machine, snapshot->node, &snapshot->error);
+    if (snapshot->status < 0) {
+        return;
+    }
     snapshot->status = block_overlay_install(snapshot->node, snapshot->overlay, &snapshot->error);
 }
 
@@ -46,7 +62,7 @@ void machine_snapshot(struct machine *machine)
     AUTO(block_node) node = machine_root(machine);
     g_autofree char *path = machine_make_image(machine, false, block_node_length(node), node);
     AUTO(block_node) overlay = machine_open(machine, path, false, "");
-    struct snapshot snapshot = {.node = node, .overlay = overlay};
+    struct snapshot snapshot = {.machine = machine, .node = node, .overlay = overlay};
     g_autoptr(GError) error = NULL;
 
     take_drained(&snapshot);
@@ -70,7 +86,8 @@ void machine_snapshot(struct machine *machine)
 /* ---- Other lengths --------------------------------------------------------------------------- */
 
 /* As the server does it. */
-static int set_length(struct block_node *node, uint64_t length, GError **error)
+static int set_length(struct machine *machine, struct block_node *node, uint64_t length,
+                      GError **error)
 {
     struct block_claim claim = {
         .owner = (char *)"the test's resizing",
@@ -86,7 +103,10 @@ static int set_length(struct block_node *node, uint64_t length, GError **error)
         return status;
     }
     struct block_drain *drain = block_drain_begin(&node, 1, BLOCK_PERM_ALL);
-    status = block_node_set_length(node, length, BLOCK_PREALLOCATION_OFF, error);
+    status = check_is_root(machine, node, error);
+    if (status == 0) {
+        status = block_node_set_length(node, length, BLOCK_PREALLOCATION_OFF, error);
+    }
     block_drain_end(drain);
     block_claim_release(&claim);
     return status;
@@ -96,7 +116,7 @@ static void grow(struct machine *machine, struct block_node *root, uint64_t leng
 {
     g_autoptr(GError) error = NULL;
 
-    if (set_length(root, length, &error) < 0) {
+    if (set_length(machine, root, length, &error) < 0) {
         machine_refused("growing", error);
         return;
     }
@@ -120,7 +140,7 @@ static void shrink(struct machine *machine, struct block_node *root, uint64_t le
     g_autoptr(GError) error = NULL;
 
     rig_stop(machine->rig);
-    if (set_length(root, length, &error) < 0) {
+    if (set_length(machine, root, length, &error) < 0) {
         machine_refused("shrinking", error);
     } else {
         g_test_message("shrunk to %" G_GUINT64_FORMAT, length);

@@ -298,8 +298,8 @@ static void check_copy(struct machine *machine, struct machine_job *busy)
         count(COUNT_UNSEEN);
         return;
     }
-    AUTO(block_node) node =
-        machine_open(machine, busy->path, is_raw, busy->is_top ? busy->below->name : NULL);
+    const char *below = busy->is_top && busy->below ? busy->below->name : "";
+    AUTO(block_node) node = machine_open(machine, busy->path, is_raw, is_raw ? NULL : below);
     machine_assert_equal(busy->moment, node);
 }
 
