@@ -283,7 +283,7 @@ static int start(const struct commit_options *options, GError **error)
     return status;
 }
 
-/* Whether guests write to top, or somebody else does. */
+/* Whether guests write to top, or a node above does. A job that does is in the way. */
 static bool is_active(const struct commit_options *options)
 {
     SCOPE_LOCK(&block_graph_lock);
@@ -292,7 +292,9 @@ static bool is_active(const struct commit_options *options)
     bool is_written = top == block_node_below_filters(options->root);
 
     TAILQ_FOREACH (claim, &top->claims, entry) {
-        is_written |= (claim->perms & BLOCK_PERM_WRITE) != 0;
+        bool is_job = !claim->parent && !(claim->operations && claim->operations->follows_place);
+
+        is_written |= claim->perms & BLOCK_PERM_WRITE && !is_job;
     }
     return is_written;
 }
