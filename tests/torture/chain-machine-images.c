@@ -7,6 +7,7 @@
 
 #include "block/align.h"
 #include "block/chain.h"
+#include "block/clock.h"
 #include "block/drain.h"
 #include "block/options.h"
 #include "jobs/chain-header.h"
@@ -100,14 +101,24 @@ struct block_node *machine_try_open(struct machine *machine, const char *path, b
     return options ? block_node_open(options, false, error) : NULL;
 }
 
+/* The drainer may hold the file of one that was just closed, and so its lock, for a moment. */
 struct block_node *machine_open(struct machine *machine, const char *path, bool is_raw,
                                 const char *backing)
 {
-    g_autoptr(GError) error = NULL;
-    struct block_node *node = machine_try_open(machine, path, is_raw, backing, &error);
+    int64_t deadline_ns = clock_now_ns() + 10 * NS_PER_SECOND;
 
-    g_assert_no_error(error);
-    return node;
+    while (true) {
+        g_autoptr(GError) error = NULL;
+        struct block_node *node = machine_try_open(machine, path, is_raw, backing, &error);
+
+        if (node) {
+            return node;
+        }
+        if (clock_now_ns() > deadline_ns) {
+            g_error("%s: %s", path, error->message);
+        }
+        g_usleep(1000);
+    }
 }
 
 /* ---- The chain ------------------------------------------------------------------------------- */

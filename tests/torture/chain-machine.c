@@ -18,8 +18,8 @@
 #include "tests/lib/disk.h"
 #include "tests/torture/chain-machine.h"
 
-#define CASES     8 /* machines, by default */
-#define ROUNDS    3 /* of each */
+#define CASES     16 /* machines, by default */
+#define ROUNDS    3  /* of each */
 #define STEPS     45
 #define LAYERS    6 /* above which there are no more snapshots */
 #define BUDGET_NS (20 * NS_PER_SECOND)
