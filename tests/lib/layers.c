@@ -18,40 +18,49 @@
 
 /* ---- Making them ----------------------------------------------------------------------------- */
 
-static void make_image(const char *directory, unsigned number, uint64_t length)
+static struct block_node *open_file(const struct layers *layers, const char *directory)
 {
+    unsigned number = layers->count;
     g_autofree char *path = g_strdup_printf("%s/l%u.qcow2", directory, number);
+
+    test_make_file(path, 0);
+    return layers->is_losing
+               ? test_open("driver=fault,node-name=f%u,discard=unmap,file.driver=lose-writes,"
+                           "file.node-name=p%u,file.discard=unmap,file.file.driver=file,"
+                           "file.file.discard=unmap,file.file.filename=%s",
+                           number, number, path)
+               : test_open("driver=fault,node-name=f%u,discard=unmap,file.driver=file,"
+                           "file.discard=unmap,file.filename=%s",
+                           number, path);
+}
+
+static void make_image(unsigned number, const char *image, uint64_t length)
+{
     g_autofree char *below =
         number ? g_strdup_printf(",backing-file=l%u.qcow2,backing-fmt=qcow2", number - 1)
                : g_strdup("");
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT "%s,file.driver=file,"
-                        "file.filename=%s",
-                        length, below, path);
+    g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT ",%s%s,file=f%u",
+                                            length, image ? image : "version=v3", below, number);
     g_autoptr(GError) error = NULL;
     AUTO(block_options) options = block_options_parse(text, NULL, &error);
 
     g_assert_no_error(error);
-    test_make_file(path, 0);
     block_create(options, NULL, NULL, &error);
     g_assert_no_error(error);
 }
 
-static struct block_node *open_layer(const char *directory, unsigned number)
+/* A new layer, on nothing: in the lists, but not in the chain. */
+static struct block_node *open_layer(struct layers *layers, const char *directory,
+                                     const char *image, uint64_t length)
 {
-    return test_open("driver=qcow2,node-name=l%u,backing=,discard=unmap,file.driver=fault,"
-                     "file.node-name=f%u,file.discard=unmap,file.file.driver=file,"
-                     "file.file.discard=unmap,file.file.filename=%s/l%u.qcow2",
-                     number, number, directory, number);
-}
+    unsigned number = layers->count;
 
-static void add_node(struct layers *layers, struct block_node *node)
-{
-    g_autofree char *name = g_strdup_printf("f%u", layers->count);
-
-    layers->nodes[layers->count] = node;
-    layers->files[layers->count] = block_node_find(name);
+    layers->files[number] = open_file(layers, directory);
+    make_image(number, image, length);
+    layers->nodes[number] =
+        test_open("driver=qcow2,node-name=l%u,backing=,discard=unmap,file=f%u", number, number);
     layers->count++;
+    return layers->nodes[number];
 }
 
 struct overlaying {
@@ -67,22 +76,26 @@ static void install(void *data)
     g_assert_no_error(error);
 }
 
-static void add_layer(struct layers *layers)
+void layers_prepare(struct layers *layers, const char *image)
 {
-    struct block_node *node = layers->nodes[layers->count - 1];
-    g_autoptr(GError) error = NULL;
+    open_layer(layers, layers->rig->directory, image, layers->rig->length);
+}
 
-    make_image(layers->rig->directory, layers->count, layers->rig->length);
-    struct overlaying overlaying = {node, open_layer(layers->rig->directory, layers->count)};
-    struct block_node *const both[] = {node, overlaying.overlay};
+bool layers_install(struct layers *layers)
+{
+    struct block_node *node = layers->nodes[layers->count - 2];
+    struct block_node *overlay = layers->nodes[layers->count - 1];
+    struct block_node *const both[] = {node, overlay};
+    struct overlaying overlaying = {node, overlay};
     struct block_drain *drain = block_drain_begin(both, 2, BLOCK_PERM_ALL);
-    g_assert_cmpint(block_node_flush(node), ==, 0);
-    main_loop_call_wait(install, &overlaying);
+    int status = block_node_flush(node);
+
+    if (status == 0) {
+        main_loop_call_wait(install, &overlaying);
+        layers->rig->source = overlay;
+    }
     block_drain_end(drain);
-    block_node_set_read_only(node, true, &error);
-    g_assert_no_error(error);
-    add_node(layers, overlaying.overlay);
-    layers->rig->source = overlaying.overlay;
+    return status == 0 && block_node_set_read_only(node, true, NULL) == 0;
 }
 
 static void zero(struct rig *rig, uint64_t offset, uint64_t bytes)
@@ -107,21 +120,39 @@ static void write_some(struct rig *rig, unsigned number)
     zero(rig, rig->length - (number + 1) * 64 * KIB, 64 * KIB);
 }
 
-struct layers *layers_new(unsigned count, uint64_t length)
+static void write_usual(struct layers *layers, unsigned number, void *data)
+{
+    write_some(layers->rig, number);
+}
+
+static struct layers *new_layers(const struct layers_shape *shape, bool is_losing)
 {
     struct layers *layers = g_new0(struct layers, 1);
     char *directory = test_directory_new(true);
 
     layers->asks_qemu = true;
-    make_image(directory, 0, length);
-    add_node(layers, open_layer(directory, 0));
-    layers->rig = rig_new_on("vda", directory, layers->nodes[0]);
-    write_some(layers->rig, 0);
-    while (layers->count < count) {
-        add_layer(layers);
-        write_some(layers->rig, layers->count - 1);
+    layers->is_losing = is_losing;
+    struct block_node *node = open_layer(layers, directory, shape->images[0], shape->length);
+    layers->rig = rig_new_on("vda", directory, node);
+    shape->fill(layers, 0, shape->data);
+    while (layers->count < shape->count) {
+        layers_prepare(layers, shape->images[layers->count]);
+        g_assert_true(layers_install(layers));
+        shape->fill(layers, layers->count - 1, shape->data);
     }
     return layers;
+}
+
+struct layers *layers_new(unsigned count, uint64_t length)
+{
+    const struct layers_shape shape = {.count = count, .length = length, .fill = write_usual};
+
+    return new_layers(&shape, false);
+}
+
+struct layers *layers_new_losing(const struct layers_shape *shape)
+{
+    return new_layers(shape, true);
 }
 
 /* ---- Looking at them ------------------------------------------------------------------------- */
@@ -133,7 +164,7 @@ static bool is_part(const char *chain, const char *name)
     return g_strv_contains((const char *const *)names, name);
 }
 
-static char *chain_of(struct block_node *top)
+char *layers_chain_of(struct block_node *top)
 {
     g_autoptr(GString) text = g_string_new(NULL);
     struct block_node *node = block_node_ref(top);
@@ -204,7 +235,7 @@ static void assert_read_only(const struct block_node *node, bool is_read_only)
 void layers_assert_chain(const struct layers *layers, const char *chain)
 {
     AUTO(block_node) root = block_device_root(layers->rig->device);
-    g_autofree char *found = chain_of(root);
+    g_autofree char *found = layers_chain_of(root);
     struct job **jobs = job_list();
 
     g_assert_null(jobs[0]);
@@ -311,7 +342,7 @@ static void ask_qemu(const struct layers *layers, const char *name)
     judge(layers, name, "QEMU", verdict, said);
 }
 
-static char *files_of(struct block_node *top)
+char *layers_files_of(struct block_node *top)
 {
     g_autoptr(GString) text = g_string_new(NULL);
     struct block_node *node = top;
@@ -334,7 +365,7 @@ static void check_from_headers(const struct layers *layers, const char *chain)
     AUTO(block_node)
     top = test_open("driver=qcow2,read-only=on,file.driver=file,file.filename=%s/%s.qcow2",
                     layers->rig->directory, names[0]);
-    g_autofree char *found = files_of(top);
+    g_autofree char *found = layers_files_of(top);
 
     g_assert_cmpstr(found, ==, chain);
     rig_assert_equal(layers->rig->model, top);
