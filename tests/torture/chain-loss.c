@@ -384,8 +384,7 @@ static void run_snapshot(struct round *round)
     pthread_t thread;
 
     begin_end(round);
-    layers_prepare(round->layers,
-                   images[test_random_below(&round->random, G_N_ELEMENTS(images))]);
+    layers_prepare(round->layers, images[test_random_below(&round->random, G_N_ELEMENTS(images))]);
     plan_loss(round, round->is_at_end ? 3 : 40);
     g_assert_cmpint(pthread_create(&thread, NULL, take_snapshot, round), ==, 0);
     while (!is_met(round) && atomic_load(&round->requests) < 300) {
