@@ -403,6 +403,21 @@ void block_device_end_move(struct block_device *device)
     device->is_moving = false;
 }
 
+void block_device_hold(struct block_device *device)
+{
+    drain_begin(&device->root);
+}
+
+void block_device_wait_held(struct block_device *device)
+{
+    drain_wait(&device->root);
+}
+
+void block_device_let_go(struct block_device *device)
+{
+    drain_end(&device->root);
+}
+
 int block_device_set_root(struct block_device *device, struct block_node *root, GError **error)
 {
     if (check_not_moving(device, error) < 0) {

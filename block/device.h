@@ -93,6 +93,15 @@ int block_device_take_root(struct block_device *device, struct block_claim *hold
 int block_device_begin_move(struct block_device *device, GError **error);
 void block_device_end_move(struct block_device *device);
 
+/*
+ * From block_device_hold until block_device_let_go no request starts, as in a drained section, but
+ * of this device alone. Any thread, no lock held; neither waits. block_device_wait_held waits for
+ * those that were under way; not the main thread.
+ */
+void block_device_hold(struct block_device *device);
+void block_device_wait_held(struct block_device *device);
+void block_device_let_go(struct block_device *device);
+
 /* Set before the device is used; default: report both. */
 void block_device_set_error_policies(struct block_device *device, enum block_error_policy on_read,
                                      enum block_error_policy on_write);

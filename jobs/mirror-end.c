@@ -94,15 +94,32 @@ struct taking {
     GError **error;
 };
 
+/*
+ * Whether devices may come to the source although a commit is about to make it worth nothing: not
+ * when it is decided which of them move.
+ */
+static void admit_devices(struct mirror *mirror, bool admits)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    if (mirror->chain.nodes) {
+        copy_engine_source_claim(mirror->engine)->moves_places = admits;
+    }
+}
+
 /* Main thread. */
 static void release_devices(void *data)
 {
     struct mirror *mirror = data;
 
     for (guint i = 0; i < mirror->moving->len; i++) {
-        block_device_end_move(g_ptr_array_index(mirror->moving, i));
+        struct block_device *device = g_ptr_array_index(mirror->moving, i);
+
+        block_device_end_move(device);
+        block_device_let_go(device);
     }
     g_ptr_array_unref(STEAL(mirror->moving));
+    admit_devices(mirror, true);
 }
 
 /* Whether what is written to the one reaches the other, through filters. */
@@ -138,6 +155,7 @@ static int take_device(struct mirror *mirror, struct block_device *device, GErro
     if (root == mirror->source_node) {
         status = block_device_begin_move(device, error);
         if (status == 0) {
+            block_device_hold(device);
             g_ptr_array_add(mirror->moving, block_device_ref(device));
         }
     }
@@ -153,10 +171,19 @@ static void take_devices(void *data)
 
     mirror->moving = g_ptr_array_new_with_free_func((GDestroyNotify)block_device_unref);
     taking->status = check_guest(mirror, taking->is_pivot, taking->error);
+    admit_devices(mirror, !taking->is_pivot);
     for (size_t i = 0; taking->is_pivot && devices[i] && taking->status == 0; i++) {
         taking->status = take_device(mirror, devices[i], taking->error);
     }
     block_device_list_free(devices);
+}
+
+/* A device that only reads is not drained with the writers, and must not read while it moves. */
+static void wait_for_readers(struct mirror *mirror)
+{
+    for (guint i = 0; i < mirror->moving->len; i++) {
+        block_device_wait_held(g_ptr_array_index(mirror->moving, i));
+    }
 }
 
 /* ---- The last step --------------------------------------------------------------------------- */
@@ -168,6 +195,7 @@ static int finish_drained(struct mirror *mirror, bool is_pivot, bool *again, GEr
 
     main_loop_call_wait(take_devices, &taking);
     if (taking.status == 0) {
+        wait_for_readers(mirror);
         taking.status = copy_rest(mirror, error);
     }
     *again = taking.status == 0 && !is_clean(mirror);
@@ -252,6 +280,7 @@ static void pivot(void *data)
 
         block_device_end_move(device);
         switch_device(mirror, device);
+        block_device_let_go(device);
     }
     g_ptr_array_unref(STEAL(mirror->moving));
     mirror_uninstall(mirror);

@@ -4,9 +4,11 @@
 
 import json
 import os
+import threading
+import time
 
 from liveblk_load import Writers
-from liveblk_test import QmpError, Server, main, promise
+from liveblk_test import QmpError, Server, main, promise, wait_until
 
 MIB = 1 << 20
 LENGTH = 32 * MIB
@@ -243,6 +245,41 @@ def changes_name(test):
                 backing_file="root.qcow2")  # fmt: skip
     disk.server.stop()
     assert backing_chain(test, disk.path) == ["two.qcow2", "one.qcow2", "root.qcow2"]
+
+
+@promise("who only reads a disk that is moved gets right answers, those under way too")
+def moves_readers(test):
+    for command in ("block-commit", "drive-mirror"):
+        base = test.path(command + ".base")
+        base.write_bytes(b"\7" * MIB)
+        socket = test.path(command + ".slow")
+        test.start("nbdkit", "-f", "-U", socket, "--filter=delay", "file", base, "rdelay=300ms")
+        wait_until(socket.exists, "the slow base is there")
+        top, other = test.path(command + ".top"), test.path(command + ".other")
+        test.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw",
+                 "-b", f"nbd+unix:///?socket={socket}", top, MIB)  # fmt: skip
+        test.run("qemu-io", "-c", "write -P 7 64k 64k", "-c", "write -P 7 192k 64k", top)
+        test.run("qemu-img", "create", "-q", "-f", "qcow2", other, MIB)
+        server = Server(test, [f"file={top}", f"name=ro,file={other},read-only=on"], name=command)
+        qmp = server.qmp()
+        root = qmp.command("qom-get", path="vda", property="drive")
+        qmp.command("qom-set", path="ro", property="drive", value=root)
+        target = {} if command == "block-commit" else {
+            "target": str(test.path("target")), "format": "raw", "sync": "full"}  # fmt: skip
+        qmp.command(command, device="vda", job_id="job", **target)
+        qmp.wait_event("BLOCK_JOB_READY", device="job")
+        handle = server.connect("ro")
+        answers = []
+        reader = threading.Thread(target=lambda: answers.append(handle.pread(MIB // 2, 0)))
+        reader.start()
+        time.sleep(0.1)
+        qmp.command("block-job-complete", device="job")
+        event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
+        assert "error" not in event, event
+        reader.join()
+        assert answers == [b"\7" * (MIB // 2)]
+        handle.shutdown()
+        server.stop()
 
 
 if __name__ == "__main__":
