@@ -80,8 +80,7 @@ static void relink(struct block_child *child)
     refresh_upwards(parent);
 }
 
-/* ---- Another backing file ----------------------------------------------------------------------
- */
+/* ---- Another backing file -------------------------------------------------------------------- */
 
 static int move_backing(struct block_child *child, struct block_node *backing, GError **error)
 {
@@ -149,8 +148,7 @@ int block_node_set_backing(struct block_node *node, struct block_node *backing,
     return status;
 }
 
-/* ---- Another node in a node's place
- * -------------------------------------------------------------- */
+/* ---- Another node in a node's place ---------------------------------------------------------- */
 
 static bool follows(const struct block_claim *claim, const struct block_node *replacement)
 {

@@ -140,8 +140,7 @@ bool block_driver_takes_backing(const struct block_driver *driver)
     return false;
 }
 
-/* ---- What an image calls its backing file -----------------------------------------------------
- */
+/* ---- What an image calls its backing file ---------------------------------------------------- */
 
 /* The path without the directory that the image is in, or NULL if it is not in that. */
 static const char *strip_directory(const char *path, const char *image)

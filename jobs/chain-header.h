@@ -25,9 +25,10 @@ int chain_header_change(struct chain_header *header, struct block_node *node,
                         GError **error);
 
 /* Let it say what it said before, if anything was changed; the node is drained. That it does not is
- * no loss: the data is the same by either name. */
+ * no loss: the data is the same by either name. Not the main thread. */
 void chain_header_restore(struct chain_header *header);
 
+/* May close the node: not the main thread. */
 void chain_header_clear(struct chain_header *header);
 
 /*

@@ -18,17 +18,19 @@ struct commit_chain {
 /* What a commit's engine claims; the target is beside the node above it. */
 struct copy_claims commit_claims(const struct commit_chain *chain, bool is_active);
 
-/* Look for the nodes. */
+/* Look for the nodes. Any thread. A negative errno with the error set; release it in any case. */
 int commit_chain_find(struct commit_chain *chain, struct block_node *top, struct block_node *base,
                       GError **error);
 
 /*
  * After the engine has claimed top and base: hold what is between them, see that nothing has
- * changed meanwhile, and prepare base: writable, and at least as long as top.
+ * changed meanwhile, and prepare base: writable, and at least as long as top. Drains base; not the
+ * main thread. A negative errno with the error set; release it in any case.
  */
 int commit_chain_hold(struct commit_chain *chain, struct job *job, GError **error);
 
-/* Without the engine; keeps_writable: base is a guest's disk now. May close nodes. */
+/* When the engine is gone; keeps_writable: base is a guest's disk now. May close nodes: not the
+ * main thread. */
 void commit_chain_release(struct commit_chain *chain, struct job *job, bool keeps_writable);
 
 /* Take base out of the chain: what is above is worth nothing any more. Main thread, drained. */

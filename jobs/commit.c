@@ -29,8 +29,7 @@ struct commit {
     struct block_drain *drain; /* what is above top stands still until the graph is changed */
 };
 
-/* ---- The layers above -------------------------------------------------------------------------
- */
+/* ---- The layers above ------------------------------------------------------------------------ */
 
 /* References. */
 static GPtrArray *find_overlays(struct block_node *node)
@@ -59,8 +58,7 @@ static int hold_overlays(struct commit *commit, GError **error)
     return status;
 }
 
-/* ---- Copying ----------------------------------------------------------------------------------
- */
+/* ---- Copying --------------------------------------------------------------------------------- */
 
 /*
  * What base holds behind the end of top was not to be seen from above, and must not be when top is
@@ -104,8 +102,7 @@ static void wake_commit(struct job *job)
     copy_engine_wake(commit->engine);
 }
 
-/* ---- The end ----------------------------------------------------------------------------------
- */
+/* ---- The end --------------------------------------------------------------------------------- */
 
 static int change_headers(struct commit *commit, GPtrArray *overlays, GError **error)
 {
@@ -210,8 +207,7 @@ static const struct job_driver commit_driver = {
     .free = free_commit,
 };
 
-/* ---- Setting it up ----------------------------------------------------------------------------
- */
+/* ---- Setting it up --------------------------------------------------------------------------- */
 
 static int new_engine(struct commit *commit, const struct commit_options *options, GError **error)
 {

@@ -42,8 +42,7 @@ struct stream {
  */
 #define BETWEEN_SHARED (BLOCK_PERM_READ | BLOCK_PERM_GRAPH | BLOCK_PERM_WRITE_UNCHANGED)
 
-/* ---- What is copied, and how it is written ----------------------------------------------------
- */
+/* ---- What is copied, and how it is written --------------------------------------------------- */
 
 static int write_data(struct copy_source *copy, struct block_node *target, const void *buffer,
                       uint64_t offset, uint64_t bytes)
@@ -138,8 +137,7 @@ static int find_work(struct stream *stream, GError **error)
                        : status;
 }
 
-/* ---- The job's functions ----------------------------------------------------------------------
- */
+/* ---- The job's functions --------------------------------------------------------------------- */
 
 static int check_ignored(struct stream *stream, GError **error)
 {
@@ -292,8 +290,7 @@ static const struct job_driver stream_driver = {
     .free = free_stream,
 };
 
-/* ---- Setting it up ----------------------------------------------------------------------------
- */
+/* ---- Setting it up --------------------------------------------------------------------------- */
 
 static int new_engine(struct stream *stream, struct block_node *top,
                       const struct stream_options *options, GError **error)

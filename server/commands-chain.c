@@ -118,8 +118,7 @@ static const char *job_name(json_t *arguments)
     return id ? id : text(arguments, "device");
 }
 
-/* ---- Finding nodes of a chain ------------------------------------------------------------------
- */
+/* ---- Finding nodes of a chain ---------------------------------------------------------------- */
 
 /* Whether a node's file goes by this name. */
 static bool has_filename(struct block_node *node, const char *name)
@@ -176,8 +175,7 @@ static int check_one_of(json_t *arguments, const char *a, const char *b, const c
                : 0;
 }
 
-/* ---- block-stream -------------------------------------------------------------------------------
- */
+/* ---- block-stream ---------------------------------------------------------------------------- */
 
 static struct block_node *base_by_node(struct block_node *node, const char *name, GError **error)
 {
@@ -270,8 +268,7 @@ static json_t *block_stream(struct qmp_request *request, json_t *arguments, GErr
     return stream_start(&options, error) == 0 ? json_object() : NULL;
 }
 
-/* ---- block-commit -------------------------------------------------------------------------------
- */
+/* ---- block-commit ---------------------------------------------------------------------------- */
 
 /* The node of the chain that an argument names, by node or by file: a new reference, or NULL. */
 static struct block_node *find_in_chain(struct block_node *root, const char *name, bool is_file,
@@ -348,8 +345,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
     return commit_start(&options, error) == 0 ? json_object() : NULL;
 }
 
-/* ---- change-backing-file ------------------------------------------------------------------------
- */
+/* ---- change-backing-file --------------------------------------------------------------------- */
 
 /* Jobs that change it themselves at their end are in the way, and are named. */
 static int change_held(struct block_node *image, const char *name, GError **error)

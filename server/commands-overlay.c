@@ -78,8 +78,7 @@ static void plan(struct transaction_action *action)
     transaction_drain_readers(action);
 }
 
-/* ---- blockdev-snapshot: the overlay is there ---------------------------------------------------
- */
+/* ---- blockdev-snapshot: the overlay is there ------------------------------------------------- */
 
 static int prepare_node(struct transaction_action *action, json_t *data, GError **error)
 {
@@ -97,8 +96,7 @@ static int prepare_node(struct transaction_action *action, json_t *data, GError 
     return status;
 }
 
-/* ---- blockdev-snapshot-sync: it is made ---------------------------------------------------------
- */
+/* ---- blockdev-snapshot-sync: it is made ------------------------------------------------------ */
 
 static int check_names(json_t *data, GError **error)
 {
@@ -194,8 +192,7 @@ static int prepare_file(struct transaction_action *action, json_t *data, GError 
     return 0;
 }
 
-/* ---- Both ---------------------------------------------------------------------------------------
- */
+/* ---- Both ------------------------------------------------------------------------------------ */
 
 /* Guests' flushes do not reach the node any more when the overlay is above it. */
 static int flush(struct transaction_action *action, GError **error)
