@@ -18,8 +18,8 @@ struct block_node *chain_filter_insert(const char *name, struct block_node *node
                                        struct block_node *bottom, const struct block_claim *holder,
                                        struct job *job, struct chain_hold *hold, GError **error);
 
-/* Put the node in its place again, release the hold and drop the reference. Drains both; not the main
- * thread, and not inside a drained section. */
+/* Put the node in its place again, release the hold and drop the reference. Drains both; not the
+ * main thread, and not inside a drained section. */
 void chain_filter_remove(struct block_node *filter, struct block_node *node,
                          struct chain_hold *hold);
 

@@ -105,8 +105,8 @@ static void expect_status(struct rig *rig, const struct block_node *base, unsign
     struct block_extent extent;
 
     g_assert_cmpint(block_chain_status(rig->top, base, mib * MIB, MIB, &extent), ==, 0);
-    g_assert_cmphex(
-        extent.flags & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED), ==, flags);
+    g_assert_cmphex(extent.flags & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED),
+                    ==, flags);
     g_assert_cmpuint(extent.bytes, ==, MIB);
 }
 
