@@ -83,6 +83,12 @@ struct block_node *block_chain_above(struct block_node *top, const struct block_
     return top;
 }
 
+/* One that is just being opened or closed is nobody's yet, or any more, and cannot be kept. */
+static bool is_open(const struct block_node *node)
+{
+    return node->published && node->references > 0;
+}
+
 void block_chain_find_overlays_locked(struct block_node *node, GPtrArray *overlays)
 {
     struct block_claim *claim;
@@ -92,7 +98,7 @@ void block_chain_find_overlays_locked(struct block_node *node, GPtrArray *overla
 
         if (parent && parent->driver->is_filter && parent->file == node) {
             block_chain_find_overlays_locked(parent, overlays);
-        } else if (parent && parent->backing == node) {
+        } else if (parent && parent->backing == node && is_open(parent)) {
             g_ptr_array_add(overlays, parent);
         }
     }

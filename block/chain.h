@@ -39,8 +39,10 @@ bool block_chain_contains(struct block_node *top, const struct block_node *node)
  * top, or not in the chain. Any thread. */
 struct block_node *block_chain_above(struct block_node *top, const struct block_node *node);
 
-/* Add the layers that have a node, or filters above it, as their backing file to a list of nodes:
- * borrowed. Graph lock held. */
+/*
+ * Add the layers that have a node, or filters above it, as their backing file to a list of nodes:
+ * borrowed, but such that are just being opened or closed. Graph lock held.
+ */
 void block_chain_find_overlays_locked(struct block_node *node, GPtrArray *overlays);
 
 /*
