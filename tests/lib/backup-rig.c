@@ -276,7 +276,8 @@ void rig_step(struct rig_writer *writer)
         test_random_chance(random, 70) ? MIN_OF(16 * KIB, rig->max_bytes) : rig->max_bytes;
     uint64_t offset, bytes;
 
-    test_random_range(random, atomic_load(&rig->end), RIG_SECTOR, maximum, &offset, &bytes);
+    uint64_t end = MIN_OF(atomic_load(&rig->end), model_length(rig->model));
+    test_random_range(random, end, RIG_SECTOR, maximum, &offset, &bytes);
     switch (test_random_below(random, 16)) {
     case 0:
         zero(rig, writer->number, offset, bytes, 0);

@@ -40,7 +40,7 @@ struct rig {
     _Atomic uint64_t requests; /* answered */
     _Atomic uint64_t failed;   /* of these */
     uint64_t max_bytes;        /* of a writer's request; set before rig_write */
-    _Atomic uint64_t end;      /* where writers' requests end; at first the model's length */
+    _Atomic uint64_t end;      /* where writers' requests end, if not before: by the model */
 };
 
 /* g_test's main() with the drivers registered and the main thread running. */
