@@ -157,6 +157,12 @@ static const char *strip_directory(const char *path, const char *image)
     return !strncmp(path, image, bytes) && path[bytes] && path[bytes] != '/' ? path + bytes : NULL;
 }
 
+/* What is before a colon might be taken for a protocol's name: "nbd:disk" is a file, too. */
+static char *relative_reference(const char *path)
+{
+    return g_strdup_printf("%s%s", path[strcspn(path, "/:")] == ':' ? "./" : "", path);
+}
+
 static bool says_relative_name(struct block_node *image)
 {
     struct block_info info = {0};
@@ -188,5 +194,5 @@ char *block_chain_reference(struct block_node *image, struct block_node *base, c
     const char *stripped =
         own_name && says_relative_name(image) ? strip_directory(name, own_name) : NULL;
     /* A relative name would be taken from the image's directory, not from ours. */
-    return stripped ? g_strdup(stripped) : g_canonicalize_filename(name, NULL);
+    return stripped ? relative_reference(stripped) : g_canonicalize_filename(name, NULL);
 }

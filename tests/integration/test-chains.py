@@ -227,6 +227,29 @@ def streams_with_filter(test):
     disk.finish("one.qcow2")
 
 
+@promise("a file whose name looks like a protocol's is found again by its relative name")
+def keeps_odd_names(test):
+    for number, name in enumerate(("nbd:x", "json:x", "file:x")):
+        directory = test.path(str(number))
+        directory.mkdir()
+        base, middle, top = directory / name, directory / "middle", directory / "top"
+        base.touch()
+        test.run("qemu-img", "create", "-q", "-f", "qcow2", directory / "new", MIB)
+        (directory / "new").rename(base)
+        for image, below in ((middle, base), (top, "middle")):
+            test.run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2",
+                     "-b", below, image, MIB)  # fmt: skip
+        server = Server(test, [f"file={top}"], name=f"server{number}")
+        qmp = server.qmp()
+        qmp.command("block-stream", job_id="job", device="vda", base=str(base))
+        qmp.wait_job("job", "null")
+        server.stop()
+        assert backing_chain(test, top) == ["top", name]
+        server = Server(test, [f"file={top}"], name=f"again{number}")
+        assert live_chain(server.qmp()) == ["top", name]
+        server.stop()
+
+
 @promise("a file that got another name is found again, by what the image above says of it")
 def changes_name(test):
     disk = Disk(test)
