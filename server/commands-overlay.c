@@ -2,6 +2,7 @@
 /* External snapshots: blockdev-snapshot and blockdev-snapshot-sync. */
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/chain.h"
@@ -50,7 +51,8 @@ struct overlay_state {
     struct block_node *root; /* what that meant */
     struct block_node *node; /* below its filters, which stay above the overlay */
     struct block_node *overlay; /* references, all three */
-    const char *new_file;       /* which is to go again if nothing comes of it; or NULL */
+    const char *filename;       /* the overlay's file */
+    bool is_made;               /* by us: it is to go again if nothing comes of it */
     bool makes_read_only;
 };
 
@@ -129,6 +131,41 @@ static int check_format(const char *format, GError **error)
                : block_error(error, ENOTSUP, "The overlay does not support backing images");
 }
 
+/*
+ * To create it empties a file that is there, and no lock keeps that from an image that was opened
+ * without one. An empty file may have been made for us.
+ */
+static int check_new(const struct target_file *file, bool *exists, GError **error)
+{
+    struct stat st;
+
+    *exists = stat(file->filename, &st) == 0;
+    return *exists && S_ISREG(st.st_mode) && st.st_size > 0
+               ? block_error(error, EEXIST,
+                             "The file '%s' is there already, and an overlay would destroy what it "
+                             "holds",
+                             file->filename)
+               : 0;
+}
+
+/* Another command may have created it at the same time, above another disk. */
+static int check_ours(const struct overlay_state *state, GError **error)
+{
+    const char *format = NULL;
+    g_autofree char *wanted = block_chain_reference(NULL, state->node, &format, error);
+    struct block_info info = {0};
+
+    if (!wanted) {
+        return -ENOTSUP;
+    }
+    int status = block_node_get_info(state->overlay, &info);
+    bool is_ours = status == 0 && !g_strcmp0(info.backing_file, wanted);
+    block_info_clear(&info);
+    return is_ours ? 0
+                   : block_error(error, EBUSY, "The file '%s' was just made by somebody else",
+                                 state->filename);
+}
+
 /* It is used as the disk was, and says where that is. */
 static int open_overlay(struct overlay_state *state, json_t *data, GError **error)
 {
@@ -147,24 +184,33 @@ static int open_overlay(struct overlay_state *state, json_t *data, GError **erro
         .detect_zeroes = options->detect_zeroes,
         .overlaid = state->node,
     };
+    bool exists = false, is_made = false;
     int status = check_format(file.format, error);
 
+    if (status == 0 && file.create) {
+        status = check_new(&file, &exists, error);
+    }
     if (status < 0) {
         return status;
     }
-    if (file.create && access(file.filename, F_OK) < 0) {
-        state->new_file = file.filename;
-    }
+    file.is_made = &is_made;
+    state->filename = file.filename;
     state->overlay = target_file_open(&file, error);
-    return state->overlay ? 0 : -EINVAL;
+    if (state->overlay && file.create) {
+        status = check_ours(state, error);
+    }
+    /* One that somebody else has locked meanwhile is theirs. */
+    state->is_made = is_made && !exists && status == 0 &&
+                     (state->overlay || !g_error_matches(*error, BLOCK_ERROR, EAGAIN));
+    return state->overlay ? status : -EINVAL;
 }
 
 static void remove_new_file(struct transaction_action *action)
 {
     struct overlay_state *state = transaction_state(action);
 
-    if (state->new_file) {
-        unlink(state->new_file);
+    if (state->is_made) {
+        unlink(state->filename);
     }
 }
 

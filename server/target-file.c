@@ -46,7 +46,11 @@ static int create_file(const struct target_file *file, uint64_t length, GError *
     block_options_set(options, "driver", "file");
     block_options_set(options, "filename", file->filename);
     block_options_set(options, "size", size);
-    return block_create(options, NULL, NULL, error);
+    int status = block_create(options, NULL, NULL, error);
+    if (file->is_made) {
+        *file->is_made = status == 0;
+    }
+    return status;
 }
 
 /* What the new image says that its backing file is, as mode `absolute-paths` has it. */

@@ -30,6 +30,7 @@ struct target_file {
      * without whatever it names if it is there: somebody else attaches it. NULL: no such thing. */
     struct block_node *overlaid;
     bool drops_discards; /* discard=ignore */
+    bool *is_made;       /* set as soon as there is a file that was not there; or NULL */
     enum block_detect_zeroes detect_zeroes;
 };
 

@@ -45,6 +45,7 @@ class Disk:
     def snapshot(self, name, **arguments):
         self.writers.wait_done(100)
         self.path = self.test.path(name + ".qcow2")
+        self.path.unlink(missing_ok=True)  # of another disk, which is gone
         self.qmp.command("blockdev-snapshot-sync", device="vda", snapshot_file=str(self.path),
                          snapshot_node_name=name, **arguments)  # fmt: skip
         self.writers.wait_done(100)
@@ -205,6 +206,34 @@ def snapshots_together(test):
     disk.qmp.command("transaction", actions=actions[:1])
     disk.path = test.path("one.qcow2")
     disk.finish("one.qcow2", "base.qcow2")
+
+
+@promise("a snapshot that is refused removes nothing that somebody else made")
+def removes_own_file_only(test):
+    disk = Disk(test)
+    test.path("link").symlink_to("nothing")
+    refusal(disk.qmp, "blockdev-snapshot-sync", device="vda",
+            snapshot_file=str(test.path("link")))  # fmt: skip
+    assert test.path("link").is_symlink()
+    disk.finish("base.qcow2")
+
+
+@promise("an overlay is no file that holds something, be it the disk's own without a lock")
+def spares_files(test):
+    base, other = test.path("base.qcow2"), test.path("other")
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", base, MIB)
+    other.write_bytes(b"precious")
+    server = Server(test, [f"file={base},locking=off"])
+    qmp = server.qmp()
+    for path in (base, other):
+        before = path.read_bytes()
+        text = refusal(qmp, "blockdev-snapshot-sync", device="vda", snapshot_file=str(path))
+        assert "is there already" in text, text
+        assert path.read_bytes() == before
+    test.path("empty").touch()
+    qmp.command("blockdev-snapshot-sync", device="vda", snapshot_file=str(test.path("empty")))
+    server.stop()
+    assert backing_chain(test, test.path("empty")) == ["empty", "base.qcow2"]
 
 
 @promise("while a stream runs what guests read is kept, too, if a filter is asked for")
