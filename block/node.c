@@ -520,10 +520,19 @@ json_t *block_node_get_statistics(struct block_node *node)
 static void release_claim(gpointer data)
 {
     struct block_claim *claim = data;
+    struct block_node *node = block_node_ref(claim->node);
 
     block_claim_release(claim);
     g_free(claim->owner);
     g_free(claim);
+    pthread_mutex_lock(&block_graph_lock);
+    bool is_ours = !node->named;
+    pthread_mutex_unlock(&block_graph_lock);
+    if (is_ours) {
+        block_node_dispose(node); /* whoever opens the new image next finds it unlocked */
+    } else {
+        block_node_unref(node);
+    }
 }
 
 /* Let others at the nodes; references stay until the claims are freed. */

@@ -236,6 +236,28 @@ def spares_files(test):
     assert backing_chain(test, test.path("empty")) == ["empty", "base.qcow2"]
 
 
+@promise("who looks at the nodes meanwhile does not keep a snapshot from being taken")
+def snapshots_beside_queries(test):
+    path = test.path("base.qcow2")
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", path, MIB)
+    server = Server(test, [f"file={path}"])
+    qmp, other = server.qmp(), server.qmp()
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            other.command("query-named-block-nodes")
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    for number in range(60):
+        overlay = str(test.path(f"{number}.qcow2"))
+        qmp.command("blockdev-snapshot-sync", device="vda", snapshot_file=overlay)
+    stop.set()
+    looking.join()
+    server.stop()
+
+
 @promise("while a stream runs what guests read is kept, too, if a filter is asked for")
 def streams_with_filter(test):
     disk = Disk(test)
