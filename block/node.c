@@ -517,22 +517,25 @@ json_t *block_node_get_statistics(struct block_node *node)
     return node->driver->get_statistics ? node->driver->get_statistics(node) : NULL;
 }
 
+/* A node that an image is made on. */
+struct creation_claim {
+    struct block_claim claim; /* first: it is cast back */
+    bool is_ours;             /* the node was opened for this */
+};
+
 static void release_claim(gpointer data)
 {
-    struct block_claim *claim = data;
-    struct block_node *node = block_node_ref(claim->node);
+    struct creation_claim *creation = data;
+    struct block_node *node = block_node_ref(creation->claim.node);
 
-    block_claim_release(claim);
-    g_free(claim->owner);
-    g_free(claim);
-    pthread_mutex_lock(&block_graph_lock);
-    bool is_ours = !node->named;
-    pthread_mutex_unlock(&block_graph_lock);
-    if (is_ours) {
+    block_claim_release(&creation->claim);
+    if (creation->is_ours) {
         block_node_dispose(node); /* whoever opens the new image next finds it unlocked */
     } else {
         block_node_unref(node);
     }
+    g_free(creation->claim.owner);
+    g_free(creation);
 }
 
 /* Let others at the nodes; references stay until the claims are freed. */
@@ -573,17 +576,19 @@ static int take_node(struct block_options *options, const struct block_option *o
     if (node->options.read_only) {
         return block_error(error, EACCES, "Block node '%s' is read-only", node->name);
     }
-    struct block_claim *claim = g_new0(struct block_claim, 1);
+    struct creation_claim *creation = g_new0(struct creation_claim, 1);
+    struct block_claim *claim = &creation->claim;
+    creation->is_ours = !reference;
     claim->owner = g_strdup("the creation of an image");
     claim->perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
     claim->shared = 0;
     int status = block_claim_acquire(claim, node, error);
     if (status < 0) {
         g_free(claim->owner);
-        g_free(claim);
+        g_free(creation);
         return status;
     }
-    g_ptr_array_add(claims, claim);
+    g_ptr_array_add(claims, creation);
     *place = node;
     return 0;
 }

@@ -70,10 +70,15 @@ struct reopen_node *reopen_find(const struct reopen *reopen, const struct block_
     return NULL;
 }
 
+/* Somebody else may just be giving the node other options, which takes a moment; guests may stand
+ * still meanwhile. */
+#define TRIES_MAX 50
+#define TRY_US    10000
+
 struct reopen_node *reopen_add(struct reopen *reopen, struct block_node *node, GError **error)
 {
     if (node->reopening) {
-        block_error(error, EBUSY, "Node '%s' is busy: it is being reopened", node->name);
+        block_error(error, EAGAIN, "Node '%s' is busy: it is being reopened", node->name);
         return NULL;
     }
     struct reopen_node *entry = g_new0(struct reopen_node, 1);
@@ -118,7 +123,7 @@ int reopen_add_children(struct reopen *reopen, const struct reopen_node *entry, 
         }
         struct reopen_node *below = reopen_add(reopen, node, error);
         if (!below) {
-            return -EBUSY;
+            return -EAGAIN;
         }
         below->options.read_only = entry->options.read_only;
         int status = reopen_add_children(reopen, below, error);
@@ -641,19 +646,16 @@ static int collect(struct reopen *reopen, struct block_node *node, bool read_onl
     struct reopen_node *entry = reopen_add(reopen, node, error);
 
     if (!entry) {
-        return -EBUSY;
+        return -EAGAIN;
     }
     entry->options.read_only = read_only;
     return reopen_add_children(reopen, entry, error);
 }
 
-int block_node_set_read_only(struct block_node *node, bool read_only, GError **error)
+static int set_read_only_once(struct block_node *node, bool read_only, GError **error)
 {
     struct reopen reopen;
 
-    if (node->options.read_only == read_only) {
-        return 0;
-    }
     reopen_init(&reopen);
     int status = collect(&reopen, node, read_only, error);
     if (status == 0) {
@@ -661,4 +663,22 @@ int block_node_set_read_only(struct block_node *node, bool read_only, GError **e
     }
     reopen_destroy(&reopen);
     return status;
+}
+
+int block_node_set_read_only(struct block_node *node, bool read_only, GError **error)
+{
+    for (unsigned tries = 1; node->options.read_only != read_only; tries++) {
+        g_autoptr(GError) own_error = NULL;
+        int status = set_read_only_once(node, read_only, &own_error);
+
+        if (status == 0) {
+            return 0;
+        }
+        if (status != -EAGAIN || tries == TRIES_MAX) {
+            g_propagate_error(error, g_steal_pointer(&own_error));
+            return status;
+        }
+        g_usleep(TRY_US);
+    }
+    return 0;
 }

@@ -16,9 +16,9 @@
  * layer below them that changes, and they with it. It drains the nodes for that. What others use
  * is not made read-only under them, and what others need unwritten is not made writable: -EBUSY
  * with the user named; but users of the node itself are not asked whether it may become writable,
- * since who is going to write claims that first. -EBUSY, too, while somebody else reopens one of
- * the nodes. On error nothing has changed. Not the main thread, and with no operation lock held;
- * may block.
+ * since who is going to write claims that first. Somebody else who reopens one of the nodes is
+ * waited for, for a moment; then it is -EAGAIN. On error nothing has changed. Not the main thread,
+ * and with no operation lock held; may block.
  */
 int block_node_set_read_only(struct block_node *node, bool read_only, GError **error);
 

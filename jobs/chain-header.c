@@ -9,31 +9,14 @@
 #include "block/image.h"
 #include "block/reopen.h"
 
-/* Guests may stand still meanwhile. */
-#define TRIES_MAX 50
-#define TRY_US    10000
+/* So often somebody else may come in between and make the node read-only. */
+#define TRIES_MAX 10
 
-/* Somebody else may just be giving the node other options, which takes a moment. */
-static int set_read_only(struct block_node *node, bool read_only, GError **error)
-{
-    for (unsigned tries = 1;; tries++) {
-        g_autoptr(GError) own_error = NULL;
-        int status = block_node_set_read_only(node, read_only, &own_error);
-
-        if (status != -EBUSY || tries == TRIES_MAX) {
-            if (own_error) {
-                g_propagate_error(error, g_steal_pointer(&own_error));
-            }
-            return status;
-        }
-        g_usleep(TRY_US);
-    }
-}
-
-static int change(struct block_node *node, const char *name, const char *format, GError **error)
+static int change_once(struct block_node *node, const char *name, const char *format,
+                       GError **error)
 {
     bool was_read_only = block_node_is_read_only(node);
-    int status = was_read_only ? set_read_only(node, false, error) : 0;
+    int status = was_read_only ? block_node_set_read_only(node, false, error) : 0;
 
     if (status < 0) {
         return status;
@@ -42,11 +25,28 @@ static int change(struct block_node *node, const char *name, const char *format,
     if (was_read_only) {
         g_autoptr(GError) ignored = NULL;
 
-        if (set_read_only(node, true, &ignored) < 0) {
+        if (block_node_set_read_only(node, true, &ignored) < 0) {
             g_warning("Node '%s' stays writable: %s", node->name, ignored->message);
         }
     }
     return status;
+}
+
+/* A disk that has just got an overlay becomes read-only a moment later, drained or not. */
+static int change(struct block_node *node, const char *name, const char *format, GError **error)
+{
+    for (unsigned tries = 1;; tries++) {
+        g_autoptr(GError) own_error = NULL;
+        int status = change_once(node, name, format, &own_error);
+
+        if (status == 0) {
+            return 0;
+        }
+        if (status != -EACCES || tries == TRIES_MAX) {
+            g_propagate_error(error, g_steal_pointer(&own_error));
+            return status;
+        }
+    }
 }
 
 /* What the image says now. */

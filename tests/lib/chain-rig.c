@@ -9,6 +9,7 @@
 #include "block/request.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"
+#include "tests/lib/random.h"
 
 #define MB(n) ((n)*MIB)
 
@@ -29,7 +30,20 @@ const struct chain_shape chain_shapes[] = {
     {"version-2", MB(4), MB(3), MB(4), "version=v2", "version=v2", false},
     {"version-2-based", MB(4), MB(3), MB(4), "version=v2", "version=v2", true},
 };
-const size_t chain_shape_count = G_N_ELEMENTS(chain_shapes);
+static const size_t chain_shape_count = G_N_ELEMENTS(chain_shapes);
+
+void chain_add_shape_tests(const char *path, GTestDataFunc function, size_t step)
+{
+    size_t count = MIN(chain_shape_count, test_cases(40));
+    size_t first = count < chain_shape_count ? test_seed() % chain_shape_count : 0;
+
+    for (size_t i = 0; i < count; i += step) {
+        const struct chain_shape *shape = &chain_shapes[(first + i) % chain_shape_count];
+        g_autofree char *name = g_strdup_printf("%s/%s", path, shape->name);
+
+        g_test_add_data_func(name, shape, function);
+    }
+}
 
 struct block_node *chain_layer(struct block_node *node)
 {

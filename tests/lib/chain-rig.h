@@ -18,7 +18,10 @@ struct chain_shape {
     bool is_nameless; /* neither does the target's image name one */
 };
 extern const struct chain_shape chain_shapes[];
-extern const size_t chain_shape_count;
+
+/* Add a test for each step-th shape, as PATH/NAME, with the shape as its data. Sanitizers take
+ * their time: they look at some, others each time. */
+void chain_add_shape_tests(const char *path, GTestDataFunc function, size_t step);
 
 struct rig *chain_new(const struct chain_shape *shape);
 

@@ -159,21 +159,11 @@ static void test_chain_is_kept(void)
     rig_free(rig);
 }
 
-static void add_shape_tests(const char *path, GTestDataFunc function, size_t step)
-{
-    for (size_t i = 0; i < chain_shape_count; i += step) {
-        g_autofree char *name =
-            g_strdup_printf("/sync-top-mirror/%s/%s", path, chain_shapes[i].name);
-
-        g_test_add_data_func(name, &chain_shapes[i], function);
-    }
-}
-
 static void add_tests(void)
 {
-    add_shape_tests("pivot", test_pivot, 1);
-    add_shape_tests("kept-copy", test_kept_copy, 3);
-    add_shape_tests("quiet", test_mirror_of_a_quiet_disk, 2);
+    chain_add_shape_tests("/sync-top-mirror/pivot", test_pivot, 1);
+    chain_add_shape_tests("/sync-top-mirror/kept-copy", test_kept_copy, 3);
+    chain_add_shape_tests("/sync-top-mirror/quiet", test_mirror_of_a_quiet_disk, 2);
     g_test_add_func("/sync-top-mirror/pivot-to-raw", test_pivot_to_raw);
     g_test_add_func("/sync-top-mirror/failed-pivot", test_failed_pivot);
     g_test_add_func("/sync-top-mirror/chain-is-kept", test_chain_is_kept);

@@ -362,20 +362,11 @@ static void test_cancelled_later(void)
 
 /* ---- All of them ----------------------------------------------------------------------------- */
 
-static void add_shape_tests(const char *path, GTestDataFunc function, size_t step)
-{
-    for (size_t i = 0; i < chain_shape_count; i += step) {
-        g_autofree char *name = g_strdup_printf("/sync-top/%s/%s", path, chain_shapes[i].name);
-
-        g_test_add_data_func(name, &chain_shapes[i], function);
-    }
-}
-
 static void add_tests(void)
 {
-    add_shape_tests("backup", test_backup_beside_writers, 1);
-    add_shape_tests("quiet-backup", test_backup_of_a_quiet_disk, 2);
-    add_shape_tests("guest-before-scan", test_guest_before_the_scan, 3);
+    chain_add_shape_tests("/sync-top/backup", test_backup_beside_writers, 1);
+    chain_add_shape_tests("/sync-top/quiet-backup", test_backup_of_a_quiet_disk, 2);
+    chain_add_shape_tests("/sync-top/guest-before-scan", test_guest_before_the_scan, 3);
     g_test_add_func("/sync-top/compressed", test_compressed_backup);
     g_test_add_func("/sync-top/one-layer", test_one_layer);
     for (size_t i = 0; i < G_N_ELEMENTS(error_cases); i++) {
