@@ -170,8 +170,7 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
     if (!pace->guest_is_busy) {
         pace->rest_until_ns = 0;
     }
-    bool is_modest = must_yield(pace) && pace->effort != COPY_EFFORT_STEADY;
-    unsigned useful = is_modest ? modest_workers(pace) : useful_workers(pace);
+    unsigned useful = must_yield(pace) ? modest_workers(pace) : useful_workers(pace);
     if (pace->workers < useful) {
         pace->workers++;
     } else if (pace->workers > MAX_OF(useful, 1u)) {

@@ -19,7 +19,7 @@
 /* How much of the machine copying may take. */
 enum copy_effort {
     COPY_EFFORT_NORMAL, /* all while the guest is idle, about one processor while it is busy */
-    COPY_EFFORT_STEADY, /* all the time all, but in small pieces while the guest is busy */
+    COPY_EFFORT_STEADY, /* as NORMAL, but a worker beside a busy guest does not rest */
     COPY_EFFORT_LOW,    /* while the guest is busy, a few per cent of one worker's time */
     COPY_EFFORT_HIGH,   /* somebody waits for the end: the same whatever the guest does */
 };
