@@ -34,7 +34,7 @@ static const size_t chain_shape_count = G_N_ELEMENTS(chain_shapes);
 
 void chain_add_shape_tests(const char *path, GTestDataFunc function, size_t step)
 {
-    size_t count = MIN(chain_shape_count, test_cases(40));
+    size_t count = MIN(chain_shape_count, test_cases(24));
     size_t first = count < chain_shape_count ? test_seed() % chain_shape_count : 0;
 
     for (size_t i = 0; i < count; i += step) {

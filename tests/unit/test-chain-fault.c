@@ -278,7 +278,7 @@ static void fail_anywhere(const struct kind *kind, struct test_random *random)
 static void test_anywhere(gconstpointer data)
 {
     struct test_random random = test_random_new(test_seed());
-    unsigned long cases = test_cases(8);
+    unsigned long cases = test_cases(4);
 
     for (unsigned long i = 0; i < cases; i++) {
         fail_anywhere(data, &random);
@@ -485,7 +485,7 @@ static void add_tests(void)
     g_log_set_handler(NULL, G_LOG_LEVEL_WARNING, hear_warning, NULL);
     /* Sanitizers take their time: they look at some, others each time. */
     size_t first = test_seed() % G_N_ELEMENTS(kinds);
-    size_t kind_count = MIN(G_N_ELEMENTS(kinds), test_cases(24));
+    size_t kind_count = MIN(G_N_ELEMENTS(kinds), test_cases(8));
     for (size_t n = 0; n < kind_count; n++) {
         const struct kind *kind = &kinds[(first + n) % G_N_ELEMENTS(kinds)];
         const struct {
