@@ -9,7 +9,6 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/gate.h"
-#include "block/image-info.h"
 #include "block/request.h"
 
 struct block_node *block_layer_below(const struct block_node *node)
@@ -63,22 +62,6 @@ bool block_chain_contains(struct block_node *top, const struct block_node *node)
 
     while (top && top != node) {
         top = below(top);
-    }
-    return top;
-}
-
-struct block_node *block_chain_above(struct block_node *top, const struct block_node *node)
-{
-    SCOPE_LOCK(&block_graph_lock);
-
-    if (top == node) {
-        return NULL;
-    }
-    while (top && below(top) != node) {
-        top = below(top);
-    }
-    if (top) {
-        top->references++;
     }
     return top;
 }

@@ -35,10 +35,6 @@ struct block_node *block_chain_backing(struct block_node *node);
  */
 bool block_chain_contains(struct block_node *top, const struct block_node *node);
 
-/* The node directly above a node of the chain that begins with top: a new reference; NULL if it is
- * top, or not in the chain. Any thread. */
-struct block_node *block_chain_above(struct block_node *top, const struct block_node *node);
-
 /*
  * Add the layers that have a node, or filters above it, as their backing file to a list of nodes:
  * borrowed, but such that are just being opened or closed. Graph lock held.

@@ -24,6 +24,11 @@
 #include "block/reopen-internal.h"
 #include "block/request.h"
 
+/* How often, and after what time, a node that somebody else reopens is tried again; guests may
+ * stand still meanwhile. */
+#define TRIES_MAX 50
+#define TRY_US    10000
+
 /* ---- The nodes ------------------------------------------------------------------------------ */
 
 static void free_node(gpointer data)
@@ -69,11 +74,6 @@ struct reopen_node *reopen_find(const struct reopen *reopen, const struct block_
     }
     return NULL;
 }
-
-/* Somebody else may just be giving the node other options, which takes a moment; guests may stand
- * still meanwhile. */
-#define TRIES_MAX 50
-#define TRY_US    10000
 
 struct reopen_node *reopen_add(struct reopen *reopen, struct block_node *node, GError **error)
 {
@@ -665,6 +665,7 @@ static int set_read_only_once(struct block_node *node, bool read_only, GError **
     return status;
 }
 
+/* Somebody else may just be giving the node other options, which takes a moment. */
 int block_node_set_read_only(struct block_node *node, bool read_only, GError **error)
 {
     for (unsigned tries = 1; node->options.read_only != read_only; tries++) {

@@ -101,8 +101,8 @@ void chain_header_restore(struct chain_header *header)
 
     if (header->node &&
         change(header->node, header->backing_file, header->backing_format, &error) < 0) {
-        g_warning("The image of node '%s' has another backing file now, with the same data as the "
-                  "old one: %s",
+        g_warning("The image of node '%s' may have another backing file now, with the same data as "
+                  "the old one: %s",
                   header->node->name, error->message);
     }
 }

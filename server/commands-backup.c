@@ -143,10 +143,10 @@ static void read_options(json_t *arguments, struct block_node *source,
                          struct backup_options *options)
 {
     json_t *performance = json_object_get(arguments, "x-perf");
-    const char *id = json_string_value(json_object_get(arguments, "job-id"));
 
     *options = (struct backup_options){
-        .job_id = id ? id : json_string_value(json_object_get(arguments, "device")),
+        .job_id = lookup_job_id(arguments),
+        .job_flags = lookup_job_flags(arguments),
         .source = source,
         .sync = (enum backup_sync)lookup_enum(json_object_get(arguments, "sync"),
                                               mirror_sync_mode_names),
@@ -158,8 +158,6 @@ static void read_options(json_t *arguments, struct block_node *source,
         .max_chunk = lookup_integer(performance, "max-chunk", 0),
         .guest_timeout_s = lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
     };
-    options->job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
-    options->job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
 }
 
 /* ---- The actions ----------------------------------------------------------------------------- */

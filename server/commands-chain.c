@@ -105,19 +105,6 @@ static const char *text(json_t *arguments, const char *name)
     return json_string_value(json_object_get(arguments, name));
 }
 
-static unsigned job_flags(json_t *arguments)
-{
-    return (lookup_bool(arguments, "auto-finalize", true) ? 0u : JOB_MANUAL_FINALIZE) |
-           (lookup_bool(arguments, "auto-dismiss", true) ? 0u : JOB_MANUAL_DISMISS);
-}
-
-static const char *job_name(json_t *arguments)
-{
-    const char *id = text(arguments, "job-id");
-
-    return id ? id : text(arguments, "device");
-}
-
 /* ---- Finding nodes of a chain ---------------------------------------------------------------- */
 
 /* Whether a node's file goes by this name. */
@@ -255,7 +242,7 @@ static json_t *block_stream(struct qmp_request *request, json_t *arguments, GErr
         return NULL;
     }
     struct stream_options options = {
-        .job_id = job_name(arguments),
+        .job_id = lookup_job_id(arguments),
         .node = node,
         .base = base,
         .backing_file = text(arguments, "backing-file"),
@@ -263,7 +250,7 @@ static json_t *block_stream(struct qmp_request *request, json_t *arguments, GErr
         .filter_node_name = text(arguments, "filter-node-name"),
         .speed = lookup_integer(arguments, "speed", 0),
         .on_error = lookup_on_error(arguments, "on-error"),
-        .job_flags = job_flags(arguments),
+        .job_flags = lookup_job_flags(arguments),
     };
     return stream_start(&options, error) == 0 ? json_object() : NULL;
 }
@@ -331,7 +318,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
         return NULL;
     }
     struct commit_options options = {
-        .job_id = job_name(arguments),
+        .job_id = lookup_job_id(arguments),
         .root = root,
         .device = device,
         .top = top,
@@ -340,7 +327,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
         .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", false),
         .speed = lookup_integer(arguments, "speed", 0),
         .on_error = lookup_on_error(arguments, "on-error"),
-        .job_flags = job_flags(arguments),
+        .job_flags = lookup_job_flags(arguments),
     };
     return commit_start(&options, error) == 0 ? json_object() : NULL;
 }

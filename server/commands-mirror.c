@@ -128,11 +128,11 @@ static int check_granularity(json_t *arguments, GError **error)
 static int read_options(json_t *arguments, struct block_node *source,
                         struct mirror_options *options, GError **error)
 {
-    const char *id = json_string_value(json_object_get(arguments, "job-id"));
     const char *replaces = json_string_value(json_object_get(arguments, "replaces"));
 
     *options = (struct mirror_options){
-        .job_id = id ? id : json_string_value(json_object_get(arguments, "device")),
+        .job_id = lookup_job_id(arguments),
+        .job_flags = lookup_job_flags(arguments),
         .source = source,
         .sync = (enum mirror_sync)lookup_enum(json_object_get(arguments, "sync"),
                                               mirror_sync_mode_names),
@@ -143,8 +143,6 @@ static int read_options(json_t *arguments, struct block_node *source,
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
     };
-    options->job_flags |= lookup_bool(arguments, "auto-finalize", true) ? 0 : JOB_MANUAL_FINALIZE;
-    options->job_flags |= lookup_bool(arguments, "auto-dismiss", true) ? 0 : JOB_MANUAL_DISMISS;
     int status = check_copy_mode(arguments, error);
     if (status == 0) {
         status = check_granularity(arguments, error);

@@ -6,6 +6,7 @@
 
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "jobs/job.h"
 
 struct block_node *lookup_root_or_node(const char *name, GError **error)
 {
@@ -43,6 +44,19 @@ int lookup_enum(json_t *value, const char *const *names)
         }
     }
     g_assert_not_reached();
+}
+
+const char *lookup_job_id(json_t *arguments)
+{
+    json_t *id = json_object_get(arguments, "job-id");
+
+    return json_string_value(id ? id : json_object_get(arguments, "device"));
+}
+
+unsigned lookup_job_flags(json_t *arguments)
+{
+    return (lookup_bool(arguments, "auto-finalize", true) ? 0u : JOB_MANUAL_FINALIZE) |
+           (lookup_bool(arguments, "auto-dismiss", true) ? 0u : JOB_MANUAL_DISMISS);
 }
 
 enum block_error_policy lookup_on_error(json_t *arguments, const char *name)

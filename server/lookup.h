@@ -29,6 +29,13 @@ int lookup_check_same(const char *name, const struct block_node *node, GError **
 /* The index of a checked enum value in a list of names. */
 int lookup_enum(json_t *value, const char *const *names);
 
+/* A new job's ID: the argument `job-id`, else what `device` names. Borrowed. */
+const char *lookup_job_id(json_t *arguments);
+
+/* JOB_MANUAL_* by the checked arguments `auto-finalize` and `auto-dismiss`, which may be missing.
+ */
+unsigned lookup_job_flags(json_t *arguments);
+
 /* The policy a checked on-error argument means; report if it is not given. */
 enum block_error_policy lookup_on_error(json_t *arguments, const char *name);
 

@@ -8,7 +8,6 @@
 #include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
-#include "block/gate.h"
 #include "block/options.h"
 #include "formats/raw.h"
 #include "server/lookup.h"
