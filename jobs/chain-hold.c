@@ -4,7 +4,9 @@
 #include <errno.h>
 
 #include "block/chain.h"
+#include "block/cleanup.h"
 #include "block/error.h"
+#include "block/reopen.h"
 
 static void free_claim(gpointer data)
 {
@@ -48,9 +50,32 @@ struct block_claim *chain_hold_find(const struct chain_hold *hold, const struct 
     return NULL;
 }
 
+int chain_hold_make_writable(struct chain_hold *hold, struct block_node *node, GError **error)
+{
+    if (!block_node_is_read_only(node)) {
+        return 0;
+    }
+    int status = block_node_set_read_only(node, false, error);
+    if (status == 0) {
+        hold->writable = block_node_ref(node);
+    }
+    return status;
+}
+
+void chain_hold_keep_writable(struct chain_hold *hold)
+{
+    block_node_unref(STEAL(hold->writable));
+}
+
 void chain_hold_release(struct chain_hold *hold)
 {
+    AUTO(block_node) node = STEAL(hold->writable);
+    g_autoptr(GError) error = NULL;
+
     g_clear_pointer(&hold->claims, g_ptr_array_unref);
+    if (node && block_node_set_read_only(node, true, &error) < 0) {
+        g_warning("Node '%s' stays writable: %s", node->name, error->message);
+    }
 }
 
 GPtrArray *chain_nodes(struct block_node *top, struct block_node *base, GError **error)

@@ -12,7 +12,8 @@
 #include "jobs/job.h"
 
 struct chain_hold {
-    GPtrArray *claims; /* of struct block_claim *; NULL: none */
+    GPtrArray *claims;           /* of struct block_claim *; NULL: none */
+    struct block_node *writable; /* was read-only, and is to be again: a reference; or NULL */
 };
 
 /*
@@ -27,7 +28,16 @@ int chain_hold_add(struct chain_hold *hold, struct job *job, struct block_node *
 /* The claim on a node, borrowed, or NULL. */
 struct block_claim *chain_hold_find(const struct chain_hold *hold, const struct block_node *node);
 
-/* May close nodes. Not the main thread. */
+/*
+ * Make one node that the job writes to, and claims for that, writable until the hold is released.
+ * Drains it; not the main thread. A negative errno with the error set.
+ */
+int chain_hold_make_writable(struct chain_hold *hold, struct block_node *node, GError **error);
+
+/* It is a guest's disk now, and stays writable. */
+void chain_hold_keep_writable(struct chain_hold *hold);
+
+/* When nobody writes for the job any more. May close nodes. Not the main thread. */
 void chain_hold_release(struct chain_hold *hold);
 
 /*

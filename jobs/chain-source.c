@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/error.h"
 #include "block/request.h"
 
 #define GRANULARITY_MIN (4 * KIB)
@@ -48,10 +49,55 @@ void chain_source_clear(struct chain_source *source)
     source->bitmap = NULL;
 }
 
-void chain_source_begin(struct chain_source *source)
+struct copy_engine *chain_source_new_engine(struct chain_source *source, struct block_node *target,
+                                            const struct copy_claims *claims,
+                                            enum block_error_policy on_error,
+                                            struct block_device *guest, GError **error)
+{
+    const struct copy_engine_options options = {
+        .source = &source->copy,
+        .length = source->length,
+        .unit = dirty_bitmap_granularity(source->bitmap),
+        .source_node = source->top,
+        .target = target,
+        .target_is_in_use = true,
+        .claims = claims,
+        .max_chunk = CHAIN_CHUNK,
+        .on_source_error = on_error,
+        .on_target_error = on_error,
+        .guest = guest,
+    };
+
+    source->target = target;
+    return copy_engine_new(source->job, &options, error);
+}
+
+/* Progress is told of the whole, of which most may have nothing to be copied. */
+static void begin(struct chain_source *source)
 {
     job_progress_set_total(source->job, source->length);
     job_progress_add(source->job, source->length - work_list_left(&source->list));
+    copy_engine_set_effort(source->copy.engine, COPY_EFFORT_STEADY);
+    job_set_phase(source->job, "copying");
+}
+
+int chain_source_run(struct chain_source *source, GError **error)
+{
+    begin(source);
+    int status = copy_engine_run(source->copy.engine, error);
+    int ignored = atomic_load(&source->ignored);
+
+    if (status == 0 && ignored) {
+        status = block_error_errno(error, ignored,
+                                   "Not all could be copied, so the backing file of node '%s' "
+                                   "stays",
+                                   source->target->name);
+    }
+    if (status == 0) {
+        job_set_phase(source->job, "flushing");
+        status = copy_engine_flush(source->copy.engine, INT64_MAX, error);
+    }
+    return status;
 }
 
 /* ---- For the engine ------------------------------------------------------------------------- */

@@ -13,12 +13,13 @@
 struct chain_source {
     struct copy_source copy; /* first: it is cast back */
     struct job *job;
-    struct block_node *top;  /* what is copied is read from it; borrowed */
-    struct block_node *base; /* what this layer and those below have stays there; or NULL */
-    uint64_t length;         /* behind the end of top there are zeroes */
+    struct block_node *top;    /* what is copied is read from it; borrowed */
+    struct block_node *target; /* where it goes; borrowed. Set by chain_source_new_engine */
+    struct block_node *base;   /* what this layer and those below have stays there; or NULL */
+    uint64_t length;           /* behind the end of top there are zeroes */
     struct dirty_bitmap *bitmap;
     struct work_list list;
-    _Atomic int ignored; /* the errno of an error that was to be ignored; 0: none */
+    _Atomic int ignored; /* by a stream: the errno of an error that was to be; 0: none */
 };
 
 /*
@@ -36,8 +37,20 @@ void chain_source_clear(struct chain_source *source);
 /* A good granularity for what a layer of this cluster size (0: none) is written with. */
 uint64_t chain_source_granularity(const struct block_node *target);
 
-/* Tell the job how much of the whole there is left, before copying it. */
-void chain_source_begin(struct chain_source *source);
+/*
+ * The engine that copies it to target, the job's own. claims as in copy_engine_options; guest may
+ * be NULL. NULL with the error set if the nodes are in use. Any thread.
+ */
+struct copy_engine *chain_source_new_engine(struct chain_source *source, struct block_node *target,
+                                            const struct copy_claims *claims,
+                                            enum block_error_policy on_error,
+                                            struct block_device *guest, GError **error);
+
+/*
+ * In run(), when the bitmap says what is to be copied: copy it, and flush the target. Returns a
+ * negative errno with the error set, also if errors were ignored that nobody tried again.
+ */
+int chain_source_run(struct chain_source *source, GError **error);
 
 /* What a layer reads as, and zeroes behind its end. 0 or a negative errno. */
 int chain_padded_status(struct block_node *top, uint64_t offset, uint64_t bytes,

@@ -4,7 +4,6 @@
 #include "block/chain.h"
 #include "block/drain.h"
 #include "block/error.h"
-#include "block/reopen.h"
 #include "jobs/chain-header.h"
 #include "jobs/commit-internal.h"
 
@@ -60,16 +59,6 @@ static int hold_between(struct commit_chain *chain, struct job *job, GError **er
     return status;
 }
 
-static int make_writable(struct commit_chain *chain, GError **error)
-{
-    if (!block_node_is_read_only(chain->base)) {
-        return 0;
-    }
-    int status = block_node_set_read_only(chain->base, false, error);
-    chain->makes_writable = status == 0;
-    return status;
-}
-
 /* What is new reads as zeroes, as did what was behind its end. */
 static int make_as_long(struct block_node *base, uint64_t length, GError **error)
 {
@@ -101,7 +90,7 @@ int commit_chain_hold(struct commit_chain *chain, struct job *job, GError **erro
         status = chain_check_no_snapshots(chain->nodes->pdata[i], error);
     }
     if (status == 0) {
-        status = make_writable(chain, error);
+        status = chain_hold_make_writable(&chain->hold, chain->base, error);
     }
     return status == 0 ? make_as_long(chain->base, block_node_length(top), error) : status;
 }
@@ -122,16 +111,12 @@ void commit_chain_cut(const struct commit_chain *chain, struct copy_engine *engi
     }
 }
 
-void commit_chain_release(struct commit_chain *chain, struct job *job, bool keeps_writable)
+void commit_chain_release(struct commit_chain *chain, bool keeps_writable)
 {
-    g_autoptr(GError) error = NULL;
-
-    chain_hold_release(&chain->hold);
-    if (chain->makes_writable && !keeps_writable &&
-        block_node_set_read_only(chain->base, true, &error) < 0) {
-        g_warning("Node '%s' stays writable after job '%s': %s", chain->base->name, job_id(job),
-                  error->message);
+    if (keeps_writable) {
+        chain_hold_keep_writable(&chain->hold);
     }
+    chain_hold_release(&chain->hold);
     g_clear_pointer(&chain->nodes, g_ptr_array_unref);
     block_node_unref(STEAL(chain->base));
 }

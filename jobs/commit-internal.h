@@ -11,8 +11,7 @@
 struct commit_chain {
     GPtrArray *nodes;        /* from top to the one above base: references */
     struct block_node *base; /* a reference */
-    struct chain_hold hold;
-    bool makes_writable; /* base was read-only, and is to be again */
+    struct chain_hold hold;  /* also of base, if that was made writable */
 };
 
 /* What a commit's engine claims; the target is beside the node above it. */
@@ -31,7 +30,7 @@ int commit_chain_hold(struct commit_chain *chain, struct job *job, GError **erro
 
 /* When the engine is gone; keeps_writable: base is a guest's disk now. May close nodes: not the
  * main thread. */
-void commit_chain_release(struct commit_chain *chain, struct job *job, bool keeps_writable);
+void commit_chain_release(struct commit_chain *chain, bool keeps_writable);
 
 /* Take base out of the chain: what is above is worth nothing any more. Main thread, drained. */
 void commit_chain_cut(const struct commit_chain *chain, struct copy_engine *engine);

@@ -82,17 +82,7 @@ static int run_commit(struct job *job, GError **error)
     struct commit *commit = job_state(job);
     int status = find_work(commit, error);
 
-    if (status == 0) {
-        chain_source_begin(&commit->source);
-        copy_engine_set_effort(commit->engine, COPY_EFFORT_STEADY);
-        job_set_phase(job, "copying");
-        status = copy_engine_run(commit->engine, error);
-    }
-    if (status == 0) {
-        job_set_phase(job, "flushing");
-        status = copy_engine_flush(commit->engine, INT64_MAX, error);
-    }
-    return status;
+    return status == 0 ? chain_source_run(&commit->source, error) : status;
 }
 
 static void wake_commit(struct job *job)
@@ -181,7 +171,7 @@ static void clean_commit(struct job *job)
         copy_engine_free(STEAL(commit->engine));
     }
     chain_hold_release(&commit->overlays);
-    commit_chain_release(&commit->chain, job, false);
+    commit_chain_release(&commit->chain, false);
     g_clear_pointer(&commit->headers, g_array_unref);
     chain_source_clear(&commit->source);
     block_node_unref(STEAL(commit->top));
@@ -213,21 +203,9 @@ static int new_engine(struct commit *commit, const struct commit_options *option
 {
     struct copy_claims claims = commit_claims(&commit->chain, false);
     AUTO(block_device) guest = copy_pace_find_guest(options->root);
-    struct copy_engine_options engine_options = {
-        .source = &commit->source.copy,
-        .length = commit->source.length,
-        .unit = dirty_bitmap_granularity(commit->source.bitmap),
-        .source_node = commit->top,
-        .target = commit->chain.base,
-        .target_is_in_use = true,
-        .claims = &claims,
-        .max_chunk = CHAIN_CHUNK,
-        .on_source_error = options->on_error,
-        .on_target_error = options->on_error,
-        .guest = guest,
-    };
 
-    commit->engine = copy_engine_new(commit->job, &engine_options, error);
+    commit->engine = chain_source_new_engine(&commit->source, commit->chain.base, &claims,
+                                             options->on_error, guest, error);
     return commit->engine ? 0 : -EBUSY;
 }
 

@@ -206,7 +206,7 @@ static void clean_mirror(struct job *job)
         copy_engine_free(STEAL(mirror->engine));
     }
     if (mirror->chain.nodes) {
-        commit_chain_release(&mirror->chain, job, mirror->has_pivoted);
+        commit_chain_release(&mirror->chain, mirror->has_pivoted);
     }
     block_device_unref(STEAL(mirror->guest));
     if (mirror->bitmap) {

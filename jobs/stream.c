@@ -7,9 +7,7 @@
 #include "block/chain.h"
 #include "block/drain.h"
 #include "block/error.h"
-#include "block/image.h"
 #include "block/main-loop.h"
-#include "block/reopen.h"
 #include "block/request.h"
 #include "jobs/chain-filter.h"
 #include "jobs/chain-header.h"
@@ -24,8 +22,7 @@ struct stream {
     struct block_node *node; /* the layer that is filled; a reference, as are those that follow */
     struct block_node *base; /* or NULL */
     struct block_node *filter;
-    bool makes_writable; /* it was read-only, and is to be again */
-    struct chain_hold hold;
+    struct chain_hold hold;        /* also of the node, if that was made writable */
     struct chain_hold filter_hold; /* on the filter, which goes first */
     struct copy_engine *engine;    /* NULL: there is nothing between the two */
     char *backing_file;            /* what the user wants; or NULL */
@@ -139,17 +136,6 @@ static int find_work(struct stream *stream, GError **error)
 
 /* ---- The job's functions --------------------------------------------------------------------- */
 
-static int check_ignored(struct stream *stream, GError **error)
-{
-    int error_number = atomic_load(&stream->source.ignored);
-
-    return error_number ? block_error_errno(error, error_number,
-                                            "Not all could be copied, so the backing file of node "
-                                            "'%s' stays",
-                                            stream->node->name)
-                        : 0;
-}
-
 static int run_stream(struct job *job, GError **error)
 {
     struct stream *stream = job_state(job);
@@ -158,20 +144,7 @@ static int run_stream(struct job *job, GError **error)
         return 0;
     }
     int status = find_work(stream, error);
-    if (status == 0) {
-        chain_source_begin(&stream->source);
-        copy_engine_set_effort(stream->engine, COPY_EFFORT_STEADY);
-        job_set_phase(job, "copying");
-        status = copy_engine_run(stream->engine, error);
-    }
-    if (status == 0) {
-        status = check_ignored(stream, error);
-    }
-    if (status == 0) {
-        job_set_phase(job, "flushing");
-        status = copy_engine_flush(stream->engine, INT64_MAX, error);
-    }
-    return status;
+    return status == 0 ? chain_source_run(&stream->source, error) : status;
 }
 
 static void wake_stream(struct job *job)
@@ -251,7 +224,6 @@ static void abort_stream(struct job *job)
 static void clean_stream(struct job *job)
 {
     struct stream *stream = job_state(job);
-    g_autoptr(GError) error = NULL;
 
     if (stream->filter) {
         chain_filter_remove(STEAL(stream->filter), stream->node, &stream->filter_hold);
@@ -260,10 +232,6 @@ static void clean_stream(struct job *job)
         copy_engine_free(STEAL(stream->engine));
     }
     chain_hold_release(&stream->hold);
-    if (stream->makes_writable && block_node_set_read_only(stream->node, true, &error) < 0) {
-        g_warning("Node '%s' stays writable after job '%s': %s", stream->node->name, job_id(job),
-                  error->message);
-    }
     chain_header_clear(&stream->header);
     chain_source_clear(&stream->source);
     block_node_unref(STEAL(stream->base));
@@ -292,8 +260,7 @@ static const struct job_driver stream_driver = {
 
 /* ---- Setting it up --------------------------------------------------------------------------- */
 
-static int new_engine(struct stream *stream, struct block_node *top,
-                      const struct stream_options *options, GError **error)
+static int new_engine(struct stream *stream, const struct stream_options *options, GError **error)
 {
     AUTO(block_device) guest = copy_pace_find_guest(stream->node);
     const struct copy_claims claims = {
@@ -302,21 +269,9 @@ static int new_engine(struct stream *stream, struct block_node *top,
         .target_perms = BLOCK_PERM_READ | BLOCK_PERM_WRITE_UNCHANGED | BLOCK_PERM_BACKING,
         .target_shared = NODE_SHARED,
     };
-    struct copy_engine_options engine_options = {
-        .source = &stream->source.copy,
-        .length = stream->source.length,
-        .unit = dirty_bitmap_granularity(stream->source.bitmap),
-        .source_node = top,
-        .target = stream->node,
-        .target_is_in_use = true,
-        .claims = &claims,
-        .max_chunk = CHAIN_CHUNK,
-        .on_source_error = options->on_error,
-        .on_target_error = options->on_error,
-        .guest = guest,
-    };
 
-    stream->engine = copy_engine_new(stream->job, &engine_options, error);
+    stream->engine = chain_source_new_engine(&stream->source, stream->node, &claims,
+                                             options->on_error, guest, error);
     return stream->engine ? 0 : -EBUSY;
 }
 
@@ -334,7 +289,7 @@ static int hold_chain(struct stream *stream, GPtrArray *nodes, const struct stre
                                stream->base, block_node_length(stream->node),
                                chain_source_granularity(stream->node), error);
     if (status == 0) {
-        status = new_engine(stream, nodes->pdata[1], options, error);
+        status = new_engine(stream, options, error);
     }
     for (guint i = 2; status == 0 && i < nodes->len; i++) {
         status = chain_hold_add(&stream->hold, stream->job, nodes->pdata[i],
@@ -350,16 +305,6 @@ static bool is_unchanged(const struct stream *stream, const GPtrArray *before)
 
     return chain_nodes_are_same(before, now) &&
            (!stream->engine || block_node_length(stream->node) == stream->source.length);
-}
-
-static int make_writable(struct stream *stream, GError **error)
-{
-    if (!block_node_is_read_only(stream->node)) {
-        return 0;
-    }
-    int status = block_node_set_read_only(stream->node, false, error);
-    stream->makes_writable = status == 0;
-    return status;
 }
 
 static int set_up(struct stream *stream, const struct stream_options *options, GError **error)
@@ -387,7 +332,7 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
         status = chain_check_no_snapshots(stream->node, error);
     }
     if (status == 0) {
-        status = make_writable(stream, error);
+        status = chain_hold_make_writable(&stream->hold, stream->node, error);
     }
     if (status == 0 && options->filter_node_name) {
         stream->filter =
