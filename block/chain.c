@@ -156,19 +156,38 @@ static bool says_relative_name(struct block_node *image)
     return is_relative;
 }
 
-char *block_chain_reference(struct block_node *image, struct block_node *base, const char **format,
-                            GError **error)
+/*
+ * Whether a file's name, and the driver's, say all of what a node shows. Below the node's own
+ * format nothing may lie that the name does not tell of, but for raw, which adds nothing.
+ */
+static bool is_said_by_name(const struct block_node *node)
 {
-    base = block_node_below_filters(base);
-    image = image ? block_node_below_filters(image) : NULL;
-    g_autofree char *name = block_node_get_filename(base);
+    if (node->driver->is_protocol) {
+        return true;
+    }
+    if (!node->driver->probe || !node->file ||
+        (node->driver->is_said_by_name && !node->driver->is_said_by_name(node))) {
+        return false;
+    }
+    const struct block_node *file = block_node_below_filters(node->file);
+    return !block_driver_takes_backing(file->driver) && is_said_by_name(file);
+}
+
+static bool can_be_opened(const char *name)
+{
+    return name && *name && (block_reference_is_path(name) || block_reference_is_uri(name));
+}
+
+char *block_chain_reference(struct block_node *image, struct block_node *base, GError **error)
+{
+    AUTO(block_node) layer = block_layer_of(base);
+    g_autofree char *name = block_node_get_filename(layer);
     g_autofree char *own_name = image ? block_node_get_filename(image) : NULL;
 
-    *format = base->driver->name;
-    if (!name || !*name) {
+    if (!is_said_by_name(layer) || !can_be_opened(name)) {
         block_error(error, ENOTSUP,
-                    "Node '%s' has no file name that another image could have as its backing file",
-                    base->name);
+                    "Node '%s' cannot be named as a backing file: no file name says what it shows",
+                    layer->name);
         return NULL;
     }
     if (!block_reference_is_path(name)) {
@@ -178,4 +197,11 @@ char *block_chain_reference(struct block_node *image, struct block_node *base, c
         own_name && says_relative_name(image) ? strip_directory(name, own_name) : NULL;
     /* A relative name would be taken from the image's directory, not from ours. */
     return stripped ? relative_reference(stripped) : g_canonicalize_filename(name, NULL);
+}
+
+const char *block_chain_format(struct block_node *base, bool mask_protocol)
+{
+    AUTO(block_node) layer = block_layer_of(base);
+
+    return layer->driver->is_protocol && mask_protocol ? "raw" : layer->driver->name;
 }

@@ -73,12 +73,14 @@ int block_node_replace(struct block_node *node, struct block_node *replacement,
                        const struct block_claim *holder, GError **error);
 
 /*
- * What an image must say to have base as its backing file, and in *format (not the caller's) of
- * which format that is. It is relative if what the image says now is, and both are in the same
- * directory. image may be NULL: a new one, anywhere. The caller frees it. NULL with the error set
- * if it cannot be said. Not the main thread; may block.
+ * What an image must say to have base as its backing file. It is relative if what the image says
+ * now is, and both are in the same directory. image may be NULL: a new one, anywhere. The caller
+ * frees it. NULL with the error set if it cannot be said. Not the main thread; may block.
  */
-char *block_chain_reference(struct block_node *image, struct block_node *base, const char **format,
-                            GError **error);
+char *block_chain_reference(struct block_node *image, struct block_node *base, GError **error);
+
+/* Of which format it must say that base is: not the caller's. mask_protocol: raw, where that is
+ * mere storage; else the name of the protocol. Any thread. */
+const char *block_chain_format(struct block_node *base, bool mask_protocol);
 
 #endif

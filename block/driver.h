@@ -276,6 +276,11 @@ struct block_driver {
     int64_t (*get_allocated_size)(struct block_node *node);
     /* True if an image just created (or grown) of this kind reads as zeroes. NULL: false. */
     bool (*is_zero_at_creation)(struct block_node *node);
+    /*
+     * Whether the name of the file and that of the driver say what the node shows: not if that is a
+     * part of the file, or a snapshot in it. NULL: they do, in a driver that has a probe.
+     */
+    bool (*is_said_by_name)(const struct block_node *node);
     /* For people: JSON-like filename or path; the caller frees. NULL: the node's own. */
     char *(*get_filename)(struct block_node *node);
     int (*get_info)(struct block_node *node, struct block_info *info);

@@ -136,7 +136,7 @@ const char *block_probe_file(const char *path, GError **error)
 
 /* ---- Names ---------------------------------------------------------------------------------- */
 
-static bool is_uri(const char *name)
+bool block_reference_is_uri(const char *name)
 {
     static const char *const schemes[] = {
         "nbd:", "nbds:", "nbd+unix:", "nbds+unix:", "nbd+vsock:", "nbds+vsock:"};
@@ -336,8 +336,9 @@ static char *resolve(const char *image, const char *name)
 
 char *block_reference_filename(const char *image_filename, const char *name)
 {
-    return g_str_has_prefix(name, "json:") || is_uri(name) ? g_strdup(name)
-                                                           : resolve(image_filename, name);
+    return g_str_has_prefix(name, "json:") || block_reference_is_uri(name)
+               ? g_strdup(name)
+               : resolve(image_filename, name);
 }
 
 /* "http://host/image": QEMU has protocols that are not known here; no file is meant. */
@@ -350,7 +351,7 @@ static bool has_scheme(const char *name)
 
 bool block_reference_is_path(const char *name)
 {
-    return !g_str_has_prefix(name, "json:") && !is_uri(name) && !has_scheme(name);
+    return !g_str_has_prefix(name, "json:") && !block_reference_is_uri(name) && !has_scheme(name);
 }
 
 bool block_reference_is_relative(const char *name)
@@ -402,6 +403,6 @@ int block_reference_options(const char *image_filename, const char *name, const 
     if (g_str_has_prefix(name, "json:")) {
         return from_json(image_filename, name, format, options, error);
     }
-    return is_uri(name) ? from_uri(image_filename, name, format, options, error)
-                        : from_path(image_filename, name, format, options, error);
+    return block_reference_is_uri(name) ? from_uri(image_filename, name, format, options, error)
+                                        : from_path(image_filename, name, format, options, error);
 }

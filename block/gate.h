@@ -36,6 +36,9 @@ int block_reference_options(const char *image_filename, const char *name, const 
 /* The path, or whatever else it is, that such a name means; the caller frees. For people. */
 char *block_reference_filename(const char *image_filename, const char *name);
 
+/* Whether such a name is that of an NBD server. */
+bool block_reference_is_uri(const char *name);
+
 /* Whether such a name is a path; and one from the image's directory on. */
 bool block_reference_is_path(const char *name);
 bool block_reference_is_relative(const char *name);

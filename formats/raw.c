@@ -94,6 +94,13 @@ static int parse_window(struct block_node *node, const struct raw_options *optio
     return 0;
 }
 
+static bool raw_is_said_by_name(const struct block_node *node)
+{
+    const struct raw_state *state = block_node_state(node);
+
+    return state->offset == 0 && state->size == SIZE_NOT_GIVEN;
+}
+
 static int64_t raw_get_length(struct block_node *node)
 {
     const struct raw_state *state = block_node_state(node);
@@ -323,6 +330,7 @@ const struct block_driver raw_driver = {
     .close = raw_close,
     .reopen_prepare = raw_reopen_prepare,
     .reopen_commit = raw_reopen_commit,
+    .is_said_by_name = raw_is_said_by_name,
     .get_length = raw_get_length,
     .set_length = raw_set_length,
     .grow = raw_grow,

@@ -65,26 +65,28 @@ static int remember(struct chain_header *header, struct block_node *node, GError
     return 0;
 }
 
+int chain_header_check(struct block_node *base, const char *name, GError **error)
+{
+    g_autofree char *base_name = base && !name ? block_chain_reference(NULL, base, error) : NULL;
+
+    return base && !name && !base_name ? -ENOTSUP : 0;
+}
+
 int chain_header_change(struct chain_header *header, struct block_node *node,
                         struct block_node *base, const char *name, bool mask_protocol,
                         GError **error)
 {
-    const char *format = base ? base->driver->name : NULL;
+    const char *format = base ? block_chain_format(base, mask_protocol) : NULL;
     g_autofree char *own_name = NULL;
 
     if (!node->driver->change_backing_file && !base) {
         return 0;
     }
     if (base && !name) {
-        name = own_name = block_chain_reference(node, base, &format, error);
+        name = own_name = block_chain_reference(node, base, error);
         if (!name) {
             return -ENOTSUP;
         }
-    }
-    if (base) {
-        const struct block_driver *driver = block_node_below_filters(base)->driver;
-
-        format = driver->is_protocol && mask_protocol ? "raw" : driver->name;
     }
     int status = remember(header, node, error);
     if (status < 0 ||

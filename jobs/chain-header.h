@@ -14,6 +14,10 @@ struct chain_header {
     char *backing_format;
 };
 
+/* Whether base (NULL: none) has a name, where name is none, for images to call it: before the work
+ * is done. Not the main thread. Returns a negative errno. */
+int chain_header_check(struct block_node *base, const char *name, GError **error);
+
 /*
  * Let the image of a node say that its backing file is base (NULL: none), durably. name: what it
  * shall say instead of base's name, or NULL; mask_protocol: that the format is "raw" if base is

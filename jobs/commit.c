@@ -9,6 +9,7 @@
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/request.h"
 #include "jobs/chain-header.h"
 #include "jobs/chain-scan.h"
 #include "jobs/chain-source.h"
@@ -108,11 +109,23 @@ static int change_headers(struct commit *commit, GPtrArray *overlays, GError **e
     return status;
 }
 
+/* To change an image is a flush of it: what guests have written there is flushed before they stand
+ * still. That it fails matters to nobody but them, who will hear of it. */
+static void flush_overlays(struct commit *commit)
+{
+    g_autoptr(GPtrArray) overlays = find_overlays(commit->top);
+
+    for (guint i = 0; i < overlays->len; i++) {
+        block_node_flush(overlays->pdata[i]);
+    }
+}
+
 /* All that can fail: what the images above say. Some may have come since the job began. */
 static int prepare_commit(struct job *job, GError **error)
 {
     struct commit *commit = job_state(job);
 
+    flush_overlays(commit);
     job_set_phase(job, "changing the chain");
     commit->drain = block_drain_begin(&commit->top, 1, BLOCK_PERM_ALL);
     g_autoptr(GPtrArray) overlays = find_overlays(commit->top);
@@ -214,6 +227,7 @@ static int set_up(struct commit *commit, const struct commit_options *options, G
     uint64_t length = MAX_OF(block_node_length(commit->top), block_node_length(options->base));
 
     if (job_set_initial_speed(commit->job, options->speed, error) < 0 ||
+        chain_header_check(options->base, options->backing_file, error) < 0 ||
         commit_chain_find(&commit->chain, commit->top, options->base, error) < 0 ||
         chain_source_init(&commit->source, &chain_source_operations, commit->job, commit->top,
                           options->base, length, chain_source_granularity(options->base),

@@ -158,7 +158,8 @@ static void wake_stream(struct job *job)
 
 /*
  * Guests' own writes, too: one that was not copied because the guest had written there must not,
- * after a loss of power, read as what is below the layers that go.
+ * after a loss of power, read as what is below the layers that go. A write that was under way at
+ * the flush in run() may not be in that.
  */
 static int flush(struct stream *stream, GError **error)
 {
@@ -169,14 +170,21 @@ static int flush(struct stream *stream, GError **error)
                : 0;
 }
 
-/* All that can fail of the end: the image says what its backing file is from now on. */
+/*
+ * All that can fail of the end: the image says what its backing file is from now on. Much to flush
+ * is flushed before guests stand still.
+ */
 static int prepare_stream(struct job *job, GError **error)
 {
     struct stream *stream = job_state(job);
+    int status = flush(stream, error);
 
+    if (status < 0) {
+        return status;
+    }
     job_set_phase(job, "changing the chain");
     stream->drain = block_drain_begin(&stream->node, 1, BLOCK_PERM_ALL);
-    int status = chain_check_no_snapshots(stream->node, error);
+    status = chain_check_no_snapshots(stream->node, error);
     if (status == 0) {
         status = flush(stream, error);
     }
@@ -317,6 +325,9 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
     if (!nodes->len) {
         return block_error(error, EINVAL, "Node '%s' is not a backing image of '%s'",
                            stream->base->name, stream->node->name);
+    }
+    if (chain_header_check(stream->base, stream->backing_file, error) < 0) {
+        return -ENOTSUP;
     }
     if (nodes->len > 1 && !stream->node->driver->populate) {
         return block_error(error, ENOTSUP,

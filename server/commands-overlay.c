@@ -70,11 +70,13 @@ static int find_node(struct overlay_state *state, const char *name, const char *
     return 0;
 }
 
-/* Readers, too, go on in the overlay. */
+/* Readers, too, go on in the overlay. What there is to flush is flushed before guests stand still;
+ * whether that succeeds the flush tells that comes then. */
 static void plan(struct transaction_action *action)
 {
     struct overlay_state *state = transaction_state(action);
 
+    block_node_flush(state->node);
     state->makes_read_only = !block_node_is_read_only(state->node);
     transaction_drain(action, state->node);
     transaction_drain_readers(action);
@@ -151,8 +153,7 @@ static int check_new(const struct target_file *file, bool *exists, GError **erro
 /* Another command may have created it at the same time, above another disk. */
 static int check_ours(const struct overlay_state *state, GError **error)
 {
-    const char *format = NULL;
-    g_autofree char *wanted = block_chain_reference(NULL, state->node, &format, error);
+    g_autofree char *wanted = block_chain_reference(NULL, state->node, error);
     struct block_info info = {0};
 
     if (!wanted) {

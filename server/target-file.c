@@ -55,14 +55,13 @@ static int create_file(const struct target_file *file, uint64_t length, GError *
 /* What the new image says that its backing file is, as mode `absolute-paths` has it. */
 static int name_backing(struct block_node *backing, struct block_options *options, GError **error)
 {
-    const char *format = NULL;
-    g_autofree char *name = block_chain_reference(NULL, backing, &format, error);
+    g_autofree char *name = block_chain_reference(NULL, backing, error);
 
     if (!name) {
         return -ENOTSUP;
     }
     block_options_set(options, "backing-file", name);
-    block_options_set(options, "backing-fmt", format);
+    block_options_set(options, "backing-fmt", block_chain_format(backing, true));
     return 0;
 }
 

@@ -450,6 +450,13 @@ static bool qcow2_is_zero_at_creation(struct block_node *node)
     return !node->backing && (!q->data_file_is_raw || block_node_is_zero_at_creation(q->data));
 }
 
+static bool qcow2_is_said_by_name(const struct block_node *node)
+{
+    const struct qcow2 *q = block_node_state(node);
+
+    return !q->shows_snapshot && !q->options.for_check;
+}
+
 /* Under the names that QEMU has for them. header_lock held. */
 static json_t *facts(const struct qcow2 *q, bool is_corrupt)
 {
@@ -527,6 +534,7 @@ const struct block_driver qcow2_driver = {
     .amend_options_size = sizeof(struct qcow2_amend_options),
     .amend = qcow2_amend,
     .change_backing_file = qcow2_change_backing_file,
+    .is_said_by_name = qcow2_is_said_by_name,
     .get_length = qcow2_get_length,
     .set_length = qcow2_set_length,
     .is_zero_at_creation = qcow2_is_zero_at_creation,

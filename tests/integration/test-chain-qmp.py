@@ -6,7 +6,7 @@ block-stream, block-commit, change-backing-file, external snapshots and blockdev
 
 import json
 
-from liveblk_test import Server, main, promise, wait_until
+from liveblk_test import QmpError, Server, main, promise, wait_until
 
 MIB = 1 << 20
 LENGTH = 8 * MIB
@@ -368,6 +368,46 @@ def is_in_the_schema(test):
         members = schema[schema[command]["arg-type"]]["members"]
         names = {member["name"] + "?" * ("default" in member) for member in members}
         assert names == set(wanted.split()), (command, names)
+
+
+@promise("what no file name says is not recorded as a backing file: a part of a file, a snapshot in it")
+def names_what_is_shown(test):
+    server = Server(test, [test.make_disk("disk.img", MIB)])
+    qmp = server.qmp()
+    part = test.make_disk("part.img", 4 * MIB)
+    top, overlay = str(test.path("top.qcow2")), test.path("overlay.qcow2")
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", top, 2 * MIB)
+    snapshot = str(test.path("snapshot.qcow2"))
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", snapshot, 2 * MIB)
+    test.run("qemu-img", "snapshot", "-c", "then", snapshot)
+    add = "blockdev-add"
+    qmp.command(add, driver="raw", node_name="part", offset=MIB, size=2 * MIB, read_only=True,
+                file={"driver": "file", "filename": str(part)})  # fmt: skip
+    qmp.command(add, driver="qcow2", node_name="then", snapshot="then", read_only=True,
+                file={"driver": "file", "filename": snapshot})  # fmt: skip
+    for base in ("part", "then"):
+        refusal = f"Node '{base}' cannot be named as a backing file: no file name says what it shows"
+        try:
+            qmp.command("blockdev-snapshot-sync", node_name=base, snapshot_file=str(overlay),
+                        snapshot_node_name="overlay")  # fmt: skip
+            raise AssertionError(f"an overlay names {base}")
+        except QmpError as error:
+            assert refusal in str(error), error
+        assert not overlay.exists()
+        # A stream whose base it is is refused, unless it is told what to say.
+        qmp.command(add, driver="qcow2", node_name="top", backing=base,
+                    file={"driver": "file", "filename": top})  # fmt: skip
+        stream = {"job_id": "job", "device": "top", "base_node": base}
+        try:
+            qmp.command("block-stream", **stream)
+            raise AssertionError(f"an image names {base}")
+        except QmpError as error:
+            assert refusal in str(error), error
+        qmp.command("block-stream", backing_file="said.img", **stream)
+        event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
+        assert "error" not in event, event
+        qmp.wait_job("job", "null")
+        qmp.command("blockdev-del", node_name="top")
 
 
 if __name__ == "__main__":
