@@ -20,7 +20,11 @@ struct dirty_bitmap {
     uint64_t length; /* at most INT64_MAX, so granules rounded up to bytes fit 64 bits */
     unsigned shift;  /* a granule is 1 << shift bytes */
     _Atomic bool enabled;
-    pthread_mutex_t lock; /* clearing and searching in the tree; innermost */
+    _Atomic bool persistent;
+    _Atomic bool read_only;
+    _Atomic bool inconsistent;
+    _Atomic unsigned holders; /* busy if there are any */
+    pthread_mutex_t lock;     /* clearing and searching in the tree; innermost */
     struct bit_tree tree;
 };
 
@@ -75,6 +79,7 @@ struct dirty_bitmap *dirty_bitmap_new_like(const struct dirty_bitmap *bitmap, GE
 
     if (other) {
         dirty_bitmap_set_enabled(other, dirty_bitmap_enabled(bitmap));
+        dirty_bitmap_set_persistent(other, dirty_bitmap_is_persistent(bitmap));
     }
     return other;
 }
@@ -112,6 +117,75 @@ bool dirty_bitmap_enabled(const struct dirty_bitmap *bitmap)
 void dirty_bitmap_set_enabled(struct dirty_bitmap *bitmap, bool enabled)
 {
     atomic_store_explicit(&bitmap->enabled, enabled, memory_order_release);
+}
+
+/* ---- States ---------------------------------------------------------------------------------- */
+
+bool dirty_bitmap_is_persistent(const struct dirty_bitmap *bitmap)
+{
+    return atomic_load(&bitmap->persistent);
+}
+
+void dirty_bitmap_set_persistent(struct dirty_bitmap *bitmap, bool persistent)
+{
+    atomic_store(&bitmap->persistent, persistent);
+}
+
+bool dirty_bitmap_is_read_only(const struct dirty_bitmap *bitmap)
+{
+    return atomic_load(&bitmap->read_only);
+}
+
+void dirty_bitmap_set_read_only(struct dirty_bitmap *bitmap, bool read_only)
+{
+    atomic_store(&bitmap->read_only, read_only);
+}
+
+bool dirty_bitmap_is_inconsistent(const struct dirty_bitmap *bitmap)
+{
+    return atomic_load(&bitmap->inconsistent);
+}
+
+void dirty_bitmap_set_inconsistent(struct dirty_bitmap *bitmap)
+{
+    dirty_bitmap_set_enabled(bitmap, false);
+    atomic_store(&bitmap->inconsistent, true);
+}
+
+bool dirty_bitmap_is_busy(const struct dirty_bitmap *bitmap)
+{
+    return atomic_load(&bitmap->holders) > 0;
+}
+
+void dirty_bitmap_hold(struct dirty_bitmap *bitmap)
+{
+    atomic_fetch_add(&bitmap->holders, 1);
+}
+
+void dirty_bitmap_let_go(struct dirty_bitmap *bitmap)
+{
+    unsigned holders = atomic_fetch_sub(&bitmap->holders, 1);
+
+    assert(holders > 0);
+}
+
+int dirty_bitmap_check_state(const struct dirty_bitmap *bitmap, unsigned refused, GError **error)
+{
+    if (refused & DIRTY_BITMAP_REFUSE_BUSY && dirty_bitmap_is_busy(bitmap)) {
+        return block_error(error, EBUSY,
+                           "Bitmap '%s' is currently in use by another operation and cannot be "
+                           "used",
+                           bitmap->name);
+    }
+    if (refused & DIRTY_BITMAP_REFUSE_READ_ONLY && dirty_bitmap_is_read_only(bitmap)) {
+        return block_error(error, EACCES, "Bitmap '%s' is readonly and cannot be modified",
+                           bitmap->name);
+    }
+    if (refused & DIRTY_BITMAP_REFUSE_INCONSISTENT && dirty_bitmap_is_inconsistent(bitmap)) {
+        return block_error(error, EINVAL, "Bitmap '%s' is inconsistent and cannot be used",
+                           bitmap->name);
+    }
+    return 0;
 }
 
 uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap)

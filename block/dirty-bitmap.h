@@ -34,7 +34,10 @@ struct dirty_bitmap;
  */
 struct dirty_bitmap *dirty_bitmap_new(const char *name, uint64_t length, uint64_t granularity,
                                       GError **error);
-/* A clear one with this one's name, length, granularity and state. NULL with the error set. */
+/*
+ * A clear one with this one's name, length, granularity, and whether it is enabled and persistent.
+ * NULL with the error set.
+ */
 struct dirty_bitmap *dirty_bitmap_new_like(const struct dirty_bitmap *bitmap, GError **error);
 void dirty_bitmap_free(struct dirty_bitmap *bitmap);
 DEFINE_AUTO(dirty_bitmap, dirty_bitmap_free)
@@ -46,6 +49,36 @@ uint64_t dirty_bitmap_length(const struct dirty_bitmap *bitmap);
 /* Whether writes are recorded; what the request path asks. */
 bool dirty_bitmap_enabled(const struct dirty_bitmap *bitmap);
 void dirty_bitmap_set_enabled(struct dirty_bitmap *bitmap, bool enabled);
+
+/*
+ * The states of a user's bitmap. Changed on the main thread; asked on any.
+ *
+ * Persistent: kept with the disk when that is closed. Read-only: loaded from an image that is not
+ * open for writing, so nothing may change it. Inconsistent: what it says is not to be trusted
+ * (nobody stored it after the last changes); it is disabled, and all one can do is remove it. Busy:
+ * an operation (a job, an export) holds it, perhaps more than one.
+ */
+bool dirty_bitmap_is_persistent(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_set_persistent(struct dirty_bitmap *bitmap, bool persistent);
+bool dirty_bitmap_is_read_only(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_set_read_only(struct dirty_bitmap *bitmap, bool read_only);
+bool dirty_bitmap_is_inconsistent(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_set_inconsistent(struct dirty_bitmap *bitmap);
+bool dirty_bitmap_is_busy(const struct dirty_bitmap *bitmap);
+void dirty_bitmap_hold(struct dirty_bitmap *bitmap);   /* busy from here */
+void dirty_bitmap_let_go(struct dirty_bitmap *bitmap); /* undoes one dirty_bitmap_hold */
+
+/* What somebody who wants to use a bitmap does not put up with, as a mask. */
+enum {
+    DIRTY_BITMAP_REFUSE_BUSY = 1 << 0,
+    DIRTY_BITMAP_REFUSE_READ_ONLY = 1 << 1,
+    DIRTY_BITMAP_REFUSE_INCONSISTENT = 1 << 2,
+    DIRTY_BITMAP_REFUSE_ALL = (1 << 3) - 1,
+};
+
+/* Returns 0, or -EBUSY, -EACCES or -EINVAL with the first state that is refused, as QEMU says it.
+ */
+int dirty_bitmap_check_state(const struct dirty_bitmap *bitmap, unsigned refused, GError **error);
 
 /* Dirty bytes, counted in whole granules but for a short last one. Cheap. */
 uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap);
