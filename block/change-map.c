@@ -257,8 +257,8 @@ bool change_map_distrust_zeroes(struct change_map *map, uint16_t epoch)
 {
     bool found = false;
 
-    for (uint64_t i = find_changed(map, (uint16_t)(epoch - 1), 0, map->granules);
-         i < map->granules; i = find_changed(map, (uint16_t)(epoch - 1), i + 1, map->granules)) {
+    for (uint64_t i = find_changed(map, (uint16_t)(epoch - 1), 0, map->granules); i < map->granules;
+         i = find_changed(map, (uint16_t)(epoch - 1), i + 1, map->granules)) {
         if (load(map, i) & ~CHANGE_MAP_EPOCH_MAX) {
             store(map, i, load(map, i) & CHANGE_MAP_EPOCH_MAX);
             found = true;

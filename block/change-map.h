@@ -62,8 +62,8 @@ uint16_t change_map_value_at(const struct change_map *map, uint64_t granule);
 
 /*
  * The range (in bytes, not empty, inside the length) is about to be written. Returns true if a
- * value was stored, false if all said so already. Stores are sequentially consistent; after them the
- * caller makes sure that the change survives a power loss.
+ * value was stored, false if all said so already. Stores are sequentially consistent; after them
+ * the caller makes sure that the change survives a power loss.
  */
 bool change_map_begin_write(struct change_map *map, uint64_t offset, uint64_t bytes);
 

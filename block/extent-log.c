@@ -59,7 +59,8 @@ void extent_log_destroy(struct extent_log *log)
     free(log->wanted);
 }
 
-/* ---- The log's thread; its functions are called with the lock, which they drop for I/O --------- */
+/* ---- The log's thread; its functions are called with the lock, which they drop for I/O ---------
+ */
 
 static int sync_map(struct extent_log *log)
 {
@@ -143,8 +144,7 @@ static int fill_slots(struct extent_log *log, const uint64_t *extents, uint32_t 
     uint32_t span = (last / TRACKING_SLOTS_PER_SECTOR + 1) * TRACKING_SLOTS_PER_SECTOR - start;
     g_autofree uint64_t *image = g_new(uint64_t, span);
     for (uint32_t i = 0; i < span; i++) {
-        image[i] =
-            start + i < log->slot_count ? log->slots[start + i].extent : TRACKING_SLOT_EMPTY;
+        image[i] = start + i < log->slot_count ? log->slots[start + i].extent : TRACKING_SLOT_EMPTY;
     }
     pthread_mutex_unlock(&log->lock);
     int status = log->storage.write_slots(log->storage.data, start, image, span);
@@ -247,7 +247,8 @@ static void *run_log(void *data)
     return NULL;
 }
 
-/* ---- Those who wait --------------------------------------------------------------------------- */
+/* ---- Those who wait ---------------------------------------------------------------------------
+ */
 
 /* Lock held. Not before there is something to do: a process that forks has no threads yet. */
 static int start_thread(struct extent_log *log)

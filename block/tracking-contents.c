@@ -73,16 +73,15 @@ static int read_log(int fd, struct tracking_contents *contents, GError **error)
     contents->slots = g_new(uint64_t, sectors * TRACKING_SLOTS_PER_SECTOR);
     for (uint64_t i = 0; i < sectors; i++) {
         uint8_t bytes[TRACKING_LOG_SECTOR];
-        int status = tracking_read(fd, bytes, sizeof(bytes),
-                                   TRACKING_LOG_OFFSET + i * TRACKING_LOG_SECTOR);
+        int status =
+            tracking_read(fd, bytes, sizeof(bytes), TRACKING_LOG_OFFSET + i * TRACKING_LOG_SECTOR);
 
         if (status == 0) {
             status = tracking_log_decode(bytes, header->uuid,
                                          contents->slots + i * TRACKING_SLOTS_PER_SECTOR);
         }
         if (status < 0) {
-            return block_error(error, EIO,
-                               "The tracking file's log of active extents is damaged");
+            return block_error(error, EIO, "The tracking file's log of active extents is damaged");
         }
     }
     return 0;

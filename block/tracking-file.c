@@ -93,8 +93,7 @@ int tracking_file_sync_map(struct tracking_file *file, GError **error)
 
 int tracking_file_write_empty_log(struct tracking_file *file, GError **error)
 {
-    uint32_t sectors =
-        (uint32_t)(tracking_log_bytes(file->header.extents) / TRACKING_LOG_SECTOR);
+    uint32_t sectors = (uint32_t)(tracking_log_bytes(file->header.extents) / TRACKING_LOG_SECTOR);
     uint32_t count = sectors * TRACKING_SLOTS_PER_SECTOR;
     g_autofree uint64_t *slots = g_new(uint64_t, count);
 
@@ -102,9 +101,9 @@ int tracking_file_write_empty_log(struct tracking_file *file, GError **error)
         slots[i] = TRACKING_SLOT_EMPTY;
     }
     int status = write_slots(file, 0, slots, count);
-    return status < 0 ? block_error_errno(error, -status, "Could not write tracking file '%s'",
-                                          file->path)
-                      : 0;
+    return status < 0
+               ? block_error_errno(error, -status, "Could not write tracking file '%s'", file->path)
+               : 0;
 }
 
 int tracking_file_write_header(struct tracking_file *file, const struct tracking_header *header,
@@ -410,8 +409,7 @@ static GArray *list_cuts(const struct tracking_file *file)
     GArray *cuts = g_array_new(FALSE, FALSE, sizeof(uint32_t));
 
     for (guint i = 0; i < file->directory->checkpoints->len; i++) {
-        struct tracking_checkpoint *checkpoint =
-            g_ptr_array_index(file->directory->checkpoints, i);
+        struct tracking_checkpoint *checkpoint = g_ptr_array_index(file->directory->checkpoints, i);
         g_array_append_val(cuts, checkpoint->epoch);
     }
     for (guint i = 0; i < file->directory->bitmaps->len; i++) {
@@ -581,8 +579,7 @@ bool tracking_file_is_conservative(const struct tracking_file *file)
         return false;
     }
     for (guint i = 0; i < file->directory->checkpoints->len; i++) {
-        struct tracking_checkpoint *checkpoint =
-            g_ptr_array_index(file->directory->checkpoints, i);
+        struct tracking_checkpoint *checkpoint = g_ptr_array_index(file->directory->checkpoints, i);
         if (checkpoint->epoch < file->header.recovered_epoch) {
             return true;
         }

@@ -25,7 +25,7 @@ struct tracking_contents {
     struct tracking_header header;
     unsigned copy; /* which of the two headers it is */
     struct tracking_directory *directory;
-    uint64_t *slots; /* of the log; header.extents of them */
+    uint64_t *slots;                /* of the log; header.extents of them */
     enum tracking_loss marked_loss; /* a server gave the map up and could say no more */
 };
 
@@ -73,7 +73,7 @@ struct tracking_file *tracking_file_create(const char *path, uint64_t length,
 /* What a disk is asked when its map is opened and closed. */
 struct tracking_disk {
     uint64_t length;
-    const char *path; /* NULL: it is no file */
+    const char *path;                  /* NULL: it is no file */
     struct tracking_identity identity; /* from before the disk was opened */
     /* Read TRACKING_SAMPLE_BYTES or less, as a guest would. */
     int (*read)(void *data, void *buffer, uint64_t offset, uint64_t bytes);

@@ -49,8 +49,8 @@ enum {
     SAMPLE_BYTES = 32,
 };
 
-const char *const tracking_loss_names[] = {"none",    "damaged", "foreign", "other-disk", "modified",
-                                           "resized", "storage", "in-use",  NULL};
+const char *const tracking_loss_names[] = {
+    "none", "damaged", "foreign", "other-disk", "modified", "resized", "storage", "in-use", NULL};
 
 const char *tracking_loss_text(enum tracking_loss loss)
 {
@@ -160,8 +160,8 @@ int tracking_header_lay_out(struct tracking_header *header, GError **error)
                            " bytes: choose larger ones (tracking-granule)",
                            header->length, UINT64_C(1) << header->granule_shift);
     }
-    header->map_offset = align_up(TRACKING_LOG_OFFSET + tracking_log_bytes(header->extents),
-                                  TRACKING_ALIGNMENT);
+    header->map_offset =
+        align_up(TRACKING_LOG_OFFSET + tracking_log_bytes(header->extents), TRACKING_ALIGNMENT);
     header->map_bytes = align_up(MAX_OF(bytes, UINT64_C(1)), TRACKING_ALIGNMENT);
     header->directory_offset = tracking_directory_start(header);
     return 0;
@@ -350,9 +350,9 @@ int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slo
 enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2 };
 enum { CHECKPOINT_BROKEN = 1 };
 enum { BITMAP_ENABLED = 1 };
-#define RECORD_HEAD       8  /* type, bytes of what follows */
-#define CHECKPOINT_FIXED  48 /* before the name */
-#define BITMAP_FIXED      32 /* before name and bits */
+#define RECORD_HEAD      8  /* type, bytes of what follows */
+#define CHECKPOINT_FIXED 48 /* before the name */
+#define BITMAP_FIXED     32 /* before name and bits */
 
 void tracking_checkpoint_free(struct tracking_checkpoint *checkpoint)
 {
@@ -403,8 +403,8 @@ struct tracking_checkpoint *tracking_directory_find(const struct tracking_direct
     return NULL;
 }
 
-struct tracking_bitmap *
-tracking_directory_find_bitmap(const struct tracking_directory *directory, const char *name)
+struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_directory *directory,
+                                                       const char *name)
 {
     for (guint i = 0; i < directory->bitmaps->len; i++) {
         struct tracking_bitmap *bitmap = g_ptr_array_index(directory->bitmaps, i);
@@ -487,8 +487,7 @@ static bool decode_checkpoint(struct tracking_directory *directory, const uint8_
     g_autofree char *name = NULL;
 
     if (size < CHECKPOINT_FIXED || get32(bytes + 40) != size - CHECKPOINT_FIXED ||
-        get32(bytes + 16) >= epoch ||
-        directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
+        get32(bytes + 16) >= epoch || directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
         return false;
     }
     name = decode_name(bytes + CHECKPOINT_FIXED, size - CHECKPOINT_FIXED);

@@ -22,8 +22,8 @@
 #define TRACKING_LOG_OFFSET   UINT64_C(12288)
 #define TRACKING_ALIGNMENT    UINT64_C(65536) /* of the map: a page of any machine */
 /* Two places for the directory, used in turn; a larger one lies at the end of the file. */
-#define TRACKING_DIRECTORY_BYTES     UINT64_C(65536)
-#define TRACKING_DIRECTORY_BYTES_MAX (UINT64_C(1) << 30)
+#define TRACKING_DIRECTORY_BYTES       UINT64_C(65536)
+#define TRACKING_DIRECTORY_BYTES_MAX   (UINT64_C(1) << 30)
 
 #define TRACKING_GRANULE_SHIFT_MIN     12
 #define TRACKING_GRANULE_SHIFT_MAX     26
@@ -35,12 +35,12 @@
 #define TRACKING_EXTENTS_DEFAULT       1024
 #define TRACKING_MAP_BYTES_MAX         (UINT64_C(1) << 32)
 
-#define TRACKING_CHECKPOINTS_MAX 4096
-#define TRACKING_NAME_MAX        1023
-#define TRACKING_PATH_MAX        1024
-#define TRACKING_SAMPLES_MAX     64
-#define TRACKING_SAMPLE_BYTES    UINT64_C(4096)
-#define TRACKING_UUID_BYTES      16
+#define TRACKING_CHECKPOINTS_MAX       4096
+#define TRACKING_NAME_MAX              1023
+#define TRACKING_PATH_MAX              1024
+#define TRACKING_SAMPLES_MAX           64
+#define TRACKING_SAMPLE_BYTES          UINT64_C(4096)
+#define TRACKING_UUID_BYTES            16
 
 enum {
     TRACKING_IN_USE = 1 << 0, /* a server has it open, or had and died */
@@ -96,10 +96,10 @@ struct tracking_header {
     uint64_t own_device; /* of the file itself, where it was opened last */
     uint64_t own_inode;
     struct tracking_identity disk;
-    uint64_t recovered_bytes;           /* what recoveries added to the map */
-    uint32_t recovered_epoch;           /* when: what is older has it among its changes */
-    enum tracking_loss previous_loss;   /* why the map before this one was lost */
-    char path[TRACKING_PATH_MAX + 1];   /* the disk's; for people */
+    uint64_t recovered_bytes;         /* what recoveries added to the map */
+    uint32_t recovered_epoch;         /* when: what is older has it among its changes */
+    enum tracking_loss previous_loss; /* why the map before this one was lost */
+    char path[TRACKING_PATH_MAX + 1]; /* the disk's; for people */
     unsigned sample_count;
     struct tracking_sample samples[TRACKING_SAMPLES_MAX];
 };
@@ -136,13 +136,14 @@ int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slo
 struct tracking_checkpoint {
     char *name;
     uint8_t uuid[TRACKING_UUID_BYTES];
-    uint32_t epoch; /* what changed later has a higher one */
-    uint64_t length;  /* of the disk, then */
-    int64_t time_ns;  /* since 1970 */
-    bool is_broken;   /* of a map that was lost: it says nothing */
+    uint32_t epoch;  /* what changed later has a higher one */
+    uint64_t length; /* of the disk, then */
+    int64_t time_ns; /* since 1970 */
+    bool is_broken;  /* of a map that was lost: it says nothing */
 };
 
-/* A dirty bitmap: its bits at the end of an epoch, and, if it is enabled, all that changed since. */
+/* A dirty bitmap: its bits at the end of an epoch, and, if it is enabled, all that changed since.
+ */
 struct tracking_bitmap {
     char *name;
     uint32_t granularity;
@@ -167,8 +168,8 @@ void tracking_bitmap_free(struct tracking_bitmap *bitmap);
 /* Borrowed, or NULL. */
 struct tracking_checkpoint *tracking_directory_find(const struct tracking_directory *directory,
                                                     const char *name);
-struct tracking_bitmap *
-tracking_directory_find_bitmap(const struct tracking_directory *directory, const char *name);
+struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_directory *directory,
+                                                       const char *name);
 
 GByteArray *tracking_directory_encode(const struct tracking_directory *directory);
 /* epoch: the highest there can be. NULL with the error set if it is damaged. */

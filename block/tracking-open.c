@@ -47,8 +47,7 @@ static int lost(enum tracking_loss *loss, enum tracking_loss why, GError **error
 static bool is_same_file(const struct tracking_header *header, const struct tracking_identity *disk,
                          bool same_boot)
 {
-    return header->disk.inode == disk->inode &&
-           (!same_boot || header->disk.device == disk->device);
+    return header->disk.inode == disk->inode && (!same_boot || header->disk.device == disk->device);
 }
 
 static int judge(const struct tracking_contents *contents, const struct tracking_disk *disk,
@@ -95,8 +94,8 @@ static void mark_active_extents(struct tracking_file *file, const uint64_t *slot
         if (slots[i] < div_round_up(header->length, extent_bytes)) {
             uint64_t offset = slots[i] * extent_bytes;
 
-            added += change_map_mark(&file->map, offset,
-                                     MIN_OF(extent_bytes, header->length - offset));
+            added +=
+                change_map_mark(&file->map, offset, MIN_OF(extent_bytes, header->length - offset));
         }
     }
     if (added) {

@@ -68,6 +68,14 @@ static void lose_for_storage(struct change_tracker *tracker, int status)
          status == -ETIMEDOUT ? "it does not answer" : block_strerror(-status));
 }
 
+/* Lock held. */
+static int check_usable(struct change_tracker *tracker, GError **error)
+{
+    return atomic_load(&tracker->is_lost) ? block_error(error, EIO, "Disk '%s' is not tracked: %s",
+                                                        tracker->device, tracker->reason)
+                                          : 0;
+}
+
 static void wait_for_marking(struct change_tracker *tracker)
 {
     pthread_mutex_lock(&tracker->lock);
@@ -366,6 +374,28 @@ void tracking_finish(struct change_tracker *tracker)
     free_tracker(tracker);
 }
 
+int tracking_check(struct change_tracker *tracker, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    return check_usable(tracker, error);
+}
+
+int tracking_stop(struct change_tracker *tracker, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (!atomic_exchange(&tracker->is_lost, true)) {
+        tracker->reason = g_strdup("tracking was switched off");
+    }
+    /* Also one that is lost; but never what another disk or program put there. */
+    if (tracker->file && unlink(tracker->path) < 0 && errno != ENOENT) {
+        return block_error_errno(error, errno, "Could not remove tracking file '%s'",
+                                 tracker->path);
+    }
+    return 0;
+}
+
 /* ---- Other lengths --------------------------------------------------------------------------- */
 
 void tracking_resize(struct change_tracker *tracker, uint64_t length)
@@ -388,28 +418,7 @@ void tracking_resize(struct change_tracker *tracker, uint64_t length)
     }
 }
 
-void tracking_mark_all(struct change_tracker *tracker)
-{
-    if (!atomic_load(&tracker->is_lost)) {
-        change_map_mark(&tracker->file->map, 0, tracker->file->map.length);
-        int status = extent_log_sync(&tracker->file->log, STORAGE_TIMEOUT_NS);
-
-        if (status < 0) {
-            lose_for_storage(tracker, status);
-        }
-    }
-}
-
 /* ---- Checkpoints ----------------------------------------------------------------------------- */
-
-/* Lock held. */
-static int check_usable(struct change_tracker *tracker, GError **error)
-{
-    return atomic_load(&tracker->is_lost)
-               ? block_error(error, EIO, "Disk '%s' is not tracked: %s", tracker->device,
-                             tracker->reason)
-               : 0;
-}
 
 static int check_name(const char *name, GError **error)
 {
@@ -538,14 +547,13 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
     struct dirty_bitmap *bitmap;
 
     if (checkpoint && checkpoint->is_broken) {
-        block_error(error, EIO,
-                    "Checkpoint '%s' of disk '%s' is broken, take a full backup: %s", name,
-                    tracker->device, tracking_loss_text(tracker->file->header.previous_loss));
+        block_error(error, EIO, "Checkpoint '%s' of disk '%s' is broken, take a full backup: %s",
+                    name, tracker->device, tracking_loss_text(tracker->file->header.previous_loss));
         return NULL;
     }
-    bitmap = checkpoint ? dirty_bitmap_new(NULL, tracker->file->map.length, granule_bytes(tracker),
-                                           error)
-                        : NULL;
+    bitmap = checkpoint
+                 ? dirty_bitmap_new(NULL, tracker->file->map.length, granule_bytes(tracker), error)
+                 : NULL;
     if (bitmap) {
         set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap);
     }

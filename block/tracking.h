@@ -27,8 +27,8 @@
 struct change_tracker;
 
 struct tracking_options {
-    const char *device; /* its name */
-    const char *path;   /* of the tracking file */
+    const char *device;    /* its name */
+    const char *path;      /* of the tracking file */
     const char *disk_path; /* of the file the disk lies in; NULL: it lies in none */
     /* Of that file, from before it was opened for writing. */
     struct tracking_identity identity;
@@ -50,6 +50,16 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
 void tracking_take_samples(struct change_tracker *tracker, struct block_node *root);
 void tracking_finish(struct change_tracker *tracker);
 
+/*
+ * The device uses it no more, and its disk goes on: what the file says is not true any longer, so
+ * it is removed. The tracker stays, and refuses. An error: the file could not be removed. May
+ * block.
+ */
+int tracking_stop(struct change_tracker *tracker, GError **error);
+
+/* 0, or -EIO with why nothing is noted. Any thread. */
+int tracking_check(struct change_tracker *tracker, GError **error);
+
 /* Free the tracker and leave the file as a dying process would. For tests. */
 void tracking_abandon(struct change_tracker *tracker);
 
@@ -65,9 +75,6 @@ void tracking_end(struct change_tracker *tracker, struct block_node *root,
  */
 void tracking_resize(struct change_tracker *tracker, uint64_t length);
 
-/* All of the disk reads differently now (a snapshot was applied). Drained. */
-void tracking_mark_all(struct change_tracker *tracker);
-
 /* ---- Checkpoints ----------------------------------------------------------------------------- */
 
 /*
@@ -81,8 +88,9 @@ int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name,
 
 /*
  * What changed since a checkpoint, as a new bitmap with the map's granularity, or larger where that
- * would be too many bits. NULL with the error set: no such checkpoint, or it is broken, or the map is lost; the texts say
- * to take everything. Any thread; what changes meanwhile may be in it or not.
+ * would be too many bits. NULL with the error set: no such checkpoint, or it is broken, or the map
+ * is lost; the texts say to take everything. Any thread; what changes meanwhile may be in it or
+ * not.
  */
 struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
                                             GError **error);
@@ -93,7 +101,7 @@ struct tracking_info {
     const char *path; /* borrowed from the tracker */
     bool is_lost;     /* now: nothing is noted */
     enum tracking_loss loss;
-    char *reason;     /* a sentence; NULL if nothing is lost */
+    char *reason;                     /* a sentence; NULL if nothing is lost */
     enum tracking_loss previous_loss; /* of the map before this one, which had other checkpoints */
     bool is_conservative;
     uint64_t recovered_bytes;
