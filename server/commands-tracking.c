@@ -206,8 +206,8 @@ static json_t *block_tracking_start(struct qmp_request *request, json_t *argumen
         return NULL;
     }
     if (given && strcmp(given, "auto") && !g_path_is_absolute(given)) {
-        block_error(error, EINVAL,
-                    "Parameter 'file' expects an absolute path or 'auto', not '%s'", given);
+        block_error(error, EINVAL, "Parameter 'file' expects an absolute path or 'auto', not '%s'",
+                    given);
         return NULL;
     }
     g_autofree char *disk_path = file_below(root);
