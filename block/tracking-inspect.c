@@ -24,9 +24,8 @@ static int read_map(int fd, struct tracking_inspection *inspection, GError **err
     int status;
 
     inspection->values = malloc(bytes + 1);
-    status = inspection->values
-                 ? tracking_read(fd, inspection->values, bytes, header->map_offset)
-                 : -ENOMEM;
+    status = inspection->values ? tracking_read(fd, inspection->values, bytes, header->map_offset)
+                                : -ENOMEM;
     if (status == 0) {
         status = change_map_init(&inspection->map, inspection->values, header->length,
                                  header->granule_shift);
@@ -72,8 +71,7 @@ int tracking_inspect(const char *path, struct tracking_inspection *inspection,
     }
     tracking_io.boot_id(boot_id);
     inspection->has_user = is_locked(fd);
-    inspection->same_boot =
-        !memcmp(boot_id, inspection->contents.header.boot_id, sizeof(boot_id));
+    inspection->same_boot = !memcmp(boot_id, inspection->contents.header.boot_id, sizeof(boot_id));
     return 0;
 }
 

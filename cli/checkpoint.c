@@ -39,7 +39,7 @@ static char *size_text(const json_t *checkpoint, const char *key)
 
 void print_checkpoints(const json_t *checkpoints, const char *device)
 {
-    static const char *const headings[] = {"CHECKPOINT", "CUT",     ">CHANGED SINCE",
+    static const char *const headings[] = {"CHECKPOINT",  "CUT",     ">CHANGED SINCE",
                                            ">OF IT ZERO", "REMARKS", NULL};
     const json_t *checkpoint;
     size_t i;
@@ -72,10 +72,9 @@ static enum exit_status change(const struct invocation *invocation, struct clien
 {
     char *const *typed = invocation->arguments;
     bool adds = !strcmp(typed[0], "add");
-    json_t *done = client_call(
-        client, adds ? "block-checkpoint-add" : "block-checkpoint-remove",
-        json_pack("{s:s, s:s}", "device", typed[1], "name", typed[2]), CLIENT_WORK_TIMEOUT_MS,
-        error);
+    json_t *done = client_call(client, adds ? "block-checkpoint-add" : "block-checkpoint-remove",
+                               json_pack("{s:s, s:s}", "device", typed[1], "name", typed[2]),
+                               CLIENT_WORK_TIMEOUT_MS, error);
 
     json_decref(done);
     if (done && invocation->json) {
@@ -102,8 +101,7 @@ static enum exit_status list(const struct invocation *invocation, struct client 
                              GError **error)
 {
     const char *device = invocation->arguments[1];
-    json_t *all =
-        client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
+    json_t *all = client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
     const json_t *entry = all ? find_device(all, device) : NULL;
     enum exit_status status = EXIT_OK;
 
@@ -132,8 +130,8 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     if (!verb || (!changes && strcmp(verb, "list"))) {
         return usage_error(error, "What to do with checkpoints? Say add, remove or list");
     }
-    if (!check_arguments(invocation, count, count,
-                         changes ? "VERB DEVICE NAME" : "list DEVICE", error)) {
+    if (!check_arguments(invocation, count, count, changes ? "VERB DEVICE NAME" : "list DEVICE",
+                         error)) {
         return EXIT_USAGE;
     }
     g_autofree char *admin = runtime_find_admin(invocation, error);

@@ -33,7 +33,10 @@ static const GOptionEntry options[] = {
 };
 
 static const struct command_words words[] = {
-    {"file", 0, "@file"}, {NULL, 0, "list start stop show check drop"}, {NULL, 1, "@image"}, {NULL},
+    {"file", 0, "@file"},
+    {NULL, 0, "list start stop show check drop"},
+    {NULL, 1, "@image"},
+    {NULL},
 };
 
 /* ---- Devices of a server --------------------------------------------------------------------- */
@@ -41,10 +44,9 @@ static const struct command_words words[] = {
 static enum exit_status list(const struct invocation *invocation, struct client *client,
                              GError **error)
 {
-    static const char *const headings[] = {"DEVICE",  "STATE",    ">CHECKPOINTS", ">RECOVERED",
-                                           ">MEMORY", "FILE",     "REMARKS",      NULL};
-    json_t *all =
-        client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
+    static const char *const headings[] = {"DEVICE",  "STATE", ">CHECKPOINTS", ">RECOVERED",
+                                           ">MEMORY", "FILE",  "REMARKS",      NULL};
+    json_t *all = client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
     const json_t *entry;
     size_t i;
 
@@ -134,8 +136,8 @@ static enum exit_status start_or_stop(const struct invocation *invocation, struc
                                arguments, CLIENT_WORK_TIMEOUT_MS, error);
     json_decref(done);
     if (done && invocation->json) {
-        print_json_line(json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", verb, "device",
-                                  device));
+        print_json_line(
+            json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", verb, "device", device));
     }
     return done ? EXIT_OK : EXIT_FAILED;
 }
@@ -159,11 +161,11 @@ static const char *state_of(const struct tracking_inspection *inspection)
 {
     bool in_use = inspection->contents.header.flags & TRACKING_IN_USE;
 
-    return inspection->contents.marked_loss              ? "lost"
-           : inspection->has_user                        ? "in use"
-           : in_use && inspection->same_boot             ? "not closed: its server died"
-           : in_use                                      ? "not closed: power was lost"
-                                                         : "closed";
+    return inspection->contents.marked_loss  ? "lost"
+           : inspection->has_user            ? "in use"
+           : in_use && inspection->same_boot ? "not closed: its server died"
+           : in_use                          ? "not closed: power was lost"
+                                             : "closed";
 }
 
 static json_t *describe_checkpoints(const struct tracking_inspection *inspection)
@@ -175,9 +177,9 @@ static json_t *describe_checkpoints(const struct tracking_inspection *inspection
         const struct tracking_checkpoint *checkpoint = g_ptr_array_index(checkpoints, i);
         g_autofree char *uuid = tracking_uuid_text(checkpoint->uuid);
         uint64_t changed, zero;
-        json_t *object = json_pack("{s:s, s:s, s:f, s:b}", "name", checkpoint->name, "uuid", uuid,
-                                   "time", (double)checkpoint->time_ns / 1e9, "broken",
-                                   checkpoint->is_broken);
+        json_t *object =
+            json_pack("{s:s, s:s, s:f, s:b}", "name", checkpoint->name, "uuid", uuid, "time",
+                      (double)checkpoint->time_ns / 1e9, "broken", checkpoint->is_broken);
 
         if (!checkpoint->is_broken) {
             change_map_count(&inspection->map, (uint16_t)checkpoint->epoch, &changed, &zero);
@@ -207,10 +209,10 @@ static json_t *describe(const struct tracking_inspection *inspection, const char
     g_autofree char *shown = g_utf8_make_valid(path, -1);
     json_t *object = json_pack(
         "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "filename", shown, "uuid",
-        uuid, "state", state_of(inspection), "disk", disk, "disk-size",
-        (json_int_t)header->length, "granularity", (json_int_t)1 << header->granule_shift,
-        "extent-size", (json_int_t)1 << header->extent_shift, "extents",
-        (json_int_t)header->extents, "active-extents", (json_int_t)count_active(inspection), "epoch",
+        uuid, "state", state_of(inspection), "disk", disk, "disk-size", (json_int_t)header->length,
+        "granularity", (json_int_t)1 << header->granule_shift, "extent-size",
+        (json_int_t)1 << header->extent_shift, "extents", (json_int_t)header->extents,
+        "active-extents", (json_int_t)count_active(inspection), "epoch",
         (json_int_t)MAX(header->epoch, (uint32_t)atomic_load(&inspection->map.epoch)),
         "recovered-bytes", (json_int_t)header->recovered_bytes, "bitmaps",
         (json_int_t)inspection->contents.directory->bitmaps->len);
@@ -245,9 +247,9 @@ static void print_description(const json_t *object)
         g_autofree char *text =
             json_is_string(value)
                 ? printable(json_string_value(value))
-                : (rows[i].is_size ? format_size((uint64_t)json_integer_value(value))
-                                   : g_strdup_printf("%" JSON_INTEGER_FORMAT,
-                                                     json_integer_value(value)));
+                : (rows[i].is_size
+                       ? format_size((uint64_t)json_integer_value(value))
+                       : g_strdup_printf("%" JSON_INTEGER_FORMAT, json_integer_value(value)));
 
         if (value) {
             printf("%-18s %s\n", rows[i].heading, text);
@@ -300,8 +302,8 @@ static enum exit_status check(const struct invocation *invocation, GError **erro
     const char *state = state_of(&inspection);
     if (invocation->json) {
         print_json(json_pack("{s:s, s:b, s:s, s:s, s:I}", "filename", path, "usable", !loss,
-                             "state", state, "reason", tracking_loss_names[loss],
-                             "bad-values", (json_int_t)inspection.bad_values));
+                             "state", state, "reason", tracking_loss_names[loss], "bad-values",
+                             (json_int_t)inspection.bad_values));
     } else if (loss) {
         printf("'%s' says nothing of its disk any more: %s.\n", path, tracking_loss_text(loss));
     } else {
@@ -321,8 +323,8 @@ static enum exit_status drop(const struct invocation *invocation, GError **error
         return EXIT_FAILED;
     }
     if (invocation->json) {
-        print_json_line(json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", "drop",
-                                  "filename", path));
+        print_json_line(
+            json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", "drop", "filename", path));
     }
     return EXIT_OK;
 }
@@ -335,9 +337,12 @@ static const struct verb {
     const char *what;
     enum exit_status (*function)(const struct invocation *invocation, GError **error);
 } verbs[] = {
-    {"list", 0, "nothing after 'list'", run_served}, {"start", 1, "start DEVICE", run_served},
-    {"stop", 1, "stop DEVICE", run_served},          {"show", 1, "show FILE", show},
-    {"check", 1, "check FILE", check},               {"drop", 1, "drop FILE", drop},
+    {"list", 0, "nothing after 'list'", run_served},
+    {"start", 1, "start DEVICE", run_served},
+    {"stop", 1, "stop DEVICE", run_served},
+    {"show", 1, "show FILE", show},
+    {"check", 1, "check FILE", check},
+    {"drop", 1, "drop FILE", drop},
 };
 
 static bool check_options(const struct verb *verb, GError **error)

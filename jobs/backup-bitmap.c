@@ -65,8 +65,8 @@ void backup_bitmap_narrow(struct backup_bitmap *bitmap, struct point_in_time *po
 {
     uint64_t length = point_in_time_length(point), clean = 0, offset, bytes;
 
-    while (clean < length && dirty_bitmap_next_range(bitmap->frozen, clean, length, UINT64_MAX,
-                                                     &offset, &bytes)) {
+    while (clean < length &&
+           dirty_bitmap_next_range(bitmap->frozen, clean, length, UINT64_MAX, &offset, &bytes)) {
         give_up(point, clean, align_down(offset, unit));
         clean = align_up(offset + bytes, unit);
     }
@@ -107,8 +107,8 @@ static void keep_rest(struct backup_bitmap *bitmap)
         keep_not_copied(bitmap, 0, dirty_bitmap_length(bitmap->frozen));
         return;
     }
-    while (dirty_bitmap_next_range(bitmap->frozen, offset, UINT64_MAX, UINT64_MAX, &offset,
-                                   &bytes)) {
+    while (
+        dirty_bitmap_next_range(bitmap->frozen, offset, UINT64_MAX, UINT64_MAX, &offset, &bytes)) {
         keep_not_copied(bitmap, offset, offset + bytes);
         offset += bytes;
     }

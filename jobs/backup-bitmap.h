@@ -25,8 +25,8 @@ extern const char *const backup_bitmap_mode_names[]; /* as in QMP's BitmapSyncMo
 
 struct backup_bitmap {
     enum backup_bitmap_mode mode;
-    bool is_limit; /* only what it says is copied; else everything */
-    struct block_node *node; /* borrowed; the job's claims hold it */
+    bool is_limit;               /* only what it says is copied; else everything */
+    struct block_node *node;     /* borrowed; the job's claims hold it */
     struct dirty_bitmap *frozen; /* NULL: none was taken, or it was given back */
     struct dirty_bitmap *successor;
     /* Mode always: what was copied, set by many threads; NULL otherwise. */

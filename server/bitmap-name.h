@@ -15,7 +15,7 @@
 struct bitmap_name {
     const char *node_name;
     const char *name;
-    unsigned refused; /* DIRTY_BITMAP_REFUSE_*: states in which it is of no use */
+    unsigned refused;        /* DIRTY_BITMAP_REFUSE_*: states in which it is of no use */
     struct block_node *node; /* a reference, or NULL; the owner drops it */
 };
 

@@ -31,8 +31,8 @@ static struct backup_options choose_options(struct rig *rig, struct block_node *
         test_random_chance(random, 70) ? BACKUP_SCRATCH_DIRECTORY : BACKUP_SCRATCH_NONE;
     options.max_workers = (int64_t)test_random_between(random, 1, 6);
     options.max_chunk = (int64_t)test_random_between(random, 64 * KIB, 256 * KIB);
-    options.on_target_error = test_random_chance(random, 30) ? BLOCK_ERROR_POLICY_IGNORE
-                                                             : BLOCK_ERROR_POLICY_REPORT;
+    options.on_target_error =
+        test_random_chance(random, 30) ? BLOCK_ERROR_POLICY_IGNORE : BLOCK_ERROR_POLICY_REPORT;
     return options;
 }
 
@@ -92,7 +92,8 @@ static void back_up(struct rig *rig, const struct backup_options *options)
     g_assert_false(dirty_bitmap_is_busy(rig_bitmap(rig)));
 }
 
-/* The end of a chain: nothing stands in the way of the last one, so that all before it is judged. */
+/* The end of a chain: nothing stands in the way of the last one, so that all before it is judged.
+ */
 static void back_up_well(struct rig *rig, struct block_node *copy)
 {
     struct backup_options options = choose_options(rig, copy);

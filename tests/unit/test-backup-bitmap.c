@@ -69,19 +69,19 @@ static void test_succeed(void)
  */
 enum end {
     SUCCESS,
-    WRITE_FAILS,  /* that of 5 */
-    CANCELLED,    /* when 5 has failed and the job waits */
-    FLUSH_FAILS,  /* all is copied */
-    LOST,         /* as WRITE_FAILS, and then nothing of the target can be flushed */
+    WRITE_FAILS,   /* that of 5 */
+    CANCELLED,     /* when 5 has failed and the job waits */
+    FLUSH_FAILS,   /* all is copied */
+    LOST,          /* as WRITE_FAILS, and then nothing of the target can be flushed */
     SIBLING_FAILS, /* another job of the transaction, when ours is done */
-    NEVER_RAN,    /* cancelled before it is started */
-    READ_FAILS,   /* of 0: nothing is copied */
+    NEVER_RAN,     /* cancelled before it is started */
+    READ_FAILS,    /* of 0: nothing is copied */
     ROLLED_BACK,
     END_COUNT,
 };
 
 static const char *const end_names[END_COUNT] = {
-    "success",     "write-fails", "cancelled",  "flush-fails", "target-lost",
+    "success",       "write-fails", "cancelled",  "flush-fails", "target-lost",
     "sibling-fails", "never-ran",   "read-fails", "rolled-back",
 };
 
@@ -90,14 +90,10 @@ static const char *const end_names[END_COUNT] = {
 
 /* What is dirty afterwards, with a bitmap that records; by mode as in enum backup_bitmap_mode. */
 static const char *const expected[END_COUNT][3] = {
-    [SUCCESS] = {NEW, ALL, NEW},
-    [WRITE_FAILS] = {ALL, ALL, "2 5 7"},
-    [CANCELLED] = {ALL, ALL, "2 5 7"},
-    [FLUSH_FAILS] = {ALL, ALL, ALL},
-    [LOST] = {ALL, ALL, ALL},
-    [SIBLING_FAILS] = {ALL, ALL, NEW},
-    [NEVER_RAN] = {ALL, ALL, ALL},
-    [READ_FAILS] = {ALL, ALL, ALL},
+    [SUCCESS] = {NEW, ALL, NEW},       [WRITE_FAILS] = {ALL, ALL, "2 5 7"},
+    [CANCELLED] = {ALL, ALL, "2 5 7"}, [FLUSH_FAILS] = {ALL, ALL, ALL},
+    [LOST] = {ALL, ALL, ALL},          [SIBLING_FAILS] = {ALL, ALL, NEW},
+    [NEVER_RAN] = {ALL, ALL, ALL},     [READ_FAILS] = {ALL, ALL, ALL},
     [ROLLED_BACK] = {ALL, ALL, ALL},
 };
 

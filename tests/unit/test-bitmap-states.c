@@ -25,8 +25,8 @@ static void make_read_only(struct dirty_bitmap *bitmap)
     dirty_bitmap_set_read_only(bitmap, true);
 }
 
-static void (*const states[])(struct dirty_bitmap *bitmap) = {
-    make_busy, make_read_only, dirty_bitmap_set_inconsistent};
+static void (*const states[])(struct dirty_bitmap *bitmap) = {make_busy, make_read_only,
+                                                              dirty_bitmap_set_inconsistent};
 enum { STATE_BUSY, STATE_READ_ONLY, STATE_INCONSISTENT };
 
 struct use {
@@ -39,9 +39,11 @@ static const struct use uses[] = {
     {&bitmap_clear_action, "{'node': 'source', 'name': 'b'}", {BUSY, READONLY, BROKEN}},
     {&bitmap_enable_action, "{'node': 'source', 'name': 'b'}", {BUSY, NULL, BROKEN}},
     {&bitmap_disable_action, "{'node': 'source', 'name': 'b'}", {BUSY, NULL, BROKEN}},
-    {&bitmap_merge_action, "{'node': 'source', 'target': 'b', 'bitmaps': ['c']}",
+    {&bitmap_merge_action,
+     "{'node': 'source', 'target': 'b', 'bitmaps': ['c']}",
      {BUSY, READONLY, BROKEN}},
-    {&bitmap_merge_action, "{'node': 'source', 'target': 'c', 'bitmaps': ['c', 'b']}",
+    {&bitmap_merge_action,
+     "{'node': 'source', 'target': 'c', 'bitmaps': ['c', 'b']}",
      {BUSY, NULL, BROKEN}},
     {&blockdev_backup_action,
      "{'device': 'source', 'target': 'target', 'sync': 'incremental', 'bitmap': 'b', "
