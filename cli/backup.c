@@ -13,6 +13,7 @@ static struct {
     char *sync;
     char *bitmap;
     char *bitmap_mode;
+    char *since;
     char *scratch;
     char *scratch_max;
     int max_workers;
@@ -26,6 +27,8 @@ static const GOptionEntry options[] = {
      "The bitmap of what has changed since a backup", "NAME"},
     {"bitmap-mode", 0, 0, G_OPTION_ARG_STRING, &chosen.bitmap_mode,
      "Forget that on-success, never or always", "MODE"},
+    {"since", 0, 0, G_OPTION_ARG_STRING, &chosen.since,
+     "Only what has changed since this checkpoint", "CHECKPOINT"},
     {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
      "DIRECTORY or node:NAME for old data, or none", "WHERE"},
     {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max, "Keep at most so much there",
@@ -112,6 +115,11 @@ static bool add_compress(json_t *arguments, const struct target *target, GError 
     return true;
 }
 
+static const char *sync_mode(void)
+{
+    return chosen.sync ? chosen.sync : chosen.since ? "incremental" : "full";
+}
+
 /* What nobody needs to say: a backup of all, or of what has changed, makes the next one small. */
 static const char *bitmap_mode(void)
 {
@@ -120,7 +128,8 @@ static const char *bitmap_mode(void)
 
 static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
 {
-    job_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
+    job_set_text(arguments, "sync", sync_mode());
+    job_set_text(arguments, "since", chosen.since);
     job_set_text(arguments, "bitmap", chosen.bitmap);
     job_set_text(arguments, "bitmap-mode", bitmap_mode());
     if (chosen.max_workers) {

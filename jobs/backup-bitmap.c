@@ -47,6 +47,7 @@ void backup_bitmap_give_back(struct backup_bitmap *bitmap)
 void backup_bitmap_clear(struct backup_bitmap *bitmap)
 {
     g_assert(!bitmap->frozen);
+    dirty_bitmap_free(STEAL(bitmap->owned));
     dirty_bitmap_free(STEAL(bitmap->successor));
     dirty_bitmap_free(STEAL(bitmap->copied));
 }
@@ -64,9 +65,10 @@ static void give_up(struct point_in_time *point, uint64_t start, uint64_t end)
 void backup_bitmap_narrow(struct backup_bitmap *bitmap, struct point_in_time *point, uint64_t unit)
 {
     uint64_t length = point_in_time_length(point), clean = 0, offset, bytes;
+    struct dirty_bitmap *limit = backup_bitmap_limit(bitmap);
 
     while (clean < length &&
-           dirty_bitmap_next_range(bitmap->frozen, clean, length, UINT64_MAX, &offset, &bytes)) {
+           dirty_bitmap_next_range(limit, clean, length, UINT64_MAX, &offset, &bytes)) {
         give_up(point, clean, align_down(offset, unit));
         clean = align_up(offset + bytes, unit);
     }

@@ -28,6 +28,7 @@ struct backup_bitmap {
     bool is_limit;               /* only what it says is copied; else everything */
     struct block_node *node;     /* borrowed; the job's claims hold it */
     struct dirty_bitmap *frozen; /* NULL: none was taken, or it was given back */
+    struct dirty_bitmap *owned;  /* a limit that is nobody else's; NULL: there is none */
     struct dirty_bitmap *successor;
     /* Mode always: what was copied, set by many threads; NULL otherwise. */
     struct dirty_bitmap *copied;
@@ -42,6 +43,12 @@ int backup_bitmap_take(struct backup_bitmap *bitmap, struct dirty_bitmap *taken,
 
 /* Undo it in the same drained section. */
 void backup_bitmap_give_back(struct backup_bitmap *bitmap);
+
+/* What is to be copied, if there is a limit: the frozen bitmap, or one that was made for that. */
+static inline struct dirty_bitmap *backup_bitmap_limit(const struct backup_bitmap *bitmap)
+{
+    return bitmap->frozen ? bitmap->frozen : bitmap->owned;
+}
 
 /* Give up what is not in it, in whole units, which are powers of 2 from 4 KiB on. May block. */
 void backup_bitmap_narrow(struct backup_bitmap *bitmap, struct point_in_time *point, uint64_t unit);

@@ -96,8 +96,7 @@ static int run_none(struct job *job, GError **error)
     return status;
 }
 
-/* ---- Sync full, top and bitmap
- * ---------------------------------------------------------------------- */
+/* ---- Sync full, top and bitmap -------------------------------------------------------------- */
 
 /*
  * What need not be copied. Guests save it until it is found: looking for it would keep them waiting
@@ -462,14 +461,20 @@ void backup_give_back_bitmap(struct job *job)
     backup_bitmap_give_back(&backup->bitmap);
 }
 
+void backup_limit_to(struct job *job, struct dirty_bitmap *bitmap)
+{
+    struct backup *backup = job_state(job);
+
+    backup->bitmap.owned = bitmap;
+}
+
 void backup_activate(struct job *job)
 {
     struct backup *backup = job_state(job);
 
-    g_assert(!backup->bitmap.is_limit || backup->bitmap.frozen);
     if (backup->bitmap.is_limit) {
-        job_progress_set_total(job, dirty_bitmap_count(backup->bitmap.frozen));
+        g_assert(backup_bitmap_limit(&backup->bitmap));
+        job_progress_set_total(job, dirty_bitmap_count(backup_bitmap_limit(&backup->bitmap)));
     }
-
     point_in_time_install(backup->point);
 }

@@ -16,8 +16,9 @@ enum backup_sync {
     BACKUP_SYNC_FULL, /* everything */
     /* What the source's top layer holds itself; everything if there is none below. */
     BACKUP_SYNC_TOP,
-    BACKUP_SYNC_NONE,   /* only what the guest overwrites; ends by being cancelled */
-    BACKUP_SYNC_BITMAP, /* what a bitmap says; backup_take_bitmap is called before the moment */
+    BACKUP_SYNC_NONE, /* only what the guest overwrites; ends by being cancelled */
+    /* What a bitmap says: backup_take_bitmap or backup_limit_to is called before the moment. */
+    BACKUP_SYNC_BITMAP,
 };
 
 /* Where a full backup keeps what guests overwrite before the job gets to it. */
@@ -74,6 +75,12 @@ int backup_take_bitmap(struct job *job, struct dirty_bitmap *bitmap, GError **er
 
 /* Undo it in the same drained section; the job is not activated then. */
 void backup_give_back_bitmap(struct job *job);
+
+/*
+ * The same without a bitmap of the source's: what is to be copied (sync bitmap), as the disk is in
+ * this drained section. The job owns it from now on. Any thread.
+ */
+void backup_limit_to(struct job *job, struct dirty_bitmap *bitmap);
 
 /* The moment. Main thread, the source's writers drained (BLOCK_PERM_WRITE). Cannot fail. */
 void backup_activate(struct job *job);

@@ -10,6 +10,7 @@
 #include "jobs/backup.h"
 #include "jobs/copy-engine.h"
 #include "server/bitmap-name.h"
+#include "server/device-tracking.h"
 #include "server/lookup.h"
 #include "server/target-file.h"
 #include "server/types.h"
@@ -61,6 +62,9 @@ static const struct qmp_member common_members[] = {
      .doc = "A bitmap of the device's node. Needed with sync incremental and bitmap, which copy "
             "what it says; with full and top it says afterwards what has changed since. It is busy "
             "until the job ends."},
+    {"since", &qmp_type_string, .optional = true,
+     .doc = "A checkpoint of the device, instead of a bitmap with sync incremental: what changed "
+            "since then is copied. An extension of liveblk's."},
     {"bitmap-mode", &bitmap_mode_type, .optional = true,
      .doc = "What becomes of the bitmap; needed if there is one, but with sync incremental, where "
             "it is on-success. With full and top not never."},
@@ -194,8 +198,10 @@ struct backup_action {
     struct job *job;
     const char *device; /* as the arguments name it */
     struct block_node *source;
-    struct bitmap_name bitmap; /* without a name: none is used */
-    bool has_bitmap;           /* it was taken */
+    struct bitmap_name bitmap;    /* without a name: none is used */
+    bool has_bitmap;              /* it was taken */
+    const char *since;            /* a checkpoint of the device, or NULL */
+    struct block_device *tracked; /* whose checkpoint that is */
 };
 
 /* ---- The bitmap ------------------------------------------------------------------------------ */
@@ -207,11 +213,15 @@ static int bitmap_not_found(const struct bitmap_name *bitmap, GError **error)
 
 /* What the arguments say of a bitmap makes sense, whatever bitmap it is. */
 static int check_bitmap_words(const char *sync, const char *bitmap, const char *mode,
-                              GError **error)
+                              const char *since, GError **error)
 {
     bool is_incremental = !strcmp(sync, "incremental");
 
-    if (!bitmap && (is_incremental || !strcmp(sync, "bitmap"))) {
+    if (since && (!is_incremental || bitmap)) {
+        return block_error(error, EINVAL,
+                           "Parameter 'since' is for sync mode 'incremental', without a bitmap");
+    }
+    if (!bitmap && !since && (is_incremental || !strcmp(sync, "bitmap"))) {
         return block_error(error, EINVAL, "must provide a valid bitmap name for '%s' sync mode",
                            sync);
     }
@@ -256,6 +266,7 @@ static int prepare_bitmap(struct transaction_action *action, json_t *arguments,
     bitmap->node_name = json_string_value(json_object_get(arguments, "device"));
     bitmap->name = json_string_value(json_object_get(arguments, "bitmap"));
     bitmap->node = block_node_ref(options->source);
+    state->since = json_string_value(json_object_get(arguments, "since"));
     options->bitmap_mode =
         mode ? (enum backup_bitmap_mode)lookup_enum(json_object_get(arguments, "bitmap-mode"),
                                                     backup_bitmap_mode_names)
@@ -264,7 +275,7 @@ static int prepare_bitmap(struct transaction_action *action, json_t *arguments,
     bitmap->refused = options->bitmap_mode == BACKUP_BITMAP_NEVER
                           ? DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_INCONSISTENT
                           : DIRTY_BITMAP_REFUSE_ALL;
-    int status = check_bitmap_words(sync, bitmap->name, mode, error);
+    int status = check_bitmap_words(sync, bitmap->name, mode, state->since, error);
     if (status < 0 || !bitmap->name) {
         return status;
     }
@@ -292,6 +303,51 @@ static int take_bitmap(struct backup_action *state, GError **error)
     return status;
 }
 
+/* ---- The checkpoint -------------------------------------------------------------------------- */
+
+/* In prepare: the device is tracked. What its checkpoint is worth is seen at the moment. */
+static int prepare_since(struct backup_action *state, const char *device, GError **error)
+{
+    struct dirty_bitmap *changes;
+    struct change_tracker *tracker;
+
+    if (!state->since) {
+        return 0;
+    }
+    state->tracked = block_device_find(device);
+    if (!state->tracked) {
+        return block_error(error, ENOENT,
+                           "Only devices have checkpoints, and '%s' is none: give the device",
+                           device);
+    }
+    tracker = device_tracking_find(state->tracked, error);
+    changes = tracker ? tracking_changes_since(tracker, state->since, error) : NULL;
+    if (!changes) {
+        return -ENOENT;
+    }
+    dirty_bitmap_free(changes);
+    return 0;
+}
+
+/* Drained: what changed up to this moment. */
+static int find_changes(struct transaction_action *action, GError **error)
+{
+    struct backup_action *state = transaction_state(action);
+    struct change_tracker *tracker;
+    struct dirty_bitmap *changes;
+
+    if (!state->since) {
+        return 0;
+    }
+    tracker = device_tracking_find(state->tracked, error);
+    changes = tracker ? tracking_changes_since(tracker, state->since, error) : NULL;
+    if (!changes) {
+        return -ENOENT;
+    }
+    backup_limit_to(state->job, changes);
+    return 0;
+}
+
 /* ---- Making the job -------------------------------------------------------------------------- */
 
 /* target: the target's name, for messages; can_compress: what its format says. */
@@ -317,12 +373,15 @@ static int create_job(struct transaction_action *action, json_t *arguments,
     if (read_scratch(arguments, options, &scratch_node, error) < 0) {
         return -EINVAL;
     }
+    state->device = json_string_value(json_object_get(arguments, "device"));
+    if (prepare_since(state, state->device, error) < 0) {
+        return -EINVAL;
+    }
     options->transaction = transaction_jobs(action);
     state->job = backup_new(options, error);
     if (!state->job) {
         return -EINVAL;
     }
-    state->device = json_string_value(json_object_get(arguments, "device"));
     transaction_drain(action, options->source);
     return 0;
 }
@@ -414,6 +473,7 @@ static void clean(struct transaction_action *action)
     struct backup_action *state = transaction_state(action);
 
     job_unref(state->job);
+    block_device_unref(state->tracked);
     block_node_unref(state->bitmap.node);
     block_node_unref(state->source);
 }
@@ -424,6 +484,7 @@ const struct transaction_action_type blockdev_backup_action = {
     .state_size = sizeof(struct backup_action),
     .supports_grouped = true,
     .prepare = prepare_blockdev_backup,
+    .change = find_changes,
     .apply = apply,
     .undo = undo,
     .activate = activate,
@@ -439,6 +500,7 @@ const struct transaction_action_type drive_backup_action = {
     .state_size = sizeof(struct backup_action),
     .supports_grouped = true,
     .prepare = prepare_drive_backup,
+    .change = find_changes,
     .apply = apply,
     .undo = undo,
     .activate = activate,
