@@ -5,6 +5,7 @@
 #include <limits.h>
 
 #include "block/clock.h"
+#include "block/dirty-bitmap.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
@@ -105,6 +106,12 @@ static void take_moment(void *data)
         moment->options.bitmap = block_node_find_bitmap(moment->nodes[1], moment->bitmap);
         if (!moment->options.bitmap) {
             block_error(moment->error, ENOENT, "Dirty bitmap '%s' not found", moment->bitmap);
+            return;
+        }
+        /* One that a job uses does not say what was written since that began. */
+        if (dirty_bitmap_check_state(moment->options.bitmap,
+                                     DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_INCONSISTENT,
+                                     moment->error) < 0) {
             return;
         }
         moment->state->point = point_in_time_new(&moment->options, moment->error);

@@ -297,6 +297,31 @@ static void test_end(gconstpointer data)
     }
 }
 
+/* A target that never answers keeps a cancelled job from knowing what is there: all bits stay. */
+static void test_hanging_target(void)
+{
+    struct rig *rig = new_rig(GRANULE);
+    struct block_node *target = rig_target(rig, "target", true);
+    struct backup_options options = bitmap_options(rig, target);
+
+    options.bitmap_mode = BACKUP_BITMAP_ALWAYS;
+    make_dirty(rig);
+    FAULT(target, .operations = FAULT_ON_CHANGES, .offset = 5 * GRANULE, .bytes = GRANULE,
+          .hold = true);
+    struct job *job = rig_begin_with_bitmap(rig, &options, NULL);
+    write_granule(rig, 7);
+    start(job);
+    fault_wait_held(target, 1);
+    g_assert_cmpint(job_cancel(job, true, true, NULL), ==, 0);
+    g_autofree char *message = rig_end(job);
+    g_assert_cmpstr(message, ==, g_strerror(ECANCELED));
+    expect_bits(rig_bitmap(rig), "0 2 5 7");
+    fault_clear(target);
+    rig_remove_bitmap(rig);
+    rig_assert_unused(target);
+    rig_free(rig);
+}
+
 /* ---- Sync full ------------------------------------------------------------------------------- */
 
 /* What the bitmap said before does not matter: everything is to be copied. */
@@ -447,6 +472,7 @@ static void add_tests(void)
         g_autofree char *name = g_strconcat("/backup-bitmap/no-bit-is-lost/", end_names[end], NULL);
         g_test_add_data_func(name, GINT_TO_POINTER(end), test_end);
     }
+    g_test_add_func("/backup-bitmap/no-bit-is-lost/target-hangs", test_hanging_target);
     g_test_add_func("/backup-bitmap/after-a-full-backup-it-says-what-changed-since", test_full);
     g_test_add_data_func("/backup-bitmap/only-changes-are-copied/512", GSIZE_TO_POINTER(512),
                          test_only_changes_are_copied);
