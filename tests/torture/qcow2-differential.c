@@ -56,6 +56,7 @@ struct one {
     struct snapshot snapshots[SNAPSHOTS];
     unsigned snapshot_count, snapshot_number;
     unsigned refcount_bits;
+    bool has_compressed; /* or had at some time */
 };
 
 /* ---- Programs ------------------------------------------------------------------------------- */
@@ -266,7 +267,7 @@ static void check_range(struct one *one, uint64_t offset, uint64_t bytes)
     g_autofree uint8_t *buffer = g_malloc(bytes);
 
     g_assert_cmpint(block_node_pread(one->node, buffer, offset, bytes, 0), ==, 0);
-    for (uint64_t i = 0; i < bytes; i++) {
+    for (uint64_t i = 0; memcmp(buffer, one->model + offset, bytes) && i < bytes; i++) {
         if (buffer[i] != one->model[offset + i]) {
             g_error("%s: at %" PRIu64 ": 0x%02x instead of 0x%02x", one->what, offset + i,
                     buffer[i], one->model[offset + i]);
@@ -278,8 +279,8 @@ static void do_write(struct one *one, uint64_t offset, uint64_t bytes)
 {
     uint8_t byte = (uint8_t)test_random_u64(&one->random);
 
-    for (uint64_t i = 0; i < bytes; i++) {
-        one->model[offset + i] = (uint8_t)(byte + i / 512);
+    for (uint64_t i = 0; i < bytes; i += 512) {
+        memset(one->model + offset + i, (uint8_t)(byte + i / 512), 512);
     }
     g_assert_cmpint(block_node_pwrite(one->node, one->model + offset, offset, bytes,
                                       chance(one, 10) ? BLOCK_REQUEST_FUA : 0),
@@ -306,8 +307,9 @@ static void do_discard(struct one *one, uint64_t offset, uint64_t bytes)
 
     g_assert_cmpint(block_node_discard(one->node, offset, bytes), ==, 0);
     g_assert_cmpint(block_node_pread(one->node, buffer, offset, bytes, 0), ==, 0);
-    for (uint64_t i = 0; i < bytes; i++) {
-        g_assert_true(buffer[i] == one->model[offset + i] || buffer[i] == 0);
+    for (uint64_t i = 0; i < bytes; i += 512) {
+        g_assert_true(!memcmp(buffer + i, one->model + offset + i, 512) ||
+                      buffer_is_zero(buffer + i, 512));
     }
     memcpy(one->model + offset, buffer, bytes);
 }
@@ -330,9 +332,10 @@ static void do_compressed(struct one *one, uint64_t offset, uint64_t bytes)
     if (one->has_data_file || bytes < cluster) {
         return;
     }
-    for (uint64_t i = 0; i < bytes; i++) {
-        one->model[offset + i] = (uint8_t)(i / 64 + offset / cluster);
+    for (uint64_t i = 0; i < bytes; i += 64) {
+        memset(one->model + offset + i, (uint8_t)(i / 64 + offset / cluster), 64);
     }
+    one->has_compressed = true;
     g_assert_cmpint(block_node_pwrite_compressed(one->node, one->model + offset, offset, bytes), ==,
                     0);
 }
@@ -346,12 +349,22 @@ static void do_status(struct one *one, uint64_t offset, uint64_t bytes)
         g_assert_cmpint(block_node_block_status_chain(one->node, offset, bytes, &extent, NULL), ==,
                         0);
         g_assert_cmpuint(extent.bytes, >, 0);
-        for (uint64_t i = 0; extent.flags & BLOCK_STATUS_ZERO && i < extent.bytes; i++) {
-            g_assert_cmpuint(one->model[offset + i], ==, 0);
+        if (extent.flags & BLOCK_STATUS_ZERO) {
+            g_assert_true(buffer_is_zero(one->model + offset, extent.bytes));
         }
         offset += extent.bytes;
         bytes -= extent.bytes;
     }
+}
+
+/*
+ * What is refused because of the refcounts' width. The disk, all snapshots and one more make 5, so
+ * that 4 bits do; but compressed clusters share one in the file, and each of them counts in it for
+ * the disk and every snapshot.
+ */
+static bool is_too_narrow(const struct one *one)
+{
+    return one->refcount_bits < 4 || (one->refcount_bits < 16 && one->has_compressed);
 }
 
 static void do_snapshot(struct one *one, uint64_t offset, uint64_t bytes)
@@ -365,7 +378,9 @@ static void do_snapshot(struct one *one, uint64_t offset, uint64_t bytes)
     }
     g_snprintf(snapshot->name, sizeof(snapshot->name), "s%u", one->snapshot_number++);
     if (block_node_snapshot_create(one->node, &info, &error) < 0) {
-        g_assert_true(one->has_data_file || one->refcount_bits < 4);
+        if (!one->has_data_file && !is_too_narrow(one)) {
+            g_error("%s: %s", one->what, error->message);
+        }
         return;
     }
     snapshot->model = g_memdup2(one->model, one->length);
@@ -382,7 +397,9 @@ static void do_apply(struct one *one, uint64_t offset, uint64_t bytes)
     }
     struct snapshot *snapshot = &one->snapshots[below(one, one->snapshot_count)];
     if (block_node_snapshot_apply(one->node, snapshot->name, &error) < 0) {
-        g_assert_cmpuint(one->refcount_bits, <, 4);
+        if (!is_too_narrow(one)) {
+            g_error("%s: %s", one->what, error->message);
+        }
         return;
     }
     one->length = snapshot->length;
