@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <inttypes.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -58,6 +60,37 @@ void test_image_remove(struct test_image *image, const void *unused)
 {
     g_free(image->path);
     test_directory_free(image->directory);
+}
+
+/* memcmp is quick where a loop is instrumented; only what differs is looked for byte by byte. */
+void test_assert_same(const void *found, const void *wanted, uint64_t bytes)
+{
+    const uint8_t *a = found, *b = wanted;
+
+    if (!bytes || !memcmp(a, b, bytes)) {
+        return;
+    }
+    uint64_t at = 0;
+    while (a[at] == b[at]) {
+        at++;
+    }
+    g_error("at %" PRIu64 " of %" PRIu64 " bytes: 0x%02x instead of 0x%02x", at, bytes, a[at],
+            b[at]);
+}
+
+void test_assert_filled(const void *found, int byte, uint64_t bytes)
+{
+    const uint8_t *a = found;
+    uint64_t at = 0;
+
+    if (!bytes || (a[0] == (uint8_t)byte && !memcmp(a, a + 1, bytes - 1))) {
+        return;
+    }
+    while (a[at] == (uint8_t)byte) {
+        at++;
+    }
+    g_error("at %" PRIu64 " of %" PRIu64 " bytes: 0x%02x instead of 0x%02x", at, bytes, a[at],
+            (uint8_t)byte);
 }
 
 uint64_t test_allocated(const char *path)

@@ -31,6 +31,12 @@ void test_image_make(struct test_image *image, uint64_t length);
 /* Remove the directory and all files in it. unused: as a fixture's tear-down has it. */
 void test_image_remove(struct test_image *image, const void *unused);
 
+/* Fails the test at the first byte that is another than wanted. Fast, under sanitizers, too. */
+void test_assert_same(const void *found, const void *wanted, uint64_t bytes);
+
+/* The same where all bytes are to be one. */
+void test_assert_filled(const void *found, int byte, uint64_t bytes);
+
 /* Bytes the file occupies on its file system. */
 uint64_t test_allocated(const char *path);
 

@@ -55,6 +55,13 @@ unsigned long test_cases(unsigned long usual)
     return wanted ? strtoul(wanted, NULL, 10) : (usual + ONE_CASE_IN - 1) / ONE_CASE_IN;
 }
 
+uint64_t test_stride(struct test_random *random)
+{
+    bool is_all = ONE_CASE_IN == 1 || getenv("LIVEBLK_TEST_CASES");
+
+    return is_all ? 1 : test_random_between(random, 1, 15);
+}
+
 struct test_random test_random_new(uint64_t seed)
 {
     return (struct test_random){.state = seed};

@@ -29,6 +29,13 @@ unsigned long test_cases(unsigned long usual);
 
 struct test_random test_random_new(uint64_t seed);
 
+/*
+ * How far to go on to the next of many cases that are alike, as where each write fails once: 1,
+ * and under sanitizers, which see the same in all of them, more at random: all are tried over
+ * several runs.
+ */
+uint64_t test_stride(struct test_random *random);
+
 /* A generator for another thread, independent of this one and of those split off before. */
 struct test_random test_random_split(struct test_random *random);
 

@@ -222,9 +222,7 @@ static void expect_bitmap(struct check_rig *rig, const char *name, unsigned gran
 
     block_node_bitmap_load(node, name, bits, bytes, &error);
     g_assert_no_error(error);
-    for (uint64_t i = 0; i < bytes; i++) {
-        g_assert_cmphex(bits[i], ==, 0xff);
-    }
+    test_assert_filled(bits, 0xff, bytes);
 }
 
 /* One that cannot be found is dropped alone. */

@@ -117,9 +117,7 @@ static void assert_byte(struct block_node *node, uint64_t offset, uint64_t bytes
     g_autofree uint8_t *buffer = g_malloc(bytes);
 
     g_assert_cmpint(block_node_pread(node, buffer, offset, bytes, 0), ==, 0);
-    for (uint64_t i = 0; i < bytes; i++) {
-        g_assert_cmphex(buffer[i], ==, byte);
-    }
+    test_assert_filled(buffer, byte, bytes);
 }
 
 static void resize(struct block_node *node, uint64_t length)

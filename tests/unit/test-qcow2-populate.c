@@ -207,7 +207,7 @@ static void check_contents(struct one *one)
     g_autofree uint8_t *buffer = g_malloc(one->length);
 
     g_assert_cmpint(block_node_pread(one->top, buffer, 0, one->length, 0), ==, 0);
-    for (uint64_t i = 0; i < one->length; i++) {
+    for (uint64_t i = 0; memcmp(buffer, one->model, one->length) && i < one->length; i++) {
         if (buffer[i] != one->model[i]) {
             g_error("%s: at %" PRIu64 ": 0x%02x instead of 0x%02x", one->what, i, buffer[i],
                     one->model[i]);

@@ -66,9 +66,7 @@ static void assert_reads(struct world *world, uint64_t offset, uint64_t bytes, u
     g_autofree uint8_t *buffer = g_malloc(bytes);
 
     g_assert_cmpint(block_node_pread(world->node, buffer, offset, bytes, 0), ==, 0);
-    for (uint64_t i = 0; i < bytes; i++) {
-        g_assert_cmphex(buffer[i], ==, byte);
-    }
+    test_assert_filled(buffer, byte, bytes);
 }
 
 /* The table is there and cached, so that only data is read and written from now on. */

@@ -78,9 +78,7 @@ static void assert_reads(struct block_node *node, uint64_t offset, uint64_t byte
     g_autofree uint8_t *buffer = g_malloc(bytes);
 
     g_assert_cmpint(block_node_pread(node, buffer, offset, bytes, 0), ==, 0);
-    for (uint64_t i = 0; i < bytes; i++) {
-        g_assert_cmpint(buffer[i], ==, fill);
-    }
+    test_assert_filled(buffer, fill, bytes);
 }
 
 static void assert_clean(struct test_image *image)
