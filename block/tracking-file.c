@@ -64,7 +64,7 @@ static int write_slots(void *data, uint32_t first_slot, const uint64_t *slots, u
     g_autofree uint8_t *bytes = g_malloc((gsize)sectors * TRACKING_LOG_SECTOR);
 
     for (uint32_t i = 0; i < sectors; i++) {
-        tracking_log_encode(file->header.uuid, slots + i * TRACKING_SLOTS_PER_SECTOR,
+        tracking_log_encode(file->uuid, slots + i * TRACKING_SLOTS_PER_SECTOR,
                             bytes + i * TRACKING_LOG_SECTOR);
     }
     return tracking_io.write_durably(file->fd, bytes, (uint64_t)sectors * TRACKING_LOG_SECTOR,
@@ -76,8 +76,7 @@ static int sync_map(void *data)
 {
     struct tracking_file *file = data;
 
-    return tracking_io.sync_mapping(file->fd, file->mapping, file->header.map_offset,
-                                    file->header.map_bytes);
+    return tracking_io.sync_mapping(file->fd, file->mapping, file->map_offset, file->map_bytes);
 }
 
 int tracking_file_sync_map(struct tracking_file *file, GError **error)
@@ -123,6 +122,14 @@ int tracking_file_write_header(struct tracking_file *file, const struct tracking
     file->header = next;
     file->copy = copy;
     return 0;
+}
+
+void tracking_file_note_layout(struct tracking_file *file)
+{
+    memcpy(file->uuid, file->header.uuid, sizeof(file->uuid));
+    file->extent_shift = file->header.extent_shift;
+    file->map_offset = file->header.map_offset;
+    file->map_bytes = file->header.map_bytes;
 }
 
 int tracking_file_map(struct tracking_file *file, GError **error)
@@ -278,6 +285,7 @@ static int write_new(struct tracking_file *file, GError **error)
                                  file->path);
     }
     note_own_file(file->fd, &file->header);
+    tracking_file_note_layout(file);
     if (tracking_file_write_empty_log(file, error) < 0) {
         return -EIO;
     }

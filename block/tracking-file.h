@@ -51,6 +51,10 @@ struct tracking_file {
     char *path;
     struct tracking_header header; /* as it was written last */
     unsigned copy;                 /* where */
+    /* Of the header, and never changed: guests and the log's thread look while it is written. */
+    uint8_t uuid[TRACKING_UUID_BYTES];
+    unsigned extent_shift;
+    uint64_t map_offset, map_bytes;
     struct tracking_directory *directory;
     struct guarded_mapping *mapping;
     struct change_map map;

@@ -5,6 +5,9 @@
 
 #include "block/tracking-file.h"
 
+/* What of the header stays as it is: once it is filled in, before anything is written. */
+void tracking_file_note_layout(struct tracking_file *file);
+
 /* Map the map of a file whose header is filled in, and make its log ready. Errors as sentences. */
 int tracking_file_map(struct tracking_file *file, GError **error);
 void tracking_file_unmap(struct tracking_file *file);

@@ -93,8 +93,8 @@ static void wait_for_marking(struct change_tracker *tracker)
 static void secure(struct change_tracker *tracker, uint64_t offset, uint64_t bytes)
 {
     struct tracking_file *file = tracker->file;
-    uint64_t first = offset >> file->header.extent_shift;
-    uint64_t last = (offset + bytes - 1) >> file->header.extent_shift;
+    uint64_t first = offset >> file->extent_shift;
+    uint64_t last = (offset + bytes - 1) >> file->extent_shift;
 
     for (uint64_t extent = first; extent <= last; extent++) {
         if (G_UNLIKELY(!extent_log_is_active(&file->log, extent))) {
@@ -564,7 +564,7 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
 
 static uint64_t count_memory(const struct tracking_file *file)
 {
-    uint64_t extents = div_round_up(file->map.length, UINT64_C(1) << file->header.extent_shift);
+    uint64_t extents = div_round_up(file->map.length, UINT64_C(1) << file->extent_shift);
 
     return file->header.map_bytes + div_round_up(file->map.granules, 4096) * sizeof(uint16_t) +
            extents * sizeof(uint32_t) + file->header.extents * sizeof(struct extent_slot);
@@ -578,7 +578,7 @@ static void get_file_info(const struct tracking_file *file, struct tracking_info
     info->is_conservative = tracking_file_is_conservative(file);
     info->recovered_bytes = info->is_conservative ? file->header.recovered_bytes : 0;
     info->granule = UINT64_C(1) << file->header.granule_shift;
-    info->extent = UINT64_C(1) << file->header.extent_shift;
+    info->extent = UINT64_C(1) << file->extent_shift;
     info->extents = file->header.extents;
     info->memory_bytes = count_memory(file);
     info->activations = atomic_load(&file->log.activations);
