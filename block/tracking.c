@@ -189,18 +189,28 @@ void tracking_begin(struct change_tracker *tracker, struct block_node *root,
     secure(tracker, offset, bytes);
 }
 
-/* What a discard made of the range is up to the storage. */
+/*
+ * What a discard made of the range is up to the storage. A granule that is not zero from its start
+ * to its end is data, and must say so: a request that ends later may hold ZEROING to be its own.
+ */
 static void end_discard(struct change_tracker *tracker, struct block_node *root, uint64_t offset,
                         uint64_t bytes)
 {
     struct change_map *map = &tracker->file->map;
-    uint64_t end = offset + bytes;
+    uint64_t granule = granule_bytes(tracker), end = offset + bytes, at = offset;
 
-    while (offset < end) {
-        struct zero_part part = next_part(root, offset, end);
+    while (at < end) {
+        struct zero_part part = next_part(root, at, end);
 
-        change_map_end_zero(map, part.offset, part.bytes, part.is_zero);
-        offset += part.bytes;
+        if (part.is_zero) {
+            change_map_end_zero(map, part.offset, part.bytes, true);
+        } else {
+            uint64_t start = MAX_OF(offset, align_down(at, granule));
+            uint64_t stop = MIN_OF(end, align_up(at + part.bytes, granule));
+
+            change_map_end_zero(map, start, stop - start, false);
+        }
+        at += part.bytes;
     }
 }
 
