@@ -481,7 +481,10 @@ static void number_header(struct tracking_header *header, const uint16_t *number
     header->recovered_epoch = numbers[MIN_OF(header->recovered_epoch, CHANGE_MAP_EPOCH_MAX)];
 }
 
-/* What both have is taken over, with its number; what only the new one has is changed and zero. */
+/*
+ * What both have is taken over, with its number. What only the new one has is changed, and of what
+ * a disk got at its end nothing is known: a volume has there what others left.
+ */
 static void fill_map(struct tracking_file *file, const struct tracking_file *old,
                      const uint16_t *numbers)
 {
@@ -497,10 +500,9 @@ static void fill_map(struct tracking_file *file, const struct tracking_file *old
         atomic_store_explicit(&values[i], GUINT16_TO_LE(value), memory_order_relaxed);
     }
     for (uint64_t i = common; i < file->map.granules; i++) {
-        atomic_store_explicit(&values[i], GUINT16_TO_LE(epoch | CHANGE_MAP_ZERO),
-                              memory_order_relaxed);
+        atomic_store_explicit(&values[i], GUINT16_TO_LE(epoch), memory_order_relaxed);
     }
-    /* A short last granule got more, which is zero, or less. */
+    /* A short last granule got more or less. */
     if (common && file->map.length != old->map.length) {
         atomic_store(&values[common - 1], GUINT16_TO_LE(epoch));
     }
@@ -515,7 +517,8 @@ static int write_rebuilt(struct tracking_file *file, const struct tracking_file 
 
     file->directory = number_directory(old->directory, numbers);
     number_header(&file->header, numbers);
-    file->header.epoch = highest + 1u;
+    /* The epoch goes on, with another number: after a power loss its zeroes are to be doubted. */
+    file->header.epoch = highest;
     if (file->header.epoch > CHANGE_MAP_EPOCH_MAX - EPOCHS_LEFT) {
         return block_error(error, ENOSPC,
                            "Tracking file '%s' has too many checkpoints: remove some", old->path);

@@ -117,7 +117,7 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
 
 /*
  * Another length, or the same, with epochs numbered anew: a new file takes the place of the old
- * one, which is freed. New granules count as changed, and as zeroes. On error nothing has changed,
+ * one, which is freed. New granules count as changed. On error nothing has changed,
  * and NULL is returned.
  */
 struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t length,
