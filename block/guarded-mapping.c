@@ -13,7 +13,7 @@
 #include "block/cleanup.h"
 
 /* The handler can take no lock, so that what it looks at is never freed: a few places. */
-#define MAPPINGS_MAX 256
+#define MAPPINGS_MAX 512
 
 struct guarded_mapping {
     _Atomic(char *) address; /* NULL: the place is free */

@@ -138,7 +138,10 @@ int tracking_file_map(struct tracking_file *file, GError **error)
     struct extent_log_storage storage = {write_slots, sync_map, file};
     uint64_t extents = div_round_up(header->length, UINT64_C(1) << header->extent_shift);
 
-    file->mapping = guarded_mapping_new(file->fd, header->map_offset, header->map_bytes);
+    file->start = guarded_mapping_new(file->fd, 0, TRACKING_ALIGNMENT);
+    file->mapping = file->start ? guarded_mapping_new(file->fd, header->map_offset,
+                                                      header->map_bytes)
+                                : NULL;
     if (!file->mapping) {
         return block_error_errno(error, errno, "Tracking file '%s' cannot be mapped", file->path);
     }
@@ -166,6 +169,7 @@ void tracking_file_unmap(struct tracking_file *file)
         change_map_destroy(&file->map);
         guarded_mapping_free(STEAL(file->mapping));
     }
+    guarded_mapping_free(STEAL(file->start));
 }
 
 int tracking_file_lock(int fd, const char *path, GError **error)
@@ -176,6 +180,58 @@ int tracking_file_lock(int fd, const char *path, GError **error)
         return block_error(error, EAGAIN, "Another process uses the tracking file '%s'", path);
     }
     return 0;
+}
+
+/* ---- Loss ------------------------------------------------------------------------------------ */
+
+static int sync_parent(const char *path)
+{
+    g_autofree char *parent = g_path_get_dirname(path);
+    AUTO_CLOSE int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    return fd < 0 ? -errno : tracking_io.sync_file(fd);
+}
+
+void tracking_file_note_loss(struct tracking_file *file, enum tracking_loss loss)
+{
+    char *start = guarded_mapping_address(file->start);
+
+    atomic_store((_Atomic uint32_t *)(void *)(start + TRACKING_MARKS_OFFSET),
+                 GUINT32_TO_LE((uint32_t)loss));
+}
+
+static int write_mark(int fd, enum tracking_loss loss)
+{
+    uint32_t mark = GUINT32_TO_LE((uint32_t)loss);
+
+    return tracking_io.write_durably(fd, &mark, sizeof(mark), TRACKING_MARKS_OFFSET);
+}
+
+/* A file that is out of date and cannot say so had better not be there. */
+static void remove_for_good(int fd, const char *path)
+{
+    if ((unlink(path) < 0 || sync_parent(path) < 0) && ftruncate(fd, 0) < 0) {
+        g_warning("Tracking file '%s' is out of date and cannot be marked so: remove it before its "
+                  "disk is served again",
+                  path);
+    }
+}
+
+void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss)
+{
+    tracking_file_note_loss(file, loss);
+    if (write_mark(file->fd, loss) < 0) {
+        remove_for_good(file->fd, file->path);
+    }
+}
+
+void tracking_file_condemn(const char *path, enum tracking_loss loss)
+{
+    AUTO_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
+
+    if (fd >= 0 ? write_mark(fd, loss) < 0 : errno != ENOENT) {
+        remove_for_good(fd, path);
+    }
 }
 
 /* ---- New files ------------------------------------------------------------------------------- */
@@ -194,14 +250,6 @@ static int fill_with_zeroes(int fd, uint64_t bytes)
         offset += done > 0 ? (uint64_t)done : 0;
     }
     return 0;
-}
-
-static int sync_parent(const char *path)
-{
-    g_autofree char *parent = g_path_get_dirname(path);
-    AUTO_CLOSE int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    return fd < 0 ? -errno : tracking_io.sync_file(fd);
 }
 
 /* A file of another name, locked, with nothing in it. Its name in *path. */
@@ -229,16 +277,24 @@ static void note_own_file(int fd, struct tracking_header *header)
     }
 }
 
-/* Put what is in a new file on stable storage and give it the name. */
-static int install_new(struct tracking_file *file, const char *path, GError **error)
+/*
+ * Put what is in a new file on stable storage and give it the name. If that cannot be made durable,
+ * nobody knows which file a power loss leaves there: none of them may be believed.
+ */
+static int install_new(struct tracking_file *file, struct tracking_file *old, const char *path,
+                       GError **error)
 {
     int status = tracking_io.sync_file(file->fd);
 
     if (status == 0 && rename(path, file->path) < 0) {
         status = -errno;
-    }
-    if (status == 0) {
+    } else if (status == 0) {
         status = sync_parent(file->path);
+        if (status < 0 && old) {
+            tracking_file_mark_lost(old, TRACKING_LOST_STORAGE);
+            tracking_file_mark_lost(file, TRACKING_LOST_STORAGE);
+            old->is_given_up = true;
+        }
     }
     return status < 0 ? block_error_errno(error, -status, "Could not create tracking file '%s'",
                                           file->path)
@@ -322,7 +378,7 @@ static int set_up_new(struct tracking_file *file, const char *path, uint64_t len
         return -EIO;
     }
     atomic_store(&file->map.epoch, 1);
-    return install_new(file, path, error);
+    return install_new(file, NULL, path, error);
 }
 
 struct tracking_file *tracking_file_create(const char *path, uint64_t length,
@@ -509,7 +565,7 @@ static void fill_map(struct tracking_file *file, const struct tracking_file *old
 }
 
 /* The log is not taken over: the new map is on stable storage before it is anybody's. */
-static int write_rebuilt(struct tracking_file *file, const struct tracking_file *old,
+static int write_rebuilt(struct tracking_file *file, struct tracking_file *old,
                          const char *path, GError **error)
 {
     uint16_t highest;
@@ -537,7 +593,11 @@ static int write_rebuilt(struct tracking_file *file, const struct tracking_file 
     if (tracking_file_sync_map(file, error) < 0) {
         return -EIO;
     }
-    return install_new(file, path, error);
+    if (guarded_mapping_is_broken(old->mapping)) {
+        return block_error(error, EIO, "A part of the map in tracking file '%s' is gone",
+                           old->path);
+    }
+    return install_new(file, old, path, error);
 }
 
 struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t length,
@@ -567,22 +627,6 @@ struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t
 }
 
 /* ---- The end --------------------------------------------------------------------------------- */
-
-void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss)
-{
-    uint32_t mark = GUINT32_TO_LE((uint32_t)loss);
-
-    /* In the page cache at once, for a process that dies; then on stable storage. */
-    if (pwrite(file->fd, &mark, sizeof(mark), (off_t)TRACKING_MARKS_OFFSET) != sizeof(mark) ||
-        tracking_io.write_durably(file->fd, &mark, sizeof(mark), TRACKING_MARKS_OFFSET) < 0) {
-        /* Then there had better be no file: what it says is not true any more. */
-        if (unlink(file->path) < 0 && ftruncate(file->fd, 0) < 0) {
-            g_warning("Tracking file '%s' is out of date and cannot be marked so: remove it before "
-                      "its disk is served again",
-                      file->path);
-        }
-    }
-}
 
 bool tracking_file_is_conservative(const struct tracking_file *file)
 {

@@ -56,9 +56,11 @@ struct tracking_file {
     unsigned extent_shift;
     uint64_t map_offset, map_bytes;
     struct tracking_directory *directory;
+    struct guarded_mapping *start; /* of the file, with the page of marks */
     struct guarded_mapping *mapping;
     struct change_map map;
     struct extent_log log;
+    bool is_given_up; /* marked as lost, and so is what has its name */
 };
 
 /* The identity of the file at this path; all zero if path is NULL or there is none. */
@@ -105,8 +107,17 @@ int tracking_file_close(struct tracking_file *file, const struct tracking_identi
 /* Free it and leave the file as a dying process would. */
 void tracking_file_abandon(struct tracking_file *file);
 
-/* The map is lost: note it in the file as far as that can be done. May block on bad storage. */
+/*
+ * The map is lost: who opens the file after this process died finds that out. At once and without
+ * waiting for anything. Any thread.
+ */
+void tracking_file_note_loss(struct tracking_file *file, enum tracking_loss loss);
+
+/* The same, durably; a file that cannot be marked is removed. May block on bad storage. */
 void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss);
+
+/* The same for a file that cannot be opened as one, and whose disk is written all the same. */
+void tracking_file_condemn(const char *path, enum tracking_loss loss);
 
 /*
  * Write this directory, and the current epoch, durably. On success it is the file's; on error
@@ -118,7 +129,7 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
 /*
  * Another length, or the same, with epochs numbered anew: a new file takes the place of the old
  * one, which is freed. New granules count as changed. On error nothing has changed,
- * and NULL is returned.
+ * and NULL is returned; but see is_given_up.
  */
 struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t length,
                                             GError **error);

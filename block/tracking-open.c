@@ -174,9 +174,10 @@ static bool samples_match(const struct tracking_file *file, const struct trackin
         const struct tracking_sample *sample = &file->header.samples[i];
         uint8_t hash[16];
 
-        if (sample->offset >= file->header.length ||
-            change_map_epoch_at(&file->map, sample->offset >> file->map.shift) > sample->epoch ||
-            sample->offset >= disk->length) {
+        uint64_t end = MIN_OF(sample->offset + TRACKING_SAMPLE_BYTES, file->header.length);
+
+        if (sample->offset >= file->header.length || end > disk->length ||
+            change_map_epoch_at(&file->map, sample->offset >> file->map.shift) > sample->epoch) {
             continue;
         }
         if (hash_sample(disk, sample->offset, file->header.length, hash) < 0 ||
