@@ -653,6 +653,9 @@ int tracking_file_close(struct tracking_file *file, const struct tracking_identi
     header.epoch = atomic_load(&file->map.epoch);
     if (status == 0) {
         status = tracking_file_write_header(file, &header, error);
+    } else {
+        /* The kernel reports it once, and then holds what it could not write for written. */
+        tracking_file_mark_lost(file, TRACKING_LOST_STORAGE);
     }
     file_free(file);
     return status;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "block/cleanup.h"
+#include "block/clock.h"
 #include "block/tracking-format.h"
 
 static int write_durably(int fd, const void *bytes, uint64_t size, uint64_t offset)
@@ -57,7 +58,13 @@ static void read_boot_id(uint8_t *id)
     tracking_uuid_parse(text, id);
 }
 
-struct tracking_io tracking_io = {write_durably, sync_mapping, sync_file, read_boot_id};
+struct tracking_io tracking_io = {
+    .write_durably = write_durably,
+    .sync_mapping = sync_mapping,
+    .sync_file = sync_file,
+    .boot_id = read_boot_id,
+    .timeout_ns = UINT64_C(10) * NS_PER_SECOND,
+};
 
 int tracking_read(int fd, void *bytes, uint64_t size, uint64_t offset)
 {

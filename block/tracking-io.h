@@ -19,6 +19,8 @@ struct tracking_io {
     int (*sync_file)(int fd);
     /* What the host calls this boot: 16 bytes. */
     void (*boot_id)(uint8_t *id);
+    /* How long a guest's write waits for this storage before the map is given up. */
+    uint64_t timeout_ns;
 };
 
 /* Used for all of them. Tests put others in before the first file is opened. */

@@ -13,9 +13,7 @@
 #include "block/error.h"
 #include "block/event.h"
 #include "block/thread.h"
-
-/* How long a guest's write waits for the tracking file's storage before that is given up. */
-#define STORAGE_TIMEOUT_NS (UINT64_C(10) * NS_PER_SECOND)
+#include "block/tracking-io.h"
 
 struct change_tracker {
     char *device;
@@ -24,14 +22,27 @@ struct change_tracker {
     struct tracking_file *file; /* NULL: there is none; changed with the device drained */
     _Atomic bool is_lost;
 
-    pthread_mutex_t lock; /* guards the directory and what follows */
+    pthread_mutex_t lock; /* guards the directory; held while it is written, so not for guests */
+
+    pthread_mutex_t loss_lock; /* guards what follows; innermost but for the event queue */
     enum tracking_loss loss;
     char *reason;
     bool is_marking; /* a thread notes the loss in the file */
     pthread_t marking;
+    _Atomic bool is_settled; /* it has, or had its time */
+    pthread_cond_t settled;
+    int64_t settled_at_latest;
 };
 
 /* ---- Loss ------------------------------------------------------------------------------------ */
+
+static void settle(struct change_tracker *tracker)
+{
+    SCOPE_LOCK(&tracker->loss_lock);
+
+    atomic_store(&tracker->is_settled, true);
+    pthread_cond_broadcast(&tracker->settled);
+}
 
 /* Not by who finds it: that may be a guest, and storage that failed may take its time. */
 static void *mark_lost(void *data)
@@ -39,26 +50,54 @@ static void *mark_lost(void *data)
     struct change_tracker *tracker = data;
 
     tracking_file_mark_lost(tracker->file, tracker->loss);
+    settle(tracker);
     return NULL;
 }
 
+/* loss_lock held. */
+static void start_marking(struct change_tracker *tracker)
+{
+    if (tracker->file) {
+        tracking_file_note_loss(tracker->file, tracker->loss);
+        tracker->is_marking = thread_create(&tracker->marking, mark_lost, tracker) == 0;
+    }
+    tracker->settled_at_latest = clock_now_ns() + (int64_t)tracking_io.timeout_ns / 2;
+    atomic_store(&tracker->is_settled, !tracker->is_marking);
+}
+
+/* The file says so before anybody leaves a change out of it. */
 static void lose(struct change_tracker *tracker, enum tracking_loss loss, const char *detail)
 {
-    SCOPE_LOCK(&tracker->lock);
+    SCOPE_LOCK(&tracker->loss_lock);
 
-    if (atomic_exchange(&tracker->is_lost, true)) {
+    if (atomic_load(&tracker->is_lost)) {
         return;
     }
     tracker->loss = loss;
     tracker->reason = detail ? g_strdup_printf("%s: %s", tracking_loss_text(loss), detail)
                              : g_strdup(tracking_loss_text(loss));
+    start_marking(tracker);
+    atomic_store(&tracker->is_lost, true);
     g_warning("Disk '%s' is no longer tracked, the next backup has to be a full one: %s (%s)",
               tracker->device, tracker->reason, tracker->path);
     event_emit("BLOCK_TRACKING_LOST", EVENT_STRING("device", tracker->device),
                EVENT_STRING("reason", tracking_loss_names[loss]),
                EVENT_STRING("message", tracker->reason));
-    if (tracker->file && thread_create(&tracker->marking, mark_lost, tracker) == 0) {
-        tracker->is_marking = true;
+}
+
+/*
+ * Before a change that is not noted any more: the loss is on stable storage, or this storage had
+ * its time to take it.
+ */
+static void wait_until_settled(struct change_tracker *tracker)
+{
+    SCOPE_LOCK(&tracker->loss_lock);
+
+    while (!atomic_load(&tracker->is_settled)) {
+        if (clock_cond_wait_until(&tracker->settled, &tracker->loss_lock,
+                                  tracker->settled_at_latest)) {
+            atomic_store(&tracker->is_settled, true);
+        }
     }
 }
 
@@ -68,9 +107,10 @@ static void lose_for_storage(struct change_tracker *tracker, int status)
          status == -ETIMEDOUT ? "it does not answer" : block_strerror(-status));
 }
 
-/* Lock held. */
 static int check_usable(struct change_tracker *tracker, GError **error)
 {
+    SCOPE_LOCK(&tracker->loss_lock);
+
     return atomic_load(&tracker->is_lost) ? block_error(error, EIO, "Disk '%s' is not tracked: %s",
                                                         tracker->device, tracker->reason)
                                           : 0;
@@ -78,10 +118,10 @@ static int check_usable(struct change_tracker *tracker, GError **error)
 
 static void wait_for_marking(struct change_tracker *tracker)
 {
-    pthread_mutex_lock(&tracker->lock);
+    pthread_mutex_lock(&tracker->loss_lock);
     bool is_marking = tracker->is_marking;
     tracker->is_marking = false;
-    pthread_mutex_unlock(&tracker->lock);
+    pthread_mutex_unlock(&tracker->loss_lock);
     if (is_marking) {
         pthread_join(tracker->marking, NULL);
     }
@@ -98,7 +138,7 @@ static void secure(struct change_tracker *tracker, uint64_t offset, uint64_t byt
 
     for (uint64_t extent = first; extent <= last; extent++) {
         if (G_UNLIKELY(!extent_log_is_active(&file->log, extent))) {
-            int status = extent_log_secure(&file->log, extent, last, STORAGE_TIMEOUT_NS);
+            int status = extent_log_secure(&file->log, extent, last, tracking_io.timeout_ns);
 
             if (status < 0) {
                 lose_for_storage(tracker, status);
@@ -108,20 +148,26 @@ static void secure(struct change_tracker *tracker, uint64_t offset, uint64_t byt
     }
 }
 
+/* What was marked must not have gone where nobody finds it again. */
+static bool is_kept(struct change_tracker *tracker)
+{
+    if (G_UNLIKELY(guarded_mapping_is_broken(tracker->file->mapping))) {
+        lose(tracker, TRACKING_LOST_STORAGE, "a part of its map is gone");
+        return false;
+    }
+    return true;
+}
+
 static bool is_usable(struct change_tracker *tracker, uint64_t offset, uint64_t bytes)
 {
     if (atomic_load_explicit(&tracker->is_lost, memory_order_relaxed) || !bytes) {
-        return false;
-    }
-    if (G_UNLIKELY(guarded_mapping_is_broken(tracker->file->mapping))) {
-        lose(tracker, TRACKING_LOST_STORAGE, "a part of its map is gone");
         return false;
     }
     if (G_UNLIKELY(!range_within(offset, bytes, tracker->file->map.length))) {
         lose(tracker, TRACKING_LOST_RESIZED, NULL);
         return false;
     }
-    return true;
+    return is_kept(tracker);
 }
 
 static uint64_t granule_bytes(const struct change_tracker *tracker)
@@ -178,15 +224,22 @@ static bool begin_zero(struct change_tracker *tracker, struct block_node *root, 
 void tracking_begin(struct change_tracker *tracker, struct block_node *root,
                     enum block_operation operation, uint64_t offset, uint64_t bytes)
 {
-    if (!is_usable(tracker, offset, bytes)) {
-        return;
+    if (is_usable(tracker, offset, bytes)) {
+        bool marked = true;
+
+        if (operation == BLOCK_OPERATION_WRITE) {
+            change_map_begin_write(&tracker->file->map, offset, bytes);
+        } else {
+            marked = begin_zero(tracker, root, offset, bytes);
+        }
+        if (is_kept(tracker) && marked) {
+            secure(tracker, offset, bytes);
+        }
     }
-    if (operation == BLOCK_OPERATION_WRITE) {
-        change_map_begin_write(&tracker->file->map, offset, bytes);
-    } else if (!begin_zero(tracker, root, offset, bytes)) {
-        return;
+    if (G_UNLIKELY(atomic_load_explicit(&tracker->is_lost, memory_order_acquire) &&
+                   !atomic_load(&tracker->is_settled))) {
+        wait_until_settled(tracker);
     }
-    secure(tracker, offset, bytes);
 }
 
 /*
@@ -288,6 +341,7 @@ static void create(struct change_tracker *tracker, const struct tracking_options
     }
     tracking_directory_free(broken);
     if (!tracker->file) {
+        tracking_file_condemn(options->path, TRACKING_LOST_MODIFIED);
         lose(tracker, TRACKING_LOST_STORAGE, error->message);
         g_error_free(error);
     }
@@ -338,6 +392,8 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
     tracker->path = g_strdup(options->path);
     tracker->disk_path = g_strdup(options->disk_path);
     pthread_mutex_init(&tracker->lock, NULL);
+    pthread_mutex_init(&tracker->loss_lock, NULL);
+    pthread_cond_init(&tracker->settled, NULL);
     open_or_create(tracker, options, root);
     return tracker;
 }
@@ -345,6 +401,8 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
 static void free_tracker(struct change_tracker *tracker)
 {
     pthread_mutex_destroy(&tracker->lock);
+    pthread_mutex_destroy(&tracker->loss_lock);
+    pthread_cond_destroy(&tracker->settled);
     g_free(tracker->reason);
     g_free(tracker->device);
     g_free(tracker->path);
@@ -373,7 +431,7 @@ void tracking_finish(struct change_tracker *tracker)
     g_autoptr(GError) error = NULL;
     struct tracking_identity identity;
 
-    if (atomic_load(&tracker->is_lost)) {
+    if (atomic_load(&tracker->is_lost) || !is_kept(tracker)) {
         tracking_abandon(tracker);
         return;
     }
@@ -386,8 +444,6 @@ void tracking_finish(struct change_tracker *tracker)
 
 int tracking_check(struct change_tracker *tracker, GError **error)
 {
-    SCOPE_LOCK(&tracker->lock);
-
     return check_usable(tracker, error);
 }
 
@@ -395,8 +451,20 @@ int tracking_stop(struct change_tracker *tracker, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
 
-    if (!atomic_exchange(&tracker->is_lost, true)) {
+    pthread_mutex_lock(&tracker->loss_lock);
+    bool was_lost = atomic_load(&tracker->is_lost);
+    if (!was_lost) {
         tracker->reason = g_strdup("tracking was switched off");
+        if (tracker->file) {
+            tracking_file_note_loss(tracker->file, TRACKING_LOST_MODIFIED);
+        }
+        atomic_store(&tracker->is_settled, true);
+        atomic_store(&tracker->is_lost, true);
+    }
+    pthread_mutex_unlock(&tracker->loss_lock);
+    if (!was_lost && tracker->file) {
+        /* A power loss may bring its name back. */
+        tracking_file_mark_lost(tracker->file, TRACKING_LOST_MODIFIED);
     }
     /* Also one that is lost; but never what another disk or program put there. */
     if (tracker->file && unlink(tracker->path) < 0 && errno != ENOENT) {
@@ -417,12 +485,14 @@ void tracking_resize(struct change_tracker *tracker, uint64_t length)
         return;
     }
     pthread_mutex_lock(&tracker->lock);
-    rebuilt = tracking_file_rebuild(tracker->file, length, &error);
+    rebuilt = atomic_load(&tracker->is_lost)
+                  ? NULL
+                  : tracking_file_rebuild(tracker->file, length, &error);
     if (rebuilt) {
         tracker->file = rebuilt;
     }
     pthread_mutex_unlock(&tracker->lock);
-    if (!rebuilt) {
+    if (error) {
         lose(tracker, TRACKING_LOST_STORAGE, error->message);
         g_error_free(error);
     }
@@ -452,11 +522,15 @@ static int leave_room(struct change_tracker *tracker, GError **error)
                            tracker->device, TRACKING_CHECKPOINTS_MAX);
     }
     if (tracking_file_needs_rebuild(file)) {
-        file = tracking_file_rebuild(file, file->map.length, error);
-        if (!file) {
+        struct tracking_file *rebuilt = tracking_file_rebuild(file, file->map.length, error);
+
+        if (!rebuilt) {
+            if (file->is_given_up) {
+                lose(tracker, TRACKING_LOST_STORAGE, "its directory cannot be written");
+            }
             return -EIO;
         }
-        tracker->file = file;
+        tracker->file = rebuilt;
     }
     return 0;
 }
@@ -566,6 +640,11 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
                  : NULL;
     if (bitmap) {
         set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap);
+        /* What is gone reads as unchanged. */
+        if (!is_kept(tracker)) {
+            dirty_bitmap_free(STEAL(bitmap));
+            check_usable(tracker, error);
+        }
     }
     return bitmap;
 }
@@ -602,12 +681,14 @@ void tracking_get_info(struct change_tracker *tracker, struct tracking_info *inf
 {
     SCOPE_LOCK(&tracker->lock);
 
+    pthread_mutex_lock(&tracker->loss_lock);
     *info = (struct tracking_info){
         .path = tracker->path,
         .is_lost = atomic_load(&tracker->is_lost),
         .loss = tracker->loss,
         .reason = g_strdup(tracker->reason),
     };
+    pthread_mutex_unlock(&tracker->loss_lock);
     if (tracker->file) {
         get_file_info(tracker->file, info);
     }
@@ -646,6 +727,7 @@ GArray *tracking_list_checkpoints(struct change_tracker *tracker)
         if (!info.is_broken) {
             change_map_count(&tracker->file->map, (uint16_t)checkpoint->epoch, &info.changed_bytes,
                              &info.zero_bytes);
+            info.is_broken = !is_kept(tracker);
         }
         g_array_append_val(list, info);
     }
