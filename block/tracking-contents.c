@@ -5,12 +5,31 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "block/align.h"
 #include "block/checked.h"
 #include "block/error.h"
 #include "block/tracking-file.h"
 #include "block/tracking-io.h"
+
+/* Whether a copy of the header was there: it begins like one, as far as the file goes. */
+static bool begins_like_header(int fd, uint64_t offset)
+{
+    uint8_t bytes[8];
+    ssize_t count = pread(fd, bytes, sizeof(bytes), (off_t)offset);
+
+    return count > 0 && tracking_header_begins_with(bytes, (size_t)count);
+}
+
+/* An empty file is anybody's. */
+static bool is_foreign_file(int fd)
+{
+    struct stat information;
+
+    return !begins_like_header(fd, 0) && !begins_like_header(fd, TRACKING_HEADER_BYTES) &&
+           !(fstat(fd, &information) == 0 && information.st_size == 0);
+}
 
 /* The better one of two copies: damage is worse than absence only if both are no good. */
 static int read_header(int fd, struct tracking_contents *contents, enum tracking_loss *loss,
@@ -30,22 +49,26 @@ static int read_header(int fd, struct tracking_contents *contents, enum tracking
             status[i] = tracking_header_decode(bytes, &headers[i], &errors[i]);
         }
     }
-    if (status[0] < 0 && status[1] < 0) {
-        bool is_foreign = status[0] != -EIO && status[1] != -EIO;
+    bool is_unknown = status[0] == -ENOTSUP || status[1] == -ENOTSUP;
+    bool is_lost = is_unknown || (status[0] < 0 && status[1] < 0);
+    if (is_lost) {
+        bool is_foreign = is_unknown || is_foreign_file(fd);
 
         *loss = is_foreign ? TRACKING_LOST_FOREIGN : TRACKING_LOST_DAMAGED;
-        /* What is said of a file that begins as nothing of ours is that. */
-        g_propagate_error(error, STEAL(errors[status[0] == -EINVAL && !is_foreign ? 1 : 0]));
+        /* Of two the one that tells more: what is damaged was there. */
+        bool second = status[is_unknown ? 1 : 0] == (is_unknown ? -ENOTSUP : -EINVAL);
+        g_propagate_error(error, STEAL(errors[second]));
     } else {
         bool second =
             status[0] < 0 || (status[1] == 0 && headers[1].sequence > headers[0].sequence);
 
         contents->copy = second;
         contents->header = headers[second];
+        contents->is_doubtful = status[0] < 0 || status[1] < 0;
     }
     g_clear_error(&errors[0]);
     g_clear_error(&errors[1]);
-    return status[0] < 0 && status[1] < 0 ? -EINVAL : 0;
+    return is_lost ? -EINVAL : 0;
 }
 
 static int check_size(int fd, const struct tracking_header *header, GError **error)

@@ -24,6 +24,7 @@
 struct tracking_contents {
     struct tracking_header header;
     unsigned copy; /* which of the two headers it is */
+    bool is_doubtful; /* the other one is damaged, and may have been the newer one */
     struct tracking_directory *directory;
     uint64_t *slots;                /* of the log; header.extents of them */
     enum tracking_loss marked_loss; /* a server gave the map up and could say no more */

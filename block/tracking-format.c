@@ -291,6 +291,11 @@ static int decode_lists(const uint8_t *bytes, struct tracking_header *header, GE
     return 0;
 }
 
+bool tracking_header_begins_with(const uint8_t *bytes, size_t size)
+{
+    return memcmp(bytes, HEADER_MAGIC, MIN_OF(size, (size_t)8)) == 0;
+}
+
 int tracking_header_decode(const uint8_t *bytes, struct tracking_header *header, GError **error)
 {
     uint8_t copy[TRACKING_HEADER_BYTES];

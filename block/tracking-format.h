@@ -114,6 +114,9 @@ int tracking_header_lay_out(struct tracking_header *header, GError **error);
 
 void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes);
 
+/* Whether these bytes, 8 or less, are what a header begins with. */
+bool tracking_header_begins_with(const uint8_t *bytes, size_t size);
+
 /*
  * Decode one copy, TRACKING_HEADER_BYTES. -EINVAL: no header at all (nothing of ours); -EIO: it is
  * damaged; -ENOTSUP: of a version or with features that are not known. With the error set.

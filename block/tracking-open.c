@@ -54,7 +54,7 @@ static int judge(const struct tracking_contents *contents, const struct tracking
                  bool same_boot, enum tracking_loss *loss, GError **error)
 {
     const struct tracking_header *header = &contents->header;
-    bool was_closed = !(header->flags & TRACKING_IN_USE);
+    bool was_closed = !(header->flags & TRACKING_IN_USE) && !contents->is_doubtful;
 
     if (contents->marked_loss) {
         return lost(loss, contents->marked_loss, error);
@@ -109,11 +109,11 @@ static int recover(struct tracking_file *file, const struct tracking_contents *c
 {
     uint16_t epoch = atomic_load(&file->map.epoch);
 
-    if (!(file->header.flags & TRACKING_IN_USE)) {
+    if (!(file->header.flags & TRACKING_IN_USE) && !contents->is_doubtful) {
         return 0;
     }
     change_map_distrust_zeroes(&file->map, epoch);
-    if (lost_power(file, same_boot)) {
+    if (lost_power(file, same_boot) || contents->is_doubtful) {
         mark_active_extents(file, contents->slots);
     }
     return tracking_file_sync_map(file, error);
