@@ -566,7 +566,8 @@ static int add_locked(struct change_tracker *tracker, const char *name, GError *
     return status;
 }
 
-int tracking_checkpoint_add(struct change_tracker *tracker, const char *name, GError **error)
+int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
+                            const char *name, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
 
@@ -575,6 +576,10 @@ int tracking_checkpoint_add(struct change_tracker *tracker, const char *name, GE
     }
     if (tracking_directory_find(tracker->file->directory, name)) {
         return block_error(error, EEXIST, "Checkpoint already exists: %s", name);
+    }
+    int status = block_node_flush(root);
+    if (status < 0) {
+        return block_error_errno(error, -status, "Disk '%s' cannot be flushed", tracker->device);
     }
     return add_locked(tracker, name, error);
 }

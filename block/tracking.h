@@ -78,10 +78,13 @@ void tracking_resize(struct change_tracker *tracker, uint64_t length);
 /* ---- Checkpoints ----------------------------------------------------------------------------- */
 
 /*
- * Name this moment, durably. Drained; may block, so not on the main thread. Errors: the name is
- * taken or no name, the map is lost, the file cannot be written. Nothing has changed then.
+ * Name this moment, durably. Drained; may block, so not on the main thread. The root is flushed:
+ * what the disk holds now it must hold after a power loss, or it would differ from this moment
+ * without a change. Errors: the name is taken or no name, the map is lost, the disk cannot be
+ * flushed, the file cannot be written. Nothing has changed then.
  */
-int tracking_checkpoint_add(struct change_tracker *tracker, const char *name, GError **error);
+int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
+                            const char *name, GError **error);
 
 /* Forget it, durably. Not on the main thread. */
 int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error);

@@ -298,7 +298,7 @@ static int change_add(struct transaction_action *action, GError **error)
     int status = tracker ? lookup_check_same(state->device_name, state->root, error) : -ENOENT;
 
     if (status == 0) {
-        status = tracking_checkpoint_add(tracker, state->name, error);
+        status = tracking_checkpoint_add(tracker, state->root, state->name, error);
     }
     if (status == 0) {
         state->tracker = tracker;
