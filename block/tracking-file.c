@@ -139,9 +139,8 @@ int tracking_file_map(struct tracking_file *file, GError **error)
     uint64_t extents = div_round_up(header->length, UINT64_C(1) << header->extent_shift);
 
     file->start = guarded_mapping_new(file->fd, 0, TRACKING_ALIGNMENT);
-    file->mapping = file->start ? guarded_mapping_new(file->fd, header->map_offset,
-                                                      header->map_bytes)
-                                : NULL;
+    file->mapping =
+        file->start ? guarded_mapping_new(file->fd, header->map_offset, header->map_bytes) : NULL;
     if (!file->mapping) {
         return block_error_errno(error, errno, "Tracking file '%s' cannot be mapped", file->path);
     }
@@ -565,8 +564,8 @@ static void fill_map(struct tracking_file *file, const struct tracking_file *old
 }
 
 /* The log is not taken over: the new map is on stable storage before it is anybody's. */
-static int write_rebuilt(struct tracking_file *file, struct tracking_file *old,
-                         const char *path, GError **error)
+static int write_rebuilt(struct tracking_file *file, struct tracking_file *old, const char *path,
+                         GError **error)
 {
     uint16_t highest;
     g_autofree uint16_t *numbers = number_anew(old, &highest);

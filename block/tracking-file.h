@@ -23,7 +23,7 @@
 /* What a file holds, read without changing it. */
 struct tracking_contents {
     struct tracking_header header;
-    unsigned copy; /* which of the two headers it is */
+    unsigned copy;    /* which of the two headers it is */
     bool is_doubtful; /* the other one is damaged, and may have been the newer one */
     struct tracking_directory *directory;
     uint64_t *slots;                /* of the log; header.extents of them */

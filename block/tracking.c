@@ -485,9 +485,8 @@ void tracking_resize(struct change_tracker *tracker, uint64_t length)
         return;
     }
     pthread_mutex_lock(&tracker->lock);
-    rebuilt = atomic_load(&tracker->is_lost)
-                  ? NULL
-                  : tracking_file_rebuild(tracker->file, length, &error);
+    rebuilt = atomic_load(&tracker->is_lost) ? NULL
+                                             : tracking_file_rebuild(tracker->file, length, &error);
     if (rebuilt) {
         tracker->file = rebuilt;
     }
