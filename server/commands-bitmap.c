@@ -15,6 +15,7 @@
 #include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/stored-bitmaps.h"
 #include "server/lookup.h"
 
 /* A bitmap as arguments name it. The names are borrowed from the arguments. */
@@ -136,6 +137,16 @@ static int prepare_existing(struct transaction_action *action, json_t *data, GEr
                         json_string_value(json_object_get(data, "name")), error);
 }
 
+/* The same for one that is going to be changed. */
+static int prepare_change(struct transaction_action *action, json_t *data, GError **error)
+{
+    const struct bitmap_name *target = &((struct bitmap_action *)transaction_state(action))->target;
+    int status = prepare_existing(action, data, error);
+
+    return status < 0 ? status
+                      : block_stored_bitmaps_begin_change(target->node, target->name, error);
+}
+
 /* Find the bitmap, and make a clear one like it to be exchanged for it. */
 static int make_spare(struct bitmap_action *state, GError **error)
 {
@@ -181,7 +192,7 @@ static const struct qmp_member add_members[] = {
      .doc = "Bytes per bit: a power of 2, 512 to 2 GiB; by default the cluster size of the image, "
             "at least 4 KiB and at most 64 KiB, or 64 KiB if it has no clusters."},
     {"persistent", &qmp_type_bool, .optional = true, .default_text = "false",
-     .doc = "Store it with the image; refused as yet."},
+     .doc = "Store it in the image when the node is closed, and load it when it is opened."},
     {"disabled", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Do not record yet."},
     {NULL},
@@ -236,9 +247,11 @@ static int prepare_add(struct transaction_action *action, json_t *data, GError *
         return -EINVAL;
     }
     if (lookup_bool(data, "persistent", false)) {
-        return block_error(error, ENOTSUP,
-                           "Can't store persistent bitmaps to %s: Operation not supported",
-                           target->node->name);
+        if (block_stored_bitmaps_check_new(target->node, target->name,
+                                           dirty_bitmap_granularity(state->spare), error) < 0) {
+            return -EINVAL;
+        }
+        dirty_bitmap_set_persistent(state->spare, true);
     }
     if (will_exist(action, target)) {
         return already_exists(target->name, error);
@@ -294,7 +307,7 @@ const struct transaction_action_type bitmap_add_action = {
 static int prepare_remove(struct transaction_action *action, json_t *data, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
-    int status = prepare_existing(action, data, error);
+    int status = prepare_change(action, data, error); /* so that nothing can bring it back */
 
     if (status == 0) {
         plan(action, &state->target, false);
@@ -322,6 +335,20 @@ static void undo_remove(struct transaction_action *action)
     block_node_insert_bitmap(state->target.node, STEAL(state->spare), state->position);
 }
 
+/* Only now: a transaction that fails leaves it where it was. */
+static void commit_remove(struct transaction_action *action)
+{
+    const struct bitmap_action *state = transaction_state(action);
+    g_autoptr(GError) error = NULL;
+
+    if (dirty_bitmap_is_persistent(state->spare) &&
+        block_stored_bitmaps_remove(state->target.node, state->target.name, &error) < 0) {
+        g_warning("Bitmap '%s' could not be removed from the image of node '%s', where it is "
+                  "marked as inconsistent: %s",
+                  state->target.name, state->target.node->name, error->message);
+    }
+}
+
 const struct transaction_action_type bitmap_remove_action = {
     .name = "block-dirty-bitmap-remove",
     .data = &name_type,
@@ -329,6 +356,7 @@ const struct transaction_action_type bitmap_remove_action = {
     .prepare = prepare_remove,
     .apply = apply_remove,
     .undo = undo_remove,
+    .commit = commit_remove,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-remove.",
 };
@@ -350,7 +378,7 @@ const struct transaction_action_type bitmap_clear_action = {
     .name = "block-dirty-bitmap-clear",
     .data = &name_type,
     .state_size = sizeof(struct bitmap_action),
-    .prepare = prepare_existing,
+    .prepare = prepare_change,
     .apply = apply_clear,
     .undo = undo_exchange,
     .clean = clean,
@@ -393,7 +421,7 @@ const struct transaction_action_type bitmap_enable_action = {
     .name = "block-dirty-bitmap-enable",
     .data = &name_type,
     .state_size = sizeof(struct bitmap_action),
-    .prepare = prepare_existing,
+    .prepare = prepare_change,
     .apply = apply_enable,
     .undo = undo_set_enabled,
     .clean = clean,
@@ -404,7 +432,7 @@ const struct transaction_action_type bitmap_disable_action = {
     .name = "block-dirty-bitmap-disable",
     .data = &name_type,
     .state_size = sizeof(struct bitmap_action),
-    .prepare = prepare_existing,
+    .prepare = prepare_change,
     .apply = apply_disable,
     .undo = undo_set_enabled,
     .clean = clean,
@@ -467,7 +495,9 @@ static int prepare_merge(struct transaction_action *action, json_t *data, GError
     for (size_t i = 0; i < json_array_size(sources) && status == 0; i++) {
         status = prepare_source(action, json_array_get(sources, i), error);
     }
-    return status;
+    return status < 0
+               ? status
+               : block_stored_bitmaps_begin_change(state->target.node, state->target.name, error);
 }
 
 static int merge_sources(struct bitmap_action *state, GError **error)
@@ -524,7 +554,8 @@ DEFINE_COMMAND(merge)
 
 const struct qmp_command bitmap_commands[] = {
     {"block-dirty-bitmap-add", &add_type, NULL, bitmap_add, 0,
-     "Record on a node what is written from now on, in a bitmap that lives as long as the node."},
+     "Record on a node what is written from now on, in a bitmap that lives as long as the node, or "
+     "is stored in its image."},
     {"block-dirty-bitmap-remove", &name_type, NULL, bitmap_remove, 0, "Remove a bitmap."},
     {"block-dirty-bitmap-clear", &name_type, NULL, bitmap_clear, 0,
      "Forget what a bitmap has recorded."},
