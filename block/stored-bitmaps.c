@@ -230,8 +230,8 @@ static void image_load_all(struct block_node *node)
     block_persistent_bitmap_list_free(list, count);
 }
 
-static const struct block_persistent_bitmap *
-find_stored(const struct block_persistent_bitmap *list, size_t count, const char *name)
+static const struct block_persistent_bitmap *find_stored(const struct block_persistent_bitmap *list,
+                                                         size_t count, const char *name)
 {
     for (size_t i = 0; i < count; i++) {
         if (!strcmp(list[i].name, name)) {

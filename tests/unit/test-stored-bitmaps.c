@@ -57,8 +57,8 @@ static void assert_clean(struct test_image *image)
 static struct dirty_bitmap *add(struct block_node *node, const char *name, uint64_t granularity)
 {
     g_autoptr(GError) error = NULL;
-    struct dirty_bitmap *bitmap = dirty_bitmap_new(name, block_node_length(node), granularity,
-                                                   &error);
+    struct dirty_bitmap *bitmap =
+        dirty_bitmap_new(name, block_node_length(node), granularity, &error);
 
     g_assert_no_error(error);
     block_stored_bitmaps_check_new(node, name, granularity, &error);
@@ -111,9 +111,8 @@ static void expect_dirty(struct dirty_bitmap *bitmap, const char *expected)
 /* How the image lists a bitmap: "auto", "in-use", "in-use auto", "" or, if it does not, "gone". */
 static void expect_stored(const char *path, const char *name, const char *expected)
 {
-    AUTO(block_node) node =
-        test_open("driver=qcow2,read-only=on,force-share=on,file.driver=file,file.filename=%s",
-                  path);
+    AUTO(block_node) node = test_open(
+        "driver=qcow2,read-only=on,force-share=on,file.driver=file,file.filename=%s", path);
     struct block_persistent_bitmap *list;
     const char *found = "gone";
     size_t count;
@@ -121,7 +120,7 @@ static void expect_stored(const char *path, const char *name, const char *expect
     g_assert_cmpint(block_node_bitmap_list(node, &list, &count, NULL), ==, 0);
     for (size_t i = 0; i < count; i++) {
         if (!strcmp(list[i].name, name)) {
-            found = list[i].in_use ? list[i].enabled ? "in-use auto" : "in-use"
+            found = list[i].in_use    ? list[i].enabled ? "in-use auto" : "in-use"
                     : list[i].enabled ? "auto"
                                       : "";
         }
@@ -660,11 +659,11 @@ static void test_odd_entries(void)
 {
     uint64_t flag = UINT64_C(1) << 20; /* in the word of table size and flags */
 
-    try_odd(0, UINT64_MAX, UINT64_C(1) << 40);           /* a table beyond the file */
-    try_odd(0, UINT64_MAX, 64 * KIB + 512);              /* not aligned */
-    try_odd(8, UINT64_MAX, UINT64_C(7) << 32 | 2);       /* of another length */
-    try_odd(8, 0, flag);                                 /* a flag that is not known */
-    try_odd(16, UINT64_C(0xff) << 56, UINT64_C(2) << 56); /* a type */
+    try_odd(0, UINT64_MAX, UINT64_C(1) << 40);             /* a table beyond the file */
+    try_odd(0, UINT64_MAX, 64 * KIB + 512);                /* not aligned */
+    try_odd(8, UINT64_MAX, UINT64_C(7) << 32 | 2);         /* of another length */
+    try_odd(8, 0, flag);                                   /* a flag that is not known */
+    try_odd(16, UINT64_C(0xff) << 56, UINT64_C(2) << 56);  /* a type */
     try_odd(16, UINT64_C(0xff) << 48, UINT64_C(40) << 48); /* a granularity */
     try_odd(16, UINT64_C(0xff) << 48, UINT64_C(8) << 48);
 }
@@ -711,8 +710,8 @@ static void test_extra_data(void)
         struct dirty_bitmap *b = get(node, "-name-of-a-bitmap");
         g_assert_cmpint(dirty_bitmap_is_inconsistent(b), ==, !compatible);
         if (compatible) {
-            g_assert_cmpint(block_stored_bitmaps_begin_change(node, dirty_bitmap_name(b), NULL),
-                            ==, 0);
+            g_assert_cmpint(block_stored_bitmaps_begin_change(node, dirty_bitmap_name(b), NULL), ==,
+                            0);
             dirty_bitmap_clear(b);
         }
         block_node_unref(STEAL(node));
@@ -722,7 +721,8 @@ static void test_extra_data(void)
     }
 }
 
-/* ---- With what else happens to an image ------------------------------------------------------- */
+/* ---- With what else happens to an image -------------------------------------------------------
+ */
 
 static void test_resize(void)
 {
@@ -808,8 +808,9 @@ static void test_amend(void)
     remove_bitmap(node, "b", &error);
     g_assert_cmpint(amend(node, "version=v2", &error), ==, 0);
     g_assert_cmpint(block_stored_bitmaps_check_new(node, "b", GRANULE, &error), <, 0);
-    g_assert_cmpstr(error->message, ==, "Can't make bitmap 'b' persistent in 'q': Cannot store "
-                                        "dirty bitmaps in qcow2 v2 files");
+    g_assert_cmpstr(error->message, ==,
+                    "Can't make bitmap 'b' persistent in 'q': Cannot store "
+                    "dirty bitmaps in qcow2 v2 files");
     block_node_unref(STEAL(node));
     test_image_remove(&image, NULL);
 }
@@ -845,8 +846,8 @@ static void test_limits(void)
         {"b", 64 * KIB + 1, false},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
-        int status = block_stored_bitmaps_check_new(node, cases[i].name, cases[i].granularity,
-                                                    &error);
+        int status =
+            block_stored_bitmaps_check_new(node, cases[i].name, cases[i].granularity, &error);
 
         g_test_message("%zu: %s", i, error ? error->message : "");
         g_assert_cmpint(status == 0, ==, cases[i].is_possible);
