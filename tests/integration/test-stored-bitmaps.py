@@ -215,4 +215,46 @@ def nodes(test):
     check(test, image)
 
 
+@promise("a bitmap stays with its node under an external snapshot, and records what is committed")
+def chains(test):
+    image = make_qcow2(test)
+    test.run("qemu-img", "bitmap", "--add", "-g", GRANULE, image, "b")
+    server = Server(test, [image])
+    qmp = server.qmp()
+    write(server, 0)
+    qmp.command_raw("blockdev-snapshot-sync", {
+        "device": "vda", "snapshot-file": str(test.path("top.qcow2")), "format": "qcow2",
+        "snapshot-node-name": "top"})  # fmt: skip
+    write(server, MIB)
+    assert bitmaps_of(qmp)["b"]["count"] == GRANULE
+    qmp.command_raw("block-commit", {"job-id": "j", "device": "vda"})
+    qmp.wait_job("j", "ready")
+    qmp.command("job-complete", _id="j")
+    qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")
+    write(server, 2 * MIB)
+    assert bitmaps_of(qmp)["b"]["count"] == 3 * GRANULE
+    server.stop()
+    check(test, image)
+    assert stored(test, image) == {"b": ["auto"]}
+
+
+@promise("the program's commands on images neither lose bitmaps nor leave them in use")
+def offline(test):
+    image = make_qcow2(test)
+    test.run("qemu-img", "bitmap", "--add", "-g", GRANULE, image, "b")
+    test.run("qemu-io", "-f", "qcow2", "-c", "write 1M 512", image)
+    before = image.read_bytes()
+    for words in (["info", image], ["check", image], ["map", image], ["snapshot", image]):
+        test.liveblk(*words)
+        assert image.read_bytes() == before, words
+    for words in (["resize", image, "+1M"], ["snapshot", "--create=s", image],
+                  ["snapshot", "--apply=s", image], ["snapshot", "--delete=s", image],
+                  ["amend", "-o", "lazy-refcounts=on", image]):  # fmt: skip
+        test.liveblk(*words)
+        check(test, image)
+        assert stored(test, image) == {"b": ["auto"]}, words
+    server = Server(test, [image])
+    assert bitmaps_of(server.qmp())["b"]["count"] == 5 * MIB  # it has gone back
+
+
 main()
