@@ -180,7 +180,9 @@ static bool image_load(struct block_node *node, const struct block_persistent_bi
     if (is_good && dirty_bitmap_granularity(bitmap) != stored->granularity) {
         is_good = false;
     } else if (is_good && fill_bitmap(node, bitmap, left, &error) < 0) {
-        g_warning("Bitmap '%s' cannot be loaded: %s", stored->name, error->message);
+        g_autofree char *escaped = g_strescape(stored->name, NULL);
+
+        g_warning("Bitmap '%s' cannot be loaded: %s", escaped, error->message);
         is_good = false;
     }
     if (!is_good) {
@@ -189,6 +191,20 @@ static bool image_load(struct block_node *node, const struct block_persistent_bi
     }
     block_node_add_bitmap(node, bitmap);
     return is_good;
+}
+
+/* So many are named in a warning. Names come from who made the image, and may be anything. */
+#define NAMED_MAX 10
+
+static void name_inconsistent(GString *names, unsigned number, const char *name)
+{
+    g_autofree char *escaped = g_strescape(name, NULL);
+
+    if (number <= NAMED_MAX) {
+        g_string_append_printf(names, "%s'%s'", number > 1 ? ", " : "", escaped);
+    } else if (number == NAMED_MAX + 1) {
+        g_string_append(names, " and others");
+    }
 }
 
 static void warn_inconsistent(struct block_node *node, const GString *names)
@@ -207,6 +223,7 @@ static void image_load_all(struct block_node *node)
     g_autoptr(GString) inconsistent = g_string_new(NULL);
     struct block_persistent_bitmap *list;
     uint64_t left = LOADED_BYTES_MAX;
+    unsigned bad = 0;
     size_t count;
 
     if (node->driver->bitmap_list(node, &list, &count, &error) < 0) {
@@ -216,11 +233,10 @@ static void image_load_all(struct block_node *node)
     }
     for (size_t i = 0; i < MIN_OF(count, (size_t)LOADED_MAX); i++) {
         if (!image_load(node, &list[i], &left)) {
-            g_string_append_printf(inconsistent, "%s'%s'", inconsistent->len ? ", " : "",
-                                   list[i].name);
+            name_inconsistent(inconsistent, ++bad, list[i].name);
         }
     }
-    if (inconsistent->len && !block_node_is_read_only(node)) {
+    if (bad && !block_node_is_read_only(node)) {
         warn_inconsistent(node, inconsistent);
     }
     if (count > LOADED_MAX) {
@@ -316,13 +332,15 @@ static int image_remove(struct block_node *node, const char *name, GError **erro
     return status;
 }
 
-/* Without locks another program may have used the image; it says so there. */
+/* Without locks another program may have used the image: what is not there any more as it was left
+ * when the node became read-only, or was found when it was opened, is not to be trusted. */
 static void image_look_again(struct block_node *node, struct dirty_bitmap *const *bitmaps,
                              size_t count, bool *is_trusted)
 {
     struct block_persistent_bitmap *list;
     size_t stored_count;
 
+    memset(is_trusted, false, count * sizeof(*is_trusted));
     if (node->driver->bitmap_list(node, &list, &stored_count, NULL) < 0) {
         return;
     }
@@ -330,7 +348,7 @@ static void image_look_again(struct block_node *node, struct dirty_bitmap *const
         const struct block_persistent_bitmap *stored =
             find_stored(list, stored_count, dirty_bitmap_name(bitmaps[i]));
 
-        is_trusted[i] = !stored || !stored->in_use;
+        is_trusted[i] = stored && !stored->in_use && !stored->is_unusable;
     }
     block_persistent_bitmap_list_free(list, stored_count);
 }

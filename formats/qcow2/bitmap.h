@@ -26,10 +26,11 @@ enum {
 };
 
 void qcow2_bitmap_clear(struct qcow2_bitmap *bitmap);
-/* Read and check the directory: a new array of struct qcow2_bitmap, which the caller frees with
- * its clear function set. NULL with the error set if it is damaged. */
-GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error);
-/* The same, with entries that have a problem: NULL if even they cannot be told from each other. */
+/*
+ * Read the directory: a new array of struct qcow2_bitmap, which the caller frees with its clear
+ * function set. Entries may have a problem: NULL with the error set only if they cannot be told
+ * from each other. bitmap_lock held, or nobody else uses the image.
+ */
 GArray *qcow2_bitmaps_read_all(struct qcow2 *q, GError **error);
 /* Add an entry that has a name to a directory. */
 void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitmap);

@@ -22,11 +22,11 @@
  *
  *   allocations > an L2 table's lock > commit_lock > refcount_lock, a slice's lock > the rest
  *
- * (a commit may run under a table's lock; it takes no table's). bitmap_lock comes before all of them:
- * requests take it before anything else, if at all. Only it, the table's, the commit, the refcount
- * and the header lock are held across I/O: that of a table while slices of it are read or the table
- * is allocated, the refcount lock while a refcount block is read or added. What is said to need a
- * drained node is called with no request in flight.
+ * (a commit may run under a table's lock; it takes no table's). bitmap_lock comes before all of
+ * them: requests take it before anything else, if at all. Only it, the table's, the commit, the
+ * refcount and the header lock are held across I/O: that of a table while slices of it are read or
+ * the table is allocated, the refcount lock while a refcount block is read or added. What is said
+ * to need a drained node is called with no request in flight.
  */
 #ifndef LIVEBLK_FORMATS_QCOW2_INTERNAL_H
 #define LIVEBLK_FORMATS_QCOW2_INTERNAL_H
