@@ -9,10 +9,10 @@
 #include "block/request.h"
 #include "block/stored-bitmaps.h"
 #include "formats/formats.h"
-#include "tests/lib/bitmap-rig.h"
 #include "tests/lib/command.h"
 #include "tests/lib/fault-driver.h"
 #include "tests/lib/qcow2-builder.h"
+#include "tests/lib/stored-rig.h"
 
 #define LENGTH  MIB
 #define GRANULE (4 * KIB)
@@ -24,9 +24,9 @@ static void test_marking_faults(void)
 {
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
     test_command_succeeds("qemu-img bitmap --add -g 4096 %s b", image.path);
-    AUTO(block_node) node = bitmap_rig_open_with_faults(&image);
+    AUTO(block_node) node = stored_rig_open_with_faults(&image);
     AUTO(block_node) bad = block_node_find("bad");
     uint8_t data[512] = {1};
 
@@ -38,19 +38,19 @@ static void test_marking_faults(void)
     block_node_unref(STEAL(bad));
     block_node_unref(STEAL(node));
 
-    node = bitmap_rig_open_with_faults(&image);
+    node = stored_rig_open_with_faults(&image);
     bad = block_node_find("bad");
     FAULT(bad, .operations = FAULT_ON(WRITE), .count = 1, .error_number = EIO);
     g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "The bitmaps *are lost*");
     g_assert_cmpint(block_node_pwrite(node, data, 8 * KIB, sizeof(data), 0), ==, 0);
     g_test_assert_expected_messages();
-    bitmap_rig_expect_stored(image.path, "b", "gone");
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "b"), "0+4 8+4");
+    stored_rig_expect_stored(image.path, "b", "gone");
+    stored_rig_expect_dirty(stored_rig_get(node, "b"), "0+4 8+4");
     block_node_unref(STEAL(bad));
     block_node_unref(STEAL(node)); /* but memory has it */
-    bitmap_rig_expect_stored(image.path, "b", "auto");
+    stored_rig_expect_stored(image.path, "b", "auto");
 
-    node = bitmap_rig_open_with_faults(&image);
+    node = stored_rig_open_with_faults(&image);
     bad = block_node_find("bad");
     FAULT(bad, .operations = FAULT_ON(WRITE), .count = 3, .error_number = EIO);
     g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "The bitmaps *are lost*");
@@ -73,25 +73,25 @@ static void test_reopen_faults(void)
     g_autoptr(GError) error = NULL;
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
-    AUTO(block_node) node = bitmap_rig_open_with_faults(&image);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
+    AUTO(block_node) node = stored_rig_open_with_faults(&image);
     AUTO(block_node) bad = block_node_find("bad");
-    struct dirty_bitmap *b = bitmap_rig_add(node, "b", GRANULE);
-    bitmap_rig_write(node, 0, 512);
+    struct dirty_bitmap *b = stored_rig_add(node, "b", GRANULE);
+    stored_rig_write(node, 0, 512);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     FAULT(bad, .operations = FAULT_ON(WRITE), .count = 1, .error_number = EIO);
     g_assert_cmpint(block_node_set_read_only(node, true, &error), ==, -EIO);
     g_assert_nonnull(strstr(error->message, "bitmaps of node"));
     g_assert_false(block_node_is_read_only(node) || dirty_bitmap_is_read_only(b));
     fault_clear(bad);
-    bitmap_rig_write(node, 64 * KIB, 512);
-    bitmap_rig_set_read_only(node, true);
+    stored_rig_write(node, 64 * KIB, 512);
+    stored_rig_set_read_only(node, true);
     block_node_unref(STEAL(bad));
     block_node_unref(STEAL(node));
-    node = bitmap_rig_open(&image, "");
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "b"), "0+4 64+4");
+    node = stored_rig_open(&image, "");
+    stored_rig_expect_dirty(stored_rig_get(node, "b"), "0+4 64+4");
     block_node_unref(STEAL(node));
-    bitmap_rig_assert_clean(&image);
+    stored_rig_assert_clean(&image);
     test_image_remove(&image, NULL);
 }
 
@@ -100,19 +100,19 @@ static void test_reopen_changed(void)
 {
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
     test_command_succeeds("qemu-img bitmap --add -g 4096 %s b", image.path);
-    AUTO(block_node) node = bitmap_rig_open(&image, "read-only=on,file.locking=off,");
+    AUTO(block_node) node = stored_rig_open(&image, "read-only=on,file.locking=off,");
     {
         AUTO(block_node) other = test_open("driver=qcow2,file.driver=file,file.locking=off,"
                                            "file.filename=%s",
                                            image.path);
         g_assert_cmpint(block_stored_bitmaps_begin_change(other, "b", NULL), ==, 0);
-        bitmap_rig_crash(&image);
+        stored_rig_crash(&image);
     }
     test_command_succeeds("cp %s.crashed %s", image.path, image.path);
-    bitmap_rig_set_read_only(node, false);
-    g_assert_true(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "b")));
+    stored_rig_set_read_only(node, false);
+    g_assert_true(dirty_bitmap_is_inconsistent(stored_rig_get(node, "b")));
     block_node_unref(STEAL(node));
     test_image_remove(&image, NULL);
 }
@@ -122,12 +122,12 @@ static void test_reopen_changed(void)
 /* Three bitmaps, one of which does not change; returns whether a fault was met. */
 static bool store_with_fault(struct test_image *image, unsigned kind, unsigned skip)
 {
-    AUTO(block_node) node = bitmap_rig_open_with_faults(image);
+    AUTO(block_node) node = stored_rig_open_with_faults(image);
     AUTO(block_node) bad = block_node_find("bad");
 
-    bitmap_rig_write(node, 256 * KIB, 512);
-    bitmap_rig_add(node, "new", GRANULE);
-    bitmap_rig_write(node, 512 * KIB, 512);
+    stored_rig_write(node, 256 * KIB, 512);
+    stored_rig_add(node, "new", GRANULE);
+    stored_rig_write(node, 512 * KIB, 512);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     FAULT(bad, .operations = kind, .skip = skip, .count = 1, .error_number = ENOSPC);
     block_node_unref(STEAL(node));
@@ -137,17 +137,17 @@ static bool store_with_fault(struct test_image *image, unsigned kind, unsigned s
 /* What is there is right, or says that it is not. */
 static void expect_right_or_inconsistent(struct test_image *image, bool is_whole)
 {
-    AUTO(block_node) node = bitmap_rig_open(image, "read-only=on,");
-    struct dirty_bitmap *old = bitmap_rig_get(node, "old"),
+    AUTO(block_node) node = stored_rig_open(image, "read-only=on,");
+    struct dirty_bitmap *old = stored_rig_get(node, "old"),
                         *new = block_node_find_bitmap(node, "new");
 
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "still"), "");
-    g_assert_false(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "still")));
+    stored_rig_expect_dirty(stored_rig_get(node, "still"), "");
+    g_assert_false(dirty_bitmap_is_inconsistent(stored_rig_get(node, "still")));
     if (is_whole || !dirty_bitmap_is_inconsistent(old)) {
-        bitmap_rig_expect_dirty(old, "0+4 256+4 512+4");
+        stored_rig_expect_dirty(old, "0+4 256+4 512+4");
     }
     if (is_whole || new) {
-        bitmap_rig_expect_dirty(new, "512+4");
+        stored_rig_expect_dirty(new, "512+4");
         g_assert_false(dirty_bitmap_is_inconsistent(new));
     }
 }
@@ -169,7 +169,7 @@ static void test_storing_faults(void)
             struct test_image image;
 
             g_assert_cmpuint(skip, <, 200);
-            bitmap_rig_make(&image, "cluster_size=512", LENGTH);
+            stored_rig_make(&image, "cluster_size=512", LENGTH);
             test_command_succeeds("qemu-img bitmap --add -g 4096 %s old", image.path);
             test_command_succeeds("qemu-img bitmap --add --disable %s still", image.path);
             test_command_succeeds("qemu-io -f qcow2 -c 'write 0 4k' %s", image.path);
@@ -201,20 +201,20 @@ static void try_odd(uint64_t at, uint64_t mask, uint64_t value)
     uint64_t before = qcow2_builder_get64(builder, entry + at);
     qcow2_builder_put64(builder, entry + at, (before & ~mask) | value);
     qcow2_builder_write(builder, image.path);
-    AUTO(block_node) node = bitmap_rig_open_with_warning(&image, "*cannot be trusted*'one'*");
-    g_assert_true(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "one")));
-    g_assert_false(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "two")));
-    g_assert_cmpuint(dirty_bitmap_count(bitmap_rig_get(node, "two")), ==, MIB);
-    dirty_bitmap_clear(bitmap_rig_get(node, "two"));
-    bitmap_rig_add(node, "three", GRANULE);
+    AUTO(block_node) node = stored_rig_open_with_warning(&image, "*cannot be trusted*'one'*");
+    g_assert_true(dirty_bitmap_is_inconsistent(stored_rig_get(node, "one")));
+    g_assert_false(dirty_bitmap_is_inconsistent(stored_rig_get(node, "two")));
+    g_assert_cmpuint(dirty_bitmap_count(stored_rig_get(node, "two")), ==, MIB);
+    dirty_bitmap_clear(stored_rig_get(node, "two"));
+    stored_rig_add(node, "three", GRANULE);
     block_node_unref(STEAL(node)); /* a new directory, with the odd entry as it was */
-    node = bitmap_rig_open_with_warning(&image, "*cannot be trusted*'one'*");
-    g_assert_cmpuint(dirty_bitmap_count(bitmap_rig_get(node, "two")), ==, 0);
-    bitmap_rig_get(node, "three");
-    bitmap_rig_remove(node, "one", &error);
+    node = stored_rig_open_with_warning(&image, "*cannot be trusted*'one'*");
+    g_assert_cmpuint(dirty_bitmap_count(stored_rig_get(node, "two")), ==, 0);
+    stored_rig_get(node, "three");
+    stored_rig_remove(node, "one", &error);
     g_assert_no_error(error);
     block_node_unref(STEAL(node));
-    node = bitmap_rig_open(&image, "");
+    node = stored_rig_open(&image, "");
     g_assert_null(block_node_find_bitmap(node, "one"));
     block_node_unref(STEAL(node));
     int check = test_command(NULL, "qemu-img check -q -f qcow2 %s", image.path);
@@ -247,11 +247,11 @@ static void test_damaged_table(void)
     qcow2_builder_put64(builder, table, 0x1234567);
     qcow2_builder_write(builder, image.path);
     g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, "Bitmap 'one' cannot be loaded*");
-    AUTO(block_node) node = bitmap_rig_open_with_warning(&image, "*cannot be trusted*'one'*");
-    g_assert_true(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "one")));
-    bitmap_rig_write(node, 0, 512);
+    AUTO(block_node) node = stored_rig_open_with_warning(&image, "*cannot be trusted*'one'*");
+    g_assert_true(dirty_bitmap_is_inconsistent(stored_rig_get(node, "one")));
+    stored_rig_write(node, 0, 512);
     block_node_unref(STEAL(node));
-    bitmap_rig_expect_stored(image.path, "one", "in-use auto");
+    stored_rig_expect_stored(image.path, "one", "in-use auto");
     test_image_remove(&image, NULL);
 }
 
@@ -273,9 +273,9 @@ static void test_extra_data(void)
         qcow2_builder_put32(builder, entry + 12, compatible ? 6 : 2);
         qcow2_builder_write(builder, image.path);
         AUTO(block_node) node = compatible
-                                    ? bitmap_rig_open(&image, "")
-                                    : bitmap_rig_open_with_warning(&image, "*cannot be trusted*");
-        struct dirty_bitmap *b = bitmap_rig_get(node, "-name-of-a-bitmap");
+                                    ? stored_rig_open(&image, "")
+                                    : stored_rig_open_with_warning(&image, "*cannot be trusted*");
+        struct dirty_bitmap *b = stored_rig_get(node, "-name-of-a-bitmap");
         g_assert_cmpint(dirty_bitmap_is_inconsistent(b), ==, !compatible);
         if (compatible) {
             g_assert_cmpint(block_stored_bitmaps_begin_change(node, dirty_bitmap_name(b), NULL), ==,
@@ -283,7 +283,7 @@ static void test_extra_data(void)
             dirty_bitmap_clear(b);
         }
         block_node_unref(STEAL(node));
-        bitmap_rig_expect_stored(image.path, "-name-of-a-bitmap", "auto");
+        stored_rig_expect_stored(image.path, "-name-of-a-bitmap", "auto");
         found = test_command_output("grep -c one-long %s", image.path); /* still there */
         test_image_remove(&image, NULL);
     }

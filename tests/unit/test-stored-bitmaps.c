@@ -11,9 +11,9 @@
 #include "block/request.h"
 #include "block/stored-bitmaps.h"
 #include "formats/formats.h"
-#include "tests/lib/bitmap-rig.h"
 #include "tests/lib/command.h"
 #include "tests/lib/random.h"
+#include "tests/lib/stored-rig.h"
 
 #define LENGTH  MIB
 #define GRANULE (4 * KIB)
@@ -60,11 +60,11 @@ static void test_round_trip(void)
         struct dirty_bitmap *models[4];
         struct test_image image;
 
-        bitmap_rig_make(&image, i & 1 ? "cluster_size=512" : "cluster_size=64k", length);
-        AUTO(block_node) node = bitmap_rig_open(&image, "");
+        stored_rig_make(&image, i & 1 ? "cluster_size=512" : "cluster_size=64k", length);
+        AUTO(block_node) node = stored_rig_open(&image, "");
         for (unsigned j = 0; j < 4; j++) {
             g_autofree char *name = g_strdup_printf("bitmap %u", j);
-            struct dirty_bitmap *bitmap = bitmap_rig_add(node, name, UINT64_C(512) << 3 * j);
+            struct dirty_bitmap *bitmap = stored_rig_add(node, name, UINT64_C(512) << 3 * j);
 
             dirty_bitmap_set_enabled(bitmap, j & 1);
             fill_randomly(bitmap, &random);
@@ -72,11 +72,11 @@ static void test_round_trip(void)
             g_assert_cmpint(dirty_bitmap_merge(models[j], bitmap, &error), ==, 0);
         }
         block_node_unref(STEAL(node));
-        bitmap_rig_assert_clean(&image);
+        stored_rig_assert_clean(&image);
         for (unsigned round = 0; round < 2; round++) { /* once more with nothing to be done */
-            node = bitmap_rig_open(&image, round ? "read-only=on," : "");
+            node = stored_rig_open(&image, round ? "read-only=on," : "");
             for (unsigned j = 0; j < 4; j++) {
-                struct dirty_bitmap *bitmap = bitmap_rig_get(node, dirty_bitmap_name(models[j]));
+                struct dirty_bitmap *bitmap = stored_rig_get(node, dirty_bitmap_name(models[j]));
 
                 g_assert_cmpint(dirty_bitmap_enabled(bitmap), ==, j & 1);
                 g_assert_false(dirty_bitmap_is_inconsistent(bitmap));
@@ -84,7 +84,7 @@ static void test_round_trip(void)
                 expect_equal(bitmap, models[j]);
             }
             block_node_unref(STEAL(node));
-            bitmap_rig_assert_clean(&image);
+            stored_rig_assert_clean(&image);
         }
         for (unsigned j = 0; j < 4; j++) {
             dirty_bitmap_free(models[j]);
@@ -98,33 +98,33 @@ static void test_with_qemu(void)
 {
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
     test_command_succeeds("qemu-img bitmap --add -g 4096 %s theirs", image.path);
     test_command_succeeds("qemu-img bitmap --add --disable -g 8192 %s still", image.path);
     test_command_succeeds("qemu-io -f qcow2 -c 'write 8k 4k' %s", image.path);
     {
-        AUTO(block_node) node = bitmap_rig_open(&image, "");
+        AUTO(block_node) node = stored_rig_open(&image, "");
 
-        bitmap_rig_expect_dirty(bitmap_rig_get(node, "theirs"), "8+4");
-        bitmap_rig_write(node, 32 * KIB, 4 * KIB);
-        bitmap_rig_write(node, 100 * KIB, 512);
-        bitmap_rig_add(node, "ours", 64 * KIB);
-        bitmap_rig_write(node, 700 * KIB, 512);
+        stored_rig_expect_dirty(stored_rig_get(node, "theirs"), "8+4");
+        stored_rig_write(node, 32 * KIB, 4 * KIB);
+        stored_rig_write(node, 100 * KIB, 512);
+        stored_rig_add(node, "ours", 64 * KIB);
+        stored_rig_write(node, 700 * KIB, 512);
     }
-    bitmap_rig_assert_clean(&image);
-    bitmap_rig_expect_stored(image.path, "theirs", "auto");
-    bitmap_rig_expect_stored(image.path, "still", "");
+    stored_rig_assert_clean(&image);
+    stored_rig_expect_stored(image.path, "theirs", "auto");
+    stored_rig_expect_stored(image.path, "still", "");
     test_command_succeeds("qemu-io -f qcow2 -c 'write 200k 4k' -c 'discard 0 4k' %s", image.path);
-    bitmap_rig_assert_clean(&image);
+    stored_rig_assert_clean(&image);
     test_command_succeeds("qemu-img bitmap --add --disable --merge theirs -g 4096 %s both",
                           image.path);
     {
-        AUTO(block_node) node = bitmap_rig_open(&image, "");
+        AUTO(block_node) node = stored_rig_open(&image, "");
 
-        bitmap_rig_expect_dirty(bitmap_rig_get(node, "theirs"), "0+4 8+4 32+4 100+4 200+4 700+4");
-        bitmap_rig_expect_dirty(bitmap_rig_get(node, "both"), "0+4 8+4 32+4 100+4 200+4 700+4");
-        bitmap_rig_expect_dirty(bitmap_rig_get(node, "ours"), "0+64 192+64 640+64");
-        bitmap_rig_expect_dirty(bitmap_rig_get(node, "still"), "");
+        stored_rig_expect_dirty(stored_rig_get(node, "theirs"), "0+4 8+4 32+4 100+4 200+4 700+4");
+        stored_rig_expect_dirty(stored_rig_get(node, "both"), "0+4 8+4 32+4 100+4 200+4 700+4");
+        stored_rig_expect_dirty(stored_rig_get(node, "ours"), "0+64 192+64 640+64");
+        stored_rig_expect_dirty(stored_rig_get(node, "still"), "");
     }
     test_image_remove(&image, NULL);
 }
@@ -135,17 +135,17 @@ static void test_idle_crash(void)
 {
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
     test_command_succeeds("qemu-img bitmap --add -g 4096 %s b", image.path);
     test_command_succeeds("qemu-io -f qcow2 -c 'write 8k 4k' %s", image.path);
-    AUTO(block_node) node = bitmap_rig_open(&image, "");
+    AUTO(block_node) node = stored_rig_open(&image, "");
     g_assert_cmpint(block_node_flush(node), ==, 0);
-    bitmap_rig_crash(&image);
+    stored_rig_crash(&image);
     block_node_unref(STEAL(node));
-    bitmap_rig_go_on(&image);
-    node = bitmap_rig_open(&image, "");
-    g_assert_false(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "b")));
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "b"), "8+4");
+    stored_rig_go_on(&image);
+    node = stored_rig_open(&image, "");
+    g_assert_false(dirty_bitmap_is_inconsistent(stored_rig_get(node, "b")));
+    stored_rig_expect_dirty(stored_rig_get(node, "b"), "8+4");
     block_node_unref(STEAL(node));
     test_image_remove(&image, NULL);
 }
@@ -158,7 +158,7 @@ static void change_somehow(struct block_node *node, enum change change)
 
     switch (change) {
     case WRITE:
-        bitmap_rig_write(node, 0, 512);
+        stored_rig_write(node, 0, 512);
         break;
     case DISCARD:
         g_assert_cmpint(block_node_discard(node, 0, 4 * KIB), ==, 0);
@@ -171,7 +171,7 @@ static void change_somehow(struct block_node *node, enum change change)
         break;
     default:
         block_stored_bitmaps_begin_change(node, "b", &error);
-        dirty_bitmap_clear(bitmap_rig_get(node, "b"));
+        dirty_bitmap_clear(stored_rig_get(node, "b"));
     }
     g_assert_no_error(error);
 }
@@ -182,30 +182,30 @@ static void test_crash_after_change(void)
         g_autoptr(GError) error = NULL;
         struct test_image image;
 
-        bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+        stored_rig_make(&image, "cluster_size=4k", LENGTH);
         test_command_succeeds("qemu-img bitmap --add -g 4096 %s b", image.path);
         test_command_succeeds("qemu-img bitmap --add --disable %s still", image.path);
-        AUTO(block_node) node = bitmap_rig_open(&image, "");
+        AUTO(block_node) node = stored_rig_open(&image, "");
         change_somehow(node, change);
-        bitmap_rig_crash(&image);
+        stored_rig_crash(&image);
         block_node_unref(STEAL(node));
-        bitmap_rig_expect_stored(image.path, "b", "auto"); /* stored at the end, as it should be */
-        bitmap_rig_go_on(&image);
-        node = bitmap_rig_open_with_warning(&image, "Image '*': *'b'*block-dirty-bitmap-remove*");
-        g_assert_true(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "b")));
-        g_assert_false(dirty_bitmap_enabled(bitmap_rig_get(node, "b")));
-        g_assert_cmpuint(dirty_bitmap_count(bitmap_rig_get(node, "b")), ==, 0);
-        g_assert_cmpint(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "still")), ==,
+        stored_rig_expect_stored(image.path, "b", "auto"); /* stored at the end, as it should be */
+        stored_rig_go_on(&image);
+        node = stored_rig_open_with_warning(&image, "Image '*': *'b'*block-dirty-bitmap-remove*");
+        g_assert_true(dirty_bitmap_is_inconsistent(stored_rig_get(node, "b")));
+        g_assert_false(dirty_bitmap_enabled(stored_rig_get(node, "b")));
+        g_assert_cmpuint(dirty_bitmap_count(stored_rig_get(node, "b")), ==, 0);
+        g_assert_cmpint(dirty_bitmap_is_inconsistent(stored_rig_get(node, "still")), ==,
                         change == RESIZE);
         block_node_unref(STEAL(node));
-        bitmap_rig_expect_stored(image.path, "b", "in-use auto"); /* it stays what it was */
-        node = bitmap_rig_open_with_warning(&image, "*'b'*");
-        bitmap_rig_remove(node, "b", &error);
+        stored_rig_expect_stored(image.path, "b", "in-use auto"); /* it stays what it was */
+        node = stored_rig_open_with_warning(&image, "*'b'*");
+        stored_rig_remove(node, "b", &error);
         g_assert_no_error(error);
-        bitmap_rig_crash(&image); /* durable, before the node is closed */
+        stored_rig_crash(&image); /* durable, before the node is closed */
         block_node_unref(STEAL(node));
-        bitmap_rig_go_on(&image);
-        bitmap_rig_expect_stored(image.path, "b", "gone");
+        stored_rig_go_on(&image);
+        stored_rig_expect_stored(image.path, "b", "gone");
         test_image_remove(&image, NULL);
     }
 }
@@ -217,20 +217,20 @@ static void test_begin_change(void)
         g_autoptr(GError) error = NULL;
         struct test_image image;
 
-        bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+        stored_rig_make(&image, "cluster_size=4k", LENGTH);
         test_command_succeeds("qemu-img bitmap --add %s %s b", enable ? "--disable" : "--enable",
                               image.path);
-        AUTO(block_node) node = bitmap_rig_open(&image, "");
+        AUTO(block_node) node = stored_rig_open(&image, "");
         block_stored_bitmaps_begin_change(node, "b", &error);
         g_assert_no_error(error);
-        bitmap_rig_expect_stored(image.path, "b", enable ? "in-use" : "in-use auto");
-        dirty_bitmap_set_enabled(bitmap_rig_get(node, "b"), enable);
+        stored_rig_expect_stored(image.path, "b", enable ? "in-use" : "in-use auto");
+        dirty_bitmap_set_enabled(stored_rig_get(node, "b"), enable);
         block_stored_bitmaps_begin_change(node, "b", &error); /* is marked already */
         block_stored_bitmaps_begin_change(node, "of no image", &error);
         g_assert_no_error(error);
         block_node_unref(STEAL(node));
-        bitmap_rig_expect_stored(image.path, "b", enable ? "auto" : "");
-        bitmap_rig_assert_clean(&image);
+        stored_rig_expect_stored(image.path, "b", enable ? "auto" : "");
+        stored_rig_assert_clean(&image);
         test_image_remove(&image, NULL);
     }
 }
@@ -241,14 +241,14 @@ static void test_read_only(void)
 {
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
     test_command_succeeds("qemu-img bitmap --add -g 4096 %s b", image.path);
     test_command_succeeds("qemu-io -f qcow2 -c 'write 8k 4k' %s", image.path);
-    bitmap_rig_crash(&image);
-    AUTO(block_node) node = bitmap_rig_open(&image, "read-only=on,");
-    struct dirty_bitmap *b = bitmap_rig_get(node, "b");
+    stored_rig_crash(&image);
+    AUTO(block_node) node = stored_rig_open(&image, "read-only=on,");
+    struct dirty_bitmap *b = stored_rig_get(node, "b");
     g_assert_true(dirty_bitmap_is_read_only(b) && dirty_bitmap_enabled(b));
-    bitmap_rig_expect_dirty(b, "8+4");
+    stored_rig_expect_dirty(b, "8+4");
     g_assert_cmpint(block_stored_bitmaps_begin_change(node, "b", NULL), ==, 0);
     g_assert_cmpint(block_stored_bitmaps_remove(node, "b", NULL), ==, -EACCES);
     g_assert_cmpint(block_stored_bitmaps_check_new(node, "c", 4096, NULL), ==, -EACCES);
@@ -261,30 +261,30 @@ static void test_reopen(void)
 {
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
     test_command_succeeds("qemu-img bitmap --add -g 4096 %s b", image.path);
-    AUTO(block_node) node = bitmap_rig_open(&image, "read-only=on,");
-    struct dirty_bitmap *b = bitmap_rig_get(node, "b");
+    AUTO(block_node) node = stored_rig_open(&image, "read-only=on,");
+    struct dirty_bitmap *b = stored_rig_get(node, "b");
     for (unsigned i = 0; i < 3; i++) {
-        bitmap_rig_set_read_only(node, false);
-        g_assert_true(bitmap_rig_get(node, "b") == b); /* who holds it goes on holding it */
+        stored_rig_set_read_only(node, false);
+        g_assert_true(stored_rig_get(node, "b") == b); /* who holds it goes on holding it */
         g_assert_false(dirty_bitmap_is_read_only(b));
-        bitmap_rig_expect_stored(image.path, "b", "auto");
-        bitmap_rig_write(node, i * 16 * KIB, 512);
-        bitmap_rig_expect_stored(image.path, "b", "in-use auto");
+        stored_rig_expect_stored(image.path, "b", "auto");
+        stored_rig_write(node, i * 16 * KIB, 512);
+        stored_rig_expect_stored(image.path, "b", "in-use auto");
         if (i == 1) {
-            bitmap_rig_add(node, "new", 64 * KIB);
+            stored_rig_add(node, "new", 64 * KIB);
         }
-        bitmap_rig_set_read_only(node, true);
+        stored_rig_set_read_only(node, true);
         g_assert_true(dirty_bitmap_is_read_only(b) && !dirty_bitmap_is_busy(b));
-        bitmap_rig_expect_stored(image.path, "b", "auto");
-        bitmap_rig_assert_clean(&image);
+        stored_rig_expect_stored(image.path, "b", "auto");
+        stored_rig_assert_clean(&image);
     }
-    bitmap_rig_expect_stored(image.path, "new", "auto");
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "new"), "0+64");
+    stored_rig_expect_stored(image.path, "new", "auto");
+    stored_rig_expect_dirty(stored_rig_get(node, "new"), "0+64");
     block_node_unref(STEAL(node));
-    node = bitmap_rig_open(&image, "");
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "b"), "0+4 16+4 32+4");
+    node = stored_rig_open(&image, "");
+    stored_rig_expect_dirty(stored_rig_get(node, "b"), "0+4 16+4 32+4");
     block_node_unref(STEAL(node));
     test_image_remove(&image, NULL);
 }
@@ -295,20 +295,20 @@ static void test_reopen_busy(void)
     g_autoptr(GError) error = NULL;
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
-    AUTO(block_node) node = bitmap_rig_open(&image, "");
-    struct dirty_bitmap *b = bitmap_rig_add(node, "b", GRANULE),
-                        *c = bitmap_rig_add(node, "c", GRANULE);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
+    AUTO(block_node) node = stored_rig_open(&image, "");
+    struct dirty_bitmap *b = stored_rig_add(node, "b", GRANULE),
+                        *c = stored_rig_add(node, "c", GRANULE);
     dirty_bitmap_hold(c);
     g_assert_cmpint(block_node_set_read_only(node, true, &error), ==, -EBUSY);
     g_assert_nonnull(strstr(error->message, "Bitmap 'c' is currently in use"));
     g_assert_false(dirty_bitmap_is_read_only(b) || dirty_bitmap_is_read_only(c));
     g_assert_false(dirty_bitmap_is_busy(b));
-    bitmap_rig_write(node, 0, 512);
+    stored_rig_write(node, 0, 512);
     dirty_bitmap_let_go(c);
-    bitmap_rig_set_read_only(node, true);
+    stored_rig_set_read_only(node, true);
     block_node_unref(STEAL(node));
-    bitmap_rig_expect_stored(image.path, "c", "auto");
+    stored_rig_expect_stored(image.path, "c", "auto");
     test_image_remove(&image, NULL);
 }
 
@@ -320,25 +320,25 @@ static void test_resize(void)
     g_autoptr(GError) error = NULL;
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
     test_command_succeeds("qemu-img bitmap --add -g 4096 %s b", image.path);
     test_command_succeeds("qemu-img bitmap --add -g 4096 --disable %s still", image.path);
-    AUTO(block_node) node = bitmap_rig_open(&image, "");
-    bitmap_rig_write(node, 0, 512);
+    AUTO(block_node) node = stored_rig_open(&image, "");
+    stored_rig_write(node, 0, 512);
     block_node_set_length(node, LENGTH + 512, BLOCK_PREALLOCATION_OFF, &error);
     block_node_unref(STEAL(node));
-    bitmap_rig_assert_clean(&image);
-    node = bitmap_rig_open(&image, "");
-    g_assert_cmpuint(dirty_bitmap_length(bitmap_rig_get(node, "b")), ==, LENGTH + 512);
-    g_assert_cmpuint(dirty_bitmap_count(bitmap_rig_get(node, "b")), ==, GRANULE + 512);
-    g_assert_cmpuint(dirty_bitmap_count(bitmap_rig_get(node, "still")), ==, 0);
+    stored_rig_assert_clean(&image);
+    node = stored_rig_open(&image, "");
+    g_assert_cmpuint(dirty_bitmap_length(stored_rig_get(node, "b")), ==, LENGTH + 512);
+    g_assert_cmpuint(dirty_bitmap_count(stored_rig_get(node, "b")), ==, GRANULE + 512);
+    g_assert_cmpuint(dirty_bitmap_count(stored_rig_get(node, "still")), ==, 0);
     block_node_set_length(node, 64 * KIB, BLOCK_PREALLOCATION_OFF, &error);
     block_node_unref(STEAL(node));
     g_assert_no_error(error);
-    bitmap_rig_assert_clean(&image);
+    stored_rig_assert_clean(&image);
     test_command_succeeds("qemu-img bitmap --clear %s still", image.path); /* QEMU takes it, too */
-    node = bitmap_rig_open(&image, "");
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "b"), "0+4");
+    node = stored_rig_open(&image, "");
+    stored_rig_expect_dirty(stored_rig_get(node, "b"), "0+4");
     block_node_unref(STEAL(node));
     test_image_remove(&image, NULL);
 }
@@ -348,33 +348,33 @@ static void test_snapshots(void)
     g_autoptr(GError) error = NULL;
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
-    AUTO(block_node) node = bitmap_rig_open(&image, "");
-    bitmap_rig_add(node, "b", GRANULE);
-    dirty_bitmap_set_enabled(bitmap_rig_add(node, "still", GRANULE), false);
-    bitmap_rig_write(node, 0, 512);
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
+    AUTO(block_node) node = stored_rig_open(&image, "");
+    stored_rig_add(node, "b", GRANULE);
+    dirty_bitmap_set_enabled(stored_rig_add(node, "still", GRANULE), false);
+    stored_rig_write(node, 0, 512);
     block_node_snapshot_create_now(node, "s", &error);
     g_assert_no_error(error);
-    bitmap_rig_write(node, 64 * KIB, 512);
+    stored_rig_write(node, 64 * KIB, 512);
     block_node_unref(STEAL(node));
-    bitmap_rig_assert_clean(&image);
-    bitmap_rig_expect_stored(image.path, "b", "auto");
-    node = bitmap_rig_open(&image, "");
-    bitmap_rig_expect_dirty(bitmap_rig_get(node, "b"), "0+4 64+4"); /* snapshots have no bitmaps */
+    stored_rig_assert_clean(&image);
+    stored_rig_expect_stored(image.path, "b", "auto");
+    node = stored_rig_open(&image, "");
+    stored_rig_expect_dirty(stored_rig_get(node, "b"), "0+4 64+4"); /* snapshots have no bitmaps */
     block_node_snapshot_apply(node, "s", &error);
     g_assert_no_error(error);
-    bitmap_rig_crash(&image);
-    g_assert_cmpuint(dirty_bitmap_count(bitmap_rig_get(node, "b")), ==,
+    stored_rig_crash(&image);
+    g_assert_cmpuint(dirty_bitmap_count(stored_rig_get(node, "b")), ==,
                      LENGTH); /* all may be different */
-    g_assert_cmpuint(dirty_bitmap_count(bitmap_rig_get(node, "still")), ==, 0);
+    g_assert_cmpuint(dirty_bitmap_count(stored_rig_get(node, "still")), ==, 0);
     block_node_snapshot_delete(node, "s", &error);
     g_assert_no_error(error);
     block_node_unref(STEAL(node));
-    bitmap_rig_assert_clean(&image);
-    bitmap_rig_expect_stored(image.path, "b", "auto");
-    bitmap_rig_go_on(&image);
-    node = bitmap_rig_open_with_warning(&image, "*cannot be trusted*'b'*");
-    g_assert_true(dirty_bitmap_is_inconsistent(bitmap_rig_get(node, "b")));
+    stored_rig_assert_clean(&image);
+    stored_rig_expect_stored(image.path, "b", "auto");
+    stored_rig_go_on(&image);
+    node = stored_rig_open_with_warning(&image, "*cannot be trusted*'b'*");
+    g_assert_true(dirty_bitmap_is_inconsistent(stored_rig_get(node, "b")));
     block_node_unref(STEAL(node));
     test_image_remove(&image, NULL);
 }
@@ -391,13 +391,13 @@ static void test_amend(void)
     g_autoptr(GError) error = NULL;
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
-    AUTO(block_node) node = bitmap_rig_open(&image, "");
-    bitmap_rig_add(node, "b", GRANULE); /* nothing of it is in the image yet */
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
+    AUTO(block_node) node = stored_rig_open(&image, "");
+    stored_rig_add(node, "b", GRANULE); /* nothing of it is in the image yet */
     g_assert_cmpint(amend(node, "version=v2", &error), ==, -ENOTSUP);
     g_assert_nonnull(strstr(error->message, "bitmaps"));
     g_clear_error(&error);
-    bitmap_rig_remove(node, "b", &error);
+    stored_rig_remove(node, "b", &error);
     g_assert_cmpint(amend(node, "version=v2", &error), ==, 0);
     g_assert_cmpint(block_stored_bitmaps_check_new(node, "b", GRANULE, &error), <, 0);
     g_assert_cmpstr(error->message, ==,
@@ -415,7 +415,7 @@ static void test_limits(void)
     g_autoptr(GError) error = NULL;
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=64k", 64 * TIB);
+    stored_rig_make(&image, "cluster_size=64k", 64 * TIB);
     {
         AUTO(block_node) raw = test_open("driver=raw,node-name=raw,file.driver=file,"
                                          "file.filename=%s",
@@ -426,7 +426,7 @@ static void test_limits(void)
                         "Can't store persistent bitmaps to raw: Operation not supported");
         g_clear_error(&error);
     }
-    AUTO(block_node) node = bitmap_rig_open(&image, "");
+    AUTO(block_node) node = stored_rig_open(&image, "");
     const struct {
         const char *name;
         uint64_t granularity;
@@ -456,16 +456,16 @@ static void test_not_persistent(void)
 {
     struct test_image image;
 
-    bitmap_rig_make(&image, "cluster_size=4k", LENGTH);
-    AUTO(block_node) node = bitmap_rig_open(&image, "");
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
+    AUTO(block_node) node = stored_rig_open(&image, "");
     AUTO(dirty_bitmap) jobs = dirty_bitmap_new(NULL, LENGTH, GRANULE, NULL);
     block_node_add_bitmap(node, jobs);
     block_node_add_bitmap(node, dirty_bitmap_new("passing", LENGTH, GRANULE, NULL));
-    bitmap_rig_write(node, 0, 512);
+    stored_rig_write(node, 0, 512);
     g_assert_cmpuint(block_stored_bitmaps_count(node), ==, 0);
     block_node_remove_bitmap(node, jobs);
     block_node_unref(STEAL(node));
-    bitmap_rig_expect_stored(image.path, "passing", "gone");
+    stored_rig_expect_stored(image.path, "passing", "gone");
     test_image_remove(&image, NULL);
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "tests/lib/bitmap-rig.h"
+#include "tests/lib/stored-rig.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -11,34 +11,34 @@
 #include "block/stored-bitmaps.h"
 #include "tests/lib/command.h"
 
-void bitmap_rig_make(struct test_image *image, const char *options, uint64_t length)
+void stored_rig_make(struct test_image *image, const char *options, uint64_t length)
 {
     test_image_make(image, 0);
     test_command_succeeds("qemu-img create -q -f qcow2 -o %s %s %" PRIu64, options, image->path,
                           length);
 }
 
-struct block_node *bitmap_rig_open(struct test_image *image, const char *more)
+struct block_node *stored_rig_open(struct test_image *image, const char *more)
 {
     return test_open("driver=qcow2,node-name=q,discard=unmap,%sfile.driver=file,file.filename=%s",
                      more, image->path);
 }
 
-struct block_node *bitmap_rig_open_with_warning(struct test_image *image, const char *pattern)
+struct block_node *stored_rig_open_with_warning(struct test_image *image, const char *pattern)
 {
     g_test_expect_message(NULL, G_LOG_LEVEL_WARNING, pattern);
-    struct block_node *node = bitmap_rig_open(image, "");
+    struct block_node *node = stored_rig_open(image, "");
 
     g_test_assert_expected_messages();
     return node;
 }
 
-void bitmap_rig_assert_clean(struct test_image *image)
+void stored_rig_assert_clean(struct test_image *image)
 {
     test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
 }
 
-struct dirty_bitmap *bitmap_rig_add(struct block_node *node, const char *name, uint64_t granularity)
+struct dirty_bitmap *stored_rig_add(struct block_node *node, const char *name, uint64_t granularity)
 {
     g_autoptr(GError) error = NULL;
     struct dirty_bitmap *bitmap =
@@ -52,7 +52,7 @@ struct dirty_bitmap *bitmap_rig_add(struct block_node *node, const char *name, u
     return bitmap;
 }
 
-struct dirty_bitmap *bitmap_rig_get(struct block_node *node, const char *name)
+struct dirty_bitmap *stored_rig_get(struct block_node *node, const char *name)
 {
     struct dirty_bitmap *bitmap = block_node_find_bitmap(node, name);
 
@@ -61,15 +61,15 @@ struct dirty_bitmap *bitmap_rig_get(struct block_node *node, const char *name)
     return bitmap;
 }
 
-int bitmap_rig_remove(struct block_node *node, const char *name, GError **error)
+int stored_rig_remove(struct block_node *node, const char *name, GError **error)
 {
-    AUTO(dirty_bitmap) bitmap = bitmap_rig_get(node, name);
+    AUTO(dirty_bitmap) bitmap = stored_rig_get(node, name);
 
     block_node_remove_bitmap(node, bitmap);
     return block_stored_bitmaps_remove(node, name, error);
 }
 
-void bitmap_rig_write(struct block_node *node, uint64_t offset, uint64_t bytes)
+void stored_rig_write(struct block_node *node, uint64_t offset, uint64_t bytes)
 {
     g_autofree void *data = g_malloc(bytes);
 
@@ -77,7 +77,7 @@ void bitmap_rig_write(struct block_node *node, uint64_t offset, uint64_t bytes)
     g_assert_cmpint(block_node_pwrite(node, data, offset, bytes, 0), ==, 0);
 }
 
-void bitmap_rig_expect_dirty(struct dirty_bitmap *bitmap, const char *expected)
+void stored_rig_expect_dirty(struct dirty_bitmap *bitmap, const char *expected)
 {
     g_autoptr(GString) text = g_string_new(NULL);
     uint64_t offset = 0, bytes;
@@ -90,7 +90,7 @@ void bitmap_rig_expect_dirty(struct dirty_bitmap *bitmap, const char *expected)
     g_assert_cmpstr(text->str, ==, expected);
 }
 
-void bitmap_rig_expect_stored(const char *path, const char *name, const char *expected)
+void stored_rig_expect_stored(const char *path, const char *name, const char *expected)
 {
     AUTO(block_node) node = test_open(
         "driver=qcow2,read-only=on,force-share=on,file.driver=file,file.filename=%s", path);
@@ -110,17 +110,17 @@ void bitmap_rig_expect_stored(const char *path, const char *name, const char *ex
     block_persistent_bitmap_list_free(list, count);
 }
 
-void bitmap_rig_crash(struct test_image *image)
+void stored_rig_crash(struct test_image *image)
 {
     test_command_succeeds("cp %s %s.crashed", image->path, image->path);
 }
 
-void bitmap_rig_go_on(struct test_image *image)
+void stored_rig_go_on(struct test_image *image)
 {
     test_command_succeeds("mv %s.crashed %s", image->path, image->path);
 }
 
-void bitmap_rig_set_read_only(struct block_node *node, bool read_only)
+void stored_rig_set_read_only(struct block_node *node, bool read_only)
 {
     g_autoptr(GError) error = NULL;
 
@@ -128,7 +128,7 @@ void bitmap_rig_set_read_only(struct block_node *node, bool read_only)
     g_assert_no_error(error);
 }
 
-struct block_node *bitmap_rig_open_with_faults(struct test_image *image)
+struct block_node *stored_rig_open_with_faults(struct test_image *image)
 {
     return test_open("driver=qcow2,file.driver=fault,file.node-name=bad,file.file.driver=file,"
                      "file.file.filename=%s",
