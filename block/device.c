@@ -16,6 +16,7 @@
 #include "block/graph.h"
 #include "block/queue.h"
 #include "block/sharded-counter.h"
+#include "block/tracking.h"
 
 const char *const block_error_policy_names[] = {"report", "ignore", "stop", "enospc", NULL};
 const char *const block_io_status_names[] = {"ok", "failed", "nospace", NULL};
@@ -26,9 +27,10 @@ struct block_device {
     bool read_only;          /* whatever the root */
     enum block_error_policy on_read_error;
     enum block_error_policy on_write_error;
-    bool is_listed; /* a guest's disk */
-    bool discards;  /* the read-only root takes discards */
-    bool is_moving; /* block_device_begin_move; main thread */
+    bool is_listed;                 /* a guest's disk */
+    bool discards;                  /* the read-only root takes discards */
+    bool is_moving;                 /* block_device_begin_move; main thread */
+    struct change_tracker *tracker; /* the server's, or NULL; changed while drained */
     struct throttle *throttle;
     struct statistics statistics;
 
@@ -479,6 +481,16 @@ enum block_io_status block_device_io_status(struct block_device *device)
     return device->io_status;
 }
 
+void block_device_set_tracker(struct block_device *device, struct change_tracker *tracker)
+{
+    device->tracker = tracker;
+}
+
+struct change_tracker *block_device_tracker(const struct block_device *device)
+{
+    return device->tracker;
+}
+
 bool block_device_is_stopped(struct block_device *device)
 {
     SCOPE_LOCK(&device->lock);
@@ -582,12 +594,17 @@ static bool is_refusal(const struct guest_request *request, int status)
     return status == -ENOTSUP && (request->flags & BLOCK_REQUEST_NO_FALLBACK);
 }
 
+static bool is_change(const struct guest_request *request)
+{
+    return request->operation != BLOCK_OPERATION_READ &&
+           request->operation != BLOCK_OPERATION_FLUSH;
+}
+
 /* What is refused before it starts: not an I/O error, so no error policy applies. */
 static int check_request(struct block_device *device, const struct guest_request *request)
 {
     struct block_node *root = device->root.node;
-    bool changes =
-        request->operation != BLOCK_OPERATION_READ && request->operation != BLOCK_OPERATION_FLUSH;
+    bool changes = is_change(request);
     bool gives_up = request->operation == BLOCK_OPERATION_DISCARD && device->discards;
 
     if (changes && is_read_only(device, root) && !gives_up) {
@@ -597,6 +614,23 @@ static int check_request(struct block_device *device, const struct guest_request
         return changes ? -ENOSPC : -EINVAL;
     }
     return 0;
+}
+
+/* What changes the disk is noted before and after. */
+static int run_noted(struct block_device *device, const struct guest_request *request)
+{
+    struct change_tracker *tracker = is_change(request) ? device->tracker : NULL;
+    struct block_node *root = device->root.node;
+    int status;
+
+    if (tracker) {
+        tracking_begin(tracker, root, request->operation, request->offset, request->bytes);
+    }
+    status = run_on_root(root, request);
+    if (tracker) {
+        tracking_end(tracker, root, request->operation, request->offset, request->bytes, status);
+    }
+    return status;
 }
 
 /* *refused: the request never started. */
@@ -615,7 +649,7 @@ static int run_request(struct block_device *device, const struct guest_request *
         status = check_request(device, request);
         *refused = status < 0;
         if (status == 0) {
-            status = run_on_root(device->root.node, request);
+            status = run_noted(device, request);
         }
         leave(device, shard);
     } while (G_UNLIKELY(status < 0) && !*refused && !is_refusal(request, status) &&

@@ -32,6 +32,7 @@ extern const char *const block_io_status_names[];
 enum block_error_policy block_error_policy_action(enum block_error_policy policy, int error_number);
 
 struct block_device;
+struct change_tracker;
 
 /*
  * A device on a root node, which it claims (reference taken): reads, and writes unless the node
@@ -128,6 +129,13 @@ int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t
 /* What a reader sees: through the chain. */
 int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
                               struct block_extent *extent);
+
+/*
+ * Who notes what the guest changes: set before the device is used, or with it drained; it stays the
+ * caller's, who sees to it that the device is gone, or another one set, before he frees it.
+ */
+void block_device_set_tracker(struct block_device *device, struct change_tracker *tracker);
+struct change_tracker *block_device_tracker(const struct block_device *device); /* or NULL */
 
 struct throttle *block_device_throttle(struct block_device *device);     /* borrowed */
 struct statistics *block_device_statistics(struct block_device *device); /* borrowed */

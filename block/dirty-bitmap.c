@@ -24,6 +24,8 @@ struct dirty_bitmap {
     _Atomic bool read_only;
     _Atomic bool inconsistent;
     _Atomic unsigned holders; /* busy if there are any */
+    bool is_successor;        /* this and the next: main thread */
+    bool frozen_enabled;      /* frozen, and it records again when it is not any more */
     pthread_mutex_t lock;     /* clearing and searching in the tree; innermost */
     struct bit_tree tree;
 };
@@ -169,13 +171,66 @@ void dirty_bitmap_let_go(struct dirty_bitmap *bitmap)
     assert(holders > 0);
 }
 
+/* ---- Successors ------------------------------------------------------------------------------ */
+
+struct dirty_bitmap *dirty_bitmap_freeze(struct dirty_bitmap *bitmap, GError **error)
+{
+    struct dirty_bitmap *successor =
+        dirty_bitmap_new(NULL, bitmap->length, dirty_bitmap_granularity(bitmap), error);
+
+    if (!successor) {
+        return NULL;
+    }
+    successor->is_successor = true;
+    bitmap->frozen_enabled = dirty_bitmap_enabled(bitmap);
+    dirty_bitmap_set_enabled(successor, bitmap->frozen_enabled);
+    dirty_bitmap_set_enabled(bitmap, false);
+    dirty_bitmap_hold(bitmap);
+    return successor;
+}
+
+void dirty_bitmap_thaw(struct dirty_bitmap *bitmap, struct dirty_bitmap *successor)
+{
+    assert(successor->is_successor);
+    dirty_bitmap_set_enabled(bitmap, bitmap->frozen_enabled);
+    bitmap->frozen_enabled = false;
+    dirty_bitmap_let_go(bitmap);
+}
+
+void dirty_bitmap_succeed(struct dirty_bitmap *bitmap, struct dirty_bitmap *successor)
+{
+    assert(successor->is_successor && !successor->name);
+    successor->is_successor = false;
+    successor->name = bitmap->name;
+    bitmap->name = NULL;
+    dirty_bitmap_set_persistent(successor, dirty_bitmap_is_persistent(bitmap));
+    bitmap->frozen_enabled = false;
+    dirty_bitmap_let_go(bitmap);
+}
+
+bool dirty_bitmap_is_successor(const struct dirty_bitmap *bitmap)
+{
+    return bitmap->is_successor;
+}
+
+bool dirty_bitmap_is_recording(const struct dirty_bitmap *bitmap)
+{
+    return dirty_bitmap_enabled(bitmap) || bitmap->frozen_enabled;
+}
+
+/* ---- What they refuse ------------------------------------------------------------------------ */
+
+int dirty_bitmap_refuse_busy(const char *name, GError **error)
+{
+    return block_error(error, EBUSY,
+                       "Bitmap '%s' is currently in use by another operation and cannot be used",
+                       name);
+}
+
 int dirty_bitmap_check_state(const struct dirty_bitmap *bitmap, unsigned refused, GError **error)
 {
     if (refused & DIRTY_BITMAP_REFUSE_BUSY && dirty_bitmap_is_busy(bitmap)) {
-        return block_error(error, EBUSY,
-                           "Bitmap '%s' is currently in use by another operation and cannot be "
-                           "used",
-                           bitmap->name);
+        return dirty_bitmap_refuse_busy(bitmap->name, error);
     }
     if (refused & DIRTY_BITMAP_REFUSE_READ_ONLY && dirty_bitmap_is_read_only(bitmap)) {
         return block_error(error, EACCES, "Bitmap '%s' is readonly and cannot be modified",
@@ -187,6 +242,8 @@ int dirty_bitmap_check_state(const struct dirty_bitmap *bitmap, unsigned refused
     }
     return 0;
 }
+
+/* ---- Bits ------------------------------------------------------------------------------------ */
 
 uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap)
 {

@@ -68,6 +68,24 @@ bool dirty_bitmap_is_busy(const struct dirty_bitmap *bitmap);
 void dirty_bitmap_hold(struct dirty_bitmap *bitmap);   /* busy from here */
 void dirty_bitmap_let_go(struct dirty_bitmap *bitmap); /* undoes one dirty_bitmap_hold */
 
+/*
+ * Successors. An operation that needs a bitmap as it is at one moment freezes it: the bitmap is
+ * busy then and records nothing, and its anonymous successor, which the node has beside it, records
+ * what it would have. At the end the successor takes the bitmap's place, with those of its bits
+ * set before that are to stay. Main thread, the node drained; the node's list is the caller's.
+ */
+
+/* The successor, clear; NULL with the error set. The bitmap is held. */
+struct dirty_bitmap *dirty_bitmap_freeze(struct dirty_bitmap *bitmap, GError **error);
+/* As if it had not been: before anything was recorded. The successor is the caller's to free. */
+void dirty_bitmap_thaw(struct dirty_bitmap *bitmap, struct dirty_bitmap *successor);
+/* Name and persistence go to the successor; the bitmap, now anonymous, is the caller's to free. */
+void dirty_bitmap_succeed(struct dirty_bitmap *bitmap, struct dirty_bitmap *successor);
+bool dirty_bitmap_is_successor(const struct dirty_bitmap *bitmap);
+
+/* Whether it records, as a user sees it: a frozen one does if its successor does. Main thread. */
+bool dirty_bitmap_is_recording(const struct dirty_bitmap *bitmap);
+
 /* What somebody who wants to use a bitmap does not put up with, as a mask. */
 enum {
     DIRTY_BITMAP_REFUSE_BUSY = 1 << 0,
@@ -79,6 +97,9 @@ enum {
 /* Returns 0, or -EBUSY, -EACCES or -EINVAL with the first state that is refused, as QEMU says it.
  */
 int dirty_bitmap_check_state(const struct dirty_bitmap *bitmap, unsigned refused, GError **error);
+
+/* The error of one that is busy: -EBUSY. */
+int dirty_bitmap_refuse_busy(const char *name, GError **error);
 
 /* Dirty bytes, counted in whole granules but for a short last one. Cheap. */
 uint64_t dirty_bitmap_count(const struct dirty_bitmap *bitmap);

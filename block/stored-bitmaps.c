@@ -332,6 +332,14 @@ static int image_remove(struct block_node *node, const char *name, GError **erro
     return status;
 }
 
+/* Whether a bitmap records could be changed while nobody wrote, and nothing could be marked. */
+static bool agrees_or_marked(struct block_node *node, const struct dirty_bitmap *bitmap,
+                             const struct block_persistent_bitmap *stored)
+{
+    return stored->enabled == dirty_bitmap_enabled(bitmap) ||
+           node->driver->bitmap_begin_change(node, stored->name, NULL) == 0;
+}
+
 /* Without locks another program may have used the image: what is not there any more as it was left
  * when the node became read-only, or was found when it was opened, is not to be trusted. */
 static void image_look_again(struct block_node *node, struct dirty_bitmap *const *bitmaps,
@@ -348,7 +356,8 @@ static void image_look_again(struct block_node *node, struct dirty_bitmap *const
         const struct block_persistent_bitmap *stored =
             find_stored(list, stored_count, dirty_bitmap_name(bitmaps[i]));
 
-        is_trusted[i] = stored && !stored->in_use && !stored->is_unusable;
+        is_trusted[i] = stored && !stored->in_use && !stored->is_unusable &&
+                        agrees_or_marked(node, bitmaps[i], stored);
     }
     block_persistent_bitmap_list_free(list, stored_count);
 }

@@ -6,8 +6,14 @@
 #include "cli/copy.h"
 #include "cli/job-start.h"
 
+#define SYNC_MODES   "full top none incremental bitmap"
+#define BITMAP_MODES "on-success never always"
+
 static struct {
     char *sync;
+    char *bitmap;
+    char *bitmap_mode;
+    char *since;
     char *scratch;
     char *scratch_max;
     int max_workers;
@@ -16,7 +22,13 @@ static struct {
 
 static const GOptionEntry options[] = {
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
-     "full (default), top (no backing file) or none", "MODE"},
+     "full (default), top, incremental, bitmap or none", "MODE"},
+    {"bitmap", 'b', 0, G_OPTION_ARG_STRING, &chosen.bitmap,
+     "The bitmap of what has changed since a backup", "NAME"},
+    {"bitmap-mode", 0, 0, G_OPTION_ARG_STRING, &chosen.bitmap_mode,
+     "Forget that on-success, never or always", "MODE"},
+    {"since", 0, 0, G_OPTION_ARG_STRING, &chosen.since,
+     "Only what has changed since this checkpoint", "CHECKPOINT"},
     {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
      "DIRECTORY or node:NAME for old data, or none", "WHERE"},
     {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max, "Keep at most so much there",
@@ -29,7 +41,8 @@ static const GOptionEntry options[] = {
 };
 
 static const struct command_words words[] = {
-    {"sync", 0, "full top none"},
+    {"sync", 0, SYNC_MODES},
+    {"bitmap-mode", 0, BITMAP_MODES},
     {"scratch", 0, "@file"},
     {NULL, 0, "@device"},
     {NULL},
@@ -37,7 +50,8 @@ static const struct command_words words[] = {
 
 static bool check_options(GError **error)
 {
-    static const char *const modes[] = {"full", "top", "none", NULL};
+    g_auto(GStrv) modes = g_strsplit(SYNC_MODES, " ", -1);
+    g_auto(GStrv) bitmap_modes = g_strsplit(BITMAP_MODES, " ", -1);
 
     if (chosen.max_workers < 0) {
         usage_error(error, "--max-workers expects a number above 0, not %d", chosen.max_workers);
@@ -47,7 +61,13 @@ static bool check_options(GError **error)
         usage_error(error, "The name of the scratch directory is not valid UTF-8");
         return false;
     }
-    return job_check_word("sync", chosen.sync, modes, error);
+    if (chosen.bitmap && !g_utf8_validate(chosen.bitmap, -1, NULL)) {
+        usage_error(error, "The name of the bitmap is not valid UTF-8");
+        return false;
+    }
+    return job_check_word("sync", chosen.sync, (const char *const *)modes, error) &&
+           job_check_word("bitmap-mode", chosen.bitmap_mode, (const char *const *)bitmap_modes,
+                          error);
 }
 
 static bool add_scratch(json_t *arguments, GError **error)
@@ -95,9 +115,23 @@ static bool add_compress(json_t *arguments, const struct target *target, GError 
     return true;
 }
 
+static const char *sync_mode(void)
+{
+    return chosen.sync ? chosen.sync : chosen.since ? "incremental" : "full";
+}
+
+/* What nobody needs to say: a backup of all, or of what has changed, makes the next one small. */
+static const char *bitmap_mode(void)
+{
+    return chosen.bitmap && !chosen.bitmap_mode ? "on-success" : chosen.bitmap_mode;
+}
+
 static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
 {
-    job_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
+    job_set_text(arguments, "sync", sync_mode());
+    job_set_text(arguments, "since", chosen.since);
+    job_set_text(arguments, "bitmap", chosen.bitmap);
+    job_set_text(arguments, "bitmap-mode", bitmap_mode());
     if (chosen.max_workers) {
         json_object_set_new(arguments, "x-perf",
                             json_pack("{s:i}", "max-workers", chosen.max_workers));

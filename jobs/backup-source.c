@@ -129,6 +129,7 @@ static int copy_range(struct copy_source *copy, struct block_node *target, uint6
 static void done(struct copy_source *copy, uint64_t offset, uint64_t bytes, bool is_copied)
 {
     if (is_copied) {
+        backup_bitmap_note_copied(backup_source_of(copy)->bitmap, offset, bytes);
         /* Fails if it broke, and then the job is told so. */
         point_in_time_discard(backup_source_of(copy)->point, offset, bytes);
     }
@@ -157,11 +158,12 @@ static const struct copy_source_operations operations = {
 };
 
 void backup_source_init(struct backup_source *source, struct point_in_time *point,
-                        struct block_node *node)
+                        struct block_node *node, struct backup_bitmap *bitmap)
 {
     *source = (struct backup_source){
         .copy.operations = &operations,
         .point = point,
         .node = node,
+        .bitmap = bitmap,
     };
 }

@@ -4,12 +4,14 @@
 #define LIVEBLK_JOBS_BACKUP_SOURCE_H
 
 #include "block/point-in-time.h"
+#include "jobs/backup-bitmap.h"
 #include "jobs/copy-engine.h"
 
 struct backup_source {
     struct copy_source copy; /* first: the engine's operations are cast to this */
     struct point_in_time *point;
-    struct block_node *node; /* what the point in time is of; borrowed */
+    struct block_node *node;      /* what the point in time is of; borrowed */
+    struct backup_bitmap *bitmap; /* is told what was copied; borrowed */
     /* Under the engine's lock: nothing before it is left. */
     uint64_t cursor;
     uint64_t saved_cursor; /* where the search for saved data goes on */
@@ -17,6 +19,6 @@ struct backup_source {
 
 /* Set all but the engine, which copy_engine_new sets. */
 void backup_source_init(struct backup_source *source, struct point_in_time *point,
-                        struct block_node *node);
+                        struct block_node *node, struct backup_bitmap *bitmap);
 
 #endif

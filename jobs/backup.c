@@ -23,6 +23,9 @@
 /* With fewer workers than this memory for saved data is as for this many. */
 #define MEMORY_CHUNKS_MIN UINT64_C(4)
 
+/* How long the target may take to make safe what a backup that has failed did bring there. */
+#define LAST_FLUSH_NS (5 * NS_PER_SECOND)
+
 /* How long requests that are in flight at the end get before hanging ones are cut off. */
 #define END_GRACE_NS NS_PER_SECOND
 
@@ -35,6 +38,7 @@ struct backup {
     struct scratch_budget budget;
     struct point_in_time *point;
     struct backup_source source;
+    struct backup_bitmap bitmap;
     struct copy_engine *engine; /* NULL with sync none: the point in time does it all */
     _Atomic bool is_held;       /* sync none: the target failed and the policy is to wait */
 };
@@ -92,14 +96,26 @@ static int run_none(struct job *job, GError **error)
     return status;
 }
 
-/* ---- Sync full and top ---------------------------------------------------------------------- */
+/* ---- Sync full, top and bitmap -------------------------------------------------------------- */
 
-/* What need not be copied. Guests save it until it is found, as nobody knows better before. */
+/*
+ * What need not be copied. Guests save it until it is found: looking for it would keep them waiting
+ * at the moment.
+ */
 static int narrow(struct backup *backup, GError **error)
 {
+    uint64_t unit = sync_top_unit(backup->target, COPY_UNIT);
+
     job_set_phase(backup->job, "scanning");
-    return sync_top_narrow(backup->job, backup->point, sync_top_unit(backup->target, COPY_UNIT),
-                           error);
+    switch (backup->sync) {
+    case BACKUP_SYNC_TOP:
+        return sync_top_narrow(backup->job, backup->point, unit, error);
+    case BACKUP_SYNC_BITMAP:
+        backup_bitmap_narrow(&backup->bitmap, backup->point, unit);
+        return 0;
+    default:
+        return 0;
+    }
 }
 
 static int copy(struct backup *backup, GError **error)
@@ -112,22 +128,35 @@ static int copy(struct backup *backup, GError **error)
     return copy_engine_run(backup->engine, error);
 }
 
+/* The backup has failed, but what is on the target need not be copied again if it stays there. */
+static void secure_copied(struct backup *backup)
+{
+    if (backup->bitmap.copied && dirty_bitmap_count(backup->bitmap.copied) > 0) {
+        job_set_phase(backup->job, "flushing");
+        backup->bitmap.is_flushed =
+            copy_engine_flush_anyway(backup->engine, clock_now_ns() + LAST_FLUSH_NS) == 0;
+    }
+}
+
 static int run_copy(struct job *job, GError **error)
 {
     struct backup *backup = job_state(job);
-    int status = backup->sync == BACKUP_SYNC_TOP ? narrow(backup, error) : 0;
+    int status = narrow(backup, error);
 
     if (status == 0) {
         status = copy(backup, error);
     }
     if (status < 0) {
         let_guests_go(backup);
+        secure_copied(backup);
         return status;
     }
     /* From here on guests' writes owe us nothing; do not stay on their path while flushing. */
     point_in_time_uninstall(backup->point);
     job_set_phase(job, "flushing");
-    return copy_engine_flush(backup->engine, INT64_MAX, error);
+    status = copy_engine_flush(backup->engine, INT64_MAX, error);
+    backup->bitmap.is_flushed = status == 0;
+    return status;
 }
 
 /* Nothing can be saved any more, or saved data wants to be taken. */
@@ -165,6 +194,21 @@ static void wake_backup(struct job *job)
     }
 }
 
+static void commit_backup(struct job *job)
+{
+    struct backup *backup = job_state(job);
+
+    backup_bitmap_settle(&backup->bitmap, true);
+}
+
+static void abort_backup(struct job *job)
+{
+    struct backup *backup = job_state(job);
+
+    let_guests_go(backup); /* or they could not be drained */
+    backup_bitmap_settle(&backup->bitmap, false);
+}
+
 static void clean_backup(struct job *job)
 {
     struct backup *backup = job_state(job);
@@ -179,6 +223,7 @@ static void clean_backup(struct job *job)
     if (backup->engine) {
         copy_engine_free(STEAL(backup->engine));
     }
+    backup_bitmap_clear(&backup->bitmap);
 }
 
 static const struct job_driver backup_driver = {
@@ -187,6 +232,8 @@ static const struct job_driver backup_driver = {
     .instance_size = sizeof(struct backup),
     .run = run_backup,
     .wake = wake_backup,
+    .commit = commit_backup,
+    .abort = abort_backup,
     .clean = clean_backup,
 };
 
@@ -321,7 +368,7 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
         .target = options->target,
         .use_copy_range = options->use_copy_range && !options->compress,
         .compress = options->compress,
-        .explicit_zeroes = backup->sync == BACKUP_SYNC_TOP,
+        .explicit_zeroes = backup->sync != BACKUP_SYNC_FULL,
         .max_workers = (unsigned)options->max_workers,
         .max_chunk = align_down((uint64_t)options->max_chunk, COPY_CLUSTER),
         .on_source_error = options->on_source_error,
@@ -330,7 +377,7 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
     };
 
     backup->target = options->target;
-    backup_source_init(&backup->source, backup->point, options->source);
+    backup_source_init(&backup->source, backup->point, options->source, &backup->bitmap);
     backup->engine = copy_engine_new(job, &engine_options, error);
     return backup->engine ? 0 : -EIO;
 }
@@ -357,6 +404,9 @@ static int set_up(struct job *job, const struct backup_options *options, GError 
     backup->job = job;
     backup->on_target_error = options->on_target_error;
     backup->length = block_node_length(options->source);
+    backup->bitmap.mode = options->bitmap_mode;
+    backup->bitmap.is_limit = options->sync == BACKUP_SYNC_BITMAP;
+    backup->bitmap.node = options->source;
     if (job_set_initial_speed(job, options->speed, error) < 0 ||
         choose_sync(backup, options, error) < 0) {
         return -EINVAL;
@@ -397,9 +447,34 @@ struct job *backup_new(const struct backup_options *given, GError **error)
     return STEAL(job);
 }
 
+int backup_take_bitmap(struct job *job, struct dirty_bitmap *bitmap, GError **error)
+{
+    struct backup *backup = job_state(job);
+
+    return backup_bitmap_take(&backup->bitmap, bitmap, error);
+}
+
+void backup_give_back_bitmap(struct job *job)
+{
+    struct backup *backup = job_state(job);
+
+    backup_bitmap_give_back(&backup->bitmap);
+}
+
+void backup_limit_to(struct job *job, struct dirty_bitmap *bitmap)
+{
+    struct backup *backup = job_state(job);
+
+    backup->bitmap.owned = bitmap;
+}
+
 void backup_activate(struct job *job)
 {
     struct backup *backup = job_state(job);
 
+    if (backup->bitmap.is_limit) {
+        g_assert(backup_bitmap_limit(&backup->bitmap));
+        job_progress_set_total(job, dirty_bitmap_count(backup_bitmap_limit(&backup->bitmap)));
+    }
     point_in_time_install(backup->point);
 }

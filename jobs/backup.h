@@ -7,7 +7,9 @@
 #define LIVEBLK_JOBS_BACKUP_H
 
 #include "block/device.h"
+#include "block/dirty-bitmap.h"
 #include "block/node.h"
+#include "jobs/backup-bitmap.h"
 #include "jobs/job.h"
 
 enum backup_sync {
@@ -15,6 +17,8 @@ enum backup_sync {
     /* What the source's top layer holds itself; everything if there is none below. */
     BACKUP_SYNC_TOP,
     BACKUP_SYNC_NONE, /* only what the guest overwrites; ends by being cancelled */
+    /* What a bitmap says: backup_take_bitmap or backup_limit_to is called before the moment. */
+    BACKUP_SYNC_BITMAP,
 };
 
 /* Where a full backup keeps what guests overwrite before the job gets to it. */
@@ -35,11 +39,12 @@ struct backup_options {
     struct block_node *(*open_target)(void *data, GError **error);
     void *open_target_data;
     enum backup_sync sync;
-    enum backup_scratch scratch;     /* with sync none there is no use for it */
-    const char *scratch_directory;   /* NULL: $TMPDIR or /var/tmp */
-    struct block_node *scratch_node; /* as source */
-    uint64_t scratch_max;            /* most bytes on scratch; 0: no limit */
-    int64_t speed;                   /* bytes per second; 0: unlimited */
+    enum backup_bitmap_mode bitmap_mode; /* of one that is taken */
+    enum backup_scratch scratch;         /* with sync none there is no use for it */
+    const char *scratch_directory;       /* NULL: $TMPDIR or /var/tmp */
+    struct block_node *scratch_node;     /* as source */
+    uint64_t scratch_max;                /* most bytes on scratch; 0: no limit */
+    int64_t speed;                       /* bytes per second; 0: unlimited */
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     bool use_copy_range;
@@ -54,11 +59,28 @@ struct backup_options {
 #define BACKUP_DEFAULT_GUEST_TIMEOUT_S 10
 
 /*
- * Check the options and create the job, without its moment: the first of three steps. Then
- * backup_activate with the source's writers drained, then job_start; or job_roll_back. A new
- * reference, or NULL with the error set. Not the main thread.
+ * Check the options and create the job, without its moment: the first of three steps. Then, with
+ * the source's writers drained, backup_take_bitmap if there is one, and backup_activate; then
+ * job_start; or job_roll_back. A new reference, or NULL with the error set. Not the main thread.
  */
 struct job *backup_new(const struct backup_options *options, GError **error);
+
+/*
+ * The bitmap that says what is to be copied (sync bitmap), or that is to say afterwards what has
+ * changed since (full and top). It is the source's, not busy, and is frozen until the job ends; the
+ * backup frees it when its successor has taken its place. -ENOMEM with the error set. Main thread,
+ * drained.
+ */
+int backup_take_bitmap(struct job *job, struct dirty_bitmap *bitmap, GError **error);
+
+/* Undo it in the same drained section; the job is not activated then. */
+void backup_give_back_bitmap(struct job *job);
+
+/*
+ * The same without a bitmap of the source's: what is to be copied (sync bitmap), as the disk is in
+ * this drained section. The job owns it from now on. Any thread.
+ */
+void backup_limit_to(struct job *job, struct dirty_bitmap *bitmap);
 
 /* The moment. Main thread, the source's writers drained (BLOCK_PERM_WRITE). Cannot fail. */
 void backup_activate(struct job *job);

@@ -50,6 +50,7 @@ struct copy_engine {
     struct copy_pace pace;
     GError *error; /* the first; the engine is over */
     int flush_status;
+    bool flushes_anyway; /* coordinator: the flush counts even if the job is cancelled */
 
     GPtrArray *workers; /* pthread_t */
     bool workers_end;

@@ -362,10 +362,16 @@ static void *flush_thread(void *data)
     return NULL;
 }
 
+/* Nobody waits for the flush any more. */
+static bool is_unwanted(const struct copy_engine *engine)
+{
+    return !engine->flushes_anyway && job_is_cancelled(engine->job);
+}
+
 /* Lock held. Wait for a change; false when there is no more waiting. */
 static bool wait_while_wanted(struct copy_engine *engine, int64_t deadline_ns)
 {
-    return !job_is_cancelled(engine->job) &&
+    return !is_unwanted(engine) &&
            clock_cond_wait_until(&engine->changed, &engine->lock, deadline_ns) != ETIMEDOUT;
 }
 
@@ -379,7 +385,7 @@ static int start_flush(struct copy_engine *engine, int64_t deadline_ns, pthread_
             return -ETIMEDOUT;
         }
     }
-    if (job_is_cancelled(engine->job)) {
+    if (is_unwanted(engine)) {
         return -ECANCELED;
     }
     int status = thread_create(thread, flush_thread, engine);
@@ -389,7 +395,8 @@ static int start_flush(struct copy_engine *engine, int64_t deadline_ns, pthread_
     return -status;
 }
 
-int copy_engine_flush(struct copy_engine *engine, int64_t deadline_ns, GError **error)
+/* Returns a negative errno, without an error. */
+static int flush(struct copy_engine *engine, int64_t deadline_ns)
 {
     pthread_t thread;
     int status = start_flush(engine, deadline_ns, &thread);
@@ -404,6 +411,21 @@ int copy_engine_flush(struct copy_engine *engine, int64_t deadline_ns, GError **
         pthread_join(thread, NULL);
         status = is_late ? -ETIMEDOUT : engine->flush_status;
     }
+    return status;
+}
+
+int copy_engine_flush_anyway(struct copy_engine *engine, int64_t deadline_ns)
+{
+    engine->flushes_anyway = true;
+    int status = flush(engine, deadline_ns);
+    engine->flushes_anyway = false;
+    return status;
+}
+
+int copy_engine_flush(struct copy_engine *engine, int64_t deadline_ns, GError **error)
+{
+    int status = flush(engine, deadline_ns);
+
     if (job_is_cancelled(engine->job)) {
         return -ECANCELED;
     }

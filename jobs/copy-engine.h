@@ -166,6 +166,12 @@ void copy_engine_fail(struct copy_engine *engine, GError *error);
 int copy_engine_flush(struct copy_engine *engine, int64_t deadline_ns, GError **error);
 
 /*
+ * The same after a run that failed or was cancelled, and whether or not the job is cancelled: what
+ * was copied before is safe then. Returns a negative errno.
+ */
+int copy_engine_flush_anyway(struct copy_engine *engine, int64_t deadline_ns);
+
+/*
  * Something the engine may be waiting for has changed: struct job_driver's wake, and for sources
  * that have new work. Any thread.
  */

@@ -2,17 +2,20 @@
 #include "server/commands-backup.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "jobs/backup.h"
 #include "jobs/copy-engine.h"
+#include "server/bitmap-name.h"
+#include "server/device-tracking.h"
 #include "server/lookup.h"
 #include "server/target-file.h"
 #include "server/types.h"
 
-const char *const mirror_sync_mode_names[] = {"full", "top", "none", NULL};
+const char *const mirror_sync_mode_names[] = {"full", "top", "none", "incremental", "bitmap", NULL};
 const struct qmp_type mirror_sync_mode_type = {
     .name = "MirrorSyncMode",
     .kind = QMP_KIND_ENUM,
@@ -20,7 +23,19 @@ const struct qmp_type mirror_sync_mode_type = {
     .doc = "full: everything. top: what the disk's top layer holds itself, data and explicit "
            "zeroes, for a target that has the same layers below or gets them later; everything if "
            "the disk has no backing file. none: of a backup, only what the guest overwrites, until "
-           "cancelled; of a mirror, only what it writes from now on.",
+           "cancelled; of a mirror, only what it writes from now on. incremental and bitmap, of "
+           "backups only: what a bitmap says has changed, for a target that has the backup before "
+           "below; incremental is bitmap with bitmap-mode on-success.",
+};
+
+static const struct qmp_type bitmap_mode_type = {
+    .name = "BitmapSyncMode",
+    .kind = QMP_KIND_ENUM,
+    .values = backup_bitmap_mode_names,
+    .doc = "What becomes of the bitmap when the job ends. on-success: if it succeeds, what is "
+           "recorded is what was written since its moment; else the bitmap is as if there had been "
+           "no backup. never: as if there had been none, in any case. always: as on-success, but "
+           "after a failure, too, what is safely on the target is not recorded any more.",
 };
 
 static const struct qmp_member performance_members[] = {
@@ -43,6 +58,16 @@ static const struct qmp_member common_members[] = {
      .doc = "The new job's ID; the device's name by default."},
     {"device", &qmp_type_string, .doc = "What to back up: a device or a node."},
     {"sync", &mirror_sync_mode_type, .doc = "How much of it."},
+    {"bitmap", &qmp_type_string, .optional = true,
+     .doc = "A bitmap of the device's node. Needed with sync incremental and bitmap, which copy "
+            "what it says; with full and top it says afterwards what has changed since. It is busy "
+            "until the job ends."},
+    {"since", &qmp_type_string, .optional = true,
+     .doc = "A checkpoint of the device, instead of a bitmap with sync incremental: what changed "
+            "since then is copied. An extension of liveblk's."},
+    {"bitmap-mode", &bitmap_mode_type, .optional = true,
+     .doc = "What becomes of the bitmap; needed if there is one, but with sync incremental, where "
+            "it is on-success. With full and top not never."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
      .doc = "Limit in bytes per second; 0: none."},
     {"compress", &qmp_type_bool, .optional = true, .default_text = "false",
@@ -139,6 +164,14 @@ static int read_scratch(json_t *arguments, struct backup_options *options,
     return 0;
 }
 
+static enum backup_sync sync_of(json_t *arguments)
+{
+    static const enum backup_sync syncs[] = {BACKUP_SYNC_FULL, BACKUP_SYNC_TOP, BACKUP_SYNC_NONE,
+                                             BACKUP_SYNC_BITMAP, BACKUP_SYNC_BITMAP};
+
+    return syncs[lookup_enum(json_object_get(arguments, "sync"), mirror_sync_mode_names)];
+}
+
 static void read_options(json_t *arguments, struct block_node *source,
                          struct backup_options *options)
 {
@@ -148,8 +181,7 @@ static void read_options(json_t *arguments, struct block_node *source,
         .job_id = lookup_job_id(arguments),
         .job_flags = lookup_job_flags(arguments),
         .source = source,
-        .sync = (enum backup_sync)lookup_enum(json_object_get(arguments, "sync"),
-                                              mirror_sync_mode_names),
+        .sync = sync_of(arguments),
         .speed = lookup_integer(arguments, "speed", 0),
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
@@ -166,7 +198,157 @@ struct backup_action {
     struct job *job;
     const char *device; /* as the arguments name it */
     struct block_node *source;
+    struct bitmap_name bitmap;    /* without a name: none is used */
+    bool has_bitmap;              /* it was taken */
+    const char *since;            /* a checkpoint of the device, or NULL */
+    struct block_device *tracked; /* whose checkpoint that is */
 };
+
+/* ---- The bitmap ------------------------------------------------------------------------------ */
+
+static int bitmap_not_found(const struct bitmap_name *bitmap, GError **error)
+{
+    return block_error(error, ENOENT, "Bitmap '%s' could not be found", bitmap->name);
+}
+
+/* What the arguments say of a bitmap makes sense, whatever bitmap it is. */
+static int check_bitmap_words(const char *sync, const char *bitmap, const char *mode,
+                              const char *since, GError **error)
+{
+    bool is_incremental = !strcmp(sync, "incremental");
+
+    if (since && (!is_incremental || bitmap)) {
+        return block_error(error, EINVAL,
+                           "Parameter 'since' is for sync mode 'incremental', without a bitmap");
+    }
+    if (!bitmap && !since && (is_incremental || !strcmp(sync, "bitmap"))) {
+        return block_error(error, EINVAL, "must provide a valid bitmap name for '%s' sync mode",
+                           sync);
+    }
+    if (is_incremental && mode && strcmp(mode, "on-success")) {
+        return block_error(error, EINVAL,
+                           "Bitmap sync mode must be 'on-success' when using sync mode '%s'", sync);
+    }
+    if (!bitmap && mode) {
+        return block_error(error, EINVAL, "Cannot specify bitmap sync mode without a bitmap");
+    }
+    return 0;
+}
+
+/* The bitmap is there: what is to be done with it makes sense. */
+static int check_bitmap_use(const char *sync, const char *mode, GError **error)
+{
+    if (!mode && strcmp(sync, "incremental")) {
+        return block_error(error, EINVAL, "Bitmap sync mode must be given when providing a bitmap");
+    }
+    if (!strcmp(sync, "none")) {
+        return block_error(error, EINVAL,
+                           "sync mode 'none' does not produce meaningful bitmap outputs");
+    }
+    if (mode && !strcmp(mode, "never") && strcmp(sync, "bitmap")) {
+        return block_error(error, EINVAL,
+                           "Bitmap sync mode 'never' has no meaningful effect when combined with "
+                           "sync mode '%s'",
+                           sync);
+    }
+    return 0;
+}
+
+/* In prepare: fill in state->bitmap and the options' mode. The device's node is a reference. */
+static int prepare_bitmap(struct transaction_action *action, json_t *arguments,
+                          struct backup_options *options, GError **error)
+{
+    struct backup_action *state = transaction_state(action);
+    struct bitmap_name *bitmap = &state->bitmap;
+    const char *sync = json_string_value(json_object_get(arguments, "sync"));
+    const char *mode = json_string_value(json_object_get(arguments, "bitmap-mode"));
+
+    bitmap->node_name = json_string_value(json_object_get(arguments, "device"));
+    bitmap->name = json_string_value(json_object_get(arguments, "bitmap"));
+    bitmap->node = block_node_ref(options->source);
+    state->since = json_string_value(json_object_get(arguments, "since"));
+    options->bitmap_mode =
+        mode ? (enum backup_bitmap_mode)lookup_enum(json_object_get(arguments, "bitmap-mode"),
+                                                    backup_bitmap_mode_names)
+             : BACKUP_BITMAP_ON_SUCCESS;
+    /* One that is kept as it is may also be read-only. */
+    bitmap->refused = options->bitmap_mode == BACKUP_BITMAP_NEVER
+                          ? DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_INCONSISTENT
+                          : DIRTY_BITMAP_REFUSE_ALL;
+    int status = check_bitmap_words(sync, bitmap->name, mode, state->since, error);
+    if (status < 0 || !bitmap->name) {
+        return status;
+    }
+    g_autoptr(GError) problem = NULL;
+    int found = bitmap_name_expect(action, bitmap, &problem);
+    status =
+        found == -ENOENT ? bitmap_not_found(bitmap, error) : check_bitmap_use(sync, mode, error);
+    if (status == 0 && found < 0) {
+        g_propagate_error(error, STEAL(problem));
+        status = found;
+    }
+    if (status == 0) {
+        bitmap_name_plan_use(action, bitmap);
+    }
+    return status;
+}
+
+/* In apply. It may have been changed, or made, by an action before this one. */
+static int take_bitmap(struct backup_action *state, GError **error)
+{
+    struct dirty_bitmap *bitmap = bitmap_name_find(&state->bitmap, error);
+    int status = bitmap ? backup_take_bitmap(state->job, bitmap, error) : -EBUSY;
+
+    state->has_bitmap = status == 0;
+    return status;
+}
+
+/* ---- The checkpoint -------------------------------------------------------------------------- */
+
+/* In prepare: the device is tracked. What its checkpoint is worth is seen at the moment. */
+static int prepare_since(struct backup_action *state, const char *device, GError **error)
+{
+    struct dirty_bitmap *changes;
+    struct change_tracker *tracker;
+
+    if (!state->since) {
+        return 0;
+    }
+    state->tracked = block_device_find(device);
+    if (!state->tracked) {
+        return block_error(error, ENOENT,
+                           "Only devices have checkpoints, and '%s' is none: give the device",
+                           device);
+    }
+    tracker = device_tracking_find(state->tracked, error);
+    changes = tracker ? tracking_changes_since(tracker, state->since, error) : NULL;
+    if (!changes) {
+        return -ENOENT;
+    }
+    dirty_bitmap_free(changes);
+    return 0;
+}
+
+/* Drained: what changed up to this moment. */
+static int find_changes(struct transaction_action *action, GError **error)
+{
+    struct backup_action *state = transaction_state(action);
+    struct change_tracker *tracker;
+    struct dirty_bitmap *changes;
+
+    if (!state->since) {
+        return 0;
+    }
+    tracker = device_tracking_find(state->tracked, error);
+    changes = tracker ? tracking_changes_since(tracker, state->since, error) : NULL;
+    if (!changes) {
+        return -ENOENT;
+    }
+    backup_limit_to(state->job, changes);
+    return 0;
+}
+
+/* ---- Making the job -------------------------------------------------------------------------- */
 
 /* target: the target's name, for messages; can_compress: what its format says. */
 static int create_job(struct transaction_action *action, json_t *arguments,
@@ -176,6 +358,10 @@ static int create_job(struct transaction_action *action, json_t *arguments,
     struct backup_action *state = transaction_state(action);
     AUTO(block_node) scratch_node = NULL;
 
+    state->source = block_node_ref(options->source);
+    if (prepare_bitmap(action, arguments, options, error) < 0) {
+        return -EINVAL;
+    }
     if (check_workers(json_object_get(arguments, "x-perf"), error) < 0) {
         return -EINVAL;
     }
@@ -187,13 +373,15 @@ static int create_job(struct transaction_action *action, json_t *arguments,
     if (read_scratch(arguments, options, &scratch_node, error) < 0) {
         return -EINVAL;
     }
+    state->device = json_string_value(json_object_get(arguments, "device"));
+    if (prepare_since(state, state->device, error) < 0) {
+        return -EINVAL;
+    }
     options->transaction = transaction_jobs(action);
     state->job = backup_new(options, error);
     if (!state->job) {
         return -EINVAL;
     }
-    state->device = json_string_value(json_object_get(arguments, "device"));
-    state->source = block_node_ref(options->source);
     transaction_drain(action, options->source);
     return 0;
 }
@@ -245,8 +433,18 @@ static int prepare_drive_backup(struct transaction_action *action, json_t *argum
 static int apply(struct transaction_action *action, GError **error)
 {
     struct backup_action *state = transaction_state(action);
+    int status = lookup_check_same(state->device, state->source, error);
 
-    return lookup_check_same(state->device, state->source, error);
+    return status == 0 && state->bitmap.name ? take_bitmap(state, error) : status;
+}
+
+static void undo(struct transaction_action *action)
+{
+    struct backup_action *state = transaction_state(action);
+
+    if (state->has_bitmap) {
+        backup_give_back_bitmap(state->job);
+    }
 }
 
 static void activate(struct transaction_action *action)
@@ -275,6 +473,8 @@ static void clean(struct transaction_action *action)
     struct backup_action *state = transaction_state(action);
 
     job_unref(state->job);
+    block_device_unref(state->tracked);
+    block_node_unref(state->bitmap.node);
     block_node_unref(state->source);
 }
 
@@ -284,7 +484,9 @@ const struct transaction_action_type blockdev_backup_action = {
     .state_size = sizeof(struct backup_action),
     .supports_grouped = true,
     .prepare = prepare_blockdev_backup,
+    .change = find_changes,
     .apply = apply,
+    .undo = undo,
     .activate = activate,
     .commit = commit,
     .abort = roll_back,
@@ -298,7 +500,9 @@ const struct transaction_action_type drive_backup_action = {
     .state_size = sizeof(struct backup_action),
     .supports_grouped = true,
     .prepare = prepare_drive_backup,
+    .change = find_changes,
     .apply = apply,
+    .undo = undo,
     .activate = activate,
     .commit = commit,
     .abort = roll_back,

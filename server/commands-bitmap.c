@@ -11,19 +11,14 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/align.h"
 #include "block/cleanup.h"
 #include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/main-loop.h"
 #include "block/stored-bitmaps.h"
+#include "server/bitmap-name.h"
 #include "server/lookup.h"
-
-/* A bitmap as arguments name it. The names are borrowed from the arguments. */
-struct bitmap_name {
-    const char *node_name;
-    const char *name;
-    struct block_node *node; /* a reference, or NULL */
-};
 
 struct bitmap_action {
     struct bitmap_name target;
@@ -34,87 +29,6 @@ struct bitmap_action {
     struct bitmap_name *sources; /* to merge */
     size_t source_count;
 };
-
-/* ---- Finding bitmaps ------------------------------------------------------------------------- */
-
-/* The node a bitmap command means, by its own or its device's name. A new reference or NULL. */
-static struct block_node *find_node(const char *name, GError **error)
-{
-    struct block_node *node = lookup_device_or_node(name, NULL);
-
-    if (!node) {
-        block_error(error, ENOENT, "Node '%s' not found", name);
-    }
-    return node;
-}
-
-static int not_found(const char *name, GError **error)
-{
-    return block_error(error, ENOENT, "Dirty bitmap '%s' not found", name);
-}
-
-struct presence {
-    const struct bitmap_name *bitmap;
-    bool found;
-};
-
-static void look(void *data)
-{
-    struct presence *presence = data;
-
-    presence->found = block_node_find_bitmap(presence->bitmap->node, presence->bitmap->name);
-}
-
-/* One key per bitmap, for transaction_plan. The caller frees it. */
-static char *key_of(const struct bitmap_name *bitmap)
-{
-    return g_strdup_printf("bitmap %p %s", (void *)bitmap->node, bitmap->name);
-}
-
-static void plan(struct transaction_action *action, const struct bitmap_name *bitmap, bool exists)
-{
-    g_autofree char *key = key_of(bitmap);
-
-    transaction_plan(action, key, exists);
-}
-
-/* Whether the bitmap will be there when the action is applied. Not the main thread. */
-static bool will_exist(struct transaction_action *action, const struct bitmap_name *bitmap)
-{
-    g_autofree char *key = key_of(bitmap);
-    struct presence presence = {.bitmap = bitmap};
-
-    main_loop_call_wait(look, &presence);
-    return transaction_is_planned(action, key, presence.found);
-}
-
-/* In prepare: fill in the node and see to it that the bitmap will be there. */
-static int prepare_name(struct transaction_action *action, struct bitmap_name *bitmap,
-                        const char *node_name, const char *name, GError **error)
-{
-    *bitmap = (struct bitmap_name){.node_name = node_name, .name = name};
-    bitmap->node = find_node(node_name, error);
-    if (!bitmap->node) {
-        return -ENOENT;
-    }
-    transaction_drain(action, bitmap->node);
-    return will_exist(action, bitmap) ? 0 : not_found(name, error);
-}
-
-/* In apply: the bitmap, or NULL with the error set. */
-static struct dirty_bitmap *find_bitmap(const struct bitmap_name *bitmap, GError **error)
-{
-    struct dirty_bitmap *found;
-
-    if (lookup_check_same(bitmap->node_name, bitmap->node, error) < 0) {
-        return NULL;
-    }
-    found = block_node_find_bitmap(bitmap->node, bitmap->name);
-    if (!found) {
-        not_found(bitmap->name, error);
-    }
-    return found;
-}
 
 /* ---- What the actions share ------------------------------------------------------------------ */
 
@@ -129,30 +43,39 @@ static const struct qmp_type name_type = {
     .members = name_members,
 };
 
-static int prepare_existing(struct transaction_action *action, json_t *data, GError **error)
+static int prepare_existing(struct transaction_action *action, json_t *data, unsigned refused,
+                            GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
 
-    return prepare_name(action, &state->target, json_string_value(json_object_get(data, "node")),
-                        json_string_value(json_object_get(data, "name")), error);
+    return bitmap_name_prepare(action, &state->target,
+                               json_string_value(json_object_get(data, "node")),
+                               json_string_value(json_object_get(data, "name")), refused, error);
 }
 
 /* The same for one that is going to be changed. */
-static int prepare_change(struct transaction_action *action, json_t *data, GError **error)
+static int prepare_change(struct transaction_action *action, json_t *data, unsigned refused,
+                          GError **error)
 {
     const struct bitmap_name *target = &((struct bitmap_action *)transaction_state(action))->target;
-    int status = prepare_existing(action, data, error);
+    int status = prepare_existing(action, data, refused, error);
 
     return status < 0 ? status
                       : block_stored_bitmaps_begin_change(target->node, target->name, error);
 }
 
+/* In apply: what failed, when a bitmap was looked for. */
+static int code_of(GError **error)
+{
+    return error && *error ? block_error_code(*error) : -ENOENT;
+}
+
 /* Find the bitmap, and make a clear one like it to be exchanged for it. */
 static int make_spare(struct bitmap_action *state, GError **error)
 {
-    state->current = find_bitmap(&state->target, error);
+    state->current = bitmap_name_find(&state->target, error);
     if (!state->current) {
-        return -ENOENT;
+        return code_of(error);
     }
     state->spare = dirty_bitmap_new_like(state->current, error);
     return state->spare ? 0 : -ENOMEM;
@@ -253,11 +176,10 @@ static int prepare_add(struct transaction_action *action, json_t *data, GError *
         }
         dirty_bitmap_set_persistent(state->spare, true);
     }
-    if (will_exist(action, target)) {
+    if (bitmap_name_will_exist(action, target)) {
         return already_exists(target->name, error);
     }
-    plan(action, target, true);
-    transaction_drain(action, target->node);
+    bitmap_name_plan(action, target, true);
     return 0;
 }
 
@@ -307,10 +229,12 @@ const struct transaction_action_type bitmap_add_action = {
 static int prepare_remove(struct transaction_action *action, json_t *data, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
-    int status = prepare_change(action, data, error); /* so that nothing can bring it back */
+    /* Marked, so that nothing can bring it back as a good one. */
+    int status = prepare_change(action, data,
+                                DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_READ_ONLY, error);
 
     if (status == 0) {
-        plan(action, &state->target, false);
+        bitmap_name_plan(action, &state->target, false);
     }
     return status;
 }
@@ -318,10 +242,10 @@ static int prepare_remove(struct transaction_action *action, json_t *data, GErro
 static int apply_remove(struct transaction_action *action, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
-    struct dirty_bitmap *bitmap = find_bitmap(&state->target, error);
+    struct dirty_bitmap *bitmap = bitmap_name_find(&state->target, error);
 
     if (!bitmap) {
-        return -ENOENT;
+        return code_of(error);
     }
     state->position = block_node_remove_bitmap(state->target.node, bitmap);
     state->spare = bitmap;
@@ -363,6 +287,11 @@ const struct transaction_action_type bitmap_remove_action = {
 
 /* ---- block-dirty-bitmap-clear ---------------------------------------------------------------- */
 
+static int prepare_clear(struct transaction_action *action, json_t *data, GError **error)
+{
+    return prepare_change(action, data, DIRTY_BITMAP_REFUSE_ALL, error);
+}
+
 static int apply_clear(struct transaction_action *action, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
@@ -378,7 +307,7 @@ const struct transaction_action_type bitmap_clear_action = {
     .name = "block-dirty-bitmap-clear",
     .data = &name_type,
     .state_size = sizeof(struct bitmap_action),
-    .prepare = prepare_change,
+    .prepare = prepare_clear,
     .apply = apply_clear,
     .undo = undo_exchange,
     .clean = clean,
@@ -387,13 +316,20 @@ const struct transaction_action_type bitmap_clear_action = {
 
 /* ---- block-dirty-bitmap-enable and -disable -------------------------------------------------- */
 
+/* Also one that is read-only, as with QEMU: nobody writes, so there is nothing to record. */
+static int prepare_set_enabled(struct transaction_action *action, json_t *data, GError **error)
+{
+    return prepare_change(action, data, DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_INCONSISTENT,
+                          error);
+}
+
 static int set_enabled(struct transaction_action *action, bool enabled, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
 
-    state->current = find_bitmap(&state->target, error);
+    state->current = bitmap_name_find(&state->target, error);
     if (!state->current) {
-        return -ENOENT;
+        return code_of(error);
     }
     state->was_enabled = dirty_bitmap_enabled(state->current);
     dirty_bitmap_set_enabled(state->current, enabled);
@@ -421,7 +357,7 @@ const struct transaction_action_type bitmap_enable_action = {
     .name = "block-dirty-bitmap-enable",
     .data = &name_type,
     .state_size = sizeof(struct bitmap_action),
-    .prepare = prepare_change,
+    .prepare = prepare_set_enabled,
     .apply = apply_enable,
     .undo = undo_set_enabled,
     .clean = clean,
@@ -432,7 +368,7 @@ const struct transaction_action_type bitmap_disable_action = {
     .name = "block-dirty-bitmap-disable",
     .data = &name_type,
     .state_size = sizeof(struct bitmap_action),
-    .prepare = prepare_change,
+    .prepare = prepare_set_enabled,
     .apply = apply_disable,
     .undo = undo_set_enabled,
     .clean = clean,
@@ -459,7 +395,8 @@ static const struct qmp_type source_list_type = {
 static const struct qmp_member merge_members[] = {
     {"node", &qmp_type_string, .doc = "The node of the target, or the device whose root it is."},
     {"target", &qmp_type_string, .doc = "The bitmap to merge into."},
-    {"bitmaps", &source_list_type, .doc = "The bitmaps to merge; they stay as they are."},
+    {"bitmaps", &source_list_type,
+     .doc = "The bitmaps to merge; they stay as they are. None: nothing is done."},
     {NULL},
 };
 static const struct qmp_type merge_type = {
@@ -476,7 +413,9 @@ static int prepare_source(struct transaction_action *action, json_t *source, GEr
     const char *node_name =
         local ? state->target.node_name : json_string_value(json_object_get(source, "node"));
     const char *name = json_string_value(local ? source : json_object_get(source, "name"));
-    int status = prepare_name(action, bitmap, node_name, name, error);
+    int status =
+        bitmap_name_prepare(action, bitmap, node_name, name,
+                            DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_INCONSISTENT, error);
 
     return status < 0 ? status
                       : dirty_bitmap_check_merge(block_node_length(state->target.node),
@@ -487,9 +426,9 @@ static int prepare_merge(struct transaction_action *action, json_t *data, GError
 {
     struct bitmap_action *state = transaction_state(action);
     json_t *sources = json_object_get(data, "bitmaps");
-    int status =
-        prepare_name(action, &state->target, json_string_value(json_object_get(data, "node")),
-                     json_string_value(json_object_get(data, "target")), error);
+    int status = bitmap_name_prepare(
+        action, &state->target, json_string_value(json_object_get(data, "node")),
+        json_string_value(json_object_get(data, "target")), DIRTY_BITMAP_REFUSE_ALL, error);
 
     state->sources = g_new0(struct bitmap_name, json_array_size(sources));
     for (size_t i = 0; i < json_array_size(sources) && status == 0; i++) {
@@ -505,9 +444,9 @@ static int merge_sources(struct bitmap_action *state, GError **error)
     int status = dirty_bitmap_merge(state->spare, state->current, error);
 
     for (size_t i = 0; i < state->source_count && status == 0; i++) {
-        struct dirty_bitmap *source = find_bitmap(&state->sources[i], error);
+        struct dirty_bitmap *source = bitmap_name_find(&state->sources[i], error);
 
-        status = source ? dirty_bitmap_merge(state->spare, source, error) : -ENOENT;
+        status = source ? dirty_bitmap_merge(state->spare, source, error) : code_of(error);
     }
     return status;
 }
@@ -537,6 +476,77 @@ const struct transaction_action_type bitmap_merge_action = {
     .doc = "See the command block-dirty-bitmap-merge.",
 };
 
+/* ---- x-debug-block-dirty-bitmap-sha256 --------------------------------------------------------
+ */
+
+/* So many granules are looked at in one go: the main thread has other things to do. */
+#define DIGEST_GRANULES (UINT64_C(1) << 20)
+
+struct digest {
+    struct block_node *node;
+    const char *name;
+    GChecksum *checksum;
+    uint64_t offset; /* the first granule that was not looked at */
+    bool at_end;
+    GError *error;
+};
+
+/* Main thread, or the bitmap could be removed or resized meanwhile. */
+static void digest_some(void *data)
+{
+    struct digest *digest = data;
+    struct dirty_bitmap *bitmap = block_node_find_bitmap(digest->node, digest->name);
+
+    if (!bitmap) {
+        bitmap_name_not_found(digest->name, &digest->error);
+        return;
+    }
+    uint64_t stretch = DIGEST_GRANULES * dirty_bitmap_granularity(bitmap);
+    uint64_t length = dirty_bitmap_length(bitmap), offset = digest->offset;
+    uint64_t end = MIN_OF(length, offset + stretch);
+    for (; offset < end; offset += 64 * dirty_bitmap_granularity(bitmap)) {
+        uint64_t word = GUINT64_TO_LE(dirty_bitmap_get_word(bitmap, offset));
+
+        g_checksum_update(digest->checksum, (const guchar *)&word, sizeof(word));
+    }
+    digest->offset = offset;
+    digest->at_end = offset >= length;
+}
+
+/* Of the granules' bits, in words of 64 with the first in the lowest bit, little-endian. */
+static json_t *bitmap_sha256(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    g_autoptr(GChecksum) checksum = g_checksum_new(G_CHECKSUM_SHA256);
+    AUTO(block_node) node =
+        bitmap_name_node(json_string_value(json_object_get(arguments, "node")), error);
+    struct digest digest = {
+        .node = node,
+        .name = json_string_value(json_object_get(arguments, "name")),
+        .checksum = checksum,
+    };
+
+    while (node && !digest.at_end && !digest.error) {
+        main_loop_call_wait(digest_some, &digest);
+    }
+    if (!node || digest.error) {
+        if (digest.error) {
+            g_propagate_error(error, digest.error);
+        }
+        return NULL;
+    }
+    return json_pack("{s:s}", "sha256", g_checksum_get_string(checksum));
+}
+
+static const struct qmp_member sha256_members[] = {
+    {"sha256", &qmp_type_string, .doc = "64 hexadecimal digits."},
+    {NULL},
+};
+static const struct qmp_type sha256_type = {
+    .name = "BlockDirtyBitmapSha256",
+    .kind = QMP_KIND_OBJECT,
+    .members = sha256_members,
+};
+
 /* ---- The commands ---------------------------------------------------------------------------- */
 
 #define DEFINE_COMMAND(verb)                                                                       \
@@ -564,5 +574,9 @@ const struct qmp_command bitmap_commands[] = {
      "Do not record any more, and keep what was recorded."},
     {"block-dirty-bitmap-merge", &merge_type, NULL, bitmap_merge, 0,
      "Add to a bitmap what others have recorded. Granularities may differ."},
+    {"x-debug-block-dirty-bitmap-sha256", &name_type, &sha256_type, bitmap_sha256, 0,
+     "The SHA-256 of a bitmap's bits: one per granule, in little-endian words of 64 bits, the "
+     "first "
+     "granule in the lowest bit and 0 after the last. For tests; may change."},
     {NULL},
 };

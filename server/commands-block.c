@@ -12,6 +12,7 @@
 #include "block/request.h"
 #include "jobs/create.h"
 #include "server/commands.h"
+#include "server/device-tracking.h"
 #include "server/lookup.h"
 #include "server/query.h"
 #include "server/throttle-limits.h"
@@ -214,7 +215,10 @@ static int resize(const char *device, struct block_node *node, uint64_t length, 
     /* A job's end may have moved the disk. */
     status = device ? lookup_check_same(device, node, error) : 0;
     if (status == 0) {
+        /* What is tracked is never shorter than the disk. */
+        device_tracking_resize(node, MAX_OF(length, block_node_length(node)));
         status = block_node_set_length(node, length, BLOCK_PREALLOCATION_OFF, error);
+        device_tracking_resize(node, block_node_length(node));
     }
     block_drain_end(drain);
     block_claim_release(&claim);

@@ -125,6 +125,17 @@ static int check_granularity(json_t *arguments, GError **error)
     return 0;
 }
 
+static int check_sync(json_t *arguments, GError **error)
+{
+    int sync = lookup_enum(json_object_get(arguments, "sync"), mirror_sync_mode_names);
+
+    if (sync > MIRROR_SYNC_NONE) {
+        return block_error(error, ENOTSUP, "Sync mode '%s' not supported",
+                           mirror_sync_mode_names[sync]);
+    }
+    return 0;
+}
+
 static int read_options(json_t *arguments, struct block_node *source,
                         struct mirror_options *options, GError **error)
 {
@@ -143,7 +154,10 @@ static int read_options(json_t *arguments, struct block_node *source,
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
     };
-    int status = check_copy_mode(arguments, error);
+    int status = check_sync(arguments, error);
+    if (status == 0) {
+        status = check_copy_mode(arguments, error);
+    }
     if (status == 0) {
         status = check_granularity(arguments, error);
     }

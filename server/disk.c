@@ -5,11 +5,13 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "block/align.h"
 #include "block/driver.h"
 #include "block/error.h"
 #include "block/gate.h"
 #include "block/options.h"
 #include "formats/raw.h"
+#include "server/device-tracking.h"
 #include "server/throttle-limits.h"
 
 enum disk_locking { DISK_LOCKING_AUTO, DISK_LOCKING_ON, DISK_LOCKING_OFF };
@@ -32,6 +34,10 @@ struct disk_values {
     int locking;
     int read_error;
     int write_error;
+    char *tracking;
+    uint64_t tracking_granule;
+    uint64_t tracking_extent;
+    uint64_t tracking_extents;
 };
 
 struct disk {
@@ -72,6 +78,15 @@ static const struct block_option disk_options[] = {
     {"werror", BLOCK_OPTION_ENUM, offsetof(struct disk_values, write_error),
      .default_text = "report", .enum_values = block_error_policy_names,
      .help = "What to do when a guest's write fails."},
+    {"tracking", BLOCK_OPTION_STRING, offsetof(struct disk_values, tracking),
+     .help = "Track what changes, for incremental backups: auto (in a file beside the disk's), a "
+             "file's path, or off."},
+    {"tracking-granule", BLOCK_OPTION_SIZE, offsetof(struct disk_values, tracking_granule),
+     .help = "Bytes of the disk per entry in a new tracking file, 4k to 64M; 64k by default."},
+    {"tracking-extent", BLOCK_OPTION_SIZE, offsetof(struct disk_values, tracking_extent),
+     .help = "What counts as changed after a power loss, at most 4G; 4M by default."},
+    {"tracking-extents", BLOCK_OPTION_UINT, offsetof(struct disk_values, tracking_extents),
+     .help = "How many of those at a time, 16 to 65536; 1024 by default."},
     {.name = NULL},
 };
 
@@ -145,6 +160,52 @@ static int check_cache(const struct disk *disk, GError **error)
     return 0;
 }
 
+/* The file the disk lies in, as far as the description says; NULL: in none. */
+static const char *disk_file(const struct disk *disk)
+{
+    const char *driver =
+        disk->file_options ? block_options_get(disk->file_options, "driver") : NULL;
+
+    if (disk->file_options) {
+        return g_strcmp0(driver, "file") ? NULL : block_options_get(disk->file_options, "filename");
+    }
+    return is_uri(disk->values.file) ? NULL : disk->values.file;
+}
+
+/* Makes of `tracking` the file's path, or NULL. */
+static int check_tracking(struct disk *disk, GError **error)
+{
+    struct disk_values *values = &disk->values;
+    struct tracking_geometry geometry = {values->tracking_granule, values->tracking_extent,
+                                         (uint32_t)MIN_OF(values->tracking_extents, UINT32_MAX)};
+
+    if (!g_strcmp0(values->tracking, "off")) {
+        g_clear_pointer(&values->tracking, g_free);
+    }
+    if (!values->tracking) {
+        return geometry.granule || geometry.extent || geometry.extents
+                   ? block_error(error, EINVAL,
+                                 "Disk '%s': tracking-granule, -extent and -extents mean nothing "
+                                 "without tracking=",
+                                 values->name)
+                   : 0;
+    }
+    if (values->read_only) {
+        return block_error(error, EINVAL,
+                           "Disk '%s': nothing changes on a read-only disk; leave tracking= out",
+                           values->name);
+    }
+    char *path = device_tracking_path(values->tracking, disk_file(disk), error);
+    if (!path || tracking_geometry_check(&geometry, error) < 0) {
+        g_free(path);
+        g_prefix_error(error, "Disk '%s': ", values->name);
+        return -EINVAL;
+    }
+    g_free(values->tracking);
+    values->tracking = path;
+    return 0;
+}
+
 static int check_storage(struct disk *disk, GError **error)
 {
     bool has_nested = disk->file_options != NULL;
@@ -169,7 +230,7 @@ static int check_storage(struct disk *disk, GError **error)
         g_free(disk->values.file);
         disk->values.file = absolute;
     }
-    return 0;
+    return check_tracking(disk, error);
 }
 
 /* Whether a format has the option, or the node it names: "backing", "backing.driver". */
@@ -340,9 +401,31 @@ static struct block_options *root_options(const struct disk *disk, const char *f
     return options;
 }
 
+/* identity: the disk's file before it was opened. */
+static void begin_tracking(const struct disk *disk, struct block_device *device,
+                           const struct tracking_identity *identity)
+{
+    const struct disk_values *values = &disk->values;
+    struct tracking_options options = {
+        .device = values->name,
+        .path = values->tracking,
+        .disk_path = disk_file(disk),
+        .identity = *identity,
+        .geometry = {values->tracking_granule, values->tracking_extent,
+                     (uint32_t)values->tracking_extents},
+    };
+
+    if (options.path && !block_device_is_read_only(device)) {
+        device_tracking_begin(device, &options);
+    }
+}
+
 int disk_open(struct disk *disk, bool read_only, GError **error)
 {
     bool is_guess;
+    struct tracking_identity identity;
+
+    tracking_identify(disk_file(disk), &identity);
     const char *format = find_format(disk, &is_guess, error);
     AUTO(block_options) options = format ? root_options(disk, format, read_only) : NULL;
     AUTO(block_node) root = options ? block_node_open(options, true, error) : NULL;
@@ -358,5 +441,6 @@ int disk_open(struct disk *disk, bool read_only, GError **error)
     }
     block_device_set_error_policies(device, disk->values.read_error, disk->values.write_error);
     throttle_set_limits(block_device_throttle(device), &disk->limits);
+    begin_tracking(disk, device, &identity);
     return 0;
 }

@@ -76,10 +76,17 @@ static void add_children(json_t *object, struct block_node *node)
 
 static json_t *query_bitmap(struct dirty_bitmap *bitmap)
 {
-    return json_pack("{s:s, s:I, s:I, s:b, s:b, s:b}", "name", dirty_bitmap_name(bitmap), "count",
-                     (json_int_t)dirty_bitmap_count(bitmap), "granularity",
-                     (json_int_t)dirty_bitmap_granularity(bitmap), "recording",
-                     dirty_bitmap_enabled(bitmap), "busy", false, "persistent", false);
+    json_t *object =
+        json_pack("{s:s*, s:I, s:I, s:b, s:b, s:b}", "name", dirty_bitmap_name(bitmap), "count",
+                  (json_int_t)dirty_bitmap_count(bitmap), "granularity",
+                  (json_int_t)dirty_bitmap_granularity(bitmap), "recording",
+                  (int)dirty_bitmap_is_recording(bitmap), "busy", (int)dirty_bitmap_is_busy(bitmap),
+                  "persistent", (int)dirty_bitmap_is_persistent(bitmap));
+
+    if (dirty_bitmap_is_inconsistent(bitmap)) {
+        json_object_set_new(object, "inconsistent", json_true());
+    }
+    return object;
 }
 
 struct bitmap_query {
@@ -87,13 +94,14 @@ struct bitmap_query {
     json_t *list;
 };
 
-/* On the main thread, or they could be removed or resized meanwhile. Jobs' own are not shown. */
+/* On the main thread, or they could be removed or resized meanwhile. Jobs' own are not shown,
+ * but for those that record what users' bitmaps would, were these not in use. */
 static void query_bitmaps(void *data)
 {
     struct bitmap_query *query = data;
 
     for (struct dirty_bitmap **bitmap = query->node->bitmaps; bitmap && *bitmap; bitmap++) {
-        if (dirty_bitmap_name(*bitmap)) {
+        if (dirty_bitmap_name(*bitmap) || dirty_bitmap_is_successor(*bitmap)) {
             json_array_insert_new(query->list, 0, query_bitmap(*bitmap));
         }
     }

@@ -16,9 +16,11 @@
 #include "server/commands-chain.h"
 #include "server/commands-fault.h"
 #include "server/commands-snapshot.h"
+#include "server/commands-tracking.h"
 #include "server/commands-transaction.h"
 #include "server/commands-views.h"
 #include "server/commands.h"
+#include "server/device-tracking.h"
 #include "server/disk.h"
 #include "server/qmp/monitor.h"
 #include "server/qmp/schema.h"
@@ -41,13 +43,17 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands,      block_commands, qom_commands,   job_commands,
-    bitmap_commands,      transaction_commands, view_commands,  fault_commands, snapshot_commands,
-    chain_commands,       overlay_commands,     NULL,
+    qmp_commands_control, server_commands,
+    block_commands,       qom_commands,
+    job_commands,         bitmap_commands,
+    transaction_commands, view_commands,
+    fault_commands,       snapshot_commands,
+    chain_commands,       overlay_commands,
+    tracking_commands,    NULL,
 };
 
-static const struct qmp_event_type *const event_tables[] = {block_events, job_events, view_events,
-                                                            fault_events, NULL};
+static const struct qmp_event_type *const event_tables[] = {
+    block_events, job_events, view_events, fault_events, tracking_events, NULL};
 
 static void register_drivers(void)
 {
@@ -125,6 +131,7 @@ void server_set_read_only(struct server *server, bool read_only)
 
 static int remove_device(struct block_device *device)
 {
+    device_tracking_take_samples(device);
     int status = block_device_remove(device);
 
     if (status < 0) {
@@ -161,6 +168,7 @@ int server_prepare(struct server *server, GError **error)
     }
     if (status < 0) {
         remove_devices();
+        device_tracking_finish_all();
     }
     return status;
 }
@@ -227,6 +235,7 @@ void server_stop(struct server *server)
     view_drop_all();
     remove_devices();
     block_node_remove_all();
+    device_tracking_finish_all();
     if (server->started) {
         main_loop_stop();
         server->started = false;

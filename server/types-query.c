@@ -170,12 +170,15 @@ static const struct qmp_type cache_type = {
 };
 
 static const struct qmp_member dirty_info_members[] = {
-    {"name", &qmp_type_string, .optional = true, .doc = "The bitmap's name."},
+    {"name", &qmp_type_string, .optional = true,
+     .doc = "The bitmap's name; missing where it records what a busy one would."},
     {"count", &qmp_type_int, .doc = "Bytes recorded as changed, in whole granules."},
     {"granularity", &qmp_type_uint32, .doc = "Bytes per bit."},
     {"recording", &qmp_type_bool, .doc = "Changes are recorded."},
-    {"busy", &qmp_type_bool, .doc = "Always false: nothing else uses bitmaps yet."},
-    {"persistent", &qmp_type_bool, .doc = "Always false: it is not stored."},
+    {"busy", &qmp_type_bool, .doc = "A job uses it: it can neither be changed nor removed."},
+    {"persistent", &qmp_type_bool, .doc = "It is stored with the image."},
+    {"inconsistent", &qmp_type_bool, .optional = true,
+     .doc = "True if what it says cannot be relied on; otherwise missing."},
     {NULL},
 };
 static const struct qmp_type dirty_info_type = {

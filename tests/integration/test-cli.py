@@ -14,7 +14,7 @@ import cli_program
 from cli_program import FOLDER, PROGRAM, end, environment, expect, json_lines, path, run, spawn
 from fake_qmp import FakeQmp
 
-COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "chain", "stream",
+COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "bitmap", "chain", "stream",
             "commit", "stats", "events", "qmp",
             "create", "info", "map", "check", "snapshot", "resize", "amend"]  # fmt: skip
 
@@ -327,7 +327,8 @@ def test_completion():
     assert offered("sta") == ["status", "stats"]
     assert offered("") == COMMANDS + ["--admin", "--json", "--help", "--version"]
     assert offered("backup", "--on-t") == ["--on-target-error"]
-    assert offered("backup", "--sync", "") == ["full", "top", "none"]
+    syncs = ["full", "top", "none", "incremental", "bitmap"]
+    assert offered("backup", "--sync", "") == syncs
     assert offered("backup", "--comp") == ["--compress"]
     assert offered("backup", "--format", "") == ["raw", "qcow2"]
     assert offered("backup", "") == ["vda"]

@@ -289,6 +289,23 @@ static void test_reopen(void)
     test_image_remove(&image, NULL);
 }
 
+/* The image does not know that it records, so it is marked before it does. */
+static void test_enabled_while_read_only(void)
+{
+    struct test_image image;
+
+    stored_rig_make(&image, "cluster_size=4k", LENGTH);
+    test_command_succeeds("qemu-img bitmap --add --disable -g 4096 %s b", image.path);
+    AUTO(block_node) node = stored_rig_open(&image, "read-only=on,");
+    dirty_bitmap_set_enabled(stored_rig_get(node, "b"), true);
+    stored_rig_set_read_only(node, false);
+    stored_rig_write(node, 0, 512);
+    stored_rig_expect_stored(image.path, "b", "in-use");
+    block_node_unref(STEAL(node));
+    stored_rig_expect_stored(image.path, "b", "auto");
+    test_image_remove(&image, NULL);
+}
+
 /* An operation that holds one may know more than the bitmap says. */
 static void test_reopen_busy(void)
 {
@@ -481,6 +498,7 @@ int main(int argc, char **argv)
     TEST("what-changes-in-memory-is-marked-before", test_begin_change);
     TEST("a-read-only-image-is-left-as-it-is", test_read_only);
     TEST("a-node-that-becomes-read-only-stores-them", test_reopen);
+    TEST("what-was-enabled-while-nobody-wrote-is-marked", test_enabled_while_read_only);
     TEST("a-busy-one-keeps-a-node-writable", test_reopen_busy);
     TEST("they-are-resized", test_resize);
     TEST("a-snapshot-that-is-applied-is-all-changes", test_snapshots);

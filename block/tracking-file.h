@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A tracking file that is open: its map, its log of active extents, its directory, and what binds
+ * it to a disk (docs/tracking.md).
+ *
+ * Threads. The map and the log say for themselves. All else is for one thread at a time, and what
+ * gives the map another length or other epochs (tracking_file_rebuild) for a time when nothing is
+ * being marked: the disk is drained.
+ */
+#ifndef LIVEBLK_BLOCK_TRACKING_FILE_H
+#define LIVEBLK_BLOCK_TRACKING_FILE_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/change-map.h"
+#include "block/cleanup.h"
+#include "block/extent-log.h"
+#include "block/guarded-mapping.h"
+#include "block/tracking-format.h"
+
+/* What a file holds, read without changing it. */
+struct tracking_contents {
+    struct tracking_header header;
+    unsigned copy; /* which of the two headers it is */
+    struct tracking_directory *directory;
+    uint64_t *slots;                /* of the log; header.extents of them */
+    enum tracking_loss marked_loss; /* a server gave the map up and could say no more */
+};
+
+/*
+ * Read and check all but the map. On error *loss says how it is lost: foreign (also: a version
+ * that is not known) or damaged. The caller clears contents in any case.
+ */
+int tracking_contents_read(int fd, struct tracking_contents *contents, enum tracking_loss *loss,
+                           GError **error);
+void tracking_contents_clear(struct tracking_contents *contents);
+
+/* How a new map is to be. 0: the default. */
+struct tracking_geometry {
+    uint64_t granule;
+    uint64_t extent;
+    uint32_t extents;
+};
+/* Fill in defaults and check; errors name the options as users know them. */
+int tracking_geometry_check(struct tracking_geometry *geometry, GError **error);
+
+struct tracking_file {
+    int fd;
+    char *path;
+    struct tracking_header header; /* as it was written last */
+    unsigned copy;                 /* where */
+    struct tracking_directory *directory;
+    struct guarded_mapping *mapping;
+    struct change_map map;
+    struct extent_log log;
+};
+
+/* The identity of the file at this path; all zero if path is NULL or there is none. */
+void tracking_identify(const char *path, struct tracking_identity *identity);
+
+/*
+ * Make a new file for a disk of this length, in the place of what may be there, which goes only
+ * when the new one is on stable storage. Everything counts as unchanged. disk_path may be NULL.
+ * NULL with the error set.
+ */
+struct tracking_file *tracking_file_create(const char *path, uint64_t length,
+                                           const struct tracking_geometry *geometry,
+                                           const char *disk_path,
+                                           const struct tracking_identity *disk, GError **error);
+
+/* What a disk is asked when its map is opened and closed. */
+struct tracking_disk {
+    uint64_t length;
+    const char *path;                  /* NULL: it is no file */
+    struct tracking_identity identity; /* from before the disk was opened */
+    /* Read TRACKING_SAMPLE_BYTES or less, as a guest would. */
+    int (*read)(void *data, void *buffer, uint64_t offset, uint64_t bytes);
+    void *data;
+};
+
+/*
+ * Open the file of a disk, recover what a crash left, and mark it as being in use, durably. If the
+ * map says nothing of this disk any more, NULL, with *loss and the error saying why and nothing
+ * changed; -ENOENT if there is no file.
+ */
+struct tracking_file *tracking_file_open(const char *path, const struct tracking_disk *disk,
+                                         enum tracking_loss *loss, GError **error);
+
+/* The disk stands still and can be read: keep samples of it, for whoever opens the file next. */
+void tracking_file_take_samples(struct tracking_file *file, const struct tracking_disk *disk);
+
+/*
+ * The disk is closed, and this is its identity: write what is left and mark the file as closed
+ * cleanly. Frees file, also on error.
+ */
+int tracking_file_close(struct tracking_file *file, const struct tracking_identity *disk,
+                        GError **error);
+
+/* Free it and leave the file as a dying process would. */
+void tracking_file_abandon(struct tracking_file *file);
+
+/* The map is lost: note it in the file as far as that can be done. May block on bad storage. */
+void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss);
+
+/*
+ * Write this directory, and the current epoch, durably. On success it is the file's; on error
+ * nothing has changed and it stays the caller's.
+ */
+int tracking_file_store_directory(struct tracking_file *file, struct tracking_directory *directory,
+                                  GError **error);
+
+/*
+ * Another length, or the same, with epochs numbered anew: a new file takes the place of the old
+ * one, which is freed. New granules count as changed, and as zeroes. On error nothing has changed,
+ * and NULL is returned.
+ */
+struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t length,
+                                            GError **error);
+
+/* True if so few epochs are left that the file should be rebuilt before the next cut. */
+bool tracking_file_needs_rebuild(const struct tracking_file *file);
+
+/* A deep copy, to be changed and stored. */
+struct tracking_directory *tracking_directory_copy(const struct tracking_directory *directory);
+
+/* True while something is known of the time before the last recovery that added changes. */
+bool tracking_file_is_conservative(const struct tracking_file *file);
+
+#endif

@@ -1,0 +1,568 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "block/tracking-format.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "block/align.h"
+#include "block/change-map.h"
+#include "block/checked.h"
+#include "block/error.h"
+
+#define HEADER_MAGIC "LIVEBLKT"
+#define LOG_MAGIC    UINT32_C(0x474f4c4c) /* "LLOG" */
+
+/* Where things are in the header. */
+enum {
+    AT_MAGIC = 0,
+    AT_VERSION = 8,
+    AT_CHECKSUM = 12,
+    AT_FLAGS = 16,
+    AT_PREVIOUS_LOSS = 20,
+    AT_SEQUENCE = 24,
+    AT_UUID = 32,
+    AT_LENGTH = 48,
+    AT_GRANULE_SHIFT = 56,
+    AT_EXTENT_SHIFT = 60,
+    AT_EXTENTS = 64,
+    AT_EPOCH = 68,
+    AT_MAP_OFFSET = 72,
+    AT_MAP_BYTES = 80,
+    AT_DIRECTORY_OFFSET = 88,
+    AT_DIRECTORY_BYTES = 96,
+    AT_DIRECTORY_CHECKSUM = 104,
+    AT_SAMPLE_COUNT = 108,
+    AT_BOOT_ID = 112,
+    AT_OWN_DEVICE = 128,
+    AT_OWN_INODE = 136,
+    AT_DISK_DEVICE = 144,
+    AT_DISK_INODE = 152,
+    AT_DISK_BYTES = 160,
+    AT_DISK_MODIFIED = 168,
+    AT_RECOVERED_BYTES = 176,
+    AT_RECOVERED_EPOCH = 184,
+    AT_PATH_LENGTH = 188,
+    AT_PATH = 192,
+    AT_SAMPLES = 1536,
+    SAMPLE_BYTES = 32,
+};
+
+const char *const tracking_loss_names[] = {
+    "none", "damaged", "foreign", "other-disk", "modified", "resized", "storage", "in-use", NULL};
+
+const char *tracking_loss_text(enum tracking_loss loss)
+{
+    static const char *const texts[TRACKING_LOST_COUNT] = {
+        [TRACKING_NOT_LOST] = "nothing is lost",
+        [TRACKING_LOST_DAMAGED] = "the tracking file is damaged",
+        [TRACKING_LOST_FOREIGN] = "the file is no tracking file",
+        [TRACKING_LOST_OTHER_DISK] = "the tracking file belongs to another disk",
+        [TRACKING_LOST_MODIFIED] = "the disk was changed while it was not tracked",
+        [TRACKING_LOST_RESIZED] = "the disk got shorter while it was not tracked",
+        [TRACKING_LOST_STORAGE] = "the storage of the tracking file failed",
+        [TRACKING_LOST_IN_USE] = "another process uses the tracking file",
+    };
+
+    return texts[loss];
+}
+
+uint32_t tracking_checksum(const void *bytes, uint64_t size)
+{
+    return (uint32_t)crc32_z(crc32_z(0, NULL, 0), bytes, size);
+}
+
+/* ---- UUIDs ----------------------------------------------------------------------------------- */
+
+void tracking_uuid_parse(const char *text, uint8_t *uuid)
+{
+    unsigned digits = 0;
+
+    memset(uuid, 0, TRACKING_UUID_BYTES);
+    for (; *text && digits < 2 * TRACKING_UUID_BYTES; text++) {
+        int digit = g_ascii_xdigit_value(*text);
+
+        if (digit >= 0) {
+            uuid[digits / 2] = (uint8_t)(uuid[digits / 2] << 4 | digit);
+            digits++;
+        }
+    }
+}
+
+void tracking_uuid_generate(uint8_t *uuid)
+{
+    g_autofree char *text = g_uuid_string_random();
+
+    tracking_uuid_parse(text, uuid);
+}
+
+char *tracking_uuid_text(const uint8_t *uuid)
+{
+    GString *text = g_string_new(NULL);
+
+    for (unsigned i = 0; i < TRACKING_UUID_BYTES; i++) {
+        g_string_append_printf(text, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x",
+                               uuid[i]);
+    }
+    return g_string_free(text, FALSE);
+}
+
+/* ---- Numbers --------------------------------------------------------------------------------- */
+
+static void put32(uint8_t *bytes, uint32_t value)
+{
+    value = GUINT32_TO_LE(value);
+    memcpy(bytes, &value, sizeof(value));
+}
+
+static void put64(uint8_t *bytes, uint64_t value)
+{
+    value = GUINT64_TO_LE(value);
+    memcpy(bytes, &value, sizeof(value));
+}
+
+static uint32_t get32(const uint8_t *bytes)
+{
+    uint32_t value;
+
+    memcpy(&value, bytes, sizeof(value));
+    return GUINT32_FROM_LE(value);
+}
+
+static uint64_t get64(const uint8_t *bytes)
+{
+    uint64_t value;
+
+    memcpy(&value, bytes, sizeof(value));
+    return GUINT64_FROM_LE(value);
+}
+
+/* ---- The header ------------------------------------------------------------------------------ */
+
+uint64_t tracking_log_bytes(uint32_t extents)
+{
+    return div_round_up(extents, TRACKING_SLOTS_PER_SECTOR) * TRACKING_LOG_SECTOR;
+}
+
+uint64_t tracking_directory_start(const struct tracking_header *header)
+{
+    return header->map_offset + header->map_bytes;
+}
+
+int tracking_header_lay_out(struct tracking_header *header, GError **error)
+{
+    uint64_t bytes = change_map_bytes(header->length, header->granule_shift);
+
+    if (header->length > INT64_MAX || bytes > TRACKING_MAP_BYTES_MAX) {
+        return block_error(error, EFBIG,
+                           "A disk of %" PRIu64 " bytes has too many granules of %" PRIu64
+                           " bytes: choose larger ones (tracking-granule)",
+                           header->length, UINT64_C(1) << header->granule_shift);
+    }
+    header->map_offset =
+        align_up(TRACKING_LOG_OFFSET + tracking_log_bytes(header->extents), TRACKING_ALIGNMENT);
+    header->map_bytes = align_up(MAX_OF(bytes, UINT64_C(1)), TRACKING_ALIGNMENT);
+    header->directory_offset = tracking_directory_start(header);
+    return 0;
+}
+
+static void encode_samples(const struct tracking_header *header, uint8_t *bytes)
+{
+    for (unsigned i = 0; i < header->sample_count; i++) {
+        const struct tracking_sample *sample = &header->samples[i];
+
+        put64(bytes, sample->offset);
+        put32(bytes + 8, sample->epoch);
+        memcpy(bytes + 16, sample->hash, sizeof(sample->hash));
+        bytes += SAMPLE_BYTES;
+    }
+}
+
+void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes)
+{
+    size_t path_length = strlen(header->path);
+
+    memset(bytes, 0, TRACKING_HEADER_BYTES);
+    memcpy(bytes + AT_MAGIC, HEADER_MAGIC, 8);
+    put32(bytes + AT_VERSION, TRACKING_VERSION);
+    put32(bytes + AT_FLAGS, header->flags);
+    put32(bytes + AT_PREVIOUS_LOSS, header->previous_loss);
+    put64(bytes + AT_SEQUENCE, header->sequence);
+    memcpy(bytes + AT_UUID, header->uuid, sizeof(header->uuid));
+    put64(bytes + AT_LENGTH, header->length);
+    put32(bytes + AT_GRANULE_SHIFT, header->granule_shift);
+    put32(bytes + AT_EXTENT_SHIFT, header->extent_shift);
+    put32(bytes + AT_EXTENTS, header->extents);
+    put32(bytes + AT_EPOCH, header->epoch);
+    put64(bytes + AT_MAP_OFFSET, header->map_offset);
+    put64(bytes + AT_MAP_BYTES, header->map_bytes);
+    put64(bytes + AT_DIRECTORY_OFFSET, header->directory_offset);
+    put64(bytes + AT_DIRECTORY_BYTES, header->directory_bytes);
+    put32(bytes + AT_DIRECTORY_CHECKSUM, header->directory_checksum);
+    put32(bytes + AT_SAMPLE_COUNT, header->sample_count);
+    memcpy(bytes + AT_BOOT_ID, header->boot_id, sizeof(header->boot_id));
+    put64(bytes + AT_OWN_DEVICE, header->own_device);
+    put64(bytes + AT_OWN_INODE, header->own_inode);
+    put64(bytes + AT_DISK_DEVICE, header->disk.device);
+    put64(bytes + AT_DISK_INODE, header->disk.inode);
+    put64(bytes + AT_DISK_BYTES, header->disk.bytes);
+    put64(bytes + AT_DISK_MODIFIED, (uint64_t)header->disk.modified_ns);
+    put64(bytes + AT_RECOVERED_BYTES, header->recovered_bytes);
+    put32(bytes + AT_RECOVERED_EPOCH, header->recovered_epoch);
+    put32(bytes + AT_PATH_LENGTH, (uint32_t)path_length);
+    memcpy(bytes + AT_PATH, header->path, path_length);
+    encode_samples(header, bytes + AT_SAMPLES);
+    put32(bytes + AT_CHECKSUM, tracking_checksum(bytes, TRACKING_HEADER_BYTES));
+}
+
+static int damaged(GError **error, const char *what)
+{
+    return block_error(error, EIO, "The tracking file's %s is damaged", what);
+}
+
+static void decode_fields(const uint8_t *bytes, struct tracking_header *header)
+{
+    *header = (struct tracking_header){
+        .sequence = get64(bytes + AT_SEQUENCE),
+        .flags = get32(bytes + AT_FLAGS),
+        .length = get64(bytes + AT_LENGTH),
+        .granule_shift = get32(bytes + AT_GRANULE_SHIFT),
+        .extent_shift = get32(bytes + AT_EXTENT_SHIFT),
+        .extents = get32(bytes + AT_EXTENTS),
+        .epoch = get32(bytes + AT_EPOCH),
+        .map_offset = get64(bytes + AT_MAP_OFFSET),
+        .map_bytes = get64(bytes + AT_MAP_BYTES),
+        .directory_offset = get64(bytes + AT_DIRECTORY_OFFSET),
+        .directory_bytes = get64(bytes + AT_DIRECTORY_BYTES),
+        .directory_checksum = get32(bytes + AT_DIRECTORY_CHECKSUM),
+        .own_device = get64(bytes + AT_OWN_DEVICE),
+        .own_inode = get64(bytes + AT_OWN_INODE),
+        .disk = {get64(bytes + AT_DISK_DEVICE), get64(bytes + AT_DISK_INODE),
+                 get64(bytes + AT_DISK_BYTES), (int64_t)get64(bytes + AT_DISK_MODIFIED)},
+        .recovered_bytes = get64(bytes + AT_RECOVERED_BYTES),
+        .recovered_epoch = get32(bytes + AT_RECOVERED_EPOCH),
+        .sample_count = get32(bytes + AT_SAMPLE_COUNT),
+    };
+    memcpy(header->uuid, bytes + AT_UUID, sizeof(header->uuid));
+    memcpy(header->boot_id, bytes + AT_BOOT_ID, sizeof(header->boot_id));
+}
+
+/* What the checksum cannot vouch for, if somebody made it on purpose. */
+static bool is_laid_out(const struct tracking_header *header)
+{
+    struct tracking_header expected = *header;
+
+    if (header->granule_shift < TRACKING_GRANULE_SHIFT_MIN ||
+        header->granule_shift > TRACKING_GRANULE_SHIFT_MAX ||
+        header->extent_shift < header->granule_shift ||
+        header->extent_shift > TRACKING_EXTENT_SHIFT_MAX ||
+        header->extents < TRACKING_EXTENTS_MIN || header->extents > TRACKING_EXTENTS_MAX ||
+        header->epoch == 0 || header->epoch > CHANGE_MAP_EPOCH_MAX ||
+        tracking_header_lay_out(&expected, NULL) < 0) {
+        return false;
+    }
+    return header->map_offset == expected.map_offset && header->map_bytes == expected.map_bytes &&
+           header->directory_offset >= tracking_directory_start(&expected) &&
+           header->directory_offset <= INT64_MAX / 2 &&
+           header->directory_bytes <= TRACKING_DIRECTORY_BYTES_MAX;
+}
+
+static int decode_lists(const uint8_t *bytes, struct tracking_header *header, GError **error)
+{
+    uint32_t path_length = get32(bytes + AT_PATH_LENGTH);
+    uint32_t loss = get32(bytes + AT_PREVIOUS_LOSS);
+
+    if (path_length > TRACKING_PATH_MAX || loss >= TRACKING_LOST_COUNT ||
+        header->sample_count > TRACKING_SAMPLES_MAX) {
+        return damaged(error, "header");
+    }
+    header->previous_loss = loss;
+    memcpy(header->path, bytes + AT_PATH, path_length);
+    header->path[path_length] = '\0';
+    for (unsigned i = 0; i < header->sample_count; i++) {
+        const uint8_t *at = bytes + AT_SAMPLES + i * SAMPLE_BYTES;
+        struct tracking_sample *sample = &header->samples[i];
+
+        sample->offset = get64(at);
+        sample->epoch = get32(at + 8);
+        memcpy(sample->hash, at + 16, sizeof(sample->hash));
+    }
+    return 0;
+}
+
+int tracking_header_decode(const uint8_t *bytes, struct tracking_header *header, GError **error)
+{
+    uint8_t copy[TRACKING_HEADER_BYTES];
+
+    if (memcmp(bytes + AT_MAGIC, HEADER_MAGIC, 8) != 0) {
+        return block_error(error, EINVAL, "It is no tracking file: it does not begin like one");
+    }
+    memcpy(copy, bytes, sizeof(copy));
+    put32(copy + AT_CHECKSUM, 0);
+    if (get32(bytes + AT_CHECKSUM) != tracking_checksum(copy, sizeof(copy))) {
+        return damaged(error, "header");
+    }
+    if (get32(bytes + AT_VERSION) != TRACKING_VERSION ||
+        get32(bytes + AT_FLAGS) & ~(uint32_t)TRACKING_FLAGS_KNOWN) {
+        return block_error(error, ENOTSUP,
+                           "It is a tracking file of a version, or with features, that this "
+                           "liveblk does not know");
+    }
+    decode_fields(bytes, header);
+    return is_laid_out(header) ? decode_lists(bytes, header, error) : damaged(error, "header");
+}
+
+/* ---- The log --------------------------------------------------------------------------------- */
+
+/* A sector: magic, checksum, UUID, slots. */
+enum { SECTOR_CHECKSUM = 4, SECTOR_UUID = 8, SECTOR_SLOTS = 24 };
+
+void tracking_log_encode(const uint8_t *uuid, const uint64_t *slots, uint8_t *bytes)
+{
+    memset(bytes, 0, TRACKING_LOG_SECTOR);
+    put32(bytes, LOG_MAGIC);
+    memcpy(bytes + SECTOR_UUID, uuid, TRACKING_UUID_BYTES);
+    for (unsigned i = 0; i < TRACKING_SLOTS_PER_SECTOR; i++) {
+        put64(bytes + SECTOR_SLOTS + i * 8, slots[i]);
+    }
+    put32(bytes + SECTOR_CHECKSUM, tracking_checksum(bytes, TRACKING_LOG_SECTOR));
+}
+
+int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slots)
+{
+    uint8_t copy[TRACKING_LOG_SECTOR];
+
+    memcpy(copy, bytes, sizeof(copy));
+    put32(copy + SECTOR_CHECKSUM, 0);
+    if (get32(bytes) != LOG_MAGIC || memcmp(bytes + SECTOR_UUID, uuid, TRACKING_UUID_BYTES) != 0 ||
+        get32(bytes + SECTOR_CHECKSUM) != tracking_checksum(copy, sizeof(copy))) {
+        return -EIO;
+    }
+    for (unsigned i = 0; i < TRACKING_SLOTS_PER_SECTOR; i++) {
+        slots[i] = get64(bytes + SECTOR_SLOTS + i * 8);
+    }
+    return 0;
+}
+
+/* ---- The directory --------------------------------------------------------------------------- */
+
+enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2 };
+enum { CHECKPOINT_BROKEN = 1 };
+enum { BITMAP_ENABLED = 1 };
+#define RECORD_HEAD      8  /* type, bytes of what follows */
+#define CHECKPOINT_FIXED 48 /* before the name */
+#define BITMAP_FIXED     32 /* before name and bits */
+
+void tracking_checkpoint_free(struct tracking_checkpoint *checkpoint)
+{
+    if (checkpoint) {
+        g_free(checkpoint->name);
+        g_free(checkpoint);
+    }
+}
+
+void tracking_bitmap_free(struct tracking_bitmap *bitmap)
+{
+    if (bitmap) {
+        g_free(bitmap->name);
+        g_clear_pointer(&bitmap->bits, g_bytes_unref);
+        g_free(bitmap);
+    }
+}
+
+struct tracking_directory *tracking_directory_new(void)
+{
+    struct tracking_directory *directory = g_new0(struct tracking_directory, 1);
+
+    directory->checkpoints =
+        g_ptr_array_new_with_free_func((GDestroyNotify)tracking_checkpoint_free);
+    directory->bitmaps = g_ptr_array_new_with_free_func((GDestroyNotify)tracking_bitmap_free);
+    return directory;
+}
+
+void tracking_directory_free(struct tracking_directory *directory)
+{
+    if (directory) {
+        g_ptr_array_unref(directory->checkpoints);
+        g_ptr_array_unref(directory->bitmaps);
+        g_free(directory);
+    }
+}
+
+struct tracking_checkpoint *tracking_directory_find(const struct tracking_directory *directory,
+                                                    const char *name)
+{
+    for (guint i = 0; i < directory->checkpoints->len; i++) {
+        struct tracking_checkpoint *checkpoint = g_ptr_array_index(directory->checkpoints, i);
+
+        if (!strcmp(checkpoint->name, name)) {
+            return checkpoint;
+        }
+    }
+    return NULL;
+}
+
+struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_directory *directory,
+                                                       const char *name)
+{
+    for (guint i = 0; i < directory->bitmaps->len; i++) {
+        struct tracking_bitmap *bitmap = g_ptr_array_index(directory->bitmaps, i);
+
+        if (!strcmp(bitmap->name, name)) {
+            return bitmap;
+        }
+    }
+    return NULL;
+}
+
+static void append_record(GByteArray *bytes, uint32_t type, const uint8_t *fixed, uint32_t size,
+                          const char *name, GBytes *more)
+{
+    uint8_t head[RECORD_HEAD];
+    gsize more_bytes = 0;
+    const uint8_t *more_data = more ? g_bytes_get_data(more, &more_bytes) : NULL;
+
+    put32(head, type);
+    put32(head + 4, size + (uint32_t)strlen(name) + (uint32_t)more_bytes);
+    g_byte_array_append(bytes, head, sizeof(head));
+    g_byte_array_append(bytes, fixed, size);
+    g_byte_array_append(bytes, (const uint8_t *)name, (guint)strlen(name));
+    if (more_bytes) {
+        g_byte_array_append(bytes, more_data, (guint)more_bytes);
+    }
+}
+
+static void encode_checkpoint(GByteArray *bytes, const struct tracking_checkpoint *checkpoint)
+{
+    uint8_t fixed[CHECKPOINT_FIXED] = {0};
+
+    memcpy(fixed, checkpoint->uuid, sizeof(checkpoint->uuid));
+    put32(fixed + 16, checkpoint->epoch);
+    put32(fixed + 20, checkpoint->is_broken ? CHECKPOINT_BROKEN : 0);
+    put64(fixed + 24, checkpoint->length);
+    put64(fixed + 32, (uint64_t)checkpoint->time_ns);
+    put32(fixed + 40, (uint32_t)strlen(checkpoint->name));
+    append_record(bytes, RECORD_CHECKPOINT, fixed, sizeof(fixed), checkpoint->name, NULL);
+}
+
+static void encode_bitmap(GByteArray *bytes, const struct tracking_bitmap *bitmap)
+{
+    uint8_t fixed[BITMAP_FIXED] = {0};
+
+    put32(fixed, bitmap->granularity);
+    put32(fixed + 4, bitmap->is_enabled ? BITMAP_ENABLED : 0);
+    put32(fixed + 8, bitmap->epoch);
+    put32(fixed + 12, (uint32_t)strlen(bitmap->name));
+    put64(fixed + 16, bitmap->length);
+    append_record(bytes, RECORD_BITMAP, fixed, sizeof(fixed), bitmap->name, bitmap->bits);
+}
+
+GByteArray *tracking_directory_encode(const struct tracking_directory *directory)
+{
+    GByteArray *bytes = g_byte_array_new();
+
+    for (guint i = 0; i < directory->checkpoints->len; i++) {
+        encode_checkpoint(bytes, g_ptr_array_index(directory->checkpoints, i));
+    }
+    for (guint i = 0; i < directory->bitmaps->len; i++) {
+        encode_bitmap(bytes, g_ptr_array_index(directory->bitmaps, i));
+    }
+    return bytes;
+}
+
+/* A name as commands take it, or NULL. */
+static char *decode_name(const uint8_t *bytes, uint32_t length)
+{
+    if (length == 0 || length > TRACKING_NAME_MAX || memchr(bytes, 0, length) ||
+        !g_utf8_validate((const char *)bytes, length, NULL)) {
+        return NULL;
+    }
+    return g_strndup((const char *)bytes, length);
+}
+
+static bool decode_checkpoint(struct tracking_directory *directory, const uint8_t *bytes,
+                              uint32_t size, uint32_t epoch)
+{
+    g_autofree char *name = NULL;
+
+    if (size < CHECKPOINT_FIXED || get32(bytes + 40) != size - CHECKPOINT_FIXED ||
+        get32(bytes + 16) >= epoch || directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
+        return false;
+    }
+    name = decode_name(bytes + CHECKPOINT_FIXED, size - CHECKPOINT_FIXED);
+    if (!name || tracking_directory_find(directory, name)) {
+        return false;
+    }
+    struct tracking_checkpoint *checkpoint = g_new0(struct tracking_checkpoint, 1);
+    memcpy(checkpoint->uuid, bytes, sizeof(checkpoint->uuid));
+    checkpoint->name = STEAL(name);
+    checkpoint->epoch = get32(bytes + 16);
+    checkpoint->is_broken = get32(bytes + 20) & CHECKPOINT_BROKEN;
+    checkpoint->length = get64(bytes + 24);
+    checkpoint->time_ns = (int64_t)get64(bytes + 32);
+    g_ptr_array_add(directory->checkpoints, checkpoint);
+    return true;
+}
+
+static bool decode_bitmap(struct tracking_directory *directory, const uint8_t *bytes, uint32_t size,
+                          uint32_t epoch)
+{
+    g_autofree char *name = NULL;
+    uint32_t name_bytes;
+
+    if (size < BITMAP_FIXED || get32(bytes + 12) > size - BITMAP_FIXED ||
+        get32(bytes + 8) > epoch || !is_power_of_2(get32(bytes)) || get32(bytes) < 512 ||
+        get64(bytes + 16) > INT64_MAX) {
+        return false;
+    }
+    name_bytes = get32(bytes + 12);
+    name = decode_name(bytes + BITMAP_FIXED, name_bytes);
+    if (!name || tracking_directory_find_bitmap(directory, name)) {
+        return false;
+    }
+    struct tracking_bitmap *bitmap = g_new0(struct tracking_bitmap, 1);
+    bitmap->name = STEAL(name);
+    bitmap->granularity = get32(bytes);
+    bitmap->is_enabled = get32(bytes + 4) & BITMAP_ENABLED;
+    bitmap->epoch = get32(bytes + 8);
+    bitmap->length = get64(bytes + 16);
+    if (size > BITMAP_FIXED + name_bytes) {
+        bitmap->bits =
+            g_bytes_new(bytes + BITMAP_FIXED + name_bytes, size - BITMAP_FIXED - name_bytes);
+    }
+    g_ptr_array_add(directory->bitmaps, bitmap);
+    return true;
+}
+
+static bool decode_record(struct tracking_directory *directory, uint32_t type, const uint8_t *bytes,
+                          uint32_t size, uint32_t epoch)
+{
+    switch (type) {
+    case RECORD_CHECKPOINT:
+        return decode_checkpoint(directory, bytes, size, epoch);
+    case RECORD_BITMAP:
+        return decode_bitmap(directory, bytes, size, epoch);
+    default:
+        return false;
+    }
+}
+
+struct tracking_directory *tracking_directory_decode(const uint8_t *bytes, uint64_t size,
+                                                     uint32_t epoch, GError **error)
+{
+    AUTO(tracking_directory) directory = tracking_directory_new();
+
+    while (size) {
+        uint32_t record = size >= RECORD_HEAD ? get32(bytes + 4) : UINT32_MAX;
+
+        if (size < RECORD_HEAD || record > size - RECORD_HEAD ||
+            !decode_record(directory, get32(bytes), bytes + RECORD_HEAD, record, epoch)) {
+            damaged(error, "directory");
+            return NULL;
+        }
+        bytes += RECORD_HEAD + record;
+        size -= RECORD_HEAD + record;
+    }
+    return STEAL(directory);
+}

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What a tracking file looks like (docs/tracking.md): its header, the log of active extents, and
+ * the directory of checkpoints and bitmaps, as bytes and as structs. Nothing here does any I/O.
+ *
+ * What comes from a file is checked here, all of it, before anybody uses it.
+ */
+#ifndef LIVEBLK_BLOCK_TRACKING_FORMAT_H
+#define LIVEBLK_BLOCK_TRACKING_FORMAT_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/cleanup.h"
+
+#define TRACKING_VERSION 1
+
+/* Two copies of the header, the second a page behind the first, then the page of marks. */
+#define TRACKING_HEADER_BYTES UINT64_C(4096)
+#define TRACKING_MARKS_OFFSET UINT64_C(8192)
+#define TRACKING_LOG_OFFSET   UINT64_C(12288)
+#define TRACKING_ALIGNMENT    UINT64_C(65536) /* of the map: a page of any machine */
+/* Two places for the directory, used in turn; a larger one lies at the end of the file. */
+#define TRACKING_DIRECTORY_BYTES       UINT64_C(65536)
+#define TRACKING_DIRECTORY_BYTES_MAX   (UINT64_C(1) << 30)
+
+#define TRACKING_GRANULE_SHIFT_MIN     12
+#define TRACKING_GRANULE_SHIFT_MAX     26
+#define TRACKING_GRANULE_SHIFT_DEFAULT 16
+#define TRACKING_EXTENT_SHIFT_MAX      32
+#define TRACKING_EXTENT_SHIFT_DEFAULT  22
+#define TRACKING_EXTENTS_MIN           16
+#define TRACKING_EXTENTS_MAX           65536
+#define TRACKING_EXTENTS_DEFAULT       1024
+#define TRACKING_MAP_BYTES_MAX         (UINT64_C(1) << 32)
+
+#define TRACKING_CHECKPOINTS_MAX       4096
+#define TRACKING_NAME_MAX              1023
+#define TRACKING_PATH_MAX              1024
+#define TRACKING_SAMPLES_MAX           64
+#define TRACKING_SAMPLE_BYTES          UINT64_C(4096)
+#define TRACKING_UUID_BYTES            16
+
+enum {
+    TRACKING_IN_USE = 1 << 0, /* a server has it open, or had and died */
+    TRACKING_FLAGS_KNOWN = (1 << 1) - 1,
+};
+
+/* Why a map says nothing of its disk any more. The numbers are those in the file. */
+enum tracking_loss {
+    TRACKING_NOT_LOST,
+    TRACKING_LOST_DAMAGED,    /* the file does not hold together */
+    TRACKING_LOST_FOREIGN,    /* it is no tracking file */
+    TRACKING_LOST_OTHER_DISK, /* it belongs to another disk */
+    TRACKING_LOST_MODIFIED,   /* the disk was written by somebody else */
+    TRACKING_LOST_RESIZED,    /* the disk got shorter behind our back */
+    TRACKING_LOST_STORAGE,    /* the file's storage failed */
+    TRACKING_LOST_IN_USE,     /* another process has the file */
+    TRACKING_LOST_COUNT,
+};
+/* "damaged", ..., as clients read it, and as a sentence's end. NULL-terminated the first. */
+extern const char *const tracking_loss_names[];
+const char *tracking_loss_text(enum tracking_loss loss);
+
+/* The file a disk lies in, as far as that can be told from outside; all zero if it is in none. */
+struct tracking_identity {
+    uint64_t device;
+    uint64_t inode;
+    uint64_t bytes;
+    int64_t modified_ns; /* 0 for a block device: it does not say */
+};
+
+/* A place of the disk and what was there at the end of an epoch. */
+struct tracking_sample {
+    uint64_t offset;
+    uint32_t epoch;
+    uint8_t hash[16];
+};
+
+struct tracking_header {
+    uint64_t sequence; /* the higher one of two good copies holds */
+    uint8_t uuid[TRACKING_UUID_BYTES];
+    uint32_t flags;
+    uint64_t length; /* of the disk; while it is resized the longer one */
+    unsigned granule_shift;
+    unsigned extent_shift;
+    uint32_t extents; /* how many can be active */
+    uint32_t epoch;
+    uint64_t map_offset;
+    uint64_t map_bytes;
+    uint64_t directory_offset;
+    uint64_t directory_bytes;
+    uint32_t directory_checksum;
+    uint8_t boot_id[16]; /* of the host that opened it last */
+    uint64_t own_device; /* of the file itself, where it was opened last */
+    uint64_t own_inode;
+    struct tracking_identity disk;
+    uint64_t recovered_bytes;         /* what recoveries added to the map */
+    uint32_t recovered_epoch;         /* when: what is older has it among its changes */
+    enum tracking_loss previous_loss; /* why the map before this one was lost */
+    char path[TRACKING_PATH_MAX + 1]; /* the disk's; for people */
+    unsigned sample_count;
+    struct tracking_sample samples[TRACKING_SAMPLES_MAX];
+};
+
+/* Bytes of the log for so many active extents. */
+uint64_t tracking_log_bytes(uint32_t extents);
+/* Where the two places for directories begin, and what lies behind them. */
+uint64_t tracking_directory_start(const struct tracking_header *header);
+
+/* Fill in what follows from length, shifts and extents: where things lie. -EFBIG, with why. */
+int tracking_header_lay_out(struct tracking_header *header, GError **error);
+
+void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes);
+
+/*
+ * Decode one copy, TRACKING_HEADER_BYTES. -EINVAL: no header at all (nothing of ours); -EIO: it is
+ * damaged; -ENOTSUP: of a version or with features that are not known. With the error set.
+ */
+int tracking_header_decode(const uint8_t *bytes, struct tracking_header *header, GError **error);
+
+/* ---- The log --------------------------------------------------------------------------------- */
+
+#define TRACKING_LOG_SECTOR       512
+#define TRACKING_SLOTS_PER_SECTOR 60
+#define TRACKING_SLOT_EMPTY       UINT64_MAX
+
+/* One sector of the log: TRACKING_SLOTS_PER_SECTOR extents, bound to the file by its UUID. */
+void tracking_log_encode(const uint8_t *uuid, const uint64_t *slots, uint8_t *bytes);
+/* -EIO if it is damaged or belongs to another file. */
+int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slots);
+
+/* ---- The directory --------------------------------------------------------------------------- */
+
+struct tracking_checkpoint {
+    char *name;
+    uint8_t uuid[TRACKING_UUID_BYTES];
+    uint32_t epoch;  /* what changed later has a higher one */
+    uint64_t length; /* of the disk, then */
+    int64_t time_ns; /* since 1970 */
+    bool is_broken;  /* of a map that was lost: it says nothing */
+};
+
+/* A dirty bitmap: its bits at the end of an epoch, and, if it is enabled, all that changed since.
+ */
+struct tracking_bitmap {
+    char *name;
+    uint32_t granularity;
+    bool is_enabled;
+    uint32_t epoch;
+    uint64_t length;
+    GBytes *bits; /* little endian, compressed (zlib); NULL: all clear */
+};
+
+struct tracking_directory {
+    GPtrArray *checkpoints; /* of struct tracking_checkpoint, oldest first */
+    GPtrArray *bitmaps;     /* of struct tracking_bitmap */
+};
+
+struct tracking_directory *tracking_directory_new(void);
+void tracking_directory_free(struct tracking_directory *directory);
+DEFINE_AUTO(tracking_directory, tracking_directory_free)
+
+void tracking_checkpoint_free(struct tracking_checkpoint *checkpoint);
+void tracking_bitmap_free(struct tracking_bitmap *bitmap);
+
+/* Borrowed, or NULL. */
+struct tracking_checkpoint *tracking_directory_find(const struct tracking_directory *directory,
+                                                    const char *name);
+struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_directory *directory,
+                                                       const char *name);
+
+GByteArray *tracking_directory_encode(const struct tracking_directory *directory);
+/* epoch: the highest there can be. NULL with the error set if it is damaged. */
+struct tracking_directory *tracking_directory_decode(const uint8_t *bytes, uint64_t size,
+                                                     uint32_t epoch, GError **error);
+
+/* 16 bytes from a text with 32 hexadecimal digits, dashes or not; zeroes for what is missing. */
+void tracking_uuid_parse(const char *text, uint8_t *uuid);
+void tracking_uuid_generate(uint8_t *uuid);
+char *tracking_uuid_text(const uint8_t *uuid); /* the caller frees */
+
+uint32_t tracking_checksum(const void *bytes, uint64_t size);
+
+#endif

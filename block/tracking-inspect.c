@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "block/tracking-inspect.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "block/error.h"
+#include "block/tracking-io.h"
+
+static bool is_locked(int fd)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    return fcntl(fd, F_OFD_GETLK, &whole) == 0 && whole.l_type != F_UNLCK;
+}
+
+static int read_map(int fd, struct tracking_inspection *inspection, GError **error)
+{
+    const struct tracking_header *header = &inspection->contents.header;
+    uint64_t bytes = change_map_bytes(header->length, header->granule_shift);
+    int status;
+
+    inspection->values = malloc(bytes + 1);
+    status = inspection->values ? tracking_read(fd, inspection->values, bytes, header->map_offset)
+                                : -ENOMEM;
+    if (status == 0) {
+        status = change_map_init(&inspection->map, inspection->values, header->length,
+                                 header->granule_shift);
+    }
+    if (status < 0) {
+        return block_error_errno(error, -status, "The tracking file's map cannot be read");
+    }
+    for (uint64_t i = 0; i < inspection->map.granules; i++) {
+        uint16_t value = change_map_value_at(&inspection->map, i);
+        uint16_t state = value & (CHANGE_MAP_ZERO | CHANGE_MAP_ZEROING);
+
+        inspection->bad_values += state == (CHANGE_MAP_ZERO | CHANGE_MAP_ZEROING);
+    }
+    return 0;
+}
+
+static int open_to_read(const char *path, GError **error)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    return fd < 0 ? block_error_errno(error, errno, "Could not open '%s'", path) : fd;
+}
+
+int tracking_inspect(const char *path, struct tracking_inspection *inspection,
+                     enum tracking_loss *loss, GError **error)
+{
+    AUTO_CLOSE int fd = open_to_read(path, error);
+    uint8_t boot_id[16];
+    int status;
+
+    *inspection = (struct tracking_inspection){0};
+    *loss = TRACKING_NOT_LOST;
+    if (fd < 0) {
+        return fd;
+    }
+    status = tracking_contents_read(fd, &inspection->contents, loss, error);
+    if (status == 0) {
+        status = read_map(fd, inspection, error);
+    }
+    if (status < 0) {
+        tracking_inspection_clear(inspection);
+        return status;
+    }
+    tracking_io.boot_id(boot_id);
+    inspection->has_user = is_locked(fd);
+    inspection->same_boot = !memcmp(boot_id, inspection->contents.header.boot_id, sizeof(boot_id));
+    return 0;
+}
+
+void tracking_inspection_clear(struct tracking_inspection *inspection)
+{
+    change_map_destroy(&inspection->map);
+    free(inspection->values);
+    tracking_contents_clear(&inspection->contents);
+    *inspection = (struct tracking_inspection){0};
+}
+
+int tracking_drop(const char *path, GError **error)
+{
+    AUTO_CLOSE int fd = open_to_read(path, error);
+    struct tracking_contents contents;
+    enum tracking_loss loss;
+    GError *problem = NULL;
+
+    if (fd < 0) {
+        return fd;
+    }
+    tracking_contents_read(fd, &contents, &loss, &problem);
+    tracking_contents_clear(&contents);
+    if (loss == TRACKING_LOST_FOREIGN) {
+        g_propagate_prefixed_error(error, problem, "'%s' was not removed: ", path);
+        return -EINVAL;
+    }
+    g_clear_error(&problem);
+    if (is_locked(fd)) {
+        return block_error(error, EBUSY,
+                           "'%s' is in use: switch tracking off at its server with 'liveblk "
+                           "tracking stop'",
+                           path);
+    }
+    if (unlink(path) < 0) {
+        return block_error_errno(error, errno, "Could not remove '%s'", path);
+    }
+    return 0;
+}

@@ -1,0 +1,643 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "block/tracking.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "block/align.h"
+#include "block/checked.h"
+#include "block/clock.h"
+#include "block/error.h"
+#include "block/event.h"
+#include "block/thread.h"
+
+/* How long a guest's write waits for the tracking file's storage before that is given up. */
+#define STORAGE_TIMEOUT_NS (UINT64_C(10) * NS_PER_SECOND)
+
+struct change_tracker {
+    char *device;
+    char *path;
+    char *disk_path;
+    struct tracking_file *file; /* NULL: there is none; changed with the device drained */
+    _Atomic bool is_lost;
+
+    pthread_mutex_t lock; /* guards the directory and what follows */
+    enum tracking_loss loss;
+    char *reason;
+    bool is_marking; /* a thread notes the loss in the file */
+    pthread_t marking;
+};
+
+/* ---- Loss ------------------------------------------------------------------------------------ */
+
+/* Not by who finds it: that may be a guest, and storage that failed may take its time. */
+static void *mark_lost(void *data)
+{
+    struct change_tracker *tracker = data;
+
+    tracking_file_mark_lost(tracker->file, tracker->loss);
+    return NULL;
+}
+
+static void lose(struct change_tracker *tracker, enum tracking_loss loss, const char *detail)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (atomic_exchange(&tracker->is_lost, true)) {
+        return;
+    }
+    tracker->loss = loss;
+    tracker->reason = detail ? g_strdup_printf("%s: %s", tracking_loss_text(loss), detail)
+                             : g_strdup(tracking_loss_text(loss));
+    g_warning("Disk '%s' is no longer tracked, the next backup has to be a full one: %s (%s)",
+              tracker->device, tracker->reason, tracker->path);
+    event_emit("BLOCK_TRACKING_LOST", EVENT_STRING("device", tracker->device),
+               EVENT_STRING("reason", tracking_loss_names[loss]),
+               EVENT_STRING("message", tracker->reason));
+    if (tracker->file && thread_create(&tracker->marking, mark_lost, tracker) == 0) {
+        tracker->is_marking = true;
+    }
+}
+
+static void lose_for_storage(struct change_tracker *tracker, int status)
+{
+    lose(tracker, TRACKING_LOST_STORAGE,
+         status == -ETIMEDOUT ? "it does not answer" : block_strerror(-status));
+}
+
+/* Lock held. */
+static int check_usable(struct change_tracker *tracker, GError **error)
+{
+    return atomic_load(&tracker->is_lost) ? block_error(error, EIO, "Disk '%s' is not tracked: %s",
+                                                        tracker->device, tracker->reason)
+                                          : 0;
+}
+
+static void wait_for_marking(struct change_tracker *tracker)
+{
+    pthread_mutex_lock(&tracker->lock);
+    bool is_marking = tracker->is_marking;
+    tracker->is_marking = false;
+    pthread_mutex_unlock(&tracker->lock);
+    if (is_marking) {
+        pthread_join(tracker->marking, NULL);
+    }
+}
+
+/* ---- Requests -------------------------------------------------------------------------------- */
+
+/* What was marked in the range is to outlive a power loss before the disk is changed there. */
+static void secure(struct change_tracker *tracker, uint64_t offset, uint64_t bytes)
+{
+    struct tracking_file *file = tracker->file;
+    uint64_t first = offset >> file->header.extent_shift;
+    uint64_t last = (offset + bytes - 1) >> file->header.extent_shift;
+
+    for (uint64_t extent = first; extent <= last; extent++) {
+        if (G_UNLIKELY(!extent_log_is_active(&file->log, extent))) {
+            int status = extent_log_secure(&file->log, extent, last, STORAGE_TIMEOUT_NS);
+
+            if (status < 0) {
+                lose_for_storage(tracker, status);
+            }
+            return;
+        }
+    }
+}
+
+static bool is_usable(struct change_tracker *tracker, uint64_t offset, uint64_t bytes)
+{
+    if (atomic_load_explicit(&tracker->is_lost, memory_order_relaxed) || !bytes) {
+        return false;
+    }
+    if (G_UNLIKELY(guarded_mapping_is_broken(tracker->file->mapping))) {
+        lose(tracker, TRACKING_LOST_STORAGE, "a part of its map is gone");
+        return false;
+    }
+    if (G_UNLIKELY(!range_within(offset, bytes, tracker->file->map.length))) {
+        lose(tracker, TRACKING_LOST_RESIZED, NULL);
+        return false;
+    }
+    return true;
+}
+
+static uint64_t granule_bytes(const struct change_tracker *tracker)
+{
+    return UINT64_C(1) << tracker->file->map.shift;
+}
+
+/* One part of a range that is zeroed, as the disk has it now: whole granules of the range. */
+struct zero_part {
+    uint64_t offset, bytes;
+    bool is_zero;
+};
+
+/* Storage that cannot say what it holds holds data. */
+static struct zero_part next_part(struct block_node *root, uint64_t offset, uint64_t end)
+{
+    struct block_extent extent;
+
+    if (block_node_block_status_chain(root, offset, end - offset, &extent, NULL) < 0) {
+        return (struct zero_part){offset, end - offset, false};
+    }
+    return (struct zero_part){offset, extent.bytes, (extent.flags & BLOCK_STATUS_ZERO) != 0};
+}
+
+/*
+ * What reads as zeroes already is not changed by zeroing it; of what does not, the granules that
+ * hold it are marked. Returns false if there was nothing to mark.
+ */
+static bool begin_zero(struct change_tracker *tracker, struct block_node *root, uint64_t offset,
+                       uint64_t bytes)
+{
+    struct change_map *map = &tracker->file->map;
+    uint64_t end = offset + bytes;
+    bool marked = false;
+
+    if (change_map_is_zero(map, offset, bytes)) {
+        return false;
+    }
+    for (uint64_t at = offset; at < end;) {
+        struct zero_part part = next_part(root, at, end);
+
+        if (!part.is_zero) {
+            uint64_t start = MAX_OF(offset, align_down(at, granule_bytes(tracker)));
+            uint64_t stop = MIN_OF(end, align_up(at + part.bytes, granule_bytes(tracker)));
+
+            change_map_begin_zero(map, start, stop - start);
+            marked = true;
+        }
+        at += part.bytes;
+    }
+    return marked;
+}
+
+void tracking_begin(struct change_tracker *tracker, struct block_node *root,
+                    enum block_operation operation, uint64_t offset, uint64_t bytes)
+{
+    if (!is_usable(tracker, offset, bytes)) {
+        return;
+    }
+    if (operation == BLOCK_OPERATION_WRITE) {
+        change_map_begin_write(&tracker->file->map, offset, bytes);
+    } else if (!begin_zero(tracker, root, offset, bytes)) {
+        return;
+    }
+    secure(tracker, offset, bytes);
+}
+
+/* What a discard made of the range is up to the storage. */
+static void end_discard(struct change_tracker *tracker, struct block_node *root, uint64_t offset,
+                        uint64_t bytes)
+{
+    struct change_map *map = &tracker->file->map;
+    uint64_t end = offset + bytes;
+
+    while (offset < end) {
+        struct zero_part part = next_part(root, offset, end);
+
+        change_map_end_zero(map, part.offset, part.bytes, part.is_zero);
+        offset += part.bytes;
+    }
+}
+
+void tracking_end(struct change_tracker *tracker, struct block_node *root,
+                  enum block_operation operation, uint64_t offset, uint64_t bytes, int status)
+{
+    if (!is_usable(tracker, offset, bytes)) {
+        return;
+    }
+    if (operation == BLOCK_OPERATION_WRITE) {
+        /* Only where a request that zeroes the same place came in between. */
+        if (G_UNLIKELY(change_map_end_write(&tracker->file->map, offset, bytes))) {
+            secure(tracker, offset, bytes);
+        }
+    } else if (operation == BLOCK_OPERATION_DISCARD && status == 0) {
+        end_discard(tracker, root, offset, bytes);
+    } else {
+        change_map_end_zero(&tracker->file->map, offset, bytes, status == 0);
+    }
+}
+
+/* ---- Life ------------------------------------------------------------------------------------ */
+
+static int read_root(void *data, void *buffer, uint64_t offset, uint64_t bytes)
+{
+    return block_node_pread(data, buffer, offset, bytes, 0);
+}
+
+/* Names that a new map does not know: they are kept, so that their users learn why. */
+static struct tracking_directory *read_broken(const char *path)
+{
+    struct tracking_contents contents;
+    enum tracking_loss loss;
+    struct tracking_directory *broken = NULL;
+    AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd >= 0 && tracking_contents_read(fd, &contents, &loss, NULL) == 0) {
+        broken = STEAL(contents.directory);
+        g_ptr_array_set_size(broken->bitmaps, 0);
+        for (guint i = 0; i < broken->checkpoints->len; i++) {
+            struct tracking_checkpoint *checkpoint = g_ptr_array_index(broken->checkpoints, i);
+
+            checkpoint->is_broken = true;
+            checkpoint->epoch = 0;
+        }
+    }
+    if (fd >= 0) {
+        tracking_contents_clear(&contents);
+    }
+    return broken;
+}
+
+/* A new map, in the place of one that is lost or where there was none. */
+static void create(struct change_tracker *tracker, const struct tracking_options *options,
+                   uint64_t length, enum tracking_loss previous_loss)
+{
+    struct tracking_geometry geometry = options->geometry;
+    struct tracking_directory *broken = previous_loss ? read_broken(options->path) : NULL;
+    GError *error = NULL;
+
+    if (tracking_geometry_check(&geometry, &error) == 0) {
+        tracker->file = tracking_file_create(options->path, length, &geometry, options->disk_path,
+                                             &options->identity, &error);
+    }
+    if (tracker->file && (broken || previous_loss)) {
+        tracker->file->header.previous_loss = previous_loss;
+        if (!broken) {
+            broken = tracking_directory_new();
+        }
+        if (tracking_file_store_directory(tracker->file, broken, &error) == 0) {
+            broken = NULL;
+        } else {
+            tracking_file_abandon(STEAL(tracker->file));
+        }
+    }
+    tracking_directory_free(broken);
+    if (!tracker->file) {
+        lose(tracker, TRACKING_LOST_STORAGE, error->message);
+        g_error_free(error);
+    }
+}
+
+/* Whether a file may be overwritten: what is in it is of no use to anybody. */
+static bool is_ours(enum tracking_loss loss)
+{
+    return loss != TRACKING_LOST_FOREIGN && loss != TRACKING_LOST_OTHER_DISK &&
+           loss != TRACKING_LOST_IN_USE;
+}
+
+static void open_or_create(struct change_tracker *tracker, const struct tracking_options *options,
+                           struct block_node *root)
+{
+    struct tracking_disk disk = {
+        .length = block_node_length(root),
+        .path = options->disk_path,
+        .identity = options->identity,
+        .read = read_root,
+        .data = root,
+    };
+    g_autoptr(GError) error = NULL;
+    enum tracking_loss loss;
+
+    tracker->file = tracking_file_open(options->path, &disk, &loss, &error);
+    if (tracker->file) {
+        return;
+    }
+    if (block_error_code(error) == -ENOENT) {
+        create(tracker, options, disk.length, TRACKING_NOT_LOST);
+    } else if (is_ours(loss)) {
+        g_warning("The changes of disk '%s' so far are lost, the next backup has to be a full one: "
+                  "%s (%s)",
+                  options->device, error->message, options->path);
+        create(tracker, options, disk.length, loss);
+    } else {
+        lose(tracker, loss, NULL);
+    }
+}
+
+struct change_tracker *tracking_start(const struct tracking_options *options,
+                                      struct block_node *root)
+{
+    struct change_tracker *tracker = g_new0(struct change_tracker, 1);
+
+    tracker->device = g_strdup(options->device);
+    tracker->path = g_strdup(options->path);
+    tracker->disk_path = g_strdup(options->disk_path);
+    pthread_mutex_init(&tracker->lock, NULL);
+    open_or_create(tracker, options, root);
+    return tracker;
+}
+
+static void free_tracker(struct change_tracker *tracker)
+{
+    pthread_mutex_destroy(&tracker->lock);
+    g_free(tracker->reason);
+    g_free(tracker->device);
+    g_free(tracker->path);
+    g_free(tracker->disk_path);
+    g_free(tracker);
+}
+
+void tracking_take_samples(struct change_tracker *tracker, struct block_node *root)
+{
+    struct tracking_disk disk = {.read = read_root, .data = root};
+
+    if (!atomic_load(&tracker->is_lost) && block_node_length(root) == tracker->file->map.length) {
+        tracking_file_take_samples(tracker->file, &disk);
+    }
+}
+
+void tracking_abandon(struct change_tracker *tracker)
+{
+    wait_for_marking(tracker);
+    tracking_file_abandon(tracker->file);
+    free_tracker(tracker);
+}
+
+void tracking_finish(struct change_tracker *tracker)
+{
+    g_autoptr(GError) error = NULL;
+    struct tracking_identity identity;
+
+    if (atomic_load(&tracker->is_lost)) {
+        tracking_abandon(tracker);
+        return;
+    }
+    tracking_identify(tracker->disk_path, &identity);
+    if (tracking_file_close(tracker->file, &identity, &error) < 0) {
+        g_warning("Disk '%s': %s", tracker->device, error->message);
+    }
+    free_tracker(tracker);
+}
+
+int tracking_check(struct change_tracker *tracker, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    return check_usable(tracker, error);
+}
+
+int tracking_stop(struct change_tracker *tracker, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (!atomic_exchange(&tracker->is_lost, true)) {
+        tracker->reason = g_strdup("tracking was switched off");
+    }
+    /* Also one that is lost; but never what another disk or program put there. */
+    if (tracker->file && unlink(tracker->path) < 0 && errno != ENOENT) {
+        return block_error_errno(error, errno, "Could not remove tracking file '%s'",
+                                 tracker->path);
+    }
+    return 0;
+}
+
+/* ---- Other lengths --------------------------------------------------------------------------- */
+
+void tracking_resize(struct change_tracker *tracker, uint64_t length)
+{
+    GError *error = NULL;
+    struct tracking_file *rebuilt;
+
+    if (atomic_load(&tracker->is_lost) || tracker->file->map.length == length) {
+        return;
+    }
+    pthread_mutex_lock(&tracker->lock);
+    rebuilt = tracking_file_rebuild(tracker->file, length, &error);
+    if (rebuilt) {
+        tracker->file = rebuilt;
+    }
+    pthread_mutex_unlock(&tracker->lock);
+    if (!rebuilt) {
+        lose(tracker, TRACKING_LOST_STORAGE, error->message);
+        g_error_free(error);
+    }
+}
+
+/* ---- Checkpoints ----------------------------------------------------------------------------- */
+
+static int check_name(const char *name, GError **error)
+{
+    if (!*name) {
+        return block_error(error, EINVAL, "Checkpoint name cannot be empty");
+    }
+    if (strlen(name) > TRACKING_NAME_MAX) {
+        return block_error(error, EINVAL, "Checkpoint name too long: %s", name);
+    }
+    return 0;
+}
+
+/* Lock held. Epochs that come near their end are numbered anew first. */
+static int leave_room(struct change_tracker *tracker, GError **error)
+{
+    struct tracking_file *file = tracker->file;
+
+    if (file->directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
+        return block_error(error, ENOSPC,
+                           "Disk '%s' has %d checkpoints, and cannot have more: remove some",
+                           tracker->device, TRACKING_CHECKPOINTS_MAX);
+    }
+    if (tracking_file_needs_rebuild(file)) {
+        file = tracking_file_rebuild(file, file->map.length, error);
+        if (!file) {
+            return -EIO;
+        }
+        tracker->file = file;
+    }
+    return 0;
+}
+
+static struct tracking_checkpoint *new_checkpoint(const char *name, const struct change_map *map)
+{
+    struct tracking_checkpoint *checkpoint = g_new0(struct tracking_checkpoint, 1);
+
+    checkpoint->name = g_strdup(name);
+    tracking_uuid_generate(checkpoint->uuid);
+    checkpoint->epoch = atomic_load(&map->epoch);
+    checkpoint->length = map->length;
+    checkpoint->time_ns = g_get_real_time() * 1000;
+    return checkpoint;
+}
+
+/* Lock held. An epoch that was begun for a checkpoint that cannot be stored does no harm. */
+static int add_locked(struct change_tracker *tracker, const char *name, GError **error)
+{
+    struct tracking_directory *directory;
+    int status = leave_room(tracker, error);
+
+    if (status < 0) {
+        return status;
+    }
+    directory = tracking_directory_copy(tracker->file->directory);
+    g_ptr_array_add(directory->checkpoints, new_checkpoint(name, &tracker->file->map));
+    change_map_cut(&tracker->file->map);
+    status = tracking_file_store_directory(tracker->file, directory, error);
+    if (status < 0) {
+        tracking_directory_free(directory);
+    }
+    return status;
+}
+
+int tracking_checkpoint_add(struct change_tracker *tracker, const char *name, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (check_usable(tracker, error) < 0 || check_name(name, error) < 0) {
+        return -EINVAL;
+    }
+    if (tracking_directory_find(tracker->file->directory, name)) {
+        return block_error(error, EEXIST, "Checkpoint already exists: %s", name);
+    }
+    return add_locked(tracker, name, error);
+}
+
+/* Lock held. */
+static struct tracking_checkpoint *find(struct change_tracker *tracker, const char *name,
+                                        GError **error)
+{
+    struct tracking_checkpoint *checkpoint = NULL;
+
+    if (check_usable(tracker, error) == 0) {
+        checkpoint = tracking_directory_find(tracker->file->directory, name);
+        if (!checkpoint) {
+            block_error(error, ENOENT, "Checkpoint '%s' of disk '%s' not found", name,
+                        tracker->device);
+        }
+    }
+    return checkpoint;
+}
+
+int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+    struct tracking_directory *directory;
+
+    if (!find(tracker, name, error)) {
+        return -ENOENT;
+    }
+    directory = tracking_directory_copy(tracker->file->directory);
+    g_ptr_array_remove(directory->checkpoints, tracking_directory_find(directory, name));
+    int status = tracking_file_store_directory(tracker->file, directory, error);
+    if (status < 0) {
+        tracking_directory_free(directory);
+    }
+    return status;
+}
+
+static void set_changes(const struct change_map *map, uint16_t since, struct dirty_bitmap *bitmap)
+{
+    uint64_t offset = 0, start, bytes;
+    enum change_state state;
+
+    while (change_map_next(map, since, offset, map->length, &start, &bytes, &state)) {
+        dirty_bitmap_set(bitmap, start, bytes);
+        offset = start + bytes;
+    }
+}
+
+struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
+                                            GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+    struct tracking_checkpoint *checkpoint = find(tracker, name, error);
+    struct dirty_bitmap *bitmap;
+
+    if (checkpoint && checkpoint->is_broken) {
+        block_error(error, EIO, "Checkpoint '%s' of disk '%s' is broken, take a full backup: %s",
+                    name, tracker->device, tracking_loss_text(tracker->file->header.previous_loss));
+        return NULL;
+    }
+    bitmap = checkpoint
+                 ? dirty_bitmap_new(NULL, tracker->file->map.length, granule_bytes(tracker), error)
+                 : NULL;
+    if (bitmap) {
+        set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap);
+    }
+    return bitmap;
+}
+
+/* ---- What there is to know ------------------------------------------------------------------- */
+
+static uint64_t count_memory(const struct tracking_file *file)
+{
+    uint64_t extents = div_round_up(file->map.length, UINT64_C(1) << file->header.extent_shift);
+
+    return file->header.map_bytes + div_round_up(file->map.granules, 4096) * sizeof(uint16_t) +
+           extents * sizeof(uint32_t) + file->header.extents * sizeof(struct extent_slot);
+}
+
+static void get_file_info(const struct tracking_file *file, struct tracking_info *info)
+{
+    g_autofree char *uuid = tracking_uuid_text(file->header.uuid);
+
+    info->previous_loss = file->header.previous_loss;
+    info->is_conservative = tracking_file_is_conservative(file);
+    info->recovered_bytes = info->is_conservative ? file->header.recovered_bytes : 0;
+    info->granule = UINT64_C(1) << file->header.granule_shift;
+    info->extent = UINT64_C(1) << file->header.extent_shift;
+    info->extents = file->header.extents;
+    info->memory_bytes = count_memory(file);
+    info->activations = atomic_load(&file->log.activations);
+    info->log_writes = atomic_load(&file->log.writes);
+    info->map_syncs = atomic_load(&file->log.syncs);
+    info->epoch = atomic_load(&file->map.epoch);
+    g_strlcpy(info->uuid, uuid, sizeof(info->uuid));
+}
+
+void tracking_get_info(struct change_tracker *tracker, struct tracking_info *info)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    *info = (struct tracking_info){
+        .path = tracker->path,
+        .is_lost = atomic_load(&tracker->is_lost),
+        .loss = tracker->loss,
+        .reason = g_strdup(tracker->reason),
+    };
+    if (tracker->file) {
+        get_file_info(tracker->file, info);
+    }
+}
+
+void tracking_info_clear(struct tracking_info *info)
+{
+    g_free(info->reason);
+    info->reason = NULL;
+}
+
+static void clear_checkpoint_info(void *data)
+{
+    struct tracking_checkpoint_info *info = data;
+
+    g_free(info->name);
+}
+
+GArray *tracking_list_checkpoints(struct change_tracker *tracker)
+{
+    GArray *list = g_array_new(FALSE, TRUE, sizeof(struct tracking_checkpoint_info));
+    SCOPE_LOCK(&tracker->lock);
+
+    g_array_set_clear_func(list, clear_checkpoint_info);
+    for (guint i = 0; tracker->file && i < tracker->file->directory->checkpoints->len; i++) {
+        const struct tracking_checkpoint *checkpoint =
+            g_ptr_array_index(tracker->file->directory->checkpoints, i);
+        g_autofree char *uuid = tracking_uuid_text(checkpoint->uuid);
+        struct tracking_checkpoint_info info = {
+            .name = g_strdup(checkpoint->name),
+            .time_ns = checkpoint->time_ns,
+            .is_broken = checkpoint->is_broken || atomic_load(&tracker->is_lost),
+        };
+
+        g_strlcpy(info.uuid, uuid, sizeof(info.uuid));
+        if (!info.is_broken) {
+            change_map_count(&tracker->file->map, (uint16_t)checkpoint->epoch, &info.changed_bytes,
+                             &info.zero_bytes);
+        }
+        g_array_append_val(list, info);
+    }
+    return list;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Change tracking of a device: what its guest changes is noted in a tracking file beside the disk,
+ * in a way that outlives a killed process and a power loss (docs/tracking.md).
+ *
+ * A guest is the only writer of its disk (its claim sees to that), so the device's requests are
+ * all there is to note, whatever nodes jobs put under the device. Tracking never fails a request
+ * and never keeps a disk from being opened: where it cannot go on, the map is lost, which is said,
+ * and who asks what changed is told to take everything.
+ *
+ * Threads. tracking_begin and tracking_end: guests' threads, many at once. The rest: one thread at
+ * a time where nothing else is said, and those that say so with the device drained.
+ */
+#ifndef LIVEBLK_BLOCK_TRACKING_H
+#define LIVEBLK_BLOCK_TRACKING_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/cleanup.h"
+#include "block/dirty-bitmap.h"
+#include "block/node.h"
+#include "block/request.h"
+#include "block/tracking-file.h"
+
+struct change_tracker;
+
+struct tracking_options {
+    const char *device;    /* its name */
+    const char *path;      /* of the tracking file */
+    const char *disk_path; /* of the file the disk lies in; NULL: it lies in none */
+    /* Of that file, from before it was opened for writing. */
+    struct tracking_identity identity;
+    struct tracking_geometry geometry; /* of a new file */
+};
+
+/*
+ * Begin to track a disk that is open but not written yet, whose root is this node. A file that is
+ * there is gone on with, or, if the map in it is lost, a new one takes its place; unless it is not
+ * this disk's to overwrite. Never fails: the tracker then says that it is lost, and why. May block.
+ */
+struct change_tracker *tracking_start(const struct tracking_options *options,
+                                      struct block_node *root);
+
+/*
+ * The guest is gone and the root can still be read: take samples of it. Then the disk is closed,
+ * and tracking_finish marks the file as complete and frees the tracker.
+ */
+void tracking_take_samples(struct change_tracker *tracker, struct block_node *root);
+void tracking_finish(struct change_tracker *tracker);
+
+/*
+ * The device uses it no more, and its disk goes on: what the file says is not true any longer, so
+ * it is removed. The tracker stays, and refuses. An error: the file could not be removed. May
+ * block.
+ */
+int tracking_stop(struct change_tracker *tracker, GError **error);
+
+/* 0, or -EIO with why nothing is noted. Any thread. */
+int tracking_check(struct change_tracker *tracker, GError **error);
+
+/* Free the tracker and leave the file as a dying process would. For tests. */
+void tracking_abandon(struct change_tracker *tracker);
+
+/* A guest's request changes this range of the root, and has changed it (or failed to). */
+void tracking_begin(struct change_tracker *tracker, struct block_node *root,
+                    enum block_operation operation, uint64_t offset, uint64_t bytes);
+void tracking_end(struct change_tracker *tracker, struct block_node *root,
+                  enum block_operation operation, uint64_t offset, uint64_t bytes, int status);
+
+/*
+ * The disk is to have another length: before it grows, and after it shrank. Drained; may block.
+ * If that fails, tracking is lost, and the disk is what it is to be.
+ */
+void tracking_resize(struct change_tracker *tracker, uint64_t length);
+
+/* ---- Checkpoints ----------------------------------------------------------------------------- */
+
+/*
+ * Name this moment, durably. Drained; may block, so not on the main thread. Errors: the name is
+ * taken or no name, the map is lost, the file cannot be written. Nothing has changed then.
+ */
+int tracking_checkpoint_add(struct change_tracker *tracker, const char *name, GError **error);
+
+/* Forget it, durably. Not on the main thread. */
+int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error);
+
+/*
+ * What changed since a checkpoint, as a new bitmap with the map's granularity, or larger where that
+ * would be too many bits. NULL with the error set: no such checkpoint, or it is broken, or the map
+ * is lost; the texts say to take everything. Any thread; what changes meanwhile may be in it or
+ * not.
+ */
+struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
+                                            GError **error);
+
+/* ---- What there is to know ------------------------------------------------------------------- */
+
+struct tracking_info {
+    const char *path; /* borrowed from the tracker */
+    bool is_lost;     /* now: nothing is noted */
+    enum tracking_loss loss;
+    char *reason;                     /* a sentence; NULL if nothing is lost */
+    enum tracking_loss previous_loss; /* of the map before this one, which had other checkpoints */
+    bool is_conservative;
+    uint64_t recovered_bytes;
+    uint64_t granule, extent, extents;
+    uint64_t memory_bytes; /* of the map and what is kept with it */
+    uint64_t activations, log_writes, map_syncs;
+    uint32_t epoch;
+    char uuid[37];
+};
+/* Any thread. The caller clears it. */
+void tracking_get_info(struct change_tracker *tracker, struct tracking_info *info);
+void tracking_info_clear(struct tracking_info *info);
+
+struct tracking_checkpoint_info {
+    char *name;
+    char uuid[37];
+    int64_t time_ns;
+    bool is_broken;
+    uint64_t changed_bytes; /* since then */
+    uint64_t zero_bytes;    /* of them, those that read as zeroes */
+};
+/* All, oldest first; free with g_array_unref. Any thread. */
+GArray *tracking_list_checkpoints(struct change_tracker *tracker);
+
+#endif

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "server/device-tracking.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "block/drain.h"
+#include "block/error.h"
+
+/* Guards the list, and switching on and off. Taken before a drained section; not by requests. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static GPtrArray *trackers; /* all there are, switched off or not */
+
+static void keep(struct change_tracker *tracker)
+{
+    if (!trackers) {
+        trackers = g_ptr_array_new();
+    }
+    g_ptr_array_add(trackers, tracker);
+}
+
+char *device_tracking_path(const char *given, const char *disk_path, GError **error)
+{
+    if (!strcmp(given, "auto") && !disk_path) {
+        block_error(error, EINVAL,
+                    "tracking=auto puts the tracking file beside the disk's file, but this disk is "
+                    "none: give a path");
+        return NULL;
+    }
+    if (!*given) {
+        block_error(error, EINVAL, "The tracking file's path is empty");
+        return NULL;
+    }
+    return strcmp(given, "auto") ? g_canonicalize_filename(given, NULL)
+                                 : g_strconcat(disk_path, ".tracking", NULL);
+}
+
+void device_tracking_begin(struct block_device *device, const struct tracking_options *options)
+{
+    AUTO(block_node) root = block_device_root(device);
+    struct change_tracker *tracker = tracking_start(options, root);
+    SCOPE_LOCK(&lock);
+
+    keep(tracker);
+    block_device_set_tracker(device, tracker);
+}
+
+/* Drained, so that no request is noted half. */
+static void exchange(struct block_device *device, struct change_tracker *tracker)
+{
+    AUTO(block_node) root = block_device_root(device);
+    AUTO(block_drain) drain = block_drain_begin(&root, 1, BLOCK_PERM_WRITE);
+
+    block_device_set_tracker(device, tracker);
+}
+
+int device_tracking_start(struct block_device *device, const struct tracking_options *options,
+                          GError **error)
+{
+    AUTO(block_node) root = block_device_root(device);
+    SCOPE_LOCK(&lock);
+    struct change_tracker *tracker = block_device_tracker(device);
+
+    if (!root || block_device_is_read_only(device)) {
+        return block_error(error, EACCES, "Device '%s' is read-only: nothing changes there",
+                           options->device);
+    }
+    if (tracker) {
+        return block_error(error, EEXIST, "Device '%s' is tracked already", options->device);
+    }
+    if (access(options->path, F_OK) == 0) {
+        return block_error(error, EEXIST,
+                           "There is a file '%s' already; tracking of a disk in use begins with a "
+                           "new one",
+                           options->path);
+    }
+    tracker = tracking_start(options, root);
+    if (tracking_check(tracker, error) < 0) {
+        tracking_abandon(tracker);
+        return -EIO;
+    }
+    keep(tracker);
+    exchange(device, tracker);
+    return 0;
+}
+
+int device_tracking_stop(struct block_device *device, GError **error)
+{
+    SCOPE_LOCK(&lock);
+    struct change_tracker *tracker = device_tracking_find(device, error);
+
+    if (!tracker) {
+        return -ENOENT;
+    }
+    exchange(device, NULL);
+    return tracking_stop(tracker, error);
+}
+
+struct change_tracker *device_tracking_find(struct block_device *device, GError **error)
+{
+    struct change_tracker *tracker = block_device_tracker(device);
+
+    if (!tracker) {
+        block_error(error, ENOENT,
+                    "Device '%s' is not tracked: use disk=...,tracking=auto or "
+                    "block-tracking-start",
+                    block_device_name(device));
+    }
+    return tracker;
+}
+
+void device_tracking_resize(struct block_node *node, uint64_t length)
+{
+    struct block_device **devices = block_device_list();
+
+    for (struct block_device **device = devices; *device; device++) {
+        struct change_tracker *tracker = block_device_tracker(*device);
+        AUTO(block_node) root = block_device_root(*device);
+
+        if (tracker && root && block_node_below_filters(root) == block_node_below_filters(node)) {
+            tracking_resize(tracker, length);
+        }
+    }
+    block_device_list_free(devices);
+}
+
+/* Guests have gone, or are kept out for good. */
+void device_tracking_take_samples(struct block_device *device)
+{
+    struct change_tracker *tracker = block_device_tracker(device);
+    AUTO(block_node) root = block_device_root(device);
+
+    if (tracker && root) {
+        block_device_hold(device);
+        block_device_wait_held(device);
+        tracking_take_samples(tracker, root);
+    }
+}
+
+void device_tracking_finish_all(void)
+{
+    SCOPE_LOCK(&lock);
+
+    for (guint i = 0; trackers && i < trackers->len; i++) {
+        tracking_finish(g_ptr_array_index(trackers, i));
+    }
+    g_clear_pointer(&trackers, g_ptr_array_unref);
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Which devices are tracked, and by which files (block/tracking.h).
+ *
+ * A tracker lives until the server ends, even when it is switched off before, so that a command
+ * that looked it up may use it.
+ */
+#ifndef LIVEBLK_SERVER_DEVICE_TRACKING_H
+#define LIVEBLK_SERVER_DEVICE_TRACKING_H
+
+#include <glib.h>
+
+#include "block/device.h"
+#include "block/tracking.h"
+
+/*
+ * The tracking file a user means: "auto" is beside the disk's file, which must be one then; the
+ * rest is a path. The caller frees; NULL with the error set.
+ */
+char *device_tracking_path(const char *given, const char *disk_path, GError **error);
+
+/*
+ * Track a new device, before it is used. options->device and the identity are filled in; the rest
+ * is the caller's.
+ */
+void device_tracking_begin(struct block_device *device, const struct tracking_options *options);
+
+/*
+ * Switch tracking on for a device in use, with a new file: nothing is known of what changed before.
+ * -EEXIST if there is a file. Not the main thread.
+ */
+int device_tracking_start(struct block_device *device, const struct tracking_options *options,
+                          GError **error);
+
+/* Switch it off and remove the file. Not the main thread. */
+int device_tracking_stop(struct block_device *device, GError **error);
+
+/* The device's tracker, or NULL with the error set: it has none. Borrowed for as long as wanted. */
+struct change_tracker *device_tracking_find(struct block_device *device, GError **error);
+
+/* Before a node gets another length, and after: for the devices that show it. Drained. */
+void device_tracking_resize(struct block_node *node, uint64_t length);
+
+/* At the end: a device that is about to be removed; then, with all disks closed, all files. */
+void device_tracking_take_samples(struct block_device *device);
+void device_tracking_finish_all(void);
+
+#endif
