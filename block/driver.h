@@ -150,8 +150,10 @@ extern const char *const block_preallocation_names[];
 struct block_persistent_bitmap {
     char *name;
     uint32_t granularity;
-    bool enabled; /* recording when stored */
-    bool in_use;  /* not stored cleanly: its contents are not to be trusted */
+    bool enabled;     /* recording when stored */
+    bool in_use;      /* not stored cleanly: its contents are not to be trusted */
+    bool is_unusable; /* damaged, or of a kind that is not known: it can only be removed. Its
+                         granularity may be 0 then. */
 };
 
 /* Reports how far a long operation is; returns false to ask it to stop with -ECANCELED. */
@@ -366,14 +368,27 @@ struct block_driver {
     int (*vmstate_write)(struct block_node *node, const void *buffer, uint64_t offset,
                          uint64_t bytes);
 
-    /* Persistent bitmaps. NULL: the format cannot store any. */
+    /*
+     * Bitmaps stored in the image; all or none of these. block/stored-bitmaps.c keeps them in
+     * memory while the image is open. What is stored and not marked as in use says just what memory
+     * says: a driver marks, durably, those that record (enabled) before the disk changes, and all
+     * before its length does. Not drained, but no two of these at a time, nor one beside an
+     * operation that is no request. NULL: the format cannot store any.
+     */
     int (*bitmap_list)(struct block_node *node, struct block_persistent_bitmap **list,
                        size_t *count, GError **error);
     int (*bitmap_load)(struct block_node *node, const char *name, uint8_t *bits, uint64_t bytes,
                        GError **error);
+    /* In the place of one of the same name: that or this one is there, whatever happens. */
     int (*bitmap_store)(struct block_node *node, const struct block_persistent_bitmap *bitmap,
                         const uint8_t *bits, uint64_t bytes, GError **error);
+    /* Durably; -ENOENT if it is not there. */
     int (*bitmap_remove)(struct block_node *node, const char *name, GError **error);
+    /* Whether this one could be stored besides so many others. */
+    int (*bitmap_check)(struct block_node *node, const struct block_persistent_bitmap *bitmap,
+                        size_t others, GError **error);
+    /* Mark it as in use, durably, if it is there: it is going to be changed in memory. */
+    int (*bitmap_begin_change)(struct block_node *node, const char *name, GError **error);
 
     /* Fault layers: a driver above announces that it passes a named point. NULL: ignored. */
     void (*debug_event)(struct block_node *node, enum block_debug_event event);

@@ -41,7 +41,10 @@ int block_node_vmstate_read(struct block_node *node, void *buffer, uint64_t offs
 int block_node_vmstate_write(struct block_node *node, const void *buffer, uint64_t offset,
                              uint64_t bytes);
 
-/* A new list; free it with block_persistent_bitmap_list_free. */
+/*
+ * What is in the image, past what is in memory of it (block/stored-bitmaps.h): for who looks, and
+ * for tests. A new list; free it with block_persistent_bitmap_list_free.
+ */
 int block_node_bitmap_list(struct block_node *node, struct block_persistent_bitmap **list,
                            size_t *count, GError **error);
 /* bits: one per granule, the least significant first; bytes: all of them. */

@@ -9,6 +9,7 @@
 #include "block/error.h"
 #include "block/graph.h"
 #include "block/node-internal.h"
+#include "block/stored-bitmaps.h"
 
 struct common_values {
     bool read_only;
@@ -418,6 +419,7 @@ static struct block_node *open_tree(const struct block_driver *driver,
         block_node_free(node);
         return NULL;
     }
+    block_stored_bitmaps_load(node);
     if (block_node_publish(node, error) < 0) {
         block_node_unref(node);
         return NULL;

@@ -15,6 +15,7 @@
 #include "block/main-loop.h"
 #include "block/node-internal.h"
 #include "block/request.h"
+#include "block/stored-bitmaps.h"
 
 /* How long removing a node waits for those who look at it in passing. */
 #define REMOVE_GRACE_NS (2 * NS_PER_SECOND)
@@ -159,6 +160,7 @@ void block_node_unref(struct block_node *node)
             g_warning("Node '%s': the last flush before closing failed: %s", node->name,
                       block_strerror(-status));
         }
+        block_stored_bitmaps_close(node);
     }
     if (node->driver->close) {
         node->driver->close(node);

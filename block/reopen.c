@@ -3,8 +3,8 @@
  * Reopening. All happens in one drained section:
  *
  *   1. claims of those that become writable on what is below them are raised
- *   2. all are prepared, parents first: who becomes read-only writes what it keeps in memory, so
- *      what is below it must be writable still
+ *   2. all are prepared, parents first: who becomes read-only stores its bitmaps and writes what it
+ *      keeps in memory, so what is below it must be writable still
  *   3. those that become writable are committed, children first, and write what opening for
  *      writing writes. That may fail, and then they become read-only again
  *   4. backing files are exchanged, which may fail, too
@@ -23,6 +23,7 @@
 #include "block/node-internal.h"
 #include "block/reopen-internal.h"
 #include "block/request.h"
+#include "block/stored-bitmaps.h"
 
 /* How often, and after what time, a node that somebody else reopens is tried again; guests may
  * stand still meanwhile. */
@@ -361,6 +362,26 @@ static int driver_prepare(struct reopen_node *entry, void *values,
     return status;
 }
 
+/* What is stored when a node is closed is stored now: its image will not be written to. */
+static int suspend_bitmaps(struct reopen_node *entry, GError **error)
+{
+    begin_hook(entry);
+    int status = block_stored_bitmaps_suspend(entry->node, error);
+    end_hook(entry);
+    return status;
+}
+
+static void bitmaps_reopened(struct reopen *reopen)
+{
+    for (guint i = 0; i < reopen->nodes->len; i++) {
+        struct reopen_node *entry = entry_at(reopen, i);
+
+        begin_hook(entry);
+        block_stored_bitmaps_reopened(entry->node, entry->old_options.read_only);
+        end_hook(entry);
+    }
+}
+
 static int prepare_node(struct reopen_node *entry, GError **error)
 {
     struct block_node *node = entry->node;
@@ -368,6 +389,10 @@ static int prepare_node(struct reopen_node *entry, GError **error)
 
     if (status < 0) {
         return block_error_errno(error, -status, "Could not flush node '%s'", node->name);
+    }
+    status = becomes_read_only(entry) ? suspend_bitmaps(entry, error) : 0;
+    if (status < 0) {
+        return status;
     }
     status = driver_prepare(entry, entry->values, &entry->options, error);
     entry->is_prepared = status == 0;
@@ -619,6 +644,7 @@ static int run_drained(struct reopen *reopen, GError **error)
     } else {
         take_back(reopen);
     }
+    bitmaps_reopened(reopen);
     lower_claims(reopen);
     return status;
 }

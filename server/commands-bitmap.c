@@ -16,6 +16,7 @@
 #include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/stored-bitmaps.h"
 #include "server/bitmap-name.h"
 #include "server/lookup.h"
 
@@ -50,6 +51,17 @@ static int prepare_existing(struct transaction_action *action, json_t *data, uns
     return bitmap_name_prepare(action, &state->target,
                                json_string_value(json_object_get(data, "node")),
                                json_string_value(json_object_get(data, "name")), refused, error);
+}
+
+/* The same for one that is going to be changed. */
+static int prepare_change(struct transaction_action *action, json_t *data, unsigned refused,
+                          GError **error)
+{
+    const struct bitmap_name *target = &((struct bitmap_action *)transaction_state(action))->target;
+    int status = prepare_existing(action, data, refused, error);
+
+    return status < 0 ? status
+                      : block_stored_bitmaps_begin_change(target->node, target->name, error);
 }
 
 /* In apply: what failed, when a bitmap was looked for. */
@@ -103,7 +115,7 @@ static const struct qmp_member add_members[] = {
      .doc = "Bytes per bit: a power of 2, 512 to 2 GiB; by default the cluster size of the image, "
             "at least 4 KiB and at most 64 KiB, or 64 KiB if it has no clusters."},
     {"persistent", &qmp_type_bool, .optional = true, .default_text = "false",
-     .doc = "Store it with the image; refused as yet."},
+     .doc = "Store it in the image when the node is closed, and load it when it is opened."},
     {"disabled", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Do not record yet."},
     {NULL},
@@ -129,14 +141,6 @@ static struct dirty_bitmap *new_bitmap(const struct bitmap_name *target, json_t 
         dirty_bitmap_set_enabled(bitmap, !lookup_bool(data, "disabled", false));
     }
     return bitmap;
-}
-
-/* Whether the image of the node can have it stored. */
-static int check_can_store(const struct bitmap_name *target, GError **error)
-{
-    return block_error(error, ENOTSUP,
-                       "Can't store persistent bitmaps to %s: Operation not supported",
-                       target->node->name);
 }
 
 static int already_exists(const char *name, GError **error)
@@ -165,8 +169,12 @@ static int prepare_add(struct transaction_action *action, json_t *data, GError *
     if (!state->spare) {
         return -EINVAL;
     }
-    if (lookup_bool(data, "persistent", false) && check_can_store(target, error) < 0) {
-        return -ENOTSUP;
+    if (lookup_bool(data, "persistent", false)) {
+        if (block_stored_bitmaps_check_new(target->node, target->name,
+                                           dirty_bitmap_granularity(state->spare), error) < 0) {
+            return -EINVAL;
+        }
+        dirty_bitmap_set_persistent(state->spare, true);
     }
     if (bitmap_name_will_exist(action, target)) {
         return already_exists(target->name, error);
@@ -221,8 +229,9 @@ const struct transaction_action_type bitmap_add_action = {
 static int prepare_remove(struct transaction_action *action, json_t *data, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
-    int status = prepare_existing(action, data,
-                                  DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_READ_ONLY, error);
+    /* Marked, so that nothing can bring it back as a good one. */
+    int status = prepare_change(action, data,
+                                DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_READ_ONLY, error);
 
     if (status == 0) {
         bitmap_name_plan(action, &state->target, false);
@@ -250,6 +259,20 @@ static void undo_remove(struct transaction_action *action)
     block_node_insert_bitmap(state->target.node, STEAL(state->spare), state->position);
 }
 
+/* Only now: a transaction that fails leaves it where it was. */
+static void commit_remove(struct transaction_action *action)
+{
+    const struct bitmap_action *state = transaction_state(action);
+    g_autoptr(GError) error = NULL;
+
+    if (dirty_bitmap_is_persistent(state->spare) &&
+        block_stored_bitmaps_remove(state->target.node, state->target.name, &error) < 0) {
+        g_warning("Bitmap '%s' could not be removed from the image of node '%s', where it is "
+                  "marked as inconsistent: %s",
+                  state->target.name, state->target.node->name, error->message);
+    }
+}
+
 const struct transaction_action_type bitmap_remove_action = {
     .name = "block-dirty-bitmap-remove",
     .data = &name_type,
@@ -257,6 +280,7 @@ const struct transaction_action_type bitmap_remove_action = {
     .prepare = prepare_remove,
     .apply = apply_remove,
     .undo = undo_remove,
+    .commit = commit_remove,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-remove.",
 };
@@ -265,7 +289,7 @@ const struct transaction_action_type bitmap_remove_action = {
 
 static int prepare_clear(struct transaction_action *action, json_t *data, GError **error)
 {
-    return prepare_existing(action, data, DIRTY_BITMAP_REFUSE_ALL, error);
+    return prepare_change(action, data, DIRTY_BITMAP_REFUSE_ALL, error);
 }
 
 static int apply_clear(struct transaction_action *action, GError **error)
@@ -295,8 +319,8 @@ const struct transaction_action_type bitmap_clear_action = {
 /* Also one that is read-only, as with QEMU: nobody writes, so there is nothing to record. */
 static int prepare_set_enabled(struct transaction_action *action, json_t *data, GError **error)
 {
-    return prepare_existing(action, data,
-                            DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_INCONSISTENT, error);
+    return prepare_change(action, data, DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_INCONSISTENT,
+                          error);
 }
 
 static int set_enabled(struct transaction_action *action, bool enabled, GError **error)
@@ -410,7 +434,9 @@ static int prepare_merge(struct transaction_action *action, json_t *data, GError
     for (size_t i = 0; i < json_array_size(sources) && status == 0; i++) {
         status = prepare_source(action, json_array_get(sources, i), error);
     }
-    return status;
+    return status < 0
+               ? status
+               : block_stored_bitmaps_begin_change(state->target.node, state->target.name, error);
 }
 
 static int merge_sources(struct bitmap_action *state, GError **error)
@@ -538,7 +564,8 @@ DEFINE_COMMAND(merge)
 
 const struct qmp_command bitmap_commands[] = {
     {"block-dirty-bitmap-add", &add_type, NULL, bitmap_add, 0,
-     "Record on a node what is written from now on, in a bitmap that lives as long as the node."},
+     "Record on a node what is written from now on, in a bitmap that lives as long as the node, or "
+     "is stored in its image."},
     {"block-dirty-bitmap-remove", &name_type, NULL, bitmap_remove, 0, "Remove a bitmap."},
     {"block-dirty-bitmap-clear", &name_type, NULL, bitmap_clear, 0,
      "Forget what a bitmap has recorded."},

@@ -11,6 +11,7 @@
 
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "block/stored-bitmaps.h"
 #include "formats/qcow2/amend-internal.h"
 
 enum version_choice { VERSION_UNCHANGED, VERSION_2, VERSION_3 };
@@ -148,8 +149,8 @@ static int check_version_2(const struct amendment *amendment, GError **error)
     } else if (features) {
         problem = "the image has features that it does not know (an external data file, extended "
                   "L2 entries, or compression other than zlib)";
-    } else if (q->header.bitmap_count) {
-        problem = "the image has bitmaps stored in it; remove them first";
+    } else if (q->header.bitmap_count || block_stored_bitmaps_count(q->node)) {
+        problem = "the image has bitmaps stored in it, or to be stored; remove them first";
     }
     bool is_downgrade = q->header.version >= 3;
     for (size_t i = 0; !problem && is_downgrade && i < q->snapshot_count; i++) {

@@ -2,9 +2,15 @@
 /*
  * qcow2: stored dirty bitmaps ("Bitmaps extension", "Bitmaps").
  *
- * They are never the reason that an image does not open: what is damaged is given up with a
- * warning. The header refers to a directory that is stable; a new one is written to new clusters,
- * and the old one's are freed afterwards.
+ * They are never the reason that an image does not open: what is damaged is left alone, or given up
+ * with a warning. The header refers to a directory that is stable; a new one is written to new
+ * clusters, and the old one's are freed afterwards.
+ *
+ * Who keeps bitmaps up to date (block/stored-bitmaps.h) does so in memory. An entry that is not
+ * marked as in use says what memory says; it is marked before the two may differ, that is, before
+ * the disk changes if it records, or before the bitmap itself is changed.
+ *
+ * Requests mark entries, too, so whoever looks at the directory or changes it holds bitmap_lock.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -22,7 +28,8 @@
 #define GRANULARITY_BITS_MIN 9
 #define GRANULARITY_BITS_MAX 31
 #define TABLE_BYTES_MAX      (32 * MIB)
-#define DIRECTORY_BYTES_MAX  (16 * MIB)
+#define DIRECTORY_BYTES_MAX  (64 * MIB)
+#define BITS_BYTES_MAX       (512 * MIB) /* of one bitmap: all of it is in memory at times */
 
 /* ---- The directory -------------------------------------------------------------------------- */
 
@@ -73,7 +80,7 @@ static const char *find_problem(struct qcow2 *q, const uint8_t *entry,
     if (strlen(bitmap->name) != name_bytes) {
         return "a name holds a zero byte";
     }
-    if (entry[16] != TYPE_DIRTY || bitmap->flags & ~(uint32_t)QCOW2_BITMAP_FLAGS_KNOWN ||
+    if (bitmap->type != TYPE_DIRTY || bitmap->flags & ~(uint32_t)QCOW2_BITMAP_FLAGS_KNOWN ||
         bitmap->granularity_bits < GRANULARITY_BITS_MIN ||
         bitmap->granularity_bits > GRANULARITY_BITS_MAX) {
         return "a bitmap is of a kind that is not known";
@@ -103,12 +110,15 @@ static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct q
         .table_offset = get(entry, 8),
         .table_size = (uint32_t)get(entry + 8, 4),
         .flags = (uint32_t)get(entry + 12, 4),
+        .type = entry[16],
         .granularity_bits = entry[17],
         .name = g_strndup((const char *)entry + ENTRY_BYTES + extra_bytes, name_bytes),
         .extra = g_memdup2(entry + ENTRY_BYTES, extra_bytes),
         .extra_bytes = (uint32_t)extra_bytes,
     };
     bitmap->problem = find_problem(q, entry, bitmap);
+    bitmap->is_named =
+        name_bytes && name_bytes <= NAME_MAX_BYTES && strlen(bitmap->name) == name_bytes;
     return 0;
 }
 
@@ -125,8 +135,9 @@ static int decode_all(struct qcow2 *q, const uint8_t *data, uint64_t bytes, GArr
         if (status < 0) {
             return status;
         }
-        if (!bitmap.problem && !g_hash_table_add(names, bitmap.name)) {
+        if (bitmap.is_named && !g_hash_table_add(names, bitmap.name)) {
             bitmap.problem = "two bitmaps have the same name";
+            bitmap.is_named = false;
         }
         g_array_append_val(bitmaps, bitmap);
     }
@@ -155,15 +166,16 @@ GArray *qcow2_bitmaps_read_all(struct qcow2 *q, GError **error)
     return decode_all(q, data, bytes, bitmaps, error) == 0 ? g_steal_pointer(&bitmaps) : NULL;
 }
 
-GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error)
+/* All entries, if each has a name. */
+static GArray *read_named(struct qcow2 *q, GError **error)
 {
     g_autoptr(GArray) bitmaps = qcow2_bitmaps_read_all(q, error);
 
     for (guint i = 0; bitmaps && i < bitmaps->len; i++) {
-        const char *problem = g_array_index(bitmaps, struct qcow2_bitmap, i).problem;
+        const struct qcow2_bitmap *bitmap = &g_array_index(bitmaps, struct qcow2_bitmap, i);
 
-        if (problem) {
-            damaged(error, problem);
+        if (!bitmap->is_named) {
+            damaged(error, bitmap->problem);
             return NULL;
         }
     }
@@ -175,7 +187,7 @@ void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitma
     put(directory, bitmap->table_offset, 8);
     put(directory, bitmap->table_size, 4);
     put(directory, bitmap->flags, 4);
-    put(directory, TYPE_DIRTY, 1);
+    put(directory, bitmap->type, 1);
     put(directory, bitmap->granularity_bits, 1);
     put(directory, strlen(bitmap->name), 2);
     put(directory, bitmap->extra_bytes, 4);
@@ -193,17 +205,8 @@ static int set_extension(struct qcow2 *q, uint32_t count, uint64_t offset, uint6
                          GError **error)
 {
     SCOPE_LOCK(&q->header_lock);
-    struct qcow2_header wanted = q->header;
+    int status = qcow2_header_set_bitmaps(q, count, offset, bytes, error);
 
-    wanted.bitmap_count = count;
-    wanted.bitmap_directory_offset = offset;
-    wanted.bitmap_directory_bytes = bytes;
-    if (count) {
-        wanted.autoclear |= QCOW2_AUTOCLEAR_BITMAPS;
-    } else {
-        wanted.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
-    }
-    int status = qcow2_header_replace(q, &wanted, error);
     if (status == 0) {
         qcow2_area_set(q, QCOW2_AREA_BITMAPS, offset, bytes);
     }
@@ -262,18 +265,20 @@ static int rewrite_directory(struct qcow2 *q, const GArray *bitmaps)
     return status == 0 ? block_node_flush(q->file) : status;
 }
 
-/* Give the bitmaps up: they would say nothing of what is written from now on. */
-static void drop_all(struct qcow2 *q, GError *why)
+/* Give what is stored up. Takes the error. Returns a negative errno if even that fails. */
+static int drop_all(struct qcow2 *q, GError *why)
 {
+    g_autofree char *filename = block_node_get_filename(q->file);
     GError *error = NULL;
 
-    g_warning("The bitmaps stored in the image of node '%s' are lost: %s",
-              q->node->name ? q->node->name : "", why->message);
+    g_warning("The bitmaps stored in the image '%s' are lost: %s", filename, why->message);
     g_error_free(why);
-    if (set_extension(q, 0, 0, 0, &error) < 0) {
-        g_warning("... and the image still refers to them: %s", error->message);
+    int status = set_extension(q, 0, 0, 0, &error);
+    if (status < 0) {
+        g_warning("... and the image '%s' still refers to them: %s", filename, error->message);
         g_error_free(error);
     }
+    return status;
 }
 
 static bool is_recording(const struct qcow2_bitmap *bitmap)
@@ -284,13 +289,15 @@ static bool is_recording(const struct qcow2_bitmap *bitmap)
 void qcow2_bitmaps_opened(struct qcow2 *q)
 {
     GError *error = NULL;
+    SCOPE_LOCK(&q->bitmap_lock);
 
     if (!q->header.bitmap_count) {
         return;
     }
-    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, &error);
+    g_autoptr(GArray) bitmaps = read_named(q, &error);
     if (!bitmaps) {
-        drop_all(q, error);
+        /* If even that fails the first change tries it again. */
+        atomic_store(&q->has_recording_bitmaps, drop_all(q, error) < 0);
         return;
     }
     for (guint i = 0; i < bitmaps->len; i++) {
@@ -317,39 +324,37 @@ static unsigned mark_in_use(GArray *bitmaps, bool whole)
 }
 
 /* bitmap_lock held. */
-static void outdate(struct qcow2 *q, bool whole)
+static int outdate(struct qcow2 *q, bool whole)
 {
     GError *error = NULL;
-    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, &error);
+    g_autoptr(GArray) bitmaps = read_named(q, &error);
 
     if (!bitmaps) {
-        drop_all(q, error);
-        return;
+        return drop_all(q, error);
     }
-    unsigned marked = mark_in_use(bitmaps, whole);
-    if (!marked) {
-        return;
+    if (!mark_in_use(bitmaps, whole)) {
+        return 0;
     }
-    g_message(
-        "Node '%s': the disk changes, and %u bitmap%s stored in its image do%s not record it: "
-        "what uses them has to begin anew",
-        q->node->name ? q->node->name : "", marked, marked == 1 ? "" : "s",
-        marked == 1 ? "es" : "");
     int status = rewrite_directory(q, bitmaps);
     if (status < 0) {
         block_error_errno(&error, -status, "they could not be marked as in use");
-        drop_all(q, error);
+        status = drop_all(q, error);
     }
+    return status;
 }
 
-void qcow2_bitmaps_outdate(struct qcow2 *q, bool whole)
+int qcow2_bitmaps_outdate(struct qcow2 *q, bool whole)
 {
+    int status = 0;
     SCOPE_LOCK(&q->bitmap_lock);
 
     if (q->header.bitmap_count && (whole || atomic_load(&q->has_recording_bitmaps))) {
-        outdate(q, whole);
+        status = outdate(q, whole);
     }
-    atomic_store(&q->has_recording_bitmaps, false);
+    if (status == 0) {
+        atomic_store(&q->has_recording_bitmaps, false);
+    }
+    return status;
 }
 
 /* ---- Bitmaps -------------------------------------------------------------------------------- */
@@ -359,11 +364,23 @@ static uint64_t bitmap_bytes(const struct qcow2 *q, unsigned granularity_bits)
     return div_round_up(div_round_up(q->header.size, UINT64_C(1) << granularity_bits), 8);
 }
 
+/* Whether its bits can be loaded, if it is not in use. */
+static bool is_usable(const struct qcow2 *q, const struct qcow2_bitmap *bitmap)
+{
+    if (bitmap->problem ||
+        (bitmap->extra_bytes && !(bitmap->flags & QCOW2_BITMAP_EXTRA_COMPATIBLE))) {
+        return false;
+    }
+    uint64_t bytes = bitmap_bytes(q, bitmap->granularity_bits);
+    return bytes <= BITS_BYTES_MAX && bitmap->table_size == qcow2_clusters(q, bytes);
+}
+
 int qcow2_bitmap_list(struct block_node *node, struct block_persistent_bitmap **list, size_t *count,
                       GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
+    SCOPE_LOCK(&q->bitmap_lock);
+    g_autoptr(GArray) bitmaps = read_named(q, error);
 
     if (!bitmaps) {
         return -EINVAL;
@@ -372,12 +389,14 @@ int qcow2_bitmap_list(struct block_node *node, struct block_persistent_bitmap **
     *count = bitmaps->len;
     for (guint i = 0; i < bitmaps->len; i++) {
         const struct qcow2_bitmap *bitmap = &g_array_index(bitmaps, struct qcow2_bitmap, i);
+        bool is_known = bitmap->granularity_bits <= GRANULARITY_BITS_MAX;
 
         (*list)[i] = (struct block_persistent_bitmap){
             .name = g_strdup(bitmap->name),
-            .granularity = 1u << bitmap->granularity_bits,
+            .granularity = is_known ? 1u << bitmap->granularity_bits : 0,
             .enabled = bitmap->flags & QCOW2_BITMAP_AUTO,
             .in_use = bitmap->flags & QCOW2_BITMAP_IN_USE,
+            .is_unusable = !is_usable(q, bitmap),
         };
     }
     return 0;
@@ -396,13 +415,20 @@ static struct qcow2_bitmap *find(GArray *bitmaps, const char *name, guint *index
     return NULL;
 }
 
+static bool is_valid_entry(const struct qcow2 *q, uint64_t entry)
+{
+    uint64_t offset = entry & QCOW2_OFFSET_MASK;
+
+    return !(entry & ~(QCOW2_OFFSET_MASK | 1)) && !(offset && entry & 1) &&
+           is_aligned(offset, q->cluster_size);
+}
+
 /* An entry of a bitmap's table ("Bitmap table"). */
 static int read_piece(struct qcow2 *q, uint64_t entry, uint8_t *bits, uint64_t bytes)
 {
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
 
-    if (entry & ~(QCOW2_OFFSET_MASK | 1) || (offset && entry & 1) ||
-        !is_aligned(offset, q->cluster_size)) {
+    if (!is_valid_entry(q, entry)) {
         return -EINVAL;
     }
     if (!offset) {
@@ -416,8 +442,9 @@ int qcow2_bitmap_load(struct block_node *node, const char *name, uint8_t *bits, 
                       GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
     guint index;
+    SCOPE_LOCK(&q->bitmap_lock);
+    g_autoptr(GArray) bitmaps = read_named(q, error);
 
     if (!bitmaps) {
         return -EINVAL;
@@ -426,9 +453,7 @@ int qcow2_bitmap_load(struct block_node *node, const char *name, uint8_t *bits, 
     if (!bitmap) {
         return block_error(error, ENOENT, "Dirty bitmap '%s' not found", name);
     }
-    uint64_t wanted = bitmap_bytes(q, bitmap->granularity_bits);
-    if (bytes != wanted || bitmap->table_size != qcow2_clusters(q, wanted) ||
-        (bitmap->extra_bytes && !(bitmap->flags & QCOW2_BITMAP_EXTRA_COMPATIBLE))) {
+    if (!is_usable(q, bitmap) || bytes != bitmap_bytes(q, bitmap->granularity_bits)) {
         return block_error(error, EINVAL, "Bitmap '%s' does not fit the disk", name);
     }
     g_autofree uint64_t *table = g_new(uint64_t, MAX_OF(bitmap->table_size, 1u));
@@ -453,13 +478,24 @@ static void give_up(struct qcow2 *q, const uint64_t *table, uint64_t table_offse
     qcow2_refcount_add(q, table_offset, table_size * sizeof(*table), -1);
 }
 
-static void drop_table(struct qcow2 *q, uint64_t table_offset, uint32_t table_size)
+/* Of an entry that was in the directory, unless it is damaged: then it leaks rather. */
+static void drop_table(struct qcow2 *q, const struct qcow2_bitmap *bitmap)
 {
-    g_autofree uint64_t *table = g_new(uint64_t, table_size);
+    g_autofree uint64_t *table = NULL;
 
-    if (qcow2_read_words(q, table, table_size, table_offset) == 0) {
-        give_up(q, table, table_offset, table_size);
-    } /* else it leaks */
+    if (bitmap->problem) {
+        return;
+    }
+    table = g_try_new(uint64_t, bitmap->table_size);
+    if (!table || qcow2_read_words(q, table, bitmap->table_size, bitmap->table_offset) < 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < bitmap->table_size; i++) {
+        if (!is_valid_entry(q, table[i])) {
+            return;
+        }
+    }
+    give_up(q, table, bitmap->table_offset, bitmap->table_size);
 }
 
 static bool is_all(const uint8_t *bits, uint64_t bytes, uint8_t value)
@@ -524,19 +560,27 @@ static int write_bits(struct qcow2 *q, const uint8_t *bits, uint64_t bytes, uint
     return status;
 }
 
-/* Whether it can be stored. */
+static int check_version(const struct qcow2 *q, GError **error)
+{
+    return q->header.version < 3
+               ? block_error(error, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files")
+               : 0;
+}
+
+/* Whether it can be stored; bytes: of its bits. */
 static int check_stored(struct qcow2 *q, const struct block_persistent_bitmap *stored,
                         uint64_t bytes, GError **error)
 {
     size_t name_bytes = strlen(stored->name);
     unsigned bits = is_power_of_2(stored->granularity) ? log2_of(stored->granularity) : 0;
+    int status = check_version(q, error);
 
-    if (q->header.version < 3) {
-        return block_error(error, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
+    if (status < 0) {
+        return status;
     }
     if (bits < GRANULARITY_BITS_MIN || bits > GRANULARITY_BITS_MAX || !name_bytes ||
         name_bytes > NAME_MAX_BYTES || !bytes || bytes != bitmap_bytes(q, bits) ||
-        qcow2_clusters(q, bytes) * sizeof(uint64_t) > TABLE_BYTES_MAX) {
+        bytes > BITS_BYTES_MAX || qcow2_clusters(q, bytes) * sizeof(uint64_t) > TABLE_BYTES_MAX) {
         return block_error(error, EINVAL,
                            "Bitmap '%s' cannot be stored: its name, its granularity or its size "
                            "does not fit",
@@ -545,21 +589,42 @@ static int check_stored(struct qcow2 *q, const struct block_persistent_bitmap *s
     return qcow2_may_write(q) ? 0 : qcow2_refuse_change(q, error);
 }
 
+int qcow2_bitmap_check(struct block_node *node, const struct block_persistent_bitmap *bitmap,
+                       size_t others, GError **error)
+{
+    struct qcow2 *q = qcow2_of(node);
+
+    if (others >= QCOW2_BITMAPS_MAX) {
+        return block_error(error, EFBIG, "An image cannot hold more than %u bitmaps",
+                           QCOW2_BITMAPS_MAX);
+    }
+    unsigned bits = is_power_of_2(bitmap->granularity) ? log2_of(bitmap->granularity) : 0;
+    return check_stored(q, bitmap, bitmap_bytes(q, bits), error);
+}
+
 /* Enter a bitmap, which is written, in the directory, for one of the same name. */
-static int enter(struct qcow2 *q, GArray *bitmaps, const struct qcow2_bitmap *bitmap,
-                 GError **error)
+static int enter(struct qcow2 *q, GArray *bitmaps, struct qcow2_bitmap *bitmap, GError **error)
 {
     struct qcow2_bitmap old = {0};
     guint index;
 
     if (find(bitmaps, bitmap->name, &index)) {
-        old = g_array_index(bitmaps, struct qcow2_bitmap, index);
-        g_array_remove_index(bitmaps, index);
+        struct qcow2_bitmap *place = &g_array_index(bitmaps, struct qcow2_bitmap, index);
+
+        old = *place;
+        if (is_usable(q, &old)) { /* what others keep there is left as it is */
+            bitmap->extra = STEAL(place->extra);
+            bitmap->extra_bytes = place->extra_bytes;
+            bitmap->flags |= place->flags & QCOW2_BITMAP_EXTRA_COMPATIBLE;
+        }
+        qcow2_bitmap_clear(place);
+        *place = *bitmap;
+    } else {
+        g_array_append_val(bitmaps, *bitmap);
     }
-    g_array_append_val(bitmaps, *bitmap);
     int status = store_directory(q, bitmaps, error);
     if (status == 0 && old.table_size) {
-        drop_table(q, old.table_offset, old.table_size);
+        drop_table(q, &old);
     }
     return status;
 }
@@ -568,7 +633,8 @@ int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bi
                        const uint8_t *bits, uint64_t bytes, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
+    SCOPE_LOCK(&q->bitmap_lock);
+    g_autoptr(GArray) bitmaps = read_named(q, error);
     int status = bitmaps ? check_stored(q, stored, bytes, error) : -EINVAL;
 
     if (status < 0) {
@@ -577,6 +643,7 @@ int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bi
     struct qcow2_bitmap bitmap = {
         .flags =
             (stored->enabled ? QCOW2_BITMAP_AUTO : 0) | (stored->in_use ? QCOW2_BITMAP_IN_USE : 0),
+        .type = TYPE_DIRTY,
         .granularity_bits = log2_of(stored->granularity),
         .table_size = (uint32_t)qcow2_clusters(q, bytes),
     };
@@ -595,11 +662,36 @@ int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bi
     return status;
 }
 
+int qcow2_bitmap_begin_change(struct block_node *node, const char *name, GError **error)
+{
+    struct qcow2 *q = qcow2_of(node);
+    guint index;
+    SCOPE_LOCK(&q->bitmap_lock);
+    g_autoptr(GArray) bitmaps = read_named(q, error);
+
+    if (!bitmaps) {
+        return -EINVAL;
+    }
+    struct qcow2_bitmap *bitmap = find(bitmaps, name, &index);
+    if (!bitmap || bitmap->flags & QCOW2_BITMAP_IN_USE) {
+        return 0;
+    }
+    if (!qcow2_may_write(q)) {
+        return qcow2_refuse_change(q, error);
+    }
+    bitmap->flags |= QCOW2_BITMAP_IN_USE;
+    int status = rewrite_directory(q, bitmaps);
+    return status < 0
+               ? block_error_errno(error, -status, "Could not mark bitmap '%s' as in use", name)
+               : 0;
+}
+
 int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    g_autoptr(GArray) bitmaps = qcow2_bitmaps_read(q, error);
     guint index;
+    SCOPE_LOCK(&q->bitmap_lock);
+    g_autoptr(GArray) bitmaps = read_named(q, error);
 
     if (!bitmaps) {
         return -EINVAL;
@@ -611,12 +703,11 @@ int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **erro
     if (!bitmap) {
         return block_error(error, ENOENT, "Dirty bitmap '%s' not found", name);
     }
-    uint64_t offset = bitmap->table_offset;
-    uint32_t size = bitmap->table_size;
+    struct qcow2_bitmap old = *bitmap; /* its texts are gone with it */
     g_array_remove_index(bitmaps, index);
     int status = store_directory(q, bitmaps, error);
     if (status == 0) {
-        drop_table(q, offset, size);
+        drop_table(q, &old);
     }
     return status;
 }

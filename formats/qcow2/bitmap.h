@@ -10,11 +10,13 @@ struct qcow2_bitmap {
     uint64_t table_offset;
     uint32_t table_size; /* entries */
     uint32_t flags;
+    uint8_t type;
     unsigned granularity_bits;
     char *name;
     uint8_t *extra;
     uint32_t extra_bytes;
     const char *problem; /* what is wrong with the entry; NULL: nothing */
+    bool is_named;       /* the name is valid, and no entry before this one has it */
 };
 enum {
     QCOW2_BITMAP_IN_USE = 1 << 0,
@@ -24,27 +26,29 @@ enum {
 };
 
 void qcow2_bitmap_clear(struct qcow2_bitmap *bitmap);
-/* Read and check the directory: a new array of struct qcow2_bitmap, which the caller frees with
- * its clear function set. NULL with the error set if it is damaged. */
-GArray *qcow2_bitmaps_read(struct qcow2 *q, GError **error);
-/* The same, with entries that have a problem: NULL if even they cannot be told from each other. */
+/*
+ * Read the directory: a new array of struct qcow2_bitmap, which the caller frees with its clear
+ * function set. Entries may have a problem: NULL with the error set only if they cannot be told
+ * from each other. bitmap_lock held, or nobody else uses the image.
+ */
 GArray *qcow2_bitmaps_read_all(struct qcow2 *q, GError **error);
-/* Add an entry without a problem to a directory. */
+/* Add an entry that has a name to a directory. */
 void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitmap);
 
 /*
  * The image is opened for writing. What is wrong with bitmaps never keeps an image from being
- * opened: then the extension is dropped from the header's autoclear features and a warning is
- * printed.
+ * opened: entries that cannot be used are left alone as long as they have a name to be removed by;
+ * else the extension is dropped from the header's autoclear features and a warning is printed.
  */
 void qcow2_bitmaps_opened(struct qcow2 *q);
 
 /*
- * The disk is about to change: mark the bitmaps that should record that as in use, durably, for
- * nobody does ("Bitmap directory", in_use). whole: mark all, for the disk gets another length. Any
- * thread; qcow2_begin_change() does it once.
+ * The disk is about to change: mark the bitmaps that record that as in use, durably, for what is
+ * stored of them will not be true any more ("Bitmap directory", in_use). whole: mark all, for the
+ * disk gets another length. If it fails the disk must not change. Any thread; qcow2_begin_change()
+ * does it once.
  */
-void qcow2_bitmaps_outdate(struct qcow2 *q, bool whole);
+int qcow2_bitmaps_outdate(struct qcow2 *q, bool whole);
 
 int qcow2_bitmap_list(struct block_node *node, struct block_persistent_bitmap **list, size_t *count,
                       GError **error);
@@ -53,5 +57,8 @@ int qcow2_bitmap_load(struct block_node *node, const char *name, uint8_t *bits, 
 int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bitmap *bitmap,
                        const uint8_t *bits, uint64_t bytes, GError **error);
 int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **error);
+int qcow2_bitmap_check(struct block_node *node, const struct block_persistent_bitmap *bitmap,
+                       size_t others, GError **error);
+int qcow2_bitmap_begin_change(struct block_node *node, const char *name, GError **error);
 
 #endif

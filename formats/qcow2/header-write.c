@@ -331,6 +331,14 @@ int qcow2_header_write(struct qcow2 *q, GError **error)
     return write_whole(q, &is_begun, error);
 }
 
+/* Write what held before a change that failed, if the file may say something else. */
+static void stop_unless_written(struct qcow2 *q, bool is_needed)
+{
+    if (is_needed && qcow2_header_write(q, NULL) < 0) {
+        qcow2_stop(q, "its header could not be written, so that it is not known what it says");
+    }
+}
+
 int qcow2_header_replace(struct qcow2 *q, const struct qcow2_header *wanted, GError **error)
 {
     struct qcow2_header before = q->header;
@@ -341,9 +349,35 @@ int qcow2_header_replace(struct qcow2 *q, const struct qcow2_header *wanted, GEr
     if (status < 0) {
         q->header = before;
     }
-    if (status < 0 && is_begun && qcow2_header_write(q, NULL) < 0) {
-        qcow2_stop(q, "its header could not be written, so that it is not known what it says");
+    stop_unless_written(q, status < 0 && is_begun);
+    return status;
+}
+
+static void set_bitmaps(struct qcow2_header *header, uint32_t count, uint64_t offset,
+                        uint64_t bytes)
+{
+    header->bitmap_count = count;
+    header->bitmap_directory_offset = offset;
+    header->bitmap_directory_bytes = bytes;
+    header->autoclear = count ? header->autoclear | QCOW2_AUTOCLEAR_BITMAPS
+                              : header->autoclear & ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
+}
+
+int qcow2_header_set_bitmaps(struct qcow2 *q, uint32_t count, uint64_t offset, uint64_t bytes,
+                             GError **error)
+{
+    struct qcow2_header *header = &q->header;
+    uint32_t old_count = header->bitmap_count;
+    uint64_t old_offset = header->bitmap_directory_offset;
+    uint64_t old_bytes = header->bitmap_directory_bytes;
+    bool is_begun = false;
+
+    set_bitmaps(header, count, offset, bytes);
+    int status = write_whole(q, &is_begun, error);
+    if (status < 0) {
+        set_bitmaps(header, old_count, old_offset, old_bytes);
     }
+    stop_unless_written(q, status < 0 && is_begun);
     return status;
 }
 

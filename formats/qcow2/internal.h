@@ -22,10 +22,11 @@
  *
  *   allocations > an L2 table's lock > commit_lock > refcount_lock, a slice's lock > the rest
  *
- * (a commit may run under a table's lock; it takes no table's). Only the table's, the commit and
- * the refcount lock are held across I/O: that of a table while slices of it are read or the table
- * is allocated, the refcount lock while a refcount block is read or added. What is said to need a
- * drained node is called with no request in flight.
+ * (a commit may run under a table's lock; it takes no table's). bitmap_lock comes before all of
+ * them: requests take it before anything else, if at all. Only it, the table's, the commit, the
+ * refcount and the header lock are held across I/O: that of a table while slices of it are read or
+ * the table is allocated, the refcount lock while a refcount block is read or added. What is said
+ * to need a drained node is called with no request in flight.
  */
 #ifndef LIVEBLK_FORMATS_QCOW2_INTERNAL_H
 #define LIVEBLK_FORMATS_QCOW2_INTERNAL_H
@@ -207,10 +208,10 @@ struct qcow2 {
     bool needs_repair; /* refcounts and flags may not agree: the dirty bit stays */
 
     _Atomic bool has_recording_bitmaps; /* stored ones, to be marked before the disk changes */
-    pthread_mutex_t bitmap_lock;        /* one marks them; before header_lock */
-    pthread_mutex_t header_lock;        /* one writes the header at a time; after refcount_lock */
-    _Atomic bool is_corrupt;            /* found so: nothing is written any more */
-    _Atomic bool is_stopped;            /* nor if it is not known which tables count */
+    pthread_mutex_t bitmap_lock; /* guards their directory; taken with no other of these held */
+    pthread_mutex_t header_lock; /* one writes the header at a time; after refcount_lock */
+    _Atomic bool is_corrupt;     /* found so: nothing is written any more */
+    _Atomic bool is_stopped;     /* nor if it is not known which tables count */
 
     struct qcow2_snapshot *snapshots; /* changes drained */
     size_t snapshot_count;
@@ -323,6 +324,13 @@ int qcow2_header_write(struct qcow2 *q, GError **error);
  * are written again; if that fails, too, nothing is written to the image any more.
  */
 int qcow2_header_replace(struct qcow2 *q, const struct qcow2_header *wanted, GError **error);
+
+/*
+ * The same for where the bitmap directory is (count 0: there is none) and the feature that says so.
+ * Requests may run: nothing that they look at is written to.
+ */
+int qcow2_header_set_bitmaps(struct qcow2 *q, uint32_t count, uint64_t offset, uint64_t bytes,
+                             GError **error);
 
 /* Write the bytes [from, to) of the header's known fields, but for the backing file's, and flush:
  * they change at one instant. header_lock held. */

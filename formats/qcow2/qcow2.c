@@ -560,4 +560,6 @@ const struct block_driver qcow2_driver = {
     .bitmap_load = qcow2_bitmap_load,
     .bitmap_store = qcow2_bitmap_store,
     .bitmap_remove = qcow2_bitmap_remove,
+    .bitmap_check = qcow2_bitmap_check,
+    .bitmap_begin_change = qcow2_bitmap_begin_change,
 };

@@ -408,7 +408,13 @@ int qcow2_set_length(struct block_node *node, uint64_t length,
     if (q->snapshot_count && q->header.version < 3) {
         return block_error(error, ENOTSUP, "Can't resize a version 2 image which has snapshots");
     }
-    qcow2_bitmaps_outdate(q, true); /* those in use may be of another length than the disk */
+    /* Those in use may be of another length than the disk. */
+    int status = qcow2_bitmaps_outdate(q, true);
+    if (status < 0) {
+        return block_error_errno(error, -status,
+                                 "Could not mark the bitmaps of the image as in "
+                                 "use");
+    }
     return is_shorter ? shrink(q, length, error)
                       : grow(q, length, preallocation, progress, progress_data, error);
 }

@@ -15,6 +15,7 @@
 #include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
 
 /* ---- References of an L1 table -------------------------------------------------------------- */
@@ -581,16 +582,18 @@ int qcow2_snapshot_apply(struct block_node *node, const char *id, GError **error
     g_autofree uint64_t *l1 = NULL;
     int status = snapshot ? read_l1(q, snapshot, &l1, snapshot->l1_size, error) : -ENOENT;
 
-    if (status == 0 && q->header.bitmap_count) {
-        status = block_error(error, ENOTSUP,
-                             "The image has bitmaps stored in it, which would say nothing of the "
-                             "snapshot's disk; remove them first");
-    }
     if (status == 0) {
         status = begin(q, error);
     }
     if (status < 0) {
         return status;
+    }
+    status = qcow2_bitmaps_outdate(q, snapshot->disk_bytes != q->header.size);
+    if (status < 0) {
+        end(q, 0);
+        return block_error_errno(error, -status,
+                                 "Could not mark the bitmaps of the image as in "
+                                 "use");
     }
     int agrees = 0;
     status = apply(q, snapshot, l1, &agrees, error);

@@ -425,8 +425,8 @@ int qcow2_begin_change(struct qcow2 *q)
     if (!qcow2_may_write(q)) {
         return -EIO;
     }
-    if (atomic_load(&q->has_recording_bitmaps)) {
-        qcow2_bitmaps_outdate(q, false);
+    if (atomic_load(&q->has_recording_bitmaps) && qcow2_bitmaps_outdate(q, false) < 0) {
+        return -EIO; /* they would say that nothing has changed */
     }
     return 0;
 }

@@ -15,10 +15,13 @@
 #include <unistd.h>
 
 #include "block/align.h"
+#include "block/dirty-bitmap.h"
 #include "block/gate.h"
 #include "block/image.h"
 #include "block/node.h"
+#include "block/reopen.h"
 #include "block/request.h"
+#include "block/stored-bitmaps.h"
 #include "formats/formats.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -101,7 +104,7 @@ static void look_at_lists(struct block_node *node)
         block_snapshot_list_free(snapshots, count);
     }
     if (block_node_bitmap_list(node, &bitmaps, &count, NULL) == 0) {
-        if (count && block_node_length(node) <= BITMAP_DISK_MAX) {
+        if (count && bitmaps[0].granularity && block_node_length(node) <= BITMAP_DISK_MAX) {
             uint64_t bits = div_round_up(block_node_length(node), bitmaps[0].granularity);
             uint64_t bytes = div_round_up(bits, 8);
             g_autofree uint8_t *loaded = g_malloc0(bytes);
@@ -159,6 +162,32 @@ static void change_image(struct block_node *node, void *buffer)
     }
 }
 
+/* The first bitmap is changed and removed, and a new one is stored when the node is closed, or
+ * before that when it becomes read-only. */
+static void change_bitmaps(struct block_node *node)
+{
+    static const char name[] = "fuzz";
+    struct dirty_bitmap *first = node->bitmaps ? node->bitmaps[0] : NULL;
+
+    if (first && block_stored_bitmaps_begin_change(node, dirty_bitmap_name(first), NULL) == 0) {
+        block_node_remove_bitmap(node, first);
+        block_stored_bitmaps_remove(node, dirty_bitmap_name(first), NULL);
+        dirty_bitmap_free(first);
+    }
+    if (!block_node_find_bitmap(node, name) &&
+        block_stored_bitmaps_check_new(node, name, MIB, NULL) == 0) {
+        struct dirty_bitmap *bitmap = dirty_bitmap_new(name, block_node_length(node), MIB, NULL);
+
+        if (bitmap) {
+            dirty_bitmap_set_persistent(bitmap, true);
+            block_node_add_bitmap(node, bitmap);
+        }
+    }
+    if (block_node_set_read_only(node, true, NULL) == 0) {
+        block_node_set_read_only(node, false, NULL);
+    }
+}
+
 static void check_image(unsigned repair)
 {
     struct block_check_result result = {0};
@@ -197,6 +226,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         memset(buffer, 0x5a, sizeof(buffer));
         change_image(node, buffer);
         change_more(node, buffer);
+        change_bitmaps(node);
         block_node_pread(node, piece, 0, MIN_OF(sizeof(piece), block_node_length(node)), 0);
         block_node_unref(node);
     }

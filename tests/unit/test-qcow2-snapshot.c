@@ -493,27 +493,6 @@ static void test_large_table(struct test_image *image, const void *unused)
     }
 }
 
-/* They would not know that the disk changes. */
-static void test_stored_bitmaps(struct test_image *image, const void *unused)
-{
-    g_autoptr(GError) error = NULL;
-
-    make(image, "compat=1.1");
-    test_command_succeeds("qemu-img bitmap --add %s b", image->path);
-    AUTO(block_node) node = open_image(image);
-    g_assert_cmpint(block_node_snapshot_apply(node, "then", &error), ==, -ENOTSUP);
-    g_assert_nonnull(strstr(error->message, "has bitmaps stored in it"));
-    g_clear_error(&error);
-    g_assert_cmpuint(block_node_length(node), ==, LENGTH);
-    expect_byte(node, 2);
-    block_node_bitmap_remove(node, "b", &error);
-    block_node_snapshot_apply(node, "then", &error);
-    g_assert_no_error(error);
-    expect_byte(node, 1);
-    block_node_unref(STEAL(node));
-    test_command_succeeds("qemu-img check -q -f qcow2 %s", image->path);
-}
-
 /* ---- VM state ------------------------------------------------------------------------------- */
 
 /* Offsets that do not fit are refused: they do not lead back to the disk. */
@@ -628,6 +607,5 @@ int main(int argc, char **argv)
     TEST("vm-state-never-leads-back-to-the-disk", test_far_vm_state);
     TEST("vm-state-gets-room-in-steps", test_long_vm_state);
     TEST("vm-state-is-left-to-its-snapshot", test_left_vm_state);
-    TEST("stored-bitmaps-keep-a-disk-from-going-back", test_stored_bitmaps);
     return g_test_run();
 }

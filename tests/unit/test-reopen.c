@@ -186,7 +186,7 @@ static bool has_bitmap_in_use(struct test_image *image)
     return strstr(said, "in-use") != NULL;
 }
 
-/* A stored bitmap does not record what is written from then on, and says so. */
+/* A stored bitmap is not true from the first write on, and says so, until it is stored again. */
 static void test_bitmaps(struct test_image *image, const void *options)
 {
     test_command_succeeds("qemu-img bitmap --add %s b", image->path);
@@ -195,8 +195,9 @@ static void test_bitmaps(struct test_image *image, const void *options)
     set_read_only(node, false);
     g_assert_false(has_bitmap_in_use(image));
     write_byte(node, 0, MIB, 17);
-    set_read_only(node, true);
     g_assert_true(has_bitmap_in_use(image));
+    set_read_only(node, true);
+    g_assert_false(has_bitmap_in_use(image));
     assert_clean(image);
 }
 
