@@ -7,6 +7,7 @@
 #include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "block/stored-bitmaps.h"
 #include "jobs/backup.h"
 #include "jobs/copy-engine.h"
 #include "server/bitmap-name.h"
@@ -286,6 +287,10 @@ static int prepare_bitmap(struct transaction_action *action, json_t *arguments,
     if (status == 0 && found < 0) {
         g_propagate_error(error, STEAL(problem));
         status = found;
+    }
+    /* What its end does to the bitmap is not what is kept of it. */
+    if (status == 0 && options->bitmap_mode != BACKUP_BITMAP_NEVER) {
+        status = block_stored_bitmaps_begin_change(bitmap->node, bitmap->name, error);
     }
     if (status == 0) {
         bitmap_name_plan_use(action, bitmap);

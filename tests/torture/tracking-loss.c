@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A tracked disk under many writers, with checkpoints, that again and again gets killed (a process
- * of its own, by SIGKILL), loses its power (unflushed writes lost or torn, and of the tracking file,
- * sector by sector, what was not durable), ends in order, or dies in the middle of opening, of a
- * checkpoint or of a resize, at a durable operation of the tracking file. Afterwards "changed since
- * C" holds, for each checkpoint C whose command was answered, every granule in which the disk
+ * of its own, by SIGKILL), loses its power (unflushed writes lost or torn, and of the tracking
+ * file, sector by sector, what was not durable), ends in order, or dies in the middle of opening,
+ * of a checkpoint or of a resize, at a durable operation of the tracking file. Afterwards "changed
+ * since C" holds, for each checkpoint C whose command was answered, every granule in which the disk
  * differs from what it was at C, and what it calls zero is zero.
  *
  * How much more than the differences it holds (what was written twice with the same, and what
@@ -92,7 +92,8 @@ static struct test_random chaos;
 
 static uint64_t losses[ENDINGS], changed_bytes[ENDINGS], equal_bytes[ENDINGS], zero_bytes[ENDINGS];
 
-/* ---- Storage that loses its power ------------------------------------------------------------- */
+/* ---- Storage that loses its power -------------------------------------------------------------
+ */
 
 static ino_t inode_of(int fd)
 {
@@ -148,8 +149,7 @@ static void happen(bool with_power)
     uint64_t bytes = read_all(tracking_path, current, sizeof(current));
 
     has_happened = true;
-    if (with_power && shared->named && inode != shared->named &&
-        test_random_chance(&chaos, 50)) {
+    if (with_power && shared->named && inode != shared->named && test_random_chance(&chaos, 50)) {
         inode = shared->named;
         bytes = shared->before_rename_bytes;
         memcpy(current, shared->before_rename, bytes);
@@ -251,7 +251,8 @@ static void lossy_boot_id(uint8_t *id)
     memcpy(id, boot, sizeof(boot));
 }
 
-/* ---- A disk, and who writes to it ------------------------------------------------------------- */
+/* ---- A disk, and who writes to it -------------------------------------------------------------
+ */
 
 struct world {
     char *directory, *disk_path;
@@ -385,7 +386,8 @@ static void close_disk(struct world *world)
     block_node_unref(world->root);
 }
 
-/* ---- What is done to it ----------------------------------------------------------------------- */
+/* ---- What is done to it -----------------------------------------------------------------------
+ */
 
 static struct record *find_record(enum record_state state)
 {
@@ -442,14 +444,13 @@ static void add_one(struct world *world)
 /* Drained, and as commands do it. Nothing of the disk's is lost by it. */
 static void resize(struct world *world)
 {
-    uint64_t length =
-        align_up(DISK_MAX - test_random_below(&world->random, DISK_MAX / 2), SECTOR);
+    uint64_t length = align_up(DISK_MAX - test_random_below(&world->random, DISK_MAX / 2), SECTOR);
 
     tracking_resize(world->tracker, MAX_OF(length, world->length));
     if (!has_happened) {
         g_assert_cmpint(block_node_flush(world->root), ==, 0);
-        g_assert_cmpint(
-            block_node_set_length(world->root, length, BLOCK_PREALLOCATION_OFF, NULL), ==, 0);
+        g_assert_cmpint(block_node_set_length(world->root, length, BLOCK_PREALLOCATION_OFF, NULL),
+                        ==, 0);
         world->length = length;
         tracking_resize(world->tracker, length);
     }
@@ -482,7 +483,8 @@ static void run_for_a_while(struct world *world)
     g_usleep(test_random_below(&world->random, 4000));
 }
 
-/* ---- Ends ------------------------------------------------------------------------------------- */
+/* ---- Ends -------------------------------------------------------------------------------------
+ */
 
 static void lose_disk(struct world *world)
 {
@@ -631,7 +633,8 @@ static void end_dying(struct world *world)
     put_remains();
 }
 
-/* ---- Judging ---------------------------------------------------------------------------------- */
+/* ---- Judging ----------------------------------------------------------------------------------
+ */
 
 static int read_file(void *data, void *buffer, uint64_t offset, uint64_t bytes)
 {
@@ -648,8 +651,7 @@ static bool is_zero(const uint8_t *bytes, uint64_t count)
 
 /* One granule; returns false if it differs from the checkpoint and is not called changed. */
 static void judge_granule(const struct tracking_file *file, const struct record *record,
-                          uint32_t epoch, const uint8_t *disk, uint64_t granule,
-                          enum ending ending)
+                          uint32_t epoch, const uint8_t *disk, uint64_t granule, enum ending ending)
 {
     uint64_t offset = granule << file->map.shift;
     uint64_t bytes = MIN_OF(UINT64_C(1) << file->map.shift, file->map.length - offset);
@@ -724,12 +726,13 @@ static void judge(struct world *world, enum ending ending)
     tracking_file_abandon(file);
 }
 
-/* ---- Worlds ----------------------------------------------------------------------------------- */
+/* ---- Worlds -----------------------------------------------------------------------------------
+ */
 
 static void run_world(struct test_random *random)
 {
-    static void (*const ends[])(struct world *world) = {end_cleanly, end_by_kill,
-                                                        end_with_power_loss, end_dying};
+    static void (*const ends[])(struct world * world) = {end_cleanly, end_by_kill,
+                                                         end_with_power_loss, end_dying};
     struct world world = {
         .directory = test_directory_new(true),
         .length = DISK_MAX - test_random_below(random, 8) * SECTOR,
