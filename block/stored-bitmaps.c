@@ -89,6 +89,17 @@ static void decode_bits(struct dirty_bitmap *bitmap, const uint8_t *bits, uint64
     }
 }
 
+uint8_t *block_stored_bitmaps_encode(struct dirty_bitmap *bitmap, uint64_t *bytes)
+{
+    *bytes = bits_bytes(dirty_bitmap_length(bitmap), dirty_bitmap_granularity(bitmap));
+    return encode_bits(bitmap);
+}
+
+void block_stored_bitmaps_decode(struct dirty_bitmap *bitmap, const uint8_t *bits, uint64_t bytes)
+{
+    decode_bits(bitmap, bits, bytes);
+}
+
 /* ---- The image as a keeper ------------------------------------------------------------------- */
 
 /* Not of a node that shows something else of the image than its disk: a snapshot, say. */
@@ -478,6 +489,50 @@ int block_stored_bitmaps_remove(struct block_node *node, const char *name, GErro
     return block_node_is_read_only(node)
                ? block_error(error, EACCES, "Block node '%s' is read-only", node->name)
                : keeper->remove(node, name, error);
+}
+
+void block_stored_bitmaps_changed(struct block_node *node, const char *name)
+{
+    for (size_t i = 0; i < keeper_count; i++) {
+        if (keepers[i]->changed) {
+            keepers[i]->changed(node, name);
+        }
+    }
+}
+
+struct naming {
+    struct block_node *node;
+    GPtrArray *names;
+};
+
+static void name_on_main_thread(void *data)
+{
+    const struct naming *naming = data;
+
+    for (struct dirty_bitmap **at = naming->node->bitmaps; at && *at; at++) {
+        if (is_kept(*at) && !dirty_bitmap_is_inconsistent(*at)) {
+            g_ptr_array_add(naming->names, g_strdup(dirty_bitmap_name(*at)));
+        }
+    }
+    g_ptr_array_add(naming->names, NULL);
+}
+
+char **block_stored_bitmaps_names(struct block_node *node)
+{
+    struct naming naming = {node, g_ptr_array_new()};
+
+    main_loop_call_wait(name_on_main_thread, &naming);
+    return (char **)g_ptr_array_free(naming.names, FALSE);
+}
+
+void block_stored_bitmaps_load_late(struct block_node *node, const struct bitmap_keeper *keeper)
+{
+    if (keeper_of(node) == keeper) {
+        keeper->load_all(node);
+    }
+    if (keeper->restore) {
+        keeper->restore(node);
+    }
 }
 
 /* ---- Opening and closing --------------------------------------------------------------------- */

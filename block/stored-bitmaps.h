@@ -48,6 +48,16 @@ int block_stored_bitmaps_begin_change(struct block_node *node, const char *name,
  */
 int block_stored_bitmaps_remove(struct block_node *node, const char *name, GError **error);
 
+/*
+ * A bitmap of this name was added to the node, has been changed as begin_change announces, or is
+ * gone. Keepers that want to know are told. Not from within a drained section.
+ */
+void block_stored_bitmaps_changed(struct block_node *node, const char *name);
+
+/* The names of the persistent bitmaps of a node, of those that say something; free with g_strfreev.
+ */
+char **block_stored_bitmaps_names(struct block_node *node);
+
 /* How many persistent bitmaps the node has in memory. */
 size_t block_stored_bitmaps_count(struct block_node *node);
 
@@ -105,11 +115,30 @@ struct bitmap_keeper {
     /* See block_stored_bitmaps_begin_change and _remove. */
     int (*begin_change)(struct block_node *node, const char *name, GError **error);
     int (*remove)(struct block_node *node, const char *name, GError **error);
+    /*
+     * A persistent bitmap of this name was added, or changed otherwise than by writing to the node,
+     * or is gone. Nobody holds the operation lock. NULL: nothing.
+     */
+    void (*changed)(struct block_node *node, const char *name);
     /* Whether what is kept can still be trusted, of a node that was read-only for a while: fills in
      * false for those of these bitmaps that cannot. NULL: it can. */
     void (*look_again)(struct block_node *node, struct dirty_bitmap *const *bitmaps, size_t count,
                        bool *is_trusted);
 };
+
+/*
+ * A keeper that was added learned of a node only after that was opened: load what it keeps, if the
+ * image keeps none, and let it restore what is inconsistent. Nobody uses the node yet.
+ */
+void block_stored_bitmaps_load_late(struct block_node *node, const struct bitmap_keeper *keeper);
+
+/*
+ * Bits as they are stored: in bytes, the least significant first, as many as there are granules.
+ * NULL: no memory. There may be up to 7 bytes more in the buffer, which g_free frees.
+ */
+uint8_t *block_stored_bitmaps_encode(struct dirty_bitmap *bitmap, uint64_t *bytes);
+/* Set what is set there; the buffer holds whole words of 8 bytes. */
+void block_stored_bitmaps_decode(struct dirty_bitmap *bitmap, const uint8_t *bits, uint64_t bytes);
 
 /* Add a keeper for nodes whose image keeps none; at start-up, before any node is opened. */
 void block_stored_bitmaps_add_keeper(const struct bitmap_keeper *keeper);

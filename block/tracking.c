@@ -510,16 +510,11 @@ static int check_name(const char *name, GError **error)
     return 0;
 }
 
-/* Lock held. Epochs that come near their end are numbered anew first. */
-static int leave_room(struct change_tracker *tracker, GError **error)
+/* Lock held. Epochs that come near their end are numbered anew. */
+static int leave_epochs(struct change_tracker *tracker, GError **error)
 {
     struct tracking_file *file = tracker->file;
 
-    if (file->directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
-        return block_error(error, ENOSPC,
-                           "Disk '%s' has %d checkpoints, and cannot have more: remove some",
-                           tracker->device, TRACKING_CHECKPOINTS_MAX);
-    }
     if (tracking_file_needs_rebuild(file)) {
         struct tracking_file *rebuilt = tracking_file_rebuild(file, file->map.length, error);
 
@@ -532,6 +527,17 @@ static int leave_room(struct change_tracker *tracker, GError **error)
         tracker->file = rebuilt;
     }
     return 0;
+}
+
+/* Lock held. */
+static int leave_room(struct change_tracker *tracker, GError **error)
+{
+    if (tracker->file->directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
+        return block_error(error, ENOSPC,
+                           "Disk '%s' has %d checkpoints, and cannot have more: remove some",
+                           tracker->device, TRACKING_CHECKPOINTS_MAX);
+    }
+    return leave_epochs(tracker, error);
 }
 
 static struct tracking_checkpoint *new_checkpoint(const char *name, const struct change_map *map)
@@ -651,6 +657,92 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
         }
     }
     return bitmap;
+}
+
+/* ---- Bitmaps --------------------------------------------------------------------------------- */
+
+struct tracking_directory *tracking_get_directory(struct change_tracker *tracker)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    return check_usable(tracker, NULL) == 0 ? tracking_directory_copy(tracker->file->directory)
+                                            : NULL;
+}
+
+void tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
+                          struct dirty_bitmap *bitmap)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (check_usable(tracker, NULL) == 0) {
+        set_changes(&tracker->file->map, (uint16_t)epoch, bitmap);
+    }
+}
+
+/* Lock held. Takes the directory. */
+static int store(struct change_tracker *tracker, struct tracking_directory *directory,
+                 GError **error)
+{
+    int status = tracking_file_store_directory(tracker->file, directory, error);
+
+    if (status < 0) {
+        tracking_directory_free(directory);
+    }
+    return status;
+}
+
+static bool drop_bitmap(struct tracking_directory *directory, const char *name)
+{
+    struct tracking_bitmap *old = tracking_directory_find_bitmap(directory, name);
+
+    return old && g_ptr_array_remove(directory->bitmaps, old);
+}
+
+int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+    struct tracking_directory *directory;
+
+    if (check_usable(tracker, error) < 0 || leave_epochs(tracker, error) < 0) {
+        return -EIO;
+    }
+    directory = tracking_directory_copy(tracker->file->directory);
+    uint16_t epoch = change_map_cut(&tracker->file->map);
+    g_ptr_array_set_free_func(bitmaps, NULL);
+    for (guint i = 0; i < bitmaps->len; i++) {
+        struct tracking_bitmap *bitmap = g_ptr_array_index(bitmaps, i);
+
+        drop_bitmap(directory, bitmap->name);
+        bitmap->epoch = epoch;
+        g_ptr_array_add(directory->bitmaps, bitmap);
+    }
+    return store(tracker, directory, error);
+}
+
+int tracking_forget_bitmap(struct change_tracker *tracker, const char *name, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (check_usable(tracker, NULL) < 0 ||
+        !tracking_directory_find_bitmap(tracker->file->directory, name)) {
+        return 0;
+    }
+    struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
+    drop_bitmap(directory, name);
+    return store(tracker, directory, error);
+}
+
+void tracking_drop_other_bitmaps(struct change_tracker *tracker, const char *const *names)
+{
+    AUTO(tracking_directory) directory = tracking_get_directory(tracker);
+
+    for (guint i = 0; directory && i < directory->bitmaps->len; i++) {
+        const struct tracking_bitmap *bitmap = g_ptr_array_index(directory->bitmaps, i);
+
+        if (!g_strv_contains(names, bitmap->name)) {
+            tracking_forget_bitmap(tracker, bitmap->name, NULL);
+        }
+    }
 }
 
 /* ---- What there is to know ------------------------------------------------------------------- */

@@ -98,6 +98,26 @@ int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name,
 struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
                                             GError **error);
 
+/* ---- Bitmaps (block/tracking-bitmaps.c) ------------------------------------------------------ */
+
+/* A copy of what the file holds; NULL if the map is lost. Any thread. */
+struct tracking_directory *tracking_get_directory(struct change_tracker *tracker);
+
+/* Set in the bitmap, of the disk's length, what changed after the epoch. Any thread. */
+void tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
+                          struct dirty_bitmap *bitmap);
+
+/*
+ * Keep these bitmaps (struct tracking_bitmap, whose epochs are filled in, and which are the file's
+ * afterwards) in the place of those of the same names, durably. The epoch ends: drained, or the
+ * disk has no users. Not on the main thread.
+ */
+int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GError **error);
+
+/* Keep none of this name; keep only those of these names (NULL-terminated). Durably. */
+int tracking_forget_bitmap(struct change_tracker *tracker, const char *name, GError **error);
+void tracking_drop_other_bitmaps(struct change_tracker *tracker, const char *const *names);
+
 /* ---- What there is to know ------------------------------------------------------------------- */
 
 struct tracking_info {

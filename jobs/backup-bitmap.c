@@ -8,6 +8,7 @@
 #include "block/copy-map.h"
 #include "block/drain.h"
 #include "block/main-loop.h"
+#include "block/stored-bitmaps.h"
 
 const char *const backup_bitmap_mode_names[] = {
     [BACKUP_BITMAP_ON_SUCCESS] = "on-success",
@@ -157,10 +158,13 @@ void backup_bitmap_settle(struct backup_bitmap *bitmap, bool is_success)
     if (!bitmap->frozen) {
         return;
     }
+    g_autofree char *name = g_strdup(dirty_bitmap_name(bitmap->frozen));
     how.is_new = choose_bits(bitmap, is_success);
     {
         AUTO(block_drain) drain = block_drain_begin(&bitmap->node, 1, BLOCK_PERM_WRITE);
         main_loop_call_wait(take_over, &how);
     }
+    /* Who keeps it learns of it before the world learns of the job's end. */
+    block_stored_bitmaps_changed(bitmap->node, name);
     dirty_bitmap_free(STEAL(bitmap->frozen));
 }

@@ -108,6 +108,14 @@ static void clean(struct transaction_action *action)
     block_node_unref(state->target.node);
 }
 
+/* Whoever keeps it has it as it is now, before the command answers. */
+static void commit_change(struct transaction_action *action)
+{
+    const struct bitmap_action *state = transaction_state(action);
+
+    block_stored_bitmaps_changed(state->target.node, state->target.name);
+}
+
 /* ---- block-dirty-bitmap-add ------------------------------------------------------------------ */
 
 static const struct qmp_member add_members[] = {
@@ -220,6 +228,7 @@ const struct transaction_action_type bitmap_add_action = {
     .prepare = prepare_add,
     .apply = apply_add,
     .undo = undo_add,
+    .commit = commit_change,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-add.",
 };
@@ -271,6 +280,7 @@ static void commit_remove(struct transaction_action *action)
                   "marked as inconsistent: %s",
                   state->target.name, state->target.node->name, error->message);
     }
+    commit_change(action);
 }
 
 const struct transaction_action_type bitmap_remove_action = {
@@ -310,6 +320,7 @@ const struct transaction_action_type bitmap_clear_action = {
     .prepare = prepare_clear,
     .apply = apply_clear,
     .undo = undo_exchange,
+    .commit = commit_change,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-clear.",
 };
@@ -360,6 +371,7 @@ const struct transaction_action_type bitmap_enable_action = {
     .prepare = prepare_set_enabled,
     .apply = apply_enable,
     .undo = undo_set_enabled,
+    .commit = commit_change,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-enable.",
 };
@@ -371,6 +383,7 @@ const struct transaction_action_type bitmap_disable_action = {
     .prepare = prepare_set_enabled,
     .apply = apply_disable,
     .undo = undo_set_enabled,
+    .commit = commit_change,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-disable.",
 };
@@ -472,6 +485,7 @@ const struct transaction_action_type bitmap_merge_action = {
     .prepare = prepare_merge,
     .apply = apply_merge,
     .undo = undo_exchange,
+    .commit = commit_change,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-merge.",
 };

@@ -8,6 +8,7 @@
 
 #include "block/drain.h"
 #include "block/error.h"
+#include "block/tracking-bitmaps.h"
 
 /* Guards the list, and switching on and off. Taken before a drained section; not by requests. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -41,8 +42,9 @@ void device_tracking_begin(struct block_device *device, const struct tracking_op
 {
     AUTO(block_node) root = block_device_root(device);
     struct change_tracker *tracker = tracking_start(options, root);
-    SCOPE_LOCK(&lock);
 
+    tracking_bitmaps_begin(tracker, root);
+    SCOPE_LOCK(&lock);
     keep(tracker);
     block_device_set_tracker(device, tracker);
 }
@@ -83,6 +85,7 @@ int device_tracking_start(struct block_device *device, const struct tracking_opt
     }
     keep(tracker);
     exchange(device, tracker);
+    tracking_bitmaps_adopt(tracker, root);
     return 0;
 }
 
@@ -95,6 +98,7 @@ int device_tracking_stop(struct block_device *device, GError **error)
         return -ENOENT;
     }
     exchange(device, NULL);
+    tracking_bitmaps_end(tracker);
     return tracking_stop(tracker, error);
 }
 
@@ -144,6 +148,7 @@ void device_tracking_finish_all(void)
     SCOPE_LOCK(&lock);
 
     for (guint i = 0; trackers && i < trackers->len; i++) {
+        tracking_bitmaps_end(g_ptr_array_index(trackers, i));
         tracking_finish(g_ptr_array_index(trackers, i));
     }
     g_clear_pointer(&trackers, g_ptr_array_unref);

@@ -9,6 +9,7 @@
 #include "block/error.h"
 #include "block/gate.h"
 #include "block/main-loop.h"
+#include "block/tracking-bitmaps.h"
 #include "formats/blkdebug.h"
 #include "formats/formats.h"
 #include "jobs/job.h"
@@ -61,6 +62,7 @@ static void register_drivers(void)
 
     if (!registered) {
         formats_register();
+        block_stored_bitmaps_add_keeper(&tracking_bitmap_keeper);
         types_init();
         fault_commands_init();
         transaction_commands_init();

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "block/tracking-bitmaps.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "block/align.h"
+#include "block/cleanup.h"
+#include "block/drain.h"
+#include "block/error.h"
+#include "block/main-loop.h"
+
+/* So many for a disk: each of their changes writes them all. */
+#define BITMAPS_MAX 1024
+
+/* ---- Which node is whose --------------------------------------------------------------------- */
+
+struct pair {
+    struct change_tracker *tracker;
+    /* Not a reference: a node that is closed stores its bitmaps. Another may lie there then. */
+    struct block_node *node;
+    uint64_t serial;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards the pairs; innermost */
+static GArray *pairs;
+
+static void add_pair(struct change_tracker *tracker, struct block_node *root)
+{
+    struct block_node *node = block_node_below_filters(root);
+    struct pair pair = {tracker, node, node->serial};
+    SCOPE_LOCK(&lock);
+
+    if (!pairs) {
+        pairs = g_array_new(FALSE, FALSE, sizeof(struct pair));
+    }
+    g_array_append_val(pairs, pair);
+}
+
+static struct change_tracker *tracker_of(const struct block_node *node)
+{
+    SCOPE_LOCK(&lock);
+
+    for (guint i = 0; pairs && i < pairs->len; i++) {
+        const struct pair *pair = &g_array_index(pairs, struct pair, i);
+
+        if (pair->node == node && pair->serial == node->serial) {
+            return tracking_check(pair->tracker, NULL) == 0 ? pair->tracker : NULL;
+        }
+    }
+    return NULL;
+}
+
+void tracking_bitmaps_end(struct change_tracker *tracker)
+{
+    SCOPE_LOCK(&lock);
+
+    for (guint i = 0; pairs && i < pairs->len; i++) {
+        if (g_array_index(pairs, struct pair, i).tracker == tracker) {
+            g_array_remove_index_fast(pairs, i);
+            break;
+        }
+    }
+    if (pairs && pairs->len == 0) {
+        g_clear_pointer(&pairs, g_array_unref);
+    }
+}
+
+/* ---- Bits ------------------------------------------------------------------------------------ */
+
+/* NULL: none are set, or (with *status) there is no memory. */
+static GBytes *compress_bits(struct dirty_bitmap *bitmap, int *status)
+{
+    uint64_t bytes;
+    g_autofree uint8_t *bits = NULL;
+    uLongf packed;
+
+    *status = 0;
+    if (dirty_bitmap_count(bitmap) == 0) {
+        return NULL;
+    }
+    bits = block_stored_bitmaps_encode(bitmap, &bytes);
+    packed = bits ? compressBound(bytes) : 0;
+    g_autofree uint8_t *buffer = bits ? g_try_malloc(packed) : NULL;
+    if (!buffer || compress2(buffer, &packed, bits, bytes, Z_BEST_SPEED) != Z_OK) {
+        *status = -ENOMEM;
+        return NULL;
+    }
+    return g_bytes_new(buffer, packed);
+}
+
+/* What a file says may be anything; more than there can be is none of it. */
+static int expand_bits(GBytes *packed, struct dirty_bitmap *bitmap)
+{
+    uint64_t granules =
+        div_round_up(dirty_bitmap_length(bitmap), dirty_bitmap_granularity(bitmap));
+    uLongf bytes = div_round_up(granules, 8), size = bytes;
+    g_autofree uint8_t *bits = g_try_malloc0(align_up(bytes + 1, sizeof(uint64_t)));
+    gsize packed_bytes;
+    const uint8_t *data = g_bytes_get_data(packed, &packed_bytes);
+
+    if (!bits) {
+        return -ENOMEM;
+    }
+    if (uncompress(bits, &size, data, packed_bytes) != Z_OK || size != bytes) {
+        return -EIO;
+    }
+    block_stored_bitmaps_decode(bitmap, bits, bytes);
+    return 0;
+}
+
+/* ---- Records --------------------------------------------------------------------------------- */
+
+static struct tracking_bitmap *new_record(struct dirty_bitmap *bitmap, int *status)
+{
+    GBytes *bits = compress_bits(bitmap, status);
+
+    if (*status < 0) {
+        return NULL;
+    }
+    struct tracking_bitmap *record = g_new0(struct tracking_bitmap, 1);
+    record->name = g_strdup(dirty_bitmap_name(bitmap));
+    record->granularity = (uint32_t)dirty_bitmap_granularity(bitmap);
+    record->is_enabled = dirty_bitmap_enabled(bitmap);
+    record->length = dirty_bitmap_length(bitmap);
+    record->bits = bits;
+    return record;
+}
+
+/* A bitmap as a record and the map have it; NULL with the error set. */
+static struct dirty_bitmap *load_record(struct change_tracker *tracker, struct block_node *node,
+                                        const struct tracking_bitmap *record, GError **error)
+{
+    AUTO(dirty_bitmap)
+    bitmap = dirty_bitmap_new(record->name, record->length, record->granularity, error);
+    int status = bitmap ? 0 : -EINVAL;
+
+    if (status == 0 && record->bits) {
+        status = expand_bits(record->bits, bitmap);
+    }
+    if (status == 0) {
+        status = dirty_bitmap_resize(bitmap, block_node_length(node), record->is_enabled);
+    }
+    if (status < 0) {
+        if (bitmap) {
+            block_error_errno(error, -status, "what the tracking file says of it is no good");
+        }
+        return NULL;
+    }
+    if (record->is_enabled) {
+        tracking_add_changes(tracker, record->epoch, bitmap);
+    }
+    dirty_bitmap_set_enabled(bitmap, record->is_enabled);
+    dirty_bitmap_set_persistent(bitmap, true);
+    dirty_bitmap_set_read_only(bitmap, block_node_is_read_only(node));
+    return STEAL(bitmap);
+}
+
+/* ---- The keeper ------------------------------------------------------------------------------ */
+
+static bool keeps(struct block_node *node)
+{
+    return tracker_of(node) != NULL;
+}
+
+static int check_new(struct block_node *node, const char *name, uint64_t granularity, size_t others,
+                     GError **error)
+{
+    return others >= BITMAPS_MAX ? block_error(error, ENOSPC,
+                                               "A tracking file keeps at most %d bitmaps",
+                                               BITMAPS_MAX)
+                                 : 0;
+}
+
+static void load_all(struct block_node *node)
+{
+    struct change_tracker *tracker = tracker_of(node);
+    AUTO(tracking_directory) directory = tracking_get_directory(tracker);
+
+    for (guint i = 0; directory && i < directory->bitmaps->len; i++) {
+        const struct tracking_bitmap *record = g_ptr_array_index(directory->bitmaps, i);
+        g_autoptr(GError) error = NULL;
+        struct dirty_bitmap *bitmap =
+            block_node_find_bitmap(node, record->name)
+                ? NULL
+                : load_record(tracker, node, record, &error);
+
+        if (bitmap) {
+            block_node_add_bitmap(node, bitmap);
+        } else if (error) {
+            g_warning("Bitmap '%s' cannot be loaded: %s", record->name, error->message);
+        }
+    }
+}
+
+/* The image says that it cannot be trusted with it, or has never heard of it: it was new. */
+static void restore_one(struct change_tracker *tracker, struct block_node *node,
+                        const struct tracking_bitmap *record)
+{
+    struct dirty_bitmap *bad = block_node_find_bitmap(node, record->name);
+    struct dirty_bitmap *good;
+
+    if (bad && !dirty_bitmap_is_inconsistent(bad)) {
+        return;
+    }
+    good = load_record(tracker, node, record, NULL);
+    if (!good) {
+        return;
+    }
+    g_message("Bitmap '%s' is good again: the tracking file knows what it said", record->name);
+    if (bad) {
+        block_node_replace_bitmap(node, bad, good);
+        dirty_bitmap_free(bad);
+    } else {
+        block_node_add_bitmap(node, good);
+    }
+}
+
+static void restore(struct block_node *node)
+{
+    struct change_tracker *tracker = tracker_of(node);
+    AUTO(tracking_directory) directory = tracker ? tracking_get_directory(tracker) : NULL;
+
+    for (guint i = 0; directory && i < directory->bitmaps->len; i++) {
+        restore_one(tracker, node, g_ptr_array_index(directory->bitmaps, i));
+    }
+}
+
+/* The node is closed: what they say now is what they say, whatever changed in this epoch. */
+static int store_all(struct block_node *node, struct dirty_bitmap *const *bitmaps, size_t count,
+                     GError **error)
+{
+    struct change_tracker *tracker = tracker_of(node);
+    g_autoptr(GPtrArray) records =
+        g_ptr_array_new_with_free_func((GDestroyNotify)tracking_bitmap_free);
+
+    for (size_t i = 0; i < count; i++) {
+        int status;
+        struct tracking_bitmap *record = new_record(bitmaps[i], &status);
+
+        if (!record) {
+            return block_error(error, ENOMEM, "Not enough memory for bitmap '%s'",
+                               dirty_bitmap_name(bitmaps[i]));
+        }
+        g_ptr_array_add(records, record);
+    }
+    return tracker ? tracking_keep_bitmaps(tracker, records, error) : 0;
+}
+
+/* What is kept stays true, if less precise, until somebody says that it changed. */
+static int begin_change(struct block_node *node, const char *name, GError **error)
+{
+    return 0;
+}
+
+static int remove_record(struct block_node *node, const char *name, GError **error)
+{
+    struct change_tracker *tracker = tracker_of(node);
+
+    return tracker ? tracking_forget_bitmap(tracker, name, error) : 0;
+}
+
+struct look {
+    struct block_node *node;
+    const char *name;
+    struct tracking_bitmap *record; /* NULL: it is not to be kept */
+    int status;
+};
+
+/* Main thread, drained: the moment of the record. */
+static void look_at(void *data)
+{
+    struct look *look = data;
+    struct dirty_bitmap *bitmap = block_node_find_bitmap(look->node, look->name);
+
+    if (bitmap && dirty_bitmap_is_persistent(bitmap) && !dirty_bitmap_is_inconsistent(bitmap)) {
+        look->record = new_record(bitmap, &look->status);
+    }
+}
+
+/*
+ * As with a checkpoint, the disk is flushed first: what a power loss takes back after that is in
+ * an extent that was active then.
+ */
+static int keep_now(struct change_tracker *tracker, struct look *look, GError **error)
+{
+    g_autoptr(GPtrArray) records =
+        g_ptr_array_new_with_free_func((GDestroyNotify)tracking_bitmap_free);
+    int status = block_node_flush(look->node);
+    AUTO(block_drain) drain = block_drain_begin(&look->node, 1, BLOCK_PERM_WRITE);
+
+    if (status == 0) {
+        status = block_node_flush(look->node);
+    }
+    if (status == 0) {
+        main_loop_call_wait(look_at, look);
+        status = look->status;
+    }
+    if (status < 0) {
+        return block_error_errno(error, -status, "it cannot be brought to stable storage");
+    }
+    if (!look->record) {
+        return tracking_forget_bitmap(tracker, look->name, error);
+    }
+    g_ptr_array_add(records, STEAL(look->record));
+    return tracking_keep_bitmaps(tracker, records, error);
+}
+
+/* Most bitmaps are nobody's to keep: then nobody is held up. */
+static bool is_wanted(struct block_node *node, const char *name)
+{
+    g_auto(GStrv) names = block_stored_bitmaps_names(node);
+
+    return g_strv_contains((const char *const *)names, name);
+}
+
+static void changed(struct block_node *node, const char *name)
+{
+    struct change_tracker *tracker = tracker_of(node);
+    struct look how = {.node = node, .name = name};
+    g_autoptr(GError) error = NULL;
+
+    if (tracker && !is_wanted(node, name)) {
+        tracking_forget_bitmap(tracker, name, NULL);
+    } else if (tracker && keep_now(tracker, &how, &error) < 0) {
+        g_warning("After a crash bitmap '%s' of node '%s' would not be as it is now: %s", name,
+                  node->name, error->message);
+        tracking_forget_bitmap(tracker, name, NULL);
+    }
+}
+
+const struct bitmap_keeper tracking_bitmap_keeper = {
+    .keeps = keeps,
+    .check_new = check_new,
+    .load_all = load_all,
+    .restore = restore,
+    .store_all = store_all,
+    .begin_change = begin_change,
+    .remove = remove_record,
+    .changed = changed,
+};
+
+/* ---- Beginning ------------------------------------------------------------------------------- */
+
+static void keep_each(struct change_tracker *tracker, struct block_node *root)
+{
+    g_auto(GStrv) names = block_stored_bitmaps_names(block_node_below_filters(root));
+
+    for (char **name = names; *name; name++) {
+        changed(block_node_below_filters(root), *name);
+    }
+    tracking_drop_other_bitmaps(tracker, (const char *const *)names);
+}
+
+void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_node *root)
+{
+    add_pair(tracker, root);
+    block_stored_bitmaps_load_late(block_node_below_filters(root), &tracking_bitmap_keeper);
+    keep_each(tracker, root);
+}
+
+void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_node *root)
+{
+    add_pair(tracker, root);
+    keep_each(tracker, root);
+}

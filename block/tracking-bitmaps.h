@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Persistent dirty bitmaps of tracked disks (block/stored-bitmaps.h).
+ *
+ * The tracking file holds what a bitmap said at the end of an epoch. If it records, what changed in
+ * later epochs is dirty as well; so a crash makes it say more, by whole granules, and never less.
+ * It is written anew when somebody changed the bitmap otherwise than by writing to the disk.
+ *
+ * For disks whose image keeps none it is the only keeper. For others it stands by: what the image
+ * says is inconsistent after a crash is made good from here.
+ */
+#ifndef LIVEBLK_BLOCK_TRACKING_BITMAPS_H
+#define LIVEBLK_BLOCK_TRACKING_BITMAPS_H
+
+#include "block/stored-bitmaps.h"
+#include "block/tracking.h"
+
+/* For block_stored_bitmaps_add_keeper. */
+extern const struct bitmap_keeper tracking_bitmap_keeper;
+
+/*
+ * A disk that is not used yet is tracked: its bitmaps, of the node that shows it below all filters,
+ * are kept in the tracker's file from now on, and those that are there are loaded. The node's own
+ * bitmaps, that is: they do not follow the disk to another node. May block.
+ */
+void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_node *root);
+
+/* The same for a disk in use, whose file is new: what the node has is kept. */
+void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_node *root);
+
+/* No more. Before the tracker is freed, or when it was stopped. */
+void tracking_bitmaps_end(struct change_tracker *tracker);
+
+#endif
