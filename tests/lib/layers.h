@@ -21,6 +21,7 @@ struct layers {
     bool is_losing;         /* see layers_new_losing */
     bool may_leak;          /* an error may have left clusters that nobody refers to */
     bool may_stay_writable; /* one may have kept a job from making a layer read-only again */
+    const char *headers;    /* the chain that these may say instead; NULL: none */
     bool asks_qemu;         /* in the end, too; set by layers_new, takes a moment */
 };
 
