@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "block/image.h"
 #include "tests/lib/command.h"
+#include "tests/lib/disk.h"
 
 const char *const image_verdict_names[] = {"clean", "leaks", "corrupt", "unreadable"};
 
@@ -15,6 +17,18 @@ enum image_verdict image_verdict_of(const struct block_check_result *result)
            : result->corruptions ? IMAGE_CORRUPT
            : result->leaks       ? IMAGE_LEAKS
                                  : IMAGE_CLEAN;
+}
+
+enum image_verdict own_check(const char *path)
+{
+    g_autoptr(GError) error = NULL;
+    struct block_check_result result = {0};
+    AUTO(block_node) node =
+        test_open("driver=qcow2,read-only=on,for-check=on,file.driver=file,file.filename=%s", path);
+
+    block_node_check(node, 0, &result, NULL, NULL, &error);
+    g_assert_no_error(error);
+    return image_verdict_of(&result);
 }
 
 /* A number in JSON; 0 if it is not there. */

@@ -223,6 +223,10 @@ static void expect_peer_clean(struct one *one, const char *when,
                               const struct block_check_result *result)
 {
     g_autofree char *said = NULL;
+
+    if (one->seed % 3) {
+        return; /* its start takes most of a case's time */
+    }
     enum image_verdict verdict = qemu_check(one->file.path, NULL, &said);
 
     /* QEMU may refuse a header that we accept. */
