@@ -558,7 +558,8 @@ static void fill_map(struct tracking_file *file, const struct tracking_file *old
         atomic_store_explicit(&values[i], GUINT16_TO_LE(epoch), memory_order_relaxed);
     }
     /* A short last granule got more or less. */
-    if (common && file->map.length != old->map.length) {
+    uint64_t shorter = MIN_OF(file->map.length, old->map.length);
+    if (file->map.length != old->map.length && shorter % (UINT64_C(1) << file->map.shift)) {
         atomic_store(&values[common - 1], GUINT16_TO_LE(epoch));
     }
 }
