@@ -30,6 +30,7 @@
 #include "block/tracking-file.h"
 #include "block/tracking-io.h"
 #include "block/tracking.h"
+#include "block/zero.h"
 #include "formats/formats.h"
 #include "formats/lose-writes.h"
 #include "tests/lib/disk.h"
@@ -41,8 +42,8 @@
 #define CHECKPOINTS 6
 #define FILES       8
 #define FILE_MAX    (512 * KIB)
-#define WORLDS      6
-#define SESSIONS    16
+#define WORLDS      8
+#define SESSIONS    12
 
 enum ending { END_CLEAN, END_KILL, END_POWER, END_DYING, ENDINGS };
 static const char *const ending_names[] = {"clean end", "kill -9", "power loss",
@@ -644,11 +645,6 @@ static int read_file(void *data, void *buffer, uint64_t offset, uint64_t bytes)
     return fd >= 0 && pread(fd, buffer, bytes, (off_t)offset) == (ssize_t)bytes ? 0 : -EIO;
 }
 
-static bool is_zero(const uint8_t *bytes, uint64_t count)
-{
-    return count == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, count - 1) == 0);
-}
-
 /* One granule; returns false if it differs from the checkpoint and is not called changed. */
 static void judge_granule(const struct tracking_file *file, const struct record *record,
                           uint32_t epoch, const uint8_t *disk, uint64_t granule, enum ending ending)
@@ -668,7 +664,7 @@ static void judge_granule(const struct tracking_file *file, const struct record 
                 ending_names[ending], record->number, epoch, file->header.epoch, offset,
                 change_map_value_at(&file->map, granule));
     }
-    if (is_changed && state == CHANGE_ZERO && !is_zero(disk + offset, bytes)) {
+    if (is_changed && state == CHANGE_ZERO && !buffer_is_zero(disk + offset, bytes)) {
         g_error("%s: checkpoint c%u (epoch %u of %u): the granule at %" PRIu64
                 " is no zeroes: value %x",
                 ending_names[ending], record->number, epoch, file->header.epoch, offset,

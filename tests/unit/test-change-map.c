@@ -116,7 +116,8 @@ static void test_distrust(void)
     map_free(map);
 }
 
-/* ---- Requests that overlap, in every order of their steps ------------------------------------- */
+/* ---- Requests that overlap, in every order of their steps -------------------------------------
+ */
 
 /*
  * A granule that held data. Each request has three steps: begin, the disk, end. After the last one
@@ -220,7 +221,8 @@ static void test_alone_is_zero(void)
     map_free(machine.map);
 }
 
-/* ---- What changed, against a list ------------------------------------------------------------- */
+/* ---- What changed, against a list -------------------------------------------------------------
+ */
 
 struct model {
     struct change_map *map;
@@ -234,8 +236,8 @@ static void model_request(struct model *model, uint64_t offset, uint64_t bytes, 
     uint64_t length = model->map->length, end = offset + bytes;
 
     for (uint64_t i = offset / model->granule; i * model->granule < end; i++) {
-        bool is_whole = offset <= i * model->granule &&
-                        MIN_OF((i + 1) * model->granule, length) <= end;
+        bool is_whole =
+            offset <= i * model->granule && MIN_OF((i + 1) * model->granule, length) <= end;
 
         if (is_zero && model->zero[i]) {
             continue;
@@ -290,8 +292,8 @@ static void test_model(void)
 
         for (unsigned i = 0; i < 60; i++) {
             uint64_t bytes = test_random_between(
-                &random, 1, MIN_OF(length, test_random_chance(&random, 80) ? model.granule * 3
-                                                                           : length));
+                &random, 1,
+                MIN_OF(length, test_random_chance(&random, 80) ? model.granule * 3 : length));
             uint64_t offset = test_random_below(&random, length - bytes + 1);
             bool is_zero = test_random_chance(&random, 40);
 

@@ -33,7 +33,7 @@ struct storage {
     uint64_t durable_slots[SLOTS_MAX];
     uint64_t secured[EXTENTS_MAX]; /* the mark that somebody was told is secure */
     struct test_random random;
-    unsigned fails_in;  /* so many calls from now; 0: never */
+    unsigned fails_in; /* so many calls from now; 0: never */
     bool hangs, is_hanging;
     uint64_t checks;
 };
@@ -174,7 +174,8 @@ static int change(struct storage *storage, uint64_t first, uint64_t last, uint64
     return status;
 }
 
-/* ---- Alone ------------------------------------------------------------------------------------ */
+/* ---- Alone ------------------------------------------------------------------------------------
+ */
 
 static void test_one(void)
 {
@@ -244,7 +245,8 @@ static void test_hang(void)
     storage_free(storage);
 }
 
-/* ---- Many ------------------------------------------------------------------------------------- */
+/* ---- Many -------------------------------------------------------------------------------------
+ */
 
 struct worker {
     struct storage *storage;
@@ -265,8 +267,8 @@ static void *run_worker(void *data)
         uint64_t first = test_random_below(&worker->random, storage->extents - count + 1);
         int status;
 
-        first %= is_busy ? MIN_OF(storage->slots / 2, storage->extents - count + 1)
-                         : storage->extents;
+        first %=
+            is_busy ? MIN_OF(storage->slots / 2, storage->extents - count + 1) : storage->extents;
         status = change(storage, first, first + count - 1, FOR_EVER);
         worker->failed += status < 0;
     }

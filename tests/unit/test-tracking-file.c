@@ -30,7 +30,8 @@
 #define GRANULE (64 * KIB)
 #define EXTENT  (256 * KIB)
 
-/* ---- A tracked disk --------------------------------------------------------------------------- */
+/* ---- A tracked disk ---------------------------------------------------------------------------
+ */
 
 struct rig {
     char *directory, *disk_path, *path;
@@ -202,7 +203,8 @@ static void assert_file(const char *path, GBytes *expected)
     g_assert_true(g_bytes_equal(found, expected));
 }
 
-/* ---- Ends ------------------------------------------------------------------------------------- */
+/* ---- Ends -------------------------------------------------------------------------------------
+ */
 
 static void test_ends(void)
 {
@@ -273,7 +275,8 @@ static void test_power_loss(void)
     rig_free(rig);
 }
 
-/* ---- Whose it is ------------------------------------------------------------------------------ */
+/* ---- Whose it is ------------------------------------------------------------------------------
+ */
 
 static struct rig *closed_rig(bool is_device)
 {
@@ -405,7 +408,8 @@ static void test_in_use(void)
     rig_free(rig);
 }
 
-/* ---- Damage ----------------------------------------------------------------------------------- */
+/* ---- Damage -----------------------------------------------------------------------------------
+ */
 
 static int read_five_as(void *data, void *buffer, uint64_t offset, uint64_t bytes)
 {
@@ -481,9 +485,9 @@ static void test_damage(void)
         g_assert_cmpint(look(rig, bytes, size, &changed), !=, TRACKING_NOT_LOST);
         bytes[TRACKING_MARKS_OFFSET + at] ^= 0x05;
     }
-    static const gsize sizes[] = {0,     1,     7,     8,      511,    4095,   4096,  4097,
-                                  8191,  8192,  12287, 12288,  12800,  65535,  65536, 66000,
-                                  131071, 131072, 131080, 200000, 262143};
+    static const gsize sizes[] = {0,     1,     7,      8,      511,    4095,   4096,
+                                  4097,  8191,  8192,   12287,  12288,  12800,  65535,
+                                  65536, 66000, 131071, 131072, 131080, 200000, 262143};
     for (unsigned i = 0; i < G_N_ELEMENTS(sizes); i++) {
         g_assert_cmpint(look(rig, bytes, MIN_OF(sizes[i], size - 1), &changed), ==,
                         TRACKING_LOST_DAMAGED);
@@ -527,7 +531,8 @@ static void test_foreign(void)
     rig_free(rig);
 }
 
-/* ---- Rebuilding ------------------------------------------------------------------------------- */
+/* ---- Rebuilding -------------------------------------------------------------------------------
+ */
 
 static void add_checkpoint(struct tracking_file *file, const char *name, uint32_t epoch)
 {
@@ -546,8 +551,7 @@ static GArray *answers(const struct tracking_file *file, uint64_t length)
     GArray *list = g_array_new(FALSE, FALSE, 1);
 
     for (guint i = 0; i < file->directory->checkpoints->len; i++) {
-        struct tracking_checkpoint *checkpoint =
-            g_ptr_array_index(file->directory->checkpoints, i);
+        struct tracking_checkpoint *checkpoint = g_ptr_array_index(file->directory->checkpoints, i);
 
         for (uint64_t at = 0; at + 4096 <= length; at += 4096) {
             uint64_t start, bytes;
@@ -567,7 +571,8 @@ static void rebuild_once(struct test_random *random, const char *path)
     struct tracking_geometry geometry = {4096, 65536, 16};
     struct tracking_identity identity = {0};
     uint64_t length = test_random_between(random, 20, 3000) * 512;
-    struct tracking_file *file = tracking_file_create(path, length, &geometry, NULL, &identity, NULL);
+    struct tracking_file *file =
+        tracking_file_create(path, length, &geometry, NULL, &identity, NULL);
     unsigned count = (unsigned)test_random_below(random, 30);
     uint16_t epoch = 1;
 
@@ -598,9 +603,8 @@ static void rebuild_once(struct test_random *random, const char *path)
             atomic_store(&file->map.epoch, (uint16_t)next);
         }
     }
-    uint64_t other = test_random_chance(random, 50)
-                         ? length
-                         : test_random_between(random, 20, 3000) * 512;
+    uint64_t other =
+        test_random_chance(random, 50) ? length : test_random_between(random, 20, 3000) * 512;
     /* A short last granule is changed by another length. */
     uint64_t common = other == length ? length : align_down(MIN_OF(length, other), 4096);
     common -= other == length ? 0 : MIN_OF(common, UINT64_C(4096));
@@ -674,17 +678,21 @@ static void test_last_epochs(void)
     rig_free(rig);
 }
 
-/* ---- Storage that fails ----------------------------------------------------------------------- */
+/* ---- Storage that fails -----------------------------------------------------------------------
+ */
 
 static pthread_mutex_t fault_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t fault_changed = PTHREAD_COND_INITIALIZER;
-static int fault_status;   /* of each durable operation */
+static int fault_status; /* of each durable operation */
 static bool fault_hangs, fault_spares_marks;
 
-static int fault_now(void)
+static int fault_now(bool is_mark)
 {
     SCOPE_LOCK(&fault_lock);
 
+    if (is_mark && fault_spares_marks) {
+        return 0;
+    }
     while (fault_hangs) {
         pthread_cond_wait(&fault_changed, &fault_lock);
     }
@@ -693,15 +701,14 @@ static int fault_now(void)
 
 static int faulty_write(int fd, const void *bytes, uint64_t size, uint64_t offset)
 {
-    bool is_spared = fault_spares_marks && offset == TRACKING_MARKS_OFFSET;
-    int status = is_spared ? 0 : fault_now();
+    int status = fault_now(offset == TRACKING_MARKS_OFFSET);
 
     return status < 0 ? status : real_io.write_durably(fd, bytes, size, offset);
 }
 
 static int faulty_sync(int fd, struct guarded_mapping *mapping, uint64_t offset, uint64_t size)
 {
-    int status = fault_now();
+    int status = fault_now(false);
 
     return status < 0 ? status : real_io.sync_mapping(fd, mapping, offset, size);
 }
@@ -833,7 +840,7 @@ static void shorten(struct rig *rig)
 
 static void test_storage(gconstpointer data)
 {
-    void (*const *happens)(struct rig *rig) = data;
+    void (*const *happens)(struct rig * rig) = data;
     struct rig *rig = faulty_rig();
 
     g_assert_cmpint(rig_add(rig, "a", NULL), ==, 0);
@@ -925,7 +932,7 @@ static int fail_sync_of_directory(int fd)
     struct stat information;
 
     return fstat(fd, &information) == 0 && S_ISDIR(information.st_mode) ? -EIO
-                                                                      : real_io.sync_file(fd);
+                                                                        : real_io.sync_file(fd);
 }
 
 static void test_rename(void)
@@ -964,7 +971,7 @@ static void test_stop(void)
 
 int main(int argc, char **argv)
 {
-    static void (*faults[])(struct rig *rig) = {fail_all, fail_all_but_marks, hang_all, shorten};
+    static void (*faults[])(struct rig * rig) = {fail_all, fail_all_but_marks, hang_all, shorten};
 
     g_test_init(&argc, &argv, NULL);
     g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL);
