@@ -220,7 +220,8 @@ static void run_batch(struct extent_log *log)
 
     log->wanted_count = log->wanted_size = 0;
     log->sync_wanted = false;
-    status = sync ? sync_map(log) : 0;
+    /* After a failure the log stays as it is: what left it may not be in the map on storage. */
+    status = log->has_failed ? -EIO : sync ? sync_map(log) : 0;
     if (status == 0 && count) {
         status = activate(log, extents, count);
     }
