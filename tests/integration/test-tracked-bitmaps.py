@@ -1,0 +1,184 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Persistent dirty bitmaps of tracked disks: what they say after crashes."""
+
+
+from liveblk_test import Server, connect, main, promise
+
+KIB = 1 << 10
+MIB = 1 << 20
+LENGTH = 8 * MIB
+KILLS = 6
+
+
+class Disk:
+    """A tracked disk with a bitmap `b`, and a copy of the disk that the bitmap brings up to date."""
+
+    def __init__(self, test, fmt):
+        self.test, self.format = test, fmt
+        self.random = test.random
+        self.path = test.path(f"disk.{fmt}")
+        self.copy = test.make_disk(f"copy.{fmt}.raw", LENGTH)
+        test.run("qemu-img", "create", "-q", "-f", fmt, self.path, str(LENGTH))
+        self.start()
+
+    def start(self):
+        disk = f"name=vda,file={self.path},format={self.format},node-name=disk0,tracking=auto"
+        self.server = Server(self.test, [disk], name="tracked")
+        self.qmp = self.server.qmp()
+        self.guest = connect(self.server.uri("vda"))
+
+    def kill(self):
+        self.server.kill()
+        self.start()
+
+    def restart(self):
+        self.guest.shutdown()
+        self.server.stop()
+        self.start()
+
+    def bitmap(self, verb, name="b", **arguments):
+        return self.qmp.command("block-dirty-bitmap-" + verb, node="disk0", name=name, **arguments)
+
+    def bitmaps(self):
+        for node in self.qmp.command("query-named-block-nodes"):
+            if node["node-name"] == "disk0":
+                return {bitmap["name"]: bitmap for bitmap in node.get("dirty-bitmaps", [])}
+        raise AssertionError("no node")
+
+    def scribble(self):
+        for _ in range(self.random.randrange(1, 12)):
+            offset = self.random.randrange(LENGTH // (4 * KIB) - 64) * 4 * KIB
+            length = self.random.randrange(1, 64) * 4 * KIB
+            kind = self.random.randrange(4)
+            if kind == 0:
+                self.guest.zero(length, offset)
+            elif kind == 1:
+                self.guest.trim(length, offset)
+            else:
+                self.guest.pwrite(self.random.randbytes(4 * KIB) * (length // (4 * KIB)), offset)
+
+    def update_copy(self, **how):
+        """Bring what the bitmap says to the copy, which must be the disk then."""
+        self.qmp.command_raw("blockdev-add", {
+            "driver": "raw", "node-name": "copy",
+            "file": {"driver": "file", "filename": str(self.copy)},
+        })  # fmt: skip
+        self.qmp.command("blockdev-backup", job_id="update", device="disk0", target="copy",
+                         bitmap="b", **(how or {"sync": "incremental"}))  # fmt: skip
+        self.qmp.wait_event("BLOCK_JOB_COMPLETED", device="update")
+        self.qmp.command("blockdev-del", node_name="copy")
+        assert connect(self.server.uri("vda")).pread(LENGTH, 0) == self.copy.read_bytes()
+
+    def end(self):
+        self.guest.shutdown()
+        self.server.stop()
+
+
+def through_crashes(test, fmt):
+    disk = Disk(test, fmt)
+    disk.bitmap("add", persistent=True, granularity=4 * KIB)
+    disk.scribble()
+    for _ in range(KILLS):
+        step = disk.random.randrange(5)
+        disk.scribble()
+        if step == 0:
+            disk.restart()
+        elif step == 1:
+            disk.update_copy()
+            disk.scribble()
+            disk.kill()
+        elif step == 2:
+            disk.bitmap("add", name="other")
+            disk.kill()
+            assert "other" not in disk.bitmaps()
+        else:
+            disk.kill()
+        found = disk.bitmaps()["b"]
+        assert found["recording"] and found["persistent"], found
+        assert not found.get("inconsistent"), found
+        disk.scribble()
+        disk.update_copy()
+    disk.end()
+
+
+@promise("after kill -9 a bitmap of a raw disk has all that changed")
+def test_raw(test):
+    through_crashes(test, "raw")
+
+
+@promise("after kill -9 a bitmap of a qcow2 image is consistent and has all that changed")
+def test_qcow2(test):
+    through_crashes(test, "qcow2")
+    image = test.path("disk.qcow2")
+    check = test.run("qemu-img", "check", "-q", "-f", "qcow2", image, status=None)
+    assert check.returncode in (0, 3), check.stderr  # a kill may cost clusters, and nothing else
+
+
+@promise("what commands did to bitmaps is as it was after kill -9")
+def test_commands(test):
+    disk = Disk(test, "raw")
+    for name in "bcde":
+        disk.bitmap("add", name=name, persistent=True, granularity=64 * KIB)
+    disk.guest.pwrite(b"1" * 64 * KIB, 0)
+    disk.bitmap("disable", name="c")
+    disk.guest.pwrite(b"2" * 64 * KIB, 2 * MIB)
+    disk.bitmap("clear", name="d")
+    disk.bitmap("remove", name="e")
+    disk.kill()
+    found = disk.bitmaps()
+    assert sorted(found) == ["b", "c", "d"], found
+    assert [found[name]["count"] // (64 * KIB) for name in "bcd"] == [2, 1, 0], found
+    assert [found[name]["recording"] for name in "bcd"] == [True, False, True], found
+    disk.bitmap("enable", name="c")
+    disk.qmp.command("block-dirty-bitmap-merge", node="disk0", target="d", bitmaps=["b"])
+    disk.guest.pwrite(b"3" * 64 * KIB, 4 * MIB)
+    disk.kill()
+    found = disk.bitmaps()
+    assert [found[name]["count"] // (64 * KIB) for name in "bcd"] == [3, 2, 3], found
+    disk.end()
+
+
+@promise("where the map is lost its bitmaps are not there, and those of an image are inconsistent")
+def test_lost(test):
+    for fmt in ("raw", "qcow2"):
+        disk = Disk(test, fmt)
+        disk.bitmap("add", persistent=True)
+        disk.restart()
+        disk.scribble()
+        disk.guest.flush()
+        disk.server.kill()
+        tracking = test.path(f"disk.{fmt}.tracking")
+        tracking.write_bytes(tracking.read_bytes()[:-4096])
+        disk.start()
+        found = disk.bitmaps()
+        if fmt == "raw":
+            assert not found, found
+        else:
+            assert found["b"]["inconsistent"] and not found["b"]["recording"], found
+        disk.end()
+
+
+@promise("a disk that is tracked from now on keeps the bitmaps it has")
+def test_adopted(test):
+    path = test.path("later.qcow2")
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", path, str(LENGTH))
+    words = f"name=vda,file={path},format=qcow2,node-name=disk0"
+    server = Server(test, [words], name="later")
+    qmp = server.qmp()
+    qmp.command("block-dirty-bitmap-add", node="disk0", name="b", persistent=True)
+    guest = connect(server.uri("vda"))
+    guest.pwrite(b"1" * 64 * KIB, 0)
+    qmp.command("block-tracking-start", device="vda")
+    guest.pwrite(b"2" * 64 * KIB, MIB)
+    guest.flush()
+    server.kill()
+    server = Server(test, [words + ",tracking=auto"], name="later")
+    qmp = server.qmp()
+    found = qmp.command("query-named-block-nodes")
+    bitmaps = next(node for node in found if node["node-name"] == "disk0")["dirty-bitmaps"]
+    assert bitmaps[0]["count"] == 128 * KIB and bitmaps[0]["recording"], bitmaps
+    server.stop()
+
+
+main()
