@@ -94,8 +94,7 @@ static GBytes *compress_bits(struct dirty_bitmap *bitmap, int *status)
 /* What a file says may be anything; more than there can be is none of it. */
 static int expand_bits(GBytes *packed, struct dirty_bitmap *bitmap)
 {
-    uint64_t granules =
-        div_round_up(dirty_bitmap_length(bitmap), dirty_bitmap_granularity(bitmap));
+    uint64_t granules = div_round_up(dirty_bitmap_length(bitmap), dirty_bitmap_granularity(bitmap));
     uLongf bytes = div_round_up(granules, 8), size = bytes;
     g_autofree uint8_t *bits = g_try_malloc0(align_up(bytes + 1, sizeof(uint64_t)));
     gsize packed_bytes;
@@ -168,10 +167,9 @@ static bool keeps(struct block_node *node)
 static int check_new(struct block_node *node, const char *name, uint64_t granularity, size_t others,
                      GError **error)
 {
-    return others >= BITMAPS_MAX ? block_error(error, ENOSPC,
-                                               "A tracking file keeps at most %d bitmaps",
-                                               BITMAPS_MAX)
-                                 : 0;
+    return others >= BITMAPS_MAX
+               ? block_error(error, ENOSPC, "A tracking file keeps at most %d bitmaps", BITMAPS_MAX)
+               : 0;
 }
 
 static void load_all(struct block_node *node)
@@ -182,10 +180,9 @@ static void load_all(struct block_node *node)
     for (guint i = 0; directory && i < directory->bitmaps->len; i++) {
         const struct tracking_bitmap *record = g_ptr_array_index(directory->bitmaps, i);
         g_autoptr(GError) error = NULL;
-        struct dirty_bitmap *bitmap =
-            block_node_find_bitmap(node, record->name)
-                ? NULL
-                : load_record(tracker, node, record, &error);
+        struct dirty_bitmap *bitmap = block_node_find_bitmap(node, record->name)
+                                          ? NULL
+                                          : load_record(tracker, node, record, &error);
 
         if (bitmap) {
             block_node_add_bitmap(node, bitmap);
