@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "block/align.h"
@@ -272,6 +273,42 @@ static void test_power_loss(void)
     boot++;
     rig_open(rig);
     assert_changed(rig, "b", 0, 0);
+    rig_free(rig);
+}
+
+static void begin(struct rig *rig, enum block_operation operation)
+{
+    tracking_begin(rig->tracker, rig->root, operation, 0, GRANULE);
+}
+
+static void end(struct rig *rig, enum block_operation operation)
+{
+    tracking_end(rig->tracker, rig->root, operation, 0, GRANULE, 0);
+}
+
+/*
+ * Zeroes that had nothing to do when they began end after data came, and after a discard that took
+ * half of it away again.
+ */
+static void test_half_discarded(void)
+{
+    struct rig *rig = rig_new(false);
+
+    g_assert_cmpint(rig_add(rig, "a", NULL), ==, 0);
+    begin(rig, BLOCK_OPERATION_WRITE_ZEROES);
+    g_assert_cmpint(rig_write(rig, 0, GRANULE), ==, 0);
+    begin(rig, BLOCK_OPERATION_DISCARD);
+    g_assert_cmpint(block_node_discard(rig->root, 0, GRANULE / 2), ==, 0);
+    end(rig, BLOCK_OPERATION_DISCARD);
+    end(rig, BLOCK_OPERATION_WRITE_ZEROES);
+    assert_changed(rig, "a", GRANULE, 0);
+    /* And the other way round. */
+    begin(rig, BLOCK_OPERATION_DISCARD);
+    end(rig, BLOCK_OPERATION_WRITE_ZEROES);
+    end(rig, BLOCK_OPERATION_DISCARD);
+    assert_changed(rig, "a", GRANULE, 0);
+    g_assert_cmpint(block_device_discard(rig->device, 0, GRANULE, 0), ==, 0);
+    assert_changed(rig, "a", GRANULE, GRANULE);
     rig_free(rig);
 }
 
@@ -852,6 +889,37 @@ static void test_storage(gconstpointer data)
     reopen_lost(rig);
 }
 
+/* As nbdkit does: what was opened before a fork is the child's, and the parent ends. */
+static void test_fork(void)
+{
+    struct rig *rig = rig_new(false);
+    int status;
+
+    g_assert_cmpint(rig_add(rig, "a", NULL), ==, 0);
+    rig_kill(rig);
+    rig_open(rig);
+    pid_t child = fork();
+    g_assert_cmpint(child, >=, 0);
+    if (child == 0) {
+        struct tracking_disk disk = {.length = DISK};
+        enum tracking_loss loss;
+        bool is_right = rig_write(rig, 0, 1) == 0 && rig_add(rig, "b", NULL) == 0 &&
+                        rig_write(rig, MIB, 1) == 0 &&
+                        /* The lock is the child's, too. */
+                        !tracking_file_open(rig->path, &disk, &loss, NULL) &&
+                        loss == TRACKING_LOST_IN_USE;
+
+        _exit(is_right ? 0 : 1);
+    }
+    g_assert_cmpint(waitpid(child, &status, 0), ==, child);
+    g_assert_cmpint(status, ==, 0);
+    rig_kill(rig);
+    rig_open(rig);
+    assert_changed(rig, "a", 2 * GRANULE, 0);
+    assert_changed(rig, "b", GRANULE, 0);
+    rig_free(rig);
+}
+
 /* Nobody writes; who asks is not told that nothing changed. */
 static void test_shortened_at_rest(void)
 {
@@ -979,6 +1047,7 @@ int main(int argc, char **argv)
     real_io = tracking_io;
     g_test_add_func("/tracking-file/checkpoints-survive-and-a-kill-is-exact", test_ends);
     g_test_add_func("/tracking-file/a-power-loss-is-conservative-and-counted", test_power_loss);
+    g_test_add_func("/tracking-file/half-a-granule-discarded-is-data", test_half_discarded);
     g_test_add_func("/tracking-file/a-disk-written-meanwhile-is-lost", test_modified);
     g_test_add_func("/tracking-file/a-file-of-another-length-is-lost", test_longer_or_shorter_file);
     g_test_add_func("/tracking-file/a-grown-device-is-a-changed-end-a-shorter-one-lost",
@@ -998,6 +1067,7 @@ int main(int argc, char **argv)
                          test_storage);
     g_test_add_data_func("/tracking-file/a-shortened-file-costs-the-map-and-no-guest", &faults[3],
                          test_storage);
+    g_test_add_func("/tracking-file/a-child-goes-on-with-its-parents-map", test_fork);
     g_test_add_func("/tracking-file/what-is-gone-is-not-called-unchanged", test_shortened_at_rest);
     g_test_add_func("/tracking-file/a-full-disk-under-the-directory-changes-nothing",
                     test_full_directory);
