@@ -362,9 +362,11 @@ static void do_status(struct one *one, uint64_t offset, uint64_t bytes)
  * that 4 bits do; but compressed clusters share one in the file, and each of them counts in it for
  * the disk and every snapshot.
  */
-static bool is_too_narrow(const struct one *one)
+static bool is_too_narrow(const struct one *one, const GError *error)
 {
-    return one->refcount_bits < 4 || (one->refcount_bits < 16 && one->has_compressed);
+    return (one->refcount_bits < 4 || (one->refcount_bits < 16 && one->has_compressed)) &&
+           (strstr(error->message, "cannot count one more snapshot") ||
+            strstr(error->message, g_strerror(ERANGE)));
 }
 
 static void do_snapshot(struct one *one, uint64_t offset, uint64_t bytes)
@@ -378,7 +380,7 @@ static void do_snapshot(struct one *one, uint64_t offset, uint64_t bytes)
     }
     g_snprintf(snapshot->name, sizeof(snapshot->name), "s%u", one->snapshot_number++);
     if (block_node_snapshot_create(one->node, &info, &error) < 0) {
-        if (!one->has_data_file && !is_too_narrow(one)) {
+        if (!one->has_data_file && !is_too_narrow(one, error)) {
             g_error("%s: %s", one->what, error->message);
         }
         return;
@@ -397,7 +399,7 @@ static void do_apply(struct one *one, uint64_t offset, uint64_t bytes)
     }
     struct snapshot *snapshot = &one->snapshots[below(one, one->snapshot_count)];
     if (block_node_snapshot_apply(one->node, snapshot->name, &error) < 0) {
-        if (!is_too_narrow(one)) {
+        if (!is_too_narrow(one, error)) {
             g_error("%s: %s", one->what, error->message);
         }
         return;
