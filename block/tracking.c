@@ -14,25 +14,7 @@
 #include "block/event.h"
 #include "block/thread.h"
 #include "block/tracking-io.h"
-
-struct change_tracker {
-    char *device;
-    char *path;
-    char *disk_path;
-    struct tracking_file *file; /* NULL: there is none; changed with the device drained */
-    _Atomic bool is_lost;
-
-    pthread_mutex_t lock; /* guards the directory; held while it is written, so not for guests */
-
-    pthread_mutex_t loss_lock; /* guards what follows; innermost but for the event queue */
-    enum tracking_loss loss;
-    char *reason;
-    bool is_marking; /* a thread notes the loss in the file */
-    pthread_t marking;
-    _Atomic bool is_settled; /* it has, or had its time */
-    pthread_cond_t settled;
-    int64_t settled_at_latest;
-};
+#include "block/tracking-state.h"
 
 /* ---- Loss ------------------------------------------------------------------------------------ */
 
@@ -66,7 +48,7 @@ static void start_marking(struct change_tracker *tracker)
 }
 
 /* The file says so before anybody leaves a change out of it. */
-static void lose(struct change_tracker *tracker, enum tracking_loss loss, const char *detail)
+void tracking_lose(struct change_tracker *tracker, enum tracking_loss loss, const char *detail)
 {
     SCOPE_LOCK(&tracker->loss_lock);
 
@@ -103,11 +85,11 @@ static void wait_until_settled(struct change_tracker *tracker)
 
 static void lose_for_storage(struct change_tracker *tracker, int status)
 {
-    lose(tracker, TRACKING_LOST_STORAGE,
-         status == -ETIMEDOUT ? "it does not answer" : block_strerror(-status));
+    tracking_lose(tracker, TRACKING_LOST_STORAGE,
+                  status == -ETIMEDOUT ? "it does not answer" : block_strerror(-status));
 }
 
-static int check_usable(struct change_tracker *tracker, GError **error)
+int tracking_check(struct change_tracker *tracker, GError **error)
 {
     SCOPE_LOCK(&tracker->loss_lock);
 
@@ -149,10 +131,10 @@ static void secure(struct change_tracker *tracker, uint64_t offset, uint64_t byt
 }
 
 /* What was marked must not have gone where nobody finds it again. */
-static bool is_kept(struct change_tracker *tracker)
+bool tracking_is_whole(struct change_tracker *tracker)
 {
     if (G_UNLIKELY(guarded_mapping_is_broken(tracker->file->mapping))) {
-        lose(tracker, TRACKING_LOST_STORAGE, "a part of its map is gone");
+        tracking_lose(tracker, TRACKING_LOST_STORAGE, "a part of its map is gone");
         return false;
     }
     return true;
@@ -164,10 +146,10 @@ static bool is_usable(struct change_tracker *tracker, uint64_t offset, uint64_t 
         return false;
     }
     if (G_UNLIKELY(!range_within(offset, bytes, tracker->file->map.length))) {
-        lose(tracker, TRACKING_LOST_RESIZED, NULL);
+        tracking_lose(tracker, TRACKING_LOST_RESIZED, NULL);
         return false;
     }
-    return is_kept(tracker);
+    return tracking_is_whole(tracker);
 }
 
 static uint64_t granule_bytes(const struct change_tracker *tracker)
@@ -232,7 +214,7 @@ void tracking_begin(struct change_tracker *tracker, struct block_node *root,
         } else {
             marked = begin_zero(tracker, root, offset, bytes);
         }
-        if (is_kept(tracker) && marked) {
+        if (tracking_is_whole(tracker) && marked) {
             secure(tracker, offset, bytes);
         }
     }
@@ -342,7 +324,7 @@ static void create(struct change_tracker *tracker, const struct tracking_options
     tracking_directory_free(broken);
     if (!tracker->file) {
         tracking_file_condemn(options->path, TRACKING_LOST_MODIFIED);
-        lose(tracker, TRACKING_LOST_STORAGE, error->message);
+        tracking_lose(tracker, TRACKING_LOST_STORAGE, error->message);
         g_error_free(error);
     }
 }
@@ -379,7 +361,7 @@ static void open_or_create(struct change_tracker *tracker, const struct tracking
                   options->device, error->message, options->path);
         create(tracker, options, disk.length, loss);
     } else {
-        lose(tracker, loss, NULL);
+        tracking_lose(tracker, loss, NULL);
     }
 }
 
@@ -431,7 +413,7 @@ void tracking_finish(struct change_tracker *tracker)
     g_autoptr(GError) error = NULL;
     struct tracking_identity identity;
 
-    if (atomic_load(&tracker->is_lost) || !is_kept(tracker)) {
+    if (atomic_load(&tracker->is_lost) || !tracking_is_whole(tracker)) {
         tracking_abandon(tracker);
         return;
     }
@@ -440,11 +422,6 @@ void tracking_finish(struct change_tracker *tracker)
         g_warning("Disk '%s': %s", tracker->device, error->message);
     }
     free_tracker(tracker);
-}
-
-int tracking_check(struct change_tracker *tracker, GError **error)
-{
-    return check_usable(tracker, error);
 }
 
 int tracking_stop(struct change_tracker *tracker, GError **error)
@@ -492,340 +469,7 @@ void tracking_resize(struct change_tracker *tracker, uint64_t length)
     }
     pthread_mutex_unlock(&tracker->lock);
     if (error) {
-        lose(tracker, TRACKING_LOST_STORAGE, error->message);
+        tracking_lose(tracker, TRACKING_LOST_STORAGE, error->message);
         g_error_free(error);
     }
-}
-
-/* ---- Checkpoints ----------------------------------------------------------------------------- */
-
-static int check_name(const char *name, GError **error)
-{
-    if (!*name) {
-        return block_error(error, EINVAL, "Checkpoint name cannot be empty");
-    }
-    if (strlen(name) > TRACKING_NAME_MAX) {
-        return block_error(error, EINVAL, "Checkpoint name too long: %s", name);
-    }
-    return 0;
-}
-
-/* Lock held. Epochs that come near their end are numbered anew. */
-static int leave_epochs(struct change_tracker *tracker, GError **error)
-{
-    struct tracking_file *file = tracker->file;
-
-    if (tracking_file_needs_rebuild(file)) {
-        struct tracking_file *rebuilt = tracking_file_rebuild(file, file->map.length, error);
-
-        if (!rebuilt) {
-            if (file->is_given_up) {
-                lose(tracker, TRACKING_LOST_STORAGE, "its directory cannot be written");
-            }
-            return -EIO;
-        }
-        tracker->file = rebuilt;
-    }
-    return 0;
-}
-
-/* Lock held. */
-static int leave_room(struct change_tracker *tracker, GError **error)
-{
-    if (tracker->file->directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
-        return block_error(error, ENOSPC,
-                           "Disk '%s' has %d checkpoints, and cannot have more: remove some",
-                           tracker->device, TRACKING_CHECKPOINTS_MAX);
-    }
-    return leave_epochs(tracker, error);
-}
-
-static struct tracking_checkpoint *new_checkpoint(const char *name, const struct change_map *map)
-{
-    struct tracking_checkpoint *checkpoint = g_new0(struct tracking_checkpoint, 1);
-
-    checkpoint->name = g_strdup(name);
-    tracking_uuid_generate(checkpoint->uuid);
-    checkpoint->epoch = atomic_load(&map->epoch);
-    checkpoint->length = map->length;
-    checkpoint->time_ns = g_get_real_time() * 1000;
-    return checkpoint;
-}
-
-/* Lock held. An epoch that was begun for a checkpoint that cannot be stored does no harm. */
-static int add_locked(struct change_tracker *tracker, const char *name, GError **error)
-{
-    struct tracking_directory *directory;
-    int status = leave_room(tracker, error);
-
-    if (status < 0) {
-        return status;
-    }
-    directory = tracking_directory_copy(tracker->file->directory);
-    g_ptr_array_add(directory->checkpoints, new_checkpoint(name, &tracker->file->map));
-    change_map_cut(&tracker->file->map);
-    status = tracking_file_store_directory(tracker->file, directory, error);
-    if (status < 0) {
-        tracking_directory_free(directory);
-    }
-    return status;
-}
-
-int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
-                            const char *name, GError **error)
-{
-    SCOPE_LOCK(&tracker->lock);
-
-    if (check_usable(tracker, error) < 0 || check_name(name, error) < 0) {
-        return -EINVAL;
-    }
-    if (tracking_directory_find(tracker->file->directory, name)) {
-        return block_error(error, EEXIST, "Checkpoint already exists: %s", name);
-    }
-    int status = block_node_flush(root);
-    if (status < 0) {
-        return block_error_errno(error, -status, "Disk '%s' cannot be flushed", tracker->device);
-    }
-    return add_locked(tracker, name, error);
-}
-
-/* Lock held. */
-static struct tracking_checkpoint *find(struct change_tracker *tracker, const char *name,
-                                        GError **error)
-{
-    struct tracking_checkpoint *checkpoint = NULL;
-
-    if (check_usable(tracker, error) == 0) {
-        checkpoint = tracking_directory_find(tracker->file->directory, name);
-        if (!checkpoint) {
-            block_error(error, ENOENT, "Checkpoint '%s' of disk '%s' not found", name,
-                        tracker->device);
-        }
-    }
-    return checkpoint;
-}
-
-int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error)
-{
-    SCOPE_LOCK(&tracker->lock);
-    struct tracking_directory *directory;
-
-    if (!find(tracker, name, error)) {
-        return -ENOENT;
-    }
-    directory = tracking_directory_copy(tracker->file->directory);
-    g_ptr_array_remove(directory->checkpoints, tracking_directory_find(directory, name));
-    int status = tracking_file_store_directory(tracker->file, directory, error);
-    if (status < 0) {
-        tracking_directory_free(directory);
-    }
-    return status;
-}
-
-static void set_changes(const struct change_map *map, uint16_t since, struct dirty_bitmap *bitmap)
-{
-    uint64_t offset = 0, start, bytes;
-    enum change_state state;
-
-    while (change_map_next(map, since, offset, map->length, &start, &bytes, &state)) {
-        dirty_bitmap_set(bitmap, start, bytes);
-        offset = start + bytes;
-    }
-}
-
-struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
-                                            GError **error)
-{
-    SCOPE_LOCK(&tracker->lock);
-    struct tracking_checkpoint *checkpoint = find(tracker, name, error);
-    struct dirty_bitmap *bitmap;
-
-    if (checkpoint && checkpoint->is_broken) {
-        block_error(error, EIO, "Checkpoint '%s' of disk '%s' is broken, take a full backup: %s",
-                    name, tracker->device, tracking_loss_text(tracker->file->header.previous_loss));
-        return NULL;
-    }
-    bitmap = checkpoint
-                 ? dirty_bitmap_new(NULL, tracker->file->map.length, granule_bytes(tracker), error)
-                 : NULL;
-    if (bitmap) {
-        set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap);
-        /* What is gone reads as unchanged. */
-        if (!is_kept(tracker)) {
-            dirty_bitmap_free(STEAL(bitmap));
-            check_usable(tracker, error);
-        }
-    }
-    return bitmap;
-}
-
-/* ---- Bitmaps --------------------------------------------------------------------------------- */
-
-struct tracking_directory *tracking_get_directory(struct change_tracker *tracker)
-{
-    SCOPE_LOCK(&tracker->lock);
-
-    return check_usable(tracker, NULL) == 0 ? tracking_directory_copy(tracker->file->directory)
-                                            : NULL;
-}
-
-void tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
-                          struct dirty_bitmap *bitmap)
-{
-    SCOPE_LOCK(&tracker->lock);
-
-    if (check_usable(tracker, NULL) == 0) {
-        set_changes(&tracker->file->map, (uint16_t)epoch, bitmap);
-    }
-}
-
-/* Lock held. Takes the directory. */
-static int store(struct change_tracker *tracker, struct tracking_directory *directory,
-                 GError **error)
-{
-    int status = tracking_file_store_directory(tracker->file, directory, error);
-
-    if (status < 0) {
-        tracking_directory_free(directory);
-    }
-    return status;
-}
-
-static bool drop_bitmap(struct tracking_directory *directory, const char *name)
-{
-    struct tracking_bitmap *old = tracking_directory_find_bitmap(directory, name);
-
-    return old && g_ptr_array_remove(directory->bitmaps, old);
-}
-
-int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GError **error)
-{
-    SCOPE_LOCK(&tracker->lock);
-    struct tracking_directory *directory;
-
-    if (check_usable(tracker, error) < 0 || leave_epochs(tracker, error) < 0) {
-        return -EIO;
-    }
-    directory = tracking_directory_copy(tracker->file->directory);
-    uint16_t epoch = change_map_cut(&tracker->file->map);
-    g_ptr_array_set_free_func(bitmaps, NULL);
-    for (guint i = 0; i < bitmaps->len; i++) {
-        struct tracking_bitmap *bitmap = g_ptr_array_index(bitmaps, i);
-
-        drop_bitmap(directory, bitmap->name);
-        bitmap->epoch = epoch;
-        g_ptr_array_add(directory->bitmaps, bitmap);
-    }
-    return store(tracker, directory, error);
-}
-
-int tracking_forget_bitmap(struct change_tracker *tracker, const char *name, GError **error)
-{
-    SCOPE_LOCK(&tracker->lock);
-
-    if (check_usable(tracker, NULL) < 0 ||
-        !tracking_directory_find_bitmap(tracker->file->directory, name)) {
-        return 0;
-    }
-    struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
-    drop_bitmap(directory, name);
-    return store(tracker, directory, error);
-}
-
-void tracking_drop_other_bitmaps(struct change_tracker *tracker, const char *const *names)
-{
-    AUTO(tracking_directory) directory = tracking_get_directory(tracker);
-
-    for (guint i = 0; directory && i < directory->bitmaps->len; i++) {
-        const struct tracking_bitmap *bitmap = g_ptr_array_index(directory->bitmaps, i);
-
-        if (!g_strv_contains(names, bitmap->name)) {
-            tracking_forget_bitmap(tracker, bitmap->name, NULL);
-        }
-    }
-}
-
-/* ---- What there is to know ------------------------------------------------------------------- */
-
-static uint64_t count_memory(const struct tracking_file *file)
-{
-    uint64_t extents = div_round_up(file->map.length, UINT64_C(1) << file->extent_shift);
-
-    return file->header.map_bytes + div_round_up(file->map.granules, 4096) * sizeof(uint16_t) +
-           extents * sizeof(uint32_t) + file->header.extents * sizeof(struct extent_slot);
-}
-
-static void get_file_info(const struct tracking_file *file, struct tracking_info *info)
-{
-    g_autofree char *uuid = tracking_uuid_text(file->header.uuid);
-
-    info->previous_loss = file->header.previous_loss;
-    info->is_conservative = tracking_file_is_conservative(file);
-    info->recovered_bytes = info->is_conservative ? file->header.recovered_bytes : 0;
-    info->granule = UINT64_C(1) << file->header.granule_shift;
-    info->extent = UINT64_C(1) << file->extent_shift;
-    info->extents = file->header.extents;
-    info->memory_bytes = count_memory(file);
-    info->activations = atomic_load(&file->log.activations);
-    info->log_writes = atomic_load(&file->log.writes);
-    info->map_syncs = atomic_load(&file->log.syncs);
-    info->epoch = atomic_load(&file->map.epoch);
-    g_strlcpy(info->uuid, uuid, sizeof(info->uuid));
-}
-
-void tracking_get_info(struct change_tracker *tracker, struct tracking_info *info)
-{
-    SCOPE_LOCK(&tracker->lock);
-
-    pthread_mutex_lock(&tracker->loss_lock);
-    *info = (struct tracking_info){
-        .path = tracker->path,
-        .is_lost = atomic_load(&tracker->is_lost),
-        .loss = tracker->loss,
-        .reason = g_strdup(tracker->reason),
-    };
-    pthread_mutex_unlock(&tracker->loss_lock);
-    if (tracker->file) {
-        get_file_info(tracker->file, info);
-    }
-}
-
-void tracking_info_clear(struct tracking_info *info)
-{
-    g_free(info->reason);
-    info->reason = NULL;
-}
-
-static void clear_checkpoint_info(void *data)
-{
-    struct tracking_checkpoint_info *info = data;
-
-    g_free(info->name);
-}
-
-GArray *tracking_list_checkpoints(struct change_tracker *tracker)
-{
-    GArray *list = g_array_new(FALSE, TRUE, sizeof(struct tracking_checkpoint_info));
-    SCOPE_LOCK(&tracker->lock);
-
-    g_array_set_clear_func(list, clear_checkpoint_info);
-    for (guint i = 0; tracker->file && i < tracker->file->directory->checkpoints->len; i++) {
-        const struct tracking_checkpoint *checkpoint =
-            g_ptr_array_index(tracker->file->directory->checkpoints, i);
-        g_autofree char *uuid = tracking_uuid_text(checkpoint->uuid);
-        struct tracking_checkpoint_info info = {
-            .name = g_strdup(checkpoint->name),
-            .time_ns = checkpoint->time_ns,
-            .is_broken = checkpoint->is_broken || atomic_load(&tracker->is_lost),
-        };
-
-        g_strlcpy(info.uuid, uuid, sizeof(info.uuid));
-        if (!info.is_broken) {
-            change_map_count(&tracker->file->map, (uint16_t)checkpoint->epoch, &info.changed_bytes,
-                             &info.zero_bytes);
-            info.is_broken = !is_kept(tracker);
-        }
-        g_array_append_val(list, info);
-    }
-    return list;
 }

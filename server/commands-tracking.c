@@ -6,6 +6,7 @@
 
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "block/request.h"
 #include "server/device-tracking.h"
 #include "server/lookup.h"
 
@@ -286,6 +287,9 @@ static int prepare_add(struct transaction_action *action, json_t *data, GError *
 
     if (status == 0) {
         transaction_drain(action, state->root);
+        /* Most of what has to be flushed at the moment, while guests go on. An error comes again.
+         */
+        block_node_flush(state->root);
     }
     return status;
 }
