@@ -129,7 +129,9 @@ static struct shadow *find_shadow(ino_t inode)
 static void note_durable(struct shadow *shadow, const void *bytes, uint64_t size, uint64_t offset)
 {
     g_assert_cmpuint(offset + size, <=, FILE_MAX);
-    memcpy(shadow->contents + offset, bytes, size);
+    if (size) {
+        memcpy(shadow->contents + offset, bytes, size);
+    }
     shadow->bytes = MAX_OF(shadow->bytes, offset + size);
 }
 
