@@ -20,6 +20,27 @@ static int check_name(const char *name, GError **error)
     return 0;
 }
 
+/* Lock held. After an error of the file's. */
+static void lose_given_up(struct change_tracker *tracker)
+{
+    if (tracker->file->is_given_up) {
+        tracking_lose(tracker, TRACKING_LOST_STORAGE, "nobody knows what it holds");
+    }
+}
+
+/* Lock held. Takes the directory. */
+static int store(struct change_tracker *tracker, struct tracking_directory *directory,
+                 GError **error)
+{
+    int status = tracking_file_store_directory(tracker->file, directory, error);
+
+    if (status < 0) {
+        tracking_directory_free(directory);
+        lose_given_up(tracker);
+    }
+    return status;
+}
+
 /* Lock held. Epochs that come near their end are numbered anew. */
 static int leave_epochs(struct change_tracker *tracker, GError **error)
 {
@@ -29,9 +50,7 @@ static int leave_epochs(struct change_tracker *tracker, GError **error)
         struct tracking_file *rebuilt = tracking_file_rebuild(file, file->map.length, error);
 
         if (!rebuilt) {
-            if (file->is_given_up) {
-                tracking_lose(tracker, TRACKING_LOST_STORAGE, "its directory cannot be written");
-            }
+            lose_given_up(tracker);
             return -EIO;
         }
         tracker->file = rebuilt;
@@ -74,11 +93,7 @@ static int add_locked(struct change_tracker *tracker, const char *name, GError *
     directory = tracking_directory_copy(tracker->file->directory);
     g_ptr_array_add(directory->checkpoints, new_checkpoint(name, &tracker->file->map));
     change_map_cut(&tracker->file->map);
-    status = tracking_file_store_directory(tracker->file, directory, error);
-    if (status < 0) {
-        tracking_directory_free(directory);
-    }
-    return status;
+    return store(tracker, directory, error);
 }
 
 int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
@@ -125,11 +140,7 @@ int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name,
     }
     directory = tracking_directory_copy(tracker->file->directory);
     g_ptr_array_remove(directory->checkpoints, tracking_directory_find(directory, name));
-    int status = tracking_file_store_directory(tracker->file, directory, error);
-    if (status < 0) {
-        tracking_directory_free(directory);
-    }
-    return status;
+    return store(tracker, directory, error);
 }
 
 static void set_changes(const struct change_map *map, uint16_t since, struct dirty_bitmap *bitmap)
@@ -155,9 +166,9 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
                     name, tracker->device, tracking_loss_text(tracker->file->header.previous_loss));
         return NULL;
     }
-    bitmap = checkpoint
-                 ? dirty_bitmap_new(NULL, tracker->file->map.length, UINT64_C(1) << tracker->file->map.shift, error)
-                 : NULL;
+    bitmap = checkpoint ? dirty_bitmap_new(NULL, tracker->file->map.length,
+                                           UINT64_C(1) << tracker->file->map.shift, error)
+                        : NULL;
     if (bitmap) {
         set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap);
         /* What is gone reads as unchanged. */
@@ -176,7 +187,7 @@ struct tracking_directory *tracking_get_directory(struct change_tracker *tracker
     SCOPE_LOCK(&tracker->lock);
 
     return tracking_check(tracker, NULL) == 0 ? tracking_directory_copy(tracker->file->directory)
-                                            : NULL;
+                                              : NULL;
 }
 
 void tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
@@ -187,18 +198,6 @@ void tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
     if (tracking_check(tracker, NULL) == 0) {
         set_changes(&tracker->file->map, (uint16_t)epoch, bitmap);
     }
-}
-
-/* Lock held. Takes the directory. */
-static int store(struct change_tracker *tracker, struct tracking_directory *directory,
-                 GError **error)
-{
-    int status = tracking_file_store_directory(tracker->file, directory, error);
-
-    if (status < 0) {
-        tracking_directory_free(directory);
-    }
-    return status;
 }
 
 static bool drop_bitmap(struct tracking_directory *directory, const char *name)

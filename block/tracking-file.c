@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include "block/align.h"
+#include "block/clock.h"
 #include "block/error.h"
+#include "block/thread.h"
 #include "block/tracking-internal.h"
 #include "block/tracking-io.h"
 
@@ -425,6 +427,99 @@ static uint64_t choose_place(const struct tracking_header *header, uint64_t byte
     return behind;
 }
 
+/*
+ * A directory and the header that names it, on their way to storage. Whoever waits for that may be
+ * holding a guest up and gives up some time; the thread then has all it needs, and ends when it
+ * can.
+ */
+struct store {
+    int fd; /* its own */
+    uint8_t *directory;
+    uint64_t bytes, offset;
+    uint8_t header[TRACKING_HEADER_BYTES];
+    uint64_t header_offset;
+
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t ended;
+    bool has_ended, is_left;
+    int status;
+};
+
+static void store_free(struct store *store)
+{
+    close(store->fd);
+    g_free(store->directory);
+    pthread_mutex_destroy(&store->lock);
+    pthread_cond_destroy(&store->ended);
+    g_free(store);
+}
+
+static void *run_store(void *data)
+{
+    struct store *store = data;
+    int status =
+        tracking_io.write_durably(store->fd, store->directory, store->bytes, store->offset);
+
+    if (status == 0) {
+        status = tracking_io.write_durably(store->fd, store->header, sizeof(store->header),
+                                           store->header_offset);
+    }
+    pthread_mutex_lock(&store->lock);
+    store->status = status;
+    store->has_ended = true;
+    bool is_left = store->is_left;
+    pthread_cond_signal(&store->ended);
+    pthread_mutex_unlock(&store->lock);
+    if (is_left) {
+        store_free(store);
+    }
+    return NULL;
+}
+
+/* Frees store, now or later. -ETIMEDOUT: it may yet be written. */
+static int run_store_for_a_while(struct store *store)
+{
+    int64_t deadline = clock_now_ns() + (int64_t)tracking_io.timeout_ns;
+    pthread_t thread;
+    int status = -thread_create(&thread, run_store, store);
+
+    if (status < 0) {
+        store_free(store);
+        return status;
+    }
+    pthread_mutex_lock(&store->lock);
+    while (!store->has_ended && status == 0) {
+        status = -clock_cond_wait_until(&store->ended, &store->lock, deadline);
+    }
+    bool has_ended = store->has_ended;
+    store->is_left = !has_ended;
+    pthread_mutex_unlock(&store->lock);
+    if (!has_ended) {
+        pthread_detach(thread);
+        return status;
+    }
+    pthread_join(thread, NULL);
+    status = store->status;
+    store_free(store);
+    return status;
+}
+
+static struct store *store_new(const struct tracking_file *file, const GByteArray *directory,
+                               const struct tracking_header *header)
+{
+    struct store *store = g_new0(struct store, 1);
+
+    store->fd = fcntl(file->fd, F_DUPFD_CLOEXEC, 0);
+    store->directory = g_memdup2(directory->data, directory->len);
+    store->bytes = directory->len;
+    store->offset = header->directory_offset;
+    tracking_header_encode(header, store->header);
+    store->header_offset = !file->copy * TRACKING_HEADER_BYTES;
+    pthread_mutex_init(&store->lock, NULL);
+    pthread_cond_init(&store->ended, NULL);
+    return store;
+}
+
 int tracking_file_store_directory(struct tracking_file *file, struct tracking_directory *directory,
                                   GError **error)
 {
@@ -436,20 +531,23 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
         return block_error(error, EFBIG, "The checkpoints and bitmaps do not fit into '%s'",
                            file->path);
     }
+    header.sequence++;
     header.directory_offset = choose_place(&header, bytes->len);
     header.directory_bytes = bytes->len;
     header.directory_checksum = tracking_checksum(bytes->data, bytes->len);
     header.epoch = MAX_OF(header.epoch, (uint32_t)atomic_load(&file->map.epoch));
-    status = tracking_io.write_durably(file->fd, bytes->data, bytes->len, header.directory_offset);
+    status = run_store_for_a_while(store_new(file, bytes, &header));
     if (status < 0) {
+        file->is_given_up |= status == -ETIMEDOUT;
         return block_error_errno(error, -status, "Could not write tracking file '%s'", file->path);
     }
-    status = tracking_file_write_header(file, &header, error);
-    if (status == 0 && directory != file->directory) {
+    file->header = header;
+    file->copy = !file->copy;
+    if (directory != file->directory) {
         tracking_directory_free(file->directory);
         file->directory = directory;
     }
-    return status;
+    return 0;
 }
 
 /* ---- Another length, other epochs ------------------------------------------------------------ */

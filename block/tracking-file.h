@@ -61,7 +61,7 @@ struct tracking_file {
     struct guarded_mapping *mapping;
     struct change_map map;
     struct extent_log log;
-    bool is_given_up; /* marked as lost, and so is what has its name */
+    bool is_given_up; /* nobody knows what a crash leaves of it: the map is lost */
 };
 
 /* The identity of the file at this path; all zero if path is NULL or there is none. */
@@ -121,8 +121,9 @@ void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss
 void tracking_file_condemn(const char *path, enum tracking_loss loss);
 
 /*
- * Write this directory, and the current epoch, durably. On success it is the file's; on error
- * nothing has changed and it stays the caller's.
+ * Write this directory, and the current epoch, durably, waiting for tracking_io.timeout_ns at most.
+ * On success it is the file's; on error nothing has changed and it stays the caller's; but see
+ * is_given_up.
  */
 int tracking_file_store_directory(struct tracking_file *file, struct tracking_directory *directory,
                                   GError **error);

@@ -27,7 +27,8 @@ struct change_tracker {
     int64_t settled_at_latest;
 };
 
-/* Nothing is noted any more, which is said, here and in the file. detail may be NULL. Any thread. */
+/* Nothing is noted any more, which is said, here and in the file. detail may be NULL. Any thread.
+ */
 void tracking_lose(struct change_tracker *tracker, enum tracking_loss loss, const char *detail);
 
 /*

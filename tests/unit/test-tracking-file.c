@@ -957,6 +957,24 @@ static void test_full_directory(void)
     rig_free(rig);
 }
 
+/* The disk stands still meanwhile. */
+static void test_hanging_checkpoint(void)
+{
+    struct rig *rig = faulty_rig();
+    g_autoptr(GError) error = NULL;
+
+    g_assert_cmpint(rig_add(rig, "a", NULL), ==, 0);
+    hang_all(rig);
+    g_assert_cmpint(rig_add(rig, "b", &error), <, 0);
+    g_assert_nonnull(error);
+    g_assert_true(rig_is_lost(rig));
+    g_assert_cmpint(rig_write(rig, 0, DISK), ==, 0);
+    assert_not_believed(rig);
+    set_fault(0, false, false);
+    rig_kill(rig);
+    reopen_lost(rig);
+}
+
 static void test_full_at_creation(void)
 {
     struct rig *rig = rig_new(false);
@@ -1071,6 +1089,8 @@ int main(int argc, char **argv)
     g_test_add_func("/tracking-file/what-is-gone-is-not-called-unchanged", test_shortened_at_rest);
     g_test_add_func("/tracking-file/a-full-disk-under-the-directory-changes-nothing",
                     test_full_directory);
+    g_test_add_func("/tracking-file/a-checkpoint-that-hangs-lets-the-guest-go",
+                    test_hanging_checkpoint);
     g_test_add_func("/tracking-file/a-full-disk-at-creation-costs-the-map", test_full_at_creation);
     g_test_add_func("/tracking-file/what-cannot-be-opened-is-not-believed-later", test_condemned);
     g_test_add_func("/tracking-file/a-rename-that-may-be-undone-costs-the-map", test_rename);
