@@ -185,7 +185,7 @@ int tracking_file_lock(int fd, const char *path, GError **error)
 
 /* ---- Loss ------------------------------------------------------------------------------------ */
 
-static int sync_parent(const char *path)
+int tracking_file_sync_name(const char *path)
 {
     g_autofree char *parent = g_path_get_dirname(path);
     AUTO_CLOSE int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -211,7 +211,7 @@ static int write_mark(int fd, enum tracking_loss loss)
 /* A file that is out of date and cannot say so had better not be there. */
 static void remove_for_good(int fd, const char *path)
 {
-    if ((unlink(path) < 0 || sync_parent(path) < 0) && ftruncate(fd, 0) < 0) {
+    if ((unlink(path) < 0 || tracking_file_sync_name(path) < 0) && ftruncate(fd, 0) < 0) {
         g_warning("Tracking file '%s' is out of date and cannot be marked so: remove it before its "
                   "disk is served again",
                   path);
@@ -290,7 +290,7 @@ static int install_new(struct tracking_file *file, struct tracking_file *old, co
     if (status == 0 && rename(path, file->path) < 0) {
         status = -errno;
     } else if (status == 0) {
-        status = sync_parent(file->path);
+        status = tracking_file_sync_name(file->path);
         if (status < 0 && old) {
             tracking_file_mark_lost(old, TRACKING_LOST_STORAGE);
             tracking_file_mark_lost(file, TRACKING_LOST_STORAGE);

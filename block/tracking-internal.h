@@ -16,6 +16,9 @@ void tracking_file_unmap(struct tracking_file *file);
 int tracking_file_write_header(struct tracking_file *file, const struct tracking_header *header,
                                GError **error);
 
+/* Bring the name of a file to stable storage: 0 or a negative errno. */
+int tracking_file_sync_name(const char *path);
+
 /* Make the log on storage an empty one. */
 int tracking_file_write_empty_log(struct tracking_file *file, GError **error);
 

@@ -241,6 +241,12 @@ static int resume(struct tracking_file *file, const struct tracking_contents *co
     if (recover(file, contents, same_boot, error) < 0) {
         return -EIO;
     }
+    /* Who gave it its name may have died of it: a power loss must not bring the one before back. */
+    int status = tracking_file_sync_name(file->path);
+    if (status < 0) {
+        return block_error_errno(error, -status, "The name of tracking file '%s' is not durable",
+                                 file->path);
+    }
     if (!samples_match(file, disk)) {
         return lost(loss, TRACKING_LOST_MODIFIED, error);
     }
