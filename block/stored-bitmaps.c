@@ -578,8 +578,12 @@ void block_stored_bitmaps_close(struct block_node *node)
 {
     g_autoptr(GPtrArray) list = list_kept(node);
     g_autoptr(GError) error = NULL;
+    int status = store_list(node, list, &error);
 
-    if (store_list(node, list, &error) < 0) {
+    if (status == 0 && list->len && !keeper_of(node)) {
+        status = block_error(&error, ENOTSUP, "The tracking file that kept them is lost");
+    }
+    if (status < 0) {
         g_autofree char *filename = block_node_get_filename(node);
 
         g_warning("Image '%s': not all persistent dirty bitmaps could be stored: %s. When it is "

@@ -89,6 +89,21 @@ int device_tracking_start(struct block_device *device, const struct tracking_opt
     return 0;
 }
 
+/* What would have nobody to keep it. */
+static int check_bitmaps(struct block_device *device, GError **error)
+{
+    AUTO(block_node) root = block_device_root(device);
+    struct block_node *node = root ? block_node_below_filters(root) : NULL;
+    g_auto(GStrv) names = node ? block_stored_bitmaps_names(node) : NULL;
+
+    return names && names[0] && !node->driver->bitmap_list
+               ? block_error(error, EBUSY,
+                             "Device '%s' has persistent bitmaps, which the tracking file keeps: "
+                             "remove '%s' first",
+                             block_device_name(device), names[0])
+               : 0;
+}
+
 int device_tracking_stop(struct block_device *device, GError **error)
 {
     SCOPE_LOCK(&lock);
@@ -96,6 +111,9 @@ int device_tracking_stop(struct block_device *device, GError **error)
 
     if (!tracker) {
         return -ENOENT;
+    }
+    if (check_bitmaps(device, error) < 0) {
+        return -EBUSY;
     }
     exchange(device, NULL);
     tracking_bitmaps_end(tracker);

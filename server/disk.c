@@ -160,16 +160,21 @@ static int check_cache(const struct disk *disk, GError **error)
     return 0;
 }
 
-/* The file the disk lies in, as far as the description says; NULL: in none. */
-static const char *disk_file(const struct disk *disk)
+/*
+ * The file the disk lies in, as far as the description says; NULL: in none. Absolute, as the
+ * process may go to another directory; the caller frees.
+ */
+static char *disk_file(const struct disk *disk)
 {
-    const char *driver =
-        disk->file_options ? block_options_get(disk->file_options, "driver") : NULL;
+    const struct block_options *nested = disk->file_options;
+    const char *name = disk->values.file;
 
-    if (disk->file_options) {
-        return g_strcmp0(driver, "file") ? NULL : block_options_get(disk->file_options, "filename");
+    if (nested) {
+        bool is_file = !g_strcmp0(block_options_get(nested, "driver"), "file");
+
+        name = is_file ? block_options_get(nested, "filename") : NULL;
     }
-    return is_uri(disk->values.file) ? NULL : disk->values.file;
+    return name && !is_uri(name) ? g_canonicalize_filename(name, NULL) : NULL;
 }
 
 /* Makes of `tracking` the file's path, or NULL. */
@@ -195,7 +200,8 @@ static int check_tracking(struct disk *disk, GError **error)
                            "Disk '%s': nothing changes on a read-only disk; leave tracking= out",
                            values->name);
     }
-    char *path = device_tracking_path(values->tracking, disk_file(disk), error);
+    g_autofree char *file = disk_file(disk);
+    char *path = device_tracking_path(values->tracking, file, error);
     if (!path || tracking_geometry_check(&geometry, error) < 0) {
         g_free(path);
         g_prefix_error(error, "Disk '%s': ", values->name);
@@ -402,14 +408,14 @@ static struct block_options *root_options(const struct disk *disk, const char *f
 }
 
 /* identity: the disk's file before it was opened. */
-static void begin_tracking(const struct disk *disk, struct block_device *device,
+static void begin_tracking(const struct disk *disk, struct block_device *device, const char *file,
                            const struct tracking_identity *identity)
 {
     const struct disk_values *values = &disk->values;
     struct tracking_options options = {
         .device = values->name,
         .path = values->tracking,
-        .disk_path = disk_file(disk),
+        .disk_path = file,
         .identity = *identity,
         .geometry = {values->tracking_granule, values->tracking_extent,
                      (uint32_t)values->tracking_extents},
@@ -424,8 +430,9 @@ int disk_open(struct disk *disk, bool read_only, GError **error)
 {
     bool is_guess;
     struct tracking_identity identity;
+    g_autofree char *file = disk_file(disk);
 
-    tracking_identify(disk_file(disk), &identity);
+    tracking_identify(file, &identity);
     const char *format = find_format(disk, &is_guess, error);
     AUTO(block_options) options = format ? root_options(disk, format, read_only) : NULL;
     AUTO(block_node) root = options ? block_node_open(options, true, error) : NULL;
@@ -441,6 +448,6 @@ int disk_open(struct disk *disk, bool read_only, GError **error)
     }
     block_device_set_error_policies(device, disk->values.read_error, disk->values.write_error);
     throttle_set_limits(block_device_throttle(device), &disk->limits);
-    begin_tracking(disk, device, &identity);
+    begin_tracking(disk, device, file, &identity);
     return 0;
 }
