@@ -148,8 +148,8 @@ static struct dirty_bitmap *load_record(struct change_tracker *tracker, struct b
         }
         return NULL;
     }
-    if (record->is_enabled) {
-        tracking_add_changes(tracker, record->epoch, bitmap);
+    if (record->is_enabled && tracking_add_changes(tracker, record->epoch, bitmap, error) < 0) {
+        return NULL;
     }
     dirty_bitmap_set_enabled(bitmap, record->is_enabled);
     dirty_bitmap_set_persistent(bitmap, true);

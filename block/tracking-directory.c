@@ -111,18 +111,25 @@ int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *r
     if (status < 0) {
         return block_error_errno(error, -status, "Disk '%s' cannot be flushed", tracker->device);
     }
+    tracking_follow(tracker, root);
     return add_locked(tracker, name, error);
 }
 
-/* Lock held. */
+/* Lock held. advice: as with tracking_check_advising. */
 static struct tracking_checkpoint *find(struct change_tracker *tracker, const char *name,
-                                        GError **error)
+                                        const char *advice, GError **error)
 {
     struct tracking_checkpoint *checkpoint = NULL;
 
-    if (tracking_check(tracker, error) == 0) {
+    if (tracking_check_advising(tracker, advice, error) == 0) {
+        enum tracking_loss loss = tracker->file->header.previous_loss;
+
         checkpoint = tracking_directory_find(tracker->file->directory, name);
-        if (!checkpoint) {
+        if (!checkpoint && loss) {
+            /* It may have been in the map that is lost. */
+            block_error(error, ENOENT, "Checkpoint '%s' of disk '%s' not found%s: %s", name,
+                        tracker->device, advice, tracking_loss_text(loss));
+        } else if (!checkpoint) {
             block_error(error, ENOENT, "Checkpoint '%s' of disk '%s' not found", name,
                         tracker->device);
         }
@@ -135,7 +142,7 @@ int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name,
     SCOPE_LOCK(&tracker->lock);
     struct tracking_directory *directory;
 
-    if (!find(tracker, name, error)) {
+    if (!find(tracker, name, "", error)) {
         return -ENOENT;
     }
     directory = tracking_directory_copy(tracker->file->directory);
@@ -158,12 +165,14 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
                                             GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
-    struct tracking_checkpoint *checkpoint = find(tracker, name, error);
+    const char *advice = ", take a full backup";
+    struct tracking_checkpoint *checkpoint = find(tracker, name, advice, error);
     struct dirty_bitmap *bitmap;
 
     if (checkpoint && checkpoint->is_broken) {
-        block_error(error, EIO, "Checkpoint '%s' of disk '%s' is broken, take a full backup: %s",
-                    name, tracker->device, tracking_loss_text(tracker->file->header.previous_loss));
+        block_error(error, EIO, "Checkpoint '%s' of disk '%s' is broken%s: %s", name,
+                    tracker->device, advice,
+                    tracking_loss_text(tracker->file->header.previous_loss));
         return NULL;
     }
     bitmap = checkpoint ? dirty_bitmap_new(NULL, tracker->file->map.length,
@@ -174,7 +183,7 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
         /* What is gone reads as unchanged. */
         if (!tracking_is_whole(tracker)) {
             dirty_bitmap_free(STEAL(bitmap));
-            tracking_check(tracker, error);
+            tracking_check_advising(tracker, advice, error);
         }
     }
     return bitmap;
@@ -190,14 +199,16 @@ struct tracking_directory *tracking_get_directory(struct change_tracker *tracker
                                               : NULL;
 }
 
-void tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
-                          struct dirty_bitmap *bitmap)
+int tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
+                         struct dirty_bitmap *bitmap, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
 
-    if (tracking_check(tracker, NULL) == 0) {
-        set_changes(&tracker->file->map, (uint16_t)epoch, bitmap);
+    if (tracking_check(tracker, error) < 0) {
+        return -EIO;
     }
+    set_changes(&tracker->file->map, (uint16_t)epoch, bitmap);
+    return tracking_is_whole(tracker) ? 0 : tracking_check(tracker, error);
 }
 
 static bool drop_bitmap(struct tracking_directory *directory, const char *name)

@@ -71,6 +71,9 @@ struct tracking_identity {
     int64_t modified_ns; /* 0 for a block device: it does not say */
 };
 
+/* The inode in the file of a disk that has moved to where there is none: it fits no disk. */
+#define TRACKING_INODE_NONE UINT64_MAX
+
 /* A place of the disk and what was there at the end of an epoch. */
 struct tracking_sample {
     uint64_t offset;

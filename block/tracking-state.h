@@ -12,6 +12,8 @@ struct change_tracker {
     char *device;
     char *path;
     char *disk_path;
+    char *below;         /* the name of what the guest's disk lies on, and the file says */
+    bool has_moved_away; /* to what no file can be told from; with disk_path guarded by lock */
     struct tracking_file *file; /* NULL: there is none; changed with the device drained */
     _Atomic bool is_lost;
 
@@ -36,5 +38,16 @@ void tracking_lose(struct change_tracker *tracker, enum tracking_loss loss, cons
  * was not lost, and has a file. Any thread.
  */
 bool tracking_is_whole(struct change_tracker *tracker);
+
+/*
+ * Snapshots, commits and mirrors move the guest's disk to another file. What it left is as it was
+ * at that moment: since a checkpoint from before no more changed there than is noted. A checkpoint
+ * that is cut later is not one of it: with that goes the identity of where the disk is now, which
+ * the header has from here. The lock is held, and the tracker not lost.
+ */
+void tracking_follow(struct change_tracker *tracker, struct block_node *root);
+
+/* As tracking_check. advice: what is to be done about it, after a comma, or nothing. */
+int tracking_check_advising(struct change_tracker *tracker, const char *advice, GError **error);
 
 #endif

@@ -89,13 +89,19 @@ static void lose_for_storage(struct change_tracker *tracker, int status)
                   status == -ETIMEDOUT ? "it does not answer" : block_strerror(-status));
 }
 
-int tracking_check(struct change_tracker *tracker, GError **error)
+int tracking_check_advising(struct change_tracker *tracker, const char *advice, GError **error)
 {
     SCOPE_LOCK(&tracker->loss_lock);
 
-    return atomic_load(&tracker->is_lost) ? block_error(error, EIO, "Disk '%s' is not tracked: %s",
-                                                        tracker->device, tracker->reason)
-                                          : 0;
+    return atomic_load(&tracker->is_lost)
+               ? block_error(error, EIO, "Disk '%s' is not tracked%s: %s", tracker->device, advice,
+                             tracker->reason)
+               : 0;
+}
+
+int tracking_check(struct change_tracker *tracker, GError **error)
+{
+    return tracking_check_advising(tracker, "", error);
 }
 
 static void wait_for_marking(struct change_tracker *tracker)
@@ -267,6 +273,36 @@ void tracking_end(struct change_tracker *tracker, struct block_node *root,
     }
 }
 
+/* ---- A disk that moves ----------------------------------------------------------------------- */
+
+static char *name_below(struct block_node *root)
+{
+    while (root->file) {
+        root = root->file;
+    }
+    return block_node_get_filename(root);
+}
+
+void tracking_follow(struct change_tracker *tracker, struct block_node *root)
+{
+    struct tracking_header *header = &tracker->file->header;
+    g_autofree char *name = name_below(root);
+
+    if (!g_strcmp0(name, tracker->below)) {
+        return;
+    }
+    tracking_identify(name, &header->disk);
+    tracker->has_moved_away = !header->disk.inode;
+    if (tracker->has_moved_away) {
+        header->disk.inode = TRACKING_INODE_NONE;
+    }
+    g_strlcpy(header->path, name ? name : "", sizeof(header->path));
+    g_free(tracker->disk_path);
+    tracker->disk_path = g_strdup(name);
+    g_free(tracker->below);
+    tracker->below = STEAL(name);
+}
+
 /* ---- Life ------------------------------------------------------------------------------------ */
 
 static int read_root(void *data, void *buffer, uint64_t offset, uint64_t bytes)
@@ -373,6 +409,7 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
     tracker->device = g_strdup(options->device);
     tracker->path = g_strdup(options->path);
     tracker->disk_path = g_strdup(options->disk_path);
+    tracker->below = name_below(root);
     pthread_mutex_init(&tracker->lock, NULL);
     pthread_mutex_init(&tracker->loss_lock, NULL);
     pthread_cond_init(&tracker->settled, NULL);
@@ -389,6 +426,7 @@ static void free_tracker(struct change_tracker *tracker)
     g_free(tracker->device);
     g_free(tracker->path);
     g_free(tracker->disk_path);
+    g_free(tracker->below);
     g_free(tracker);
 }
 
@@ -396,7 +434,12 @@ void tracking_take_samples(struct change_tracker *tracker, struct block_node *ro
 {
     struct tracking_disk disk = {.read = read_root, .data = root};
 
-    if (!atomic_load(&tracker->is_lost) && block_node_length(root) == tracker->file->map.length) {
+    if (atomic_load(&tracker->is_lost)) {
+        return;
+    }
+    SCOPE_LOCK(&tracker->lock);
+    tracking_follow(tracker, root);
+    if (block_node_length(root) == tracker->file->map.length) {
         tracking_file_take_samples(tracker->file, &disk);
     }
 }
@@ -418,6 +461,9 @@ void tracking_finish(struct change_tracker *tracker)
         return;
     }
     tracking_identify(tracker->disk_path, &identity);
+    if (tracker->has_moved_away) {
+        identity.inode = TRACKING_INODE_NONE;
+    }
     if (tracking_file_close(tracker->file, &identity, &error) < 0) {
         g_warning("Disk '%s': %s", tracker->device, error->message);
     }

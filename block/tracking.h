@@ -103,9 +103,12 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
 /* A copy of what the file holds; NULL if the map is lost. Any thread. */
 struct tracking_directory *tracking_get_directory(struct change_tracker *tracker);
 
-/* Set in the bitmap, of the disk's length, what changed after the epoch. Any thread. */
-void tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
-                          struct dirty_bitmap *bitmap);
+/*
+ * Set in the bitmap, of the disk's length, what changed after the epoch. On error (the map is lost)
+ * it says less, and must not be used. Any thread.
+ */
+int tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
+                         struct dirty_bitmap *bitmap, GError **error);
 
 /*
  * Keep these bitmaps (struct tracking_bitmap, whose epochs are filled in, and which are the file's

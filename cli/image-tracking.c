@@ -260,7 +260,9 @@ static void print_description(const json_t *object)
 
 static enum exit_status fail(enum tracking_loss loss, const char *path, GError **error)
 {
-    if (loss) {
+    if (loss == TRACKING_LOST_FOREIGN) {
+        g_prefix_error(error, "'%s' is no tracking file that is known here: ", path);
+    } else if (loss) {
         g_prefix_error(error, "'%s' says nothing of its disk any more: ", path);
     }
     return EXIT_FAILED;
