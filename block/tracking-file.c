@@ -218,10 +218,31 @@ static void remove_for_good(int fd, const char *path)
     }
 }
 
+/* Somebody cut it off; a log that was written since may have made it longer again. */
+static bool has_no_header(int fd)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        uint8_t bytes[8] = {0};
+        ssize_t count = pread(fd, bytes, sizeof(bytes), i * TRACKING_HEADER_BYTES);
+
+        if (count < 0 || tracking_header_begins_with(bytes, sizeof(bytes))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* An empty file is a damaged one; zeroes with a mark would be some other program's, and stay. */
+static int empty_for_good(int fd)
+{
+    return ftruncate(fd, 0) < 0 ? -errno : tracking_io.sync_file(fd);
+}
+
 void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss)
 {
     tracking_file_note_loss(file, loss);
-    if (write_mark(file->fd, loss) < 0) {
+    int status = has_no_header(file->fd) ? empty_for_good(file->fd) : write_mark(file->fd, loss);
+    if (status < 0) {
         remove_for_good(file->fd, file->path);
     }
 }
