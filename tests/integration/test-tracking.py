@@ -329,6 +329,7 @@ class MovingDisk:
         copied = self.disk.backup(copy, since="start")
         assert 0 < copied and self.disk.info()["state"] == "exact"
         assert_same(copy.read_bytes(), self.disk.read(), f"after {what} the increment")
+        self.disk.add(f"after {what}")
 
     def complete(self, job):
         self.disk.qmp.wait_event("BLOCK_JOB_READY", device=job)
@@ -355,10 +356,15 @@ class MovingDisk:
 @promise("what changed is right across external snapshots, active commits and a mirror's switch")
 def moves(test):
     moving = MovingDisk(test)
-    for what in ("snapshot", "commit", "mirror", "snapshot"):
+    for what in ("snapshot", "commit"):
         getattr(moving, what)()
         moving.check(what)
-        test.path("overlay.qcow2").unlink() if what == "commit" else None
+    test.path("overlay.qcow2").unlink()
+    moving.disk.restart()  # it is where it was
+    moving.check("a restart")
+    for what in ("mirror", "snapshot"):
+        getattr(moving, what)()
+        moving.check(f"the {what} then")
     moving.disk.stop()
 
 
