@@ -16,6 +16,7 @@ struct change_tracker {
     bool has_moved_away; /* to what no file can be told from; with disk_path guarded by lock */
     struct tracking_file *file; /* NULL: there is none; changed with the device drained */
     _Atomic bool is_lost;
+    bool is_left_open; /* at its end the disk is not known to be what was written */
 
     pthread_mutex_t lock; /* guards the directory; held while it is written, so not for guests */
 

@@ -451,12 +451,17 @@ void tracking_abandon(struct change_tracker *tracker)
     free_tracker(tracker);
 }
 
+void tracking_leave_open(struct change_tracker *tracker)
+{
+    tracker->is_left_open = true;
+}
+
 void tracking_finish(struct change_tracker *tracker)
 {
     g_autoptr(GError) error = NULL;
     struct tracking_identity identity;
 
-    if (atomic_load(&tracker->is_lost) || !tracking_is_whole(tracker)) {
+    if (atomic_load(&tracker->is_lost) || tracker->is_left_open || !tracking_is_whole(tracker)) {
         tracking_abandon(tracker);
         return;
     }

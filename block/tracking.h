@@ -50,6 +50,9 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
 void tracking_take_samples(struct change_tracker *tracker, struct block_node *root);
 void tracking_finish(struct change_tracker *tracker);
 
+/* The disk could not be flushed at its end: tracking_finish does as tracking_abandon then. */
+void tracking_leave_open(struct change_tracker *tracker);
+
 /*
  * The device uses it no more, and its disk goes on: what the file says is not true any longer, so
  * it is removed. The tracker stays, and refuses. An error: the file could not be removed. May

@@ -7,7 +7,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/image.h"
-#include "block/reopen.h"
+#include "jobs/chain-writable.h"
 
 /* So often somebody else may come in between and make the node read-only. */
 #define TRIES_MAX 10
@@ -15,19 +15,14 @@
 static int change_once(struct block_node *node, const char *name, const char *format,
                        GError **error)
 {
-    bool was_read_only = block_node_is_read_only(node);
-    int status = was_read_only ? block_node_set_read_only(node, false, error) : 0;
+    int was_read_only = chain_writable_begin(node, error);
 
-    if (status < 0) {
-        return status;
+    if (was_read_only < 0) {
+        return was_read_only;
     }
-    status = block_node_change_backing_file(node, name, format, error);
+    int status = block_node_change_backing_file(node, name, format, error);
     if (was_read_only) {
-        g_autoptr(GError) ignored = NULL;
-
-        if (block_node_set_read_only(node, true, &ignored) < 0) {
-            g_warning("Node '%s' stays writable: %s", node->name, ignored->message);
-        }
+        chain_writable_end(node);
     }
     return status;
 }

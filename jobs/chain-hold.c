@@ -6,7 +6,7 @@
 #include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
-#include "block/reopen.h"
+#include "jobs/chain-writable.h"
 
 static void free_claim(gpointer data)
 {
@@ -52,29 +52,30 @@ struct block_claim *chain_hold_find(const struct chain_hold *hold, const struct 
 
 int chain_hold_make_writable(struct chain_hold *hold, struct block_node *node, GError **error)
 {
-    if (!block_node_is_read_only(node)) {
-        return 0;
-    }
-    int status = block_node_set_read_only(node, false, error);
-    if (status == 0) {
+    int status = chain_writable_begin(node, error);
+
+    if (status > 0) {
         hold->writable = block_node_ref(node);
     }
-    return status;
+    return status < 0 ? status : 0;
 }
 
 void chain_hold_keep_writable(struct chain_hold *hold)
 {
-    block_node_unref(STEAL(hold->writable));
+    AUTO(block_node) node = STEAL(hold->writable);
+
+    if (node) {
+        chain_writable_keep(node);
+    }
 }
 
 void chain_hold_release(struct chain_hold *hold)
 {
     AUTO(block_node) node = STEAL(hold->writable);
-    g_autoptr(GError) error = NULL;
 
     g_clear_pointer(&hold->claims, g_ptr_array_unref);
-    if (node && block_node_set_read_only(node, true, &error) < 0) {
-        g_warning("Node '%s' stays writable: %s", node->name, error->message);
+    if (node) {
+        chain_writable_end(node);
     }
 }
 

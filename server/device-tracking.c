@@ -115,9 +115,11 @@ int device_tracking_stop(struct block_device *device, GError **error)
     if (check_bitmaps(device, error) < 0) {
         return -EBUSY;
     }
+    /* The file first: were we killed in between, it must not be believed. */
+    int status = tracking_stop(tracker, error);
     exchange(device, NULL);
     tracking_bitmaps_end(tracker);
-    return tracking_stop(tracker, error);
+    return status;
 }
 
 struct change_tracker *device_tracking_find(struct block_device *device, GError **error)
@@ -157,6 +159,9 @@ void device_tracking_take_samples(struct block_device *device)
     if (tracker && root) {
         block_device_hold(device);
         block_device_wait_held(device);
+        if (block_node_flush(root) < 0) {
+            tracking_leave_open(tracker);
+        }
         tracking_take_samples(tracker, root);
     }
 }

@@ -232,7 +232,7 @@ def refusals(test):
     good = {"job_id": "m", "device": "vda", "target": "t", "sync": "full"}
     root = root_of(qmp)
     for text, wrong in (
-        ("Parameter 'sync' does not accept value 'incremental'", {"sync": "incremental"}),
+        ("Sync mode 'incremental' not supported", {"sync": "incremental"}),
         ("Cannot find device='zz' nor node-name='zz'", {"device": "zz"}),
         ("Cannot find device='zz' nor node-name='zz'", {"target": "zz"}),
         ("Can't mirror node into itself", {"target": root}),
