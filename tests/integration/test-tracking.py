@@ -194,7 +194,7 @@ def run_chain(test, chain, times):
 
 @promise("a chain of 21 increments of a raw disk restores each moment, whatever happens between")
 def raw_chain(test):
-    run_chain(test, Chain(test, "raw", 16 * MIB), 3)
+    run_chain(test, Chain(test, "raw", 8 * MIB), 3)
 
 
 @promise("a chain of 21 increments of a qcow2 disk restores each moment, whatever happens between")
