@@ -12,12 +12,13 @@
 #include "block/node.h"
 
 /*
- * Make the node writable, if it is not. Returns 1 if chain_writable_end has to follow, 0 if the node
- * is writable anyway, or a negative errno with the error set. Drains it; not the main thread.
+ * Make the node writable, if it is not. Returns 1 if chain_writable_end has to follow, 0 if the
+ * node is writable anyway, or a negative errno with the error set. Drains it; not the main thread.
  */
 int chain_writable_begin(struct block_node *node, GError **error);
 
-/* Who called the other one needs it no more: the last one makes it read-only. Not the main thread. */
+/* Who called the other one needs it no more: the last one makes it read-only. Not the main thread.
+ */
 void chain_writable_end(struct block_node *node);
 
 /* The same, but it is a guest's disk now: nobody makes it read-only. */

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Incremental backups since checkpoints: restored, they are the disk as it was at each moment.
 
-LIVEBLK_TRACKING_KILLS is how often a server is killed (25).
+LIVEBLK_TRACKING_KILLS is how often a server is killed (10).
 """
 
 import json
@@ -15,7 +15,7 @@ from liveblk_tracking import (
     GRANULE, KIB, MIB, Load, TrackedDisk, action, choose_range, noise,
 )  # fmt: skip
 
-KILLS = int(os.environ.get("LIVEBLK_TRACKING_KILLS") or 25)
+KILLS = int(os.environ.get("LIVEBLK_TRACKING_KILLS") or 10)
 
 
 def assert_same(found, wanted, what):
