@@ -27,10 +27,10 @@ struct block_device {
     bool read_only;          /* whatever the root */
     enum block_error_policy on_read_error;
     enum block_error_policy on_write_error;
-    bool is_listed;                 /* a guest's disk */
-    bool discards;                  /* the read-only root takes discards */
-    bool is_moving;                 /* block_device_begin_move; main thread */
-    struct change_tracker *tracker; /* the server's, or NULL; changed while drained */
+    bool is_listed;                         /* a guest's disk */
+    bool discards;                          /* the read-only root takes discards */
+    bool is_moving;                         /* block_device_begin_move; main thread */
+    struct change_tracker *_Atomic tracker; /* the server's, or NULL; changed while drained */
     struct throttle *throttle;
     struct statistics statistics;
 
@@ -483,12 +483,12 @@ enum block_io_status block_device_io_status(struct block_device *device)
 
 void block_device_set_tracker(struct block_device *device, struct change_tracker *tracker)
 {
-    device->tracker = tracker;
+    atomic_store(&device->tracker, tracker);
 }
 
 struct change_tracker *block_device_tracker(const struct block_device *device)
 {
-    return device->tracker;
+    return atomic_load(&device->tracker);
 }
 
 bool block_device_is_stopped(struct block_device *device)
@@ -619,7 +619,8 @@ static int check_request(struct block_device *device, const struct guest_request
 /* What changes the disk is noted before and after. */
 static int run_noted(struct block_device *device, const struct guest_request *request)
 {
-    struct change_tracker *tracker = is_change(request) ? device->tracker : NULL;
+    struct change_tracker *tracker =
+        is_change(request) ? atomic_load_explicit(&device->tracker, memory_order_acquire) : NULL;
     struct block_node *root = device->root.node;
     int status;
 

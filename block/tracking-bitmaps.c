@@ -11,6 +11,7 @@
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/tracking-state.h"
 
 /* So many for a disk: each of their changes writes them all. */
 #define BITMAPS_MAX 1024
@@ -22,15 +23,18 @@ struct pair {
     /* Not a reference: a node that is closed stores its bitmaps. Another may lie there then. */
     struct block_node *node;
     uint64_t serial;
+    struct block_device *device; /* borrowed, until is_settled */
+    bool is_settled, was_here;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards the pairs; innermost */
 static GArray *pairs;
 
-static void add_pair(struct change_tracker *tracker, struct block_node *root)
+static void add_pair(struct change_tracker *tracker, struct block_device *device,
+                     struct block_node *root)
 {
     struct block_node *node = block_node_below_filters(root);
-    struct pair pair = {tracker, node, node->serial};
+    struct pair pair = {tracker, node, node->serial, device, false, false};
     SCOPE_LOCK(&lock);
 
     if (!pairs) {
@@ -39,18 +43,75 @@ static void add_pair(struct change_tracker *tracker, struct block_node *root)
     g_array_append_val(pairs, pair);
 }
 
-static struct change_tracker *tracker_of(const struct block_node *node)
+/* Lock held. */
+static struct pair *find_pair(const struct block_node *node)
 {
-    SCOPE_LOCK(&lock);
-
     for (guint i = 0; pairs && i < pairs->len; i++) {
-        const struct pair *pair = &g_array_index(pairs, struct pair, i);
+        struct pair *pair = &g_array_index(pairs, struct pair, i);
 
         if (pair->node == node && pair->serial == node->serial) {
-            return tracking_check(pair->tracker, NULL) == 0 ? pair->tracker : NULL;
+            return pair;
         }
     }
     return NULL;
+}
+
+static struct change_tracker *tracker_of(const struct block_node *node)
+{
+    SCOPE_LOCK(&lock);
+    const struct pair *pair = find_pair(node);
+
+    return pair && tracking_check(pair->tracker, NULL) == 0 ? pair->tracker : NULL;
+}
+
+static bool shows(struct block_device *device, const struct block_node *node)
+{
+    AUTO(block_node) root = block_device_root(device);
+
+    return root && block_node_below_filters(root) == node;
+}
+
+/* Whether the device still shows the node. It moves on the main thread only, drained. */
+static bool is_here(const struct block_node *node)
+{
+    pthread_mutex_lock(&lock);
+    const struct pair *pair = find_pair(node);
+    struct block_device *device = pair && !pair->is_settled ? block_device_ref(pair->device) : NULL;
+    bool was_here = pair && pair->was_here;
+    pthread_mutex_unlock(&lock);
+    if (!device) {
+        return was_here;
+    }
+    bool is_shown = shows(device, node);
+    block_device_unref(device);
+    return is_shown;
+}
+
+void tracking_bitmaps_settle(struct change_tracker *tracker)
+{
+    struct block_device *device = NULL;
+    struct block_node *node = NULL;
+
+    pthread_mutex_lock(&lock);
+    for (guint i = 0; pairs && i < pairs->len; i++) {
+        struct pair *pair = &g_array_index(pairs, struct pair, i);
+
+        if (pair->tracker == tracker && !pair->is_settled) {
+            device = pair->device;
+            node = pair->node;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    bool was_here = device && shows(device, node);
+    SCOPE_LOCK(&lock);
+    for (guint i = 0; pairs && i < pairs->len; i++) {
+        struct pair *pair = &g_array_index(pairs, struct pair, i);
+
+        if (pair->tracker == tracker) {
+            pair->is_settled = true;
+            pair->was_here = was_here;
+        }
+    }
 }
 
 void tracking_bitmaps_end(struct change_tracker *tracker)
@@ -70,25 +131,23 @@ void tracking_bitmaps_end(struct change_tracker *tracker)
 
 /* ---- Bits ------------------------------------------------------------------------------------ */
 
-/* NULL: none are set, or (with *status) there is no memory. */
-static GBytes *compress_bits(struct dirty_bitmap *bitmap, int *status)
+/* A record's bits, which are as they are in memory, become what is stored. */
+static int pack(struct tracking_bitmap *record)
 {
-    uint64_t bytes;
-    g_autofree uint8_t *bits = NULL;
-    uLongf packed;
-
-    *status = 0;
-    if (dirty_bitmap_count(bitmap) == 0) {
-        return NULL;
-    }
-    bits = block_stored_bitmaps_encode(bitmap, &bytes);
-    packed = bits ? compressBound(bytes) : 0;
+    gsize bytes;
+    const void *bits = record->bits ? g_bytes_get_data(record->bits, &bytes) : NULL;
+    uLongf packed = bits ? compressBound(bytes) : 0;
     g_autofree uint8_t *buffer = bits ? g_try_malloc(packed) : NULL;
-    if (!buffer || compress2(buffer, &packed, bits, bytes, Z_BEST_SPEED) != Z_OK) {
-        *status = -ENOMEM;
-        return NULL;
+
+    if (!bits) {
+        return 0;
     }
-    return g_bytes_new(buffer, packed);
+    if (!buffer || compress2(buffer, &packed, bits, bytes, Z_BEST_SPEED) != Z_OK) {
+        return -ENOMEM;
+    }
+    g_bytes_unref(record->bits);
+    record->bits = g_bytes_new(buffer, packed);
+    return 0;
 }
 
 /* What a file says may be anything; more than there can be is none of it. */
@@ -112,11 +171,14 @@ static int expand_bits(GBytes *packed, struct dirty_bitmap *bitmap)
 
 /* ---- Records --------------------------------------------------------------------------------- */
 
-static struct tracking_bitmap *new_record(struct dirty_bitmap *bitmap, int *status)
+/* With the bits as they are in memory; NULL: there is not enough of that. */
+static struct tracking_bitmap *new_record(struct dirty_bitmap *bitmap)
 {
-    GBytes *bits = compress_bits(bitmap, status);
+    uint64_t bytes = 0;
+    bool is_clear = dirty_bitmap_count(bitmap) == 0;
+    uint8_t *bits = is_clear ? NULL : block_stored_bitmaps_encode(bitmap, &bytes);
 
-    if (*status < 0) {
+    if (!is_clear && !bits) {
         return NULL;
     }
     struct tracking_bitmap *record = g_new0(struct tracking_bitmap, 1);
@@ -124,7 +186,7 @@ static struct tracking_bitmap *new_record(struct dirty_bitmap *bitmap, int *stat
     record->granularity = (uint32_t)dirty_bitmap_granularity(bitmap);
     record->is_enabled = dirty_bitmap_enabled(bitmap);
     record->length = dirty_bitmap_length(bitmap);
-    record->bits = bits;
+    record->bits = bits ? g_bytes_new_take(bits, bytes) : NULL;
     return record;
 }
 
@@ -225,7 +287,9 @@ static void restore(struct block_node *node)
     }
 }
 
-/* The node is closed: what they say now is what they say, whatever changed in this epoch. */
+/* The node is closed: what they say now is what they say, whatever changed in this epoch. Unless
+ * the device has left it: then what it writes elsewhere must not be taken for older than the
+ * record. */
 static int store_all(struct block_node *node, struct dirty_bitmap *const *bitmaps, size_t count,
                      GError **error)
 {
@@ -233,11 +297,14 @@ static int store_all(struct block_node *node, struct dirty_bitmap *const *bitmap
     g_autoptr(GPtrArray) records =
         g_ptr_array_new_with_free_func((GDestroyNotify)tracking_bitmap_free);
 
+    if (!is_here(node)) {
+        return 0;
+    }
     for (size_t i = 0; i < count; i++) {
-        int status;
-        struct tracking_bitmap *record = new_record(bitmaps[i], &status);
+        struct tracking_bitmap *record = new_record(bitmaps[i]);
 
-        if (!record) {
+        if (!record || pack(record) < 0) {
+            tracking_bitmap_free(record);
             return block_error(error, ENOMEM, "Not enough memory for bitmap '%s'",
                                dirty_bitmap_name(bitmaps[i]));
         }
@@ -272,8 +339,11 @@ static void look_at(void *data)
     struct look *look = data;
     struct dirty_bitmap *bitmap = block_node_find_bitmap(look->node, look->name);
 
-    if (bitmap && dirty_bitmap_is_persistent(bitmap) && !dirty_bitmap_is_inconsistent(bitmap)) {
-        look->record = new_record(bitmap, &look->status);
+    /* A busy one says less than its user knows, who says so at its end. */
+    if (bitmap && is_here(look->node) && dirty_bitmap_is_persistent(bitmap) &&
+        !dirty_bitmap_is_inconsistent(bitmap) && !dirty_bitmap_is_busy(bitmap)) {
+        look->record = new_record(bitmap);
+        look->status = look->record ? 0 : -ENOMEM;
     }
 }
 
@@ -301,6 +371,10 @@ static int keep_now(struct change_tracker *tracker, struct look *look, GError **
     if (!look->record) {
         return tracking_forget_bitmap(tracker, look->name, error);
     }
+    if (pack(look->record) < 0) {
+        tracking_bitmap_free(look->record);
+        return block_error(error, ENOMEM, "there is not enough memory");
+    }
     g_ptr_array_add(records, STEAL(look->record));
     return tracking_keep_bitmaps(tracker, records, error);
 }
@@ -319,12 +393,19 @@ static void changed(struct block_node *node, const char *name)
     struct look how = {.node = node, .name = name};
     g_autoptr(GError) error = NULL;
 
-    if (tracker && !is_wanted(node, name)) {
-        tracking_forget_bitmap(tracker, name, NULL);
-    } else if (tracker && keep_now(tracker, &how, &error) < 0) {
+    if (!tracker) {
+        return;
+    }
+    if (is_wanted(node, name)) {
+        if (keep_now(tracker, &how, &error) == 0) {
+            return;
+        }
         g_warning("After a crash bitmap '%s' of node '%s' would not be as it is now: %s", name,
                   node->name, error->message);
-        tracking_forget_bitmap(tracker, name, NULL);
+    }
+    /* What the file says of it must not be believed. */
+    if (tracking_forget_bitmap(tracker, name, NULL) < 0) {
+        tracking_lose(tracker, TRACKING_LOST_STORAGE, "a bitmap cannot be taken out of it");
     }
 }
 
@@ -351,15 +432,17 @@ static void keep_each(struct change_tracker *tracker, struct block_node *root)
     tracking_drop_other_bitmaps(tracker, (const char *const *)names);
 }
 
-void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_node *root)
+void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_device *device,
+                            struct block_node *root)
 {
-    add_pair(tracker, root);
+    add_pair(tracker, device, root);
     block_stored_bitmaps_load_late(block_node_below_filters(root), &tracking_bitmap_keeper);
     keep_each(tracker, root);
 }
 
-void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_node *root)
+void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_device *device,
+                            struct block_node *root)
 {
-    add_pair(tracker, root);
+    add_pair(tracker, device, root);
     keep_each(tracker, root);
 }

@@ -12,6 +12,7 @@
 #ifndef LIVEBLK_BLOCK_TRACKING_BITMAPS_H
 #define LIVEBLK_BLOCK_TRACKING_BITMAPS_H
 
+#include "block/device.h"
 #include "block/stored-bitmaps.h"
 #include "block/tracking.h"
 
@@ -19,14 +20,25 @@
 extern const struct bitmap_keeper tracking_bitmap_keeper;
 
 /*
+ * A record says what a bitmap of a node said when an epoch of the device ended, so one is written
+ * only while the device shows that node. What is kept of the bitmaps of a node that it has left
+ * stays as it was then, and with what changed since, wherever, says more than there is.
+ */
+
+/*
  * A disk that is not used yet is tracked: its bitmaps, of the node that shows it below all filters,
  * are kept in the tracker's file from now on, and those that are there are loaded. The node's own
  * bitmaps, that is: they do not follow the disk to another node. May block.
  */
-void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_node *root);
+void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_device *device,
+                            struct block_node *root);
 
 /* The same for a disk in use, whose file is new: what the node has is kept. */
-void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_node *root);
+void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_device *device,
+                            struct block_node *root);
+
+/* The device goes, and writes no more: where it is now is where it was at the end. */
+void tracking_bitmaps_settle(struct change_tracker *tracker);
 
 /* No more. Before the tracker is freed, or when it was stopped. */
 void tracking_bitmaps_end(struct change_tracker *tracker);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "block/error.h"
+#include "block/tracking-internal.h"
 #include "block/tracking-io.h"
 
 static bool is_locked(int fd)
@@ -110,4 +111,48 @@ int tracking_drop(const char *path, GError **error)
         return block_error_errno(error, errno, "Could not remove '%s'", path);
     }
     return 0;
+}
+
+static bool is_equal(const struct tracking_identity *a, const struct tracking_identity *b)
+{
+    return a->inode && a->device == b->device && a->inode == b->inode && a->bytes == b->bytes &&
+           a->modified_ns == b->modified_ns;
+}
+
+/* In the place of the older copy, as a server does. */
+static int write_identity(int fd, const struct tracking_contents *contents,
+                          const struct tracking_identity *identity, GError **error)
+{
+    struct tracking_header header = contents->header;
+    uint8_t bytes[TRACKING_HEADER_BYTES];
+    uint64_t offset = contents->copy ? 0 : TRACKING_HEADER_BYTES;
+
+    header.disk = *identity;
+    header.sequence++;
+    tracking_header_encode(&header, bytes);
+    int status = tracking_io.write_durably(fd, bytes, sizeof(bytes), offset);
+    return status < 0 ? block_error_errno(error, -status, "Could not write the tracking file") : 1;
+}
+
+int tracking_follow_resize(const char *path, const struct tracking_identity *before,
+                           const struct tracking_identity *after, GError **error)
+{
+    AUTO_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
+    struct tracking_contents contents;
+    enum tracking_loss loss;
+    int status = 0;
+
+    if (fd < 0) {
+        return errno == ENOENT ? 0 : block_error_errno(error, errno, "Could not open '%s'", path);
+    }
+    status = tracking_file_lock(fd, path, error);
+    if (status < 0) {
+        return status;
+    }
+    if (tracking_contents_read(fd, &contents, &loss, NULL) == 0 && !contents.marked_loss &&
+        !(contents.header.flags & TRACKING_IN_USE) && is_equal(&contents.header.disk, before)) {
+        status = write_identity(fd, &contents, after, error);
+    }
+    tracking_contents_clear(&contents);
+    return status;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Looking at a tracking file that nobody need have open, and removing it. */
+/* Tracking files that no server has open: looking at them, removing them, resized disks. */
 #ifndef LIVEBLK_BLOCK_TRACKING_INSPECT_H
 #define LIVEBLK_BLOCK_TRACKING_INSPECT_H
 
@@ -28,5 +28,14 @@ void tracking_inspection_clear(struct tracking_inspection *inspection);
  * A damaged one is one.
  */
 int tracking_drop(const char *path, GError **error);
+
+/*
+ * A disk that nobody serves got longer, and nothing else changed there, between two looks at its
+ * file (tracking_identify): the tracking file, if it was that disk's before, is told so, and finds
+ * a changed tail instead of a disk that somebody wrote. Returns 1 if it was, 0 if there is no file,
+ * or one that says nothing of the disk as it was before; a negative errno with the error set.
+ */
+int tracking_follow_resize(const char *path, const struct tracking_identity *before,
+                           const struct tracking_identity *after, GError **error);
 
 #endif

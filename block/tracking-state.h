@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "block/tracking.h"
 
@@ -25,6 +26,7 @@ struct change_tracker {
     char *reason;
     bool is_marking; /* a thread notes the loss in the file */
     pthread_t marking;
+    pid_t marking_process;
     _Atomic bool is_settled; /* it has, or had its time */
     pthread_cond_t settled;
     int64_t settled_at_latest;

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "block/align.h"
 #include "block/checked.h"
@@ -42,6 +43,7 @@ static void start_marking(struct change_tracker *tracker)
     if (tracker->file) {
         tracking_file_note_loss(tracker->file, tracker->loss);
         tracker->is_marking = thread_create(&tracker->marking, mark_lost, tracker) == 0;
+        tracker->marking_process = getpid();
     }
     tracker->settled_at_latest = clock_now_ns() + (int64_t)tracking_io.timeout_ns / 2;
     atomic_store(&tracker->is_settled, !tracker->is_marking);
@@ -107,7 +109,8 @@ int tracking_check(struct change_tracker *tracker, GError **error)
 static void wait_for_marking(struct change_tracker *tracker)
 {
     pthread_mutex_lock(&tracker->loss_lock);
-    bool is_marking = tracker->is_marking;
+    /* A thread of the process that forked is not here. */
+    bool is_marking = tracker->is_marking && tracker->marking_process == getpid();
     tracker->is_marking = false;
     pthread_mutex_unlock(&tracker->loss_lock);
     if (is_marking) {
@@ -444,6 +447,13 @@ void tracking_take_samples(struct change_tracker *tracker, struct block_node *ro
     }
 }
 
+void tracking_release(struct change_tracker *tracker)
+{
+    wait_for_marking(tracker);
+    SCOPE_LOCK(&tracker->lock);
+    tracking_file_abandon(STEAL(tracker->file));
+}
+
 void tracking_abandon(struct change_tracker *tracker)
 {
     wait_for_marking(tracker);
@@ -500,6 +510,11 @@ int tracking_stop(struct change_tracker *tracker, GError **error)
                                  tracker->path);
     }
     return 0;
+}
+
+void tracking_contents_changed(struct change_tracker *tracker, const char *how)
+{
+    tracking_lose(tracker, TRACKING_LOST_MODIFIED, how);
 }
 
 /* ---- Other lengths --------------------------------------------------------------------------- */

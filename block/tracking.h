@@ -60,6 +60,9 @@ void tracking_leave_open(struct change_tracker *tracker);
  */
 int tracking_stop(struct change_tracker *tracker, GError **error);
 
+/* After that, with the device drained since: the file is closed. The tracker stays, and refuses. */
+void tracking_release(struct change_tracker *tracker);
+
 /* 0, or -EIO with why nothing is noted. Any thread. */
 int tracking_check(struct change_tracker *tracker, GError **error);
 
@@ -77,6 +80,12 @@ void tracking_end(struct change_tracker *tracker, struct block_node *root,
  * If that fails, tracking is lost, and the disk is what it is to be.
  */
 void tracking_resize(struct change_tracker *tracker, uint64_t length);
+
+/*
+ * The disk reads differently, and not by its guest's doing: nothing is known of it any more. how: a
+ * sentence without its end. Any thread.
+ */
+void tracking_contents_changed(struct change_tracker *tracker, const char *how);
 
 /* ---- Checkpoints ----------------------------------------------------------------------------- */
 

@@ -145,9 +145,10 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
 const struct command checkpoint_command = {
     .name = "checkpoint",
     .summary = "Name moments of tracked disks, for incremental backups",
-    .usage = "[OPTION...] add DEVICE NAME | remove DEVICE NAME | list DEVICE",
-    .notes = "A checkpoint is a name for a moment. It costs nothing to keep one, and removing it\n"
-             "changes nothing but that one can no longer ask what changed since.\n",
+    .usage = "[OPTION...] add|remove DEVICE NAME | list DEVICE",
+    .notes = "A checkpoint is a name for a moment. It costs nothing to keep one, and\n"
+             "removing it changes nothing but that one can no longer ask what changed\n"
+             "since.\n",
     .flags = COMMAND_ADMIN | COMMAND_JSON,
     .words = words,
     .run = run,

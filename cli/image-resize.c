@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "block/tracking-inspect.h"
 #include "cli/image.h"
 #include "cli/output.h"
 
@@ -58,12 +59,26 @@ static bool find_length(const char *text, uint64_t now, uint64_t *length, GError
     return true;
 }
 
+/* So that the tracking file beside the image does not take it for written by a stranger. */
+static bool follow_resize(const char *path, const struct tracking_identity *before, GError **error)
+{
+    g_autofree char *tracking = g_strconcat(path, ".tracking", NULL);
+    struct tracking_identity after;
+
+    tracking_identify(path, &after);
+    return tracking_follow_resize(tracking, before, &after, error) >= 0;
+}
+
 static enum exit_status resize_file(const char *path, const char *size,
                                     enum block_preallocation mode, uint64_t *length, GError **error)
 {
     struct image_progress progress = {.what = "resizing"};
     const struct image_options how = {
         .format = chosen.format, .writable = true, .served_command = "resize"};
+    struct tracking_identity before;
+    bool is_grown;
+
+    tracking_identify(path, &before);
     AUTO(block_node) node = image_open(path, &how, error);
 
     if (!node) {
@@ -72,9 +87,15 @@ static enum exit_status resize_file(const char *path, const char *size,
     if (!find_length(size, block_node_length(node), length, error)) {
         return EXIT_USAGE;
     }
+    is_grown = *length >= block_node_length(node);
     image_progress_begin(&progress);
     int status = block_node_resize(node, *length, mode, image_progress_show, &progress, error);
     image_progress_end(&progress);
+    block_node_unref(STEAL(node)); /* closed, it is not written any more */
+    /* What was cut off and comes back later would be taken for unchanged. */
+    if (status == 0 && is_grown && !follow_resize(path, &before, error)) {
+        return EXIT_FAILED;
+    }
     return status < 0 ? EXIT_FAILED : EXIT_OK;
 }
 

@@ -26,7 +26,7 @@ static const GOptionEntry options[] = {
     {"granule", 0, 0, G_OPTION_ARG_STRING, &chosen.granule,
      "start: bytes of the disk per entry (64K)", "BYTES"},
     {"extent", 0, 0, G_OPTION_ARG_STRING, &chosen.extent,
-     "start: what counts as changed after a power loss (4M)", "BYTES"},
+     "start: what a power loss makes count as changed (4M)", "BYTES"},
     {"extents", 0, 0, G_OPTION_ARG_INT, &chosen.extents, "start: how many of those (1024)",
      "NUMBER"},
     {NULL},
@@ -386,7 +386,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
 const struct command tracking_command = {
     .name = "tracking",
     .summary = "Track what changes on disks, and look at tracking files",
-    .usage = "[OPTION...] list | start DEVICE | stop DEVICE | show FILE | check FILE | drop FILE",
+    .usage = "[OPTION...] list | start|stop DEVICE | VERB FILE",
     .notes = "  list            the disks of a server that are tracked\n"
              "  start DEVICE    track a disk from now on, in a new file\n"
              "  stop DEVICE     end that; the file and all checkpoints are gone\n"

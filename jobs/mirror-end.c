@@ -11,6 +11,7 @@
 #include "block/clock.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/tracking.h"
 #include "jobs/mirror-internal.h"
 
 /*
@@ -248,6 +249,13 @@ int mirror_prepare(struct job *job, GError **error)
     return status;
 }
 
+/* Else it is the user's word that the target reads as the source does. */
+static bool is_whole_copy(const struct mirror *mirror)
+{
+    return mirror->sync == MIRROR_SYNC_FULL || mirror->sync == MIRROR_SYNC_COMMIT ||
+           (mirror->sync == MIRROR_SYNC_TOP && mirror->has_attached);
+}
+
 /*
  * The first device takes the job's own place on the target, which none of its claims could get if
  * that were free for a moment. Others there are only where the source is read-only: they exclude
@@ -264,6 +272,11 @@ static void switch_device(struct mirror *mirror, struct block_device *device)
         block_device_set_root(device, mirror->target, &error);
     }
     g_assert_no_error(error);
+    struct change_tracker *tracker = block_device_tracker(device);
+    if (tracker && !is_whole_copy(mirror)) {
+        tracking_contents_changed(tracker,
+                                  "the mirror it was switched to has not copied all of it");
+    }
 }
 
 /* Main thread; guests stand still. */

@@ -123,7 +123,9 @@ static const struct qmp_member add_members[] = {
      .doc = "Bytes per bit: a power of 2, 512 to 2 GiB; by default the cluster size of the image, "
             "at least 4 KiB and at most 64 KiB, or 64 KiB if it has no clusters."},
     {"persistent", &qmp_type_bool, .optional = true, .default_text = "false",
-     .doc = "Store it in the image when the node is closed, and load it when it is opened."},
+     .doc =
+         "Keep it with the disk: in the image, from when the node is closed to when it is opened, "
+         "or, where the image's format cannot, in the tracking file of a disk that is tracked."},
     {"disabled", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Do not record yet."},
     {NULL},

@@ -70,10 +70,11 @@ static json_t *blockdev_reopen(struct qmp_request *request, json_t *arguments, G
     json_array_foreach (json_object_get(arguments, "options"), index, item) {
         g_ptr_array_add(options, block_options_from_json(item));
     }
-    return block_nodes_reopen((struct block_options *const *)options->pdata, options->len, error) <
-                   0
-               ? NULL
-               : json_object();
+    GPtrArray *layers = device_tracking_note_layers();
+    int status =
+        block_nodes_reopen((struct block_options *const *)options->pdata, options->len, error);
+    device_tracking_compare_layers(layers, "the disk was given other layers");
+    return status < 0 ? NULL : json_object();
 }
 
 static json_t *blockdev_del(struct qmp_request *request, json_t *arguments, GError **error)

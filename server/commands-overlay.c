@@ -12,6 +12,7 @@
 #include "block/reopen.h"
 #include "block/request.h"
 #include "server/commands-chain.h"
+#include "server/device-tracking.h"
 #include "server/lookup.h"
 #include "server/target-file.h"
 
@@ -54,7 +55,35 @@ struct overlay_state {
     const char *filename;       /* the overlay's file */
     bool is_made;               /* by us: it is to go again if nothing comes of it */
     bool makes_read_only;
+    bool holds_data; /* the overlay does, by itself: the disk reads differently above it */
 };
+
+/* What it should not. Storage that cannot say what it holds holds data. */
+static bool holds_data(struct block_node *overlay)
+{
+    uint64_t length = block_node_length(overlay), offset = 0;
+
+    while (offset < length) {
+        struct block_extent extent;
+
+        if (block_node_block_status(overlay, offset, length - offset, &extent) < 0 ||
+            extent.flags & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO)) {
+            return true;
+        }
+        offset += extent.bytes;
+    }
+    return false;
+}
+
+static int check_overlay(struct overlay_state *state, GError **error)
+{
+    int status = block_overlay_check(state->node, state->overlay, error);
+
+    if (status == 0) {
+        state->holds_data = holds_data(state->overlay);
+    }
+    return status;
+}
 
 /* node_name: if it can only be a node's; or NULL. */
 static int find_node(struct overlay_state *state, const char *name, const char *node_name,
@@ -92,7 +121,7 @@ static int prepare_node(struct transaction_action *action, json_t *data, GError 
     if (status == 0) {
         state->overlay =
             lookup_device_or_node(json_string_value(json_object_get(data, "overlay")), error);
-        status = state->overlay ? block_overlay_check(state->node, state->overlay, error) : -ENOENT;
+        status = state->overlay ? check_overlay(state, error) : -ENOENT;
     }
     if (status == 0) {
         plan(action);
@@ -229,7 +258,7 @@ static int prepare_file(struct transaction_action *action, json_t *data, GError 
         status = open_overlay(state, data, error);
     }
     if (status == 0) {
-        status = block_overlay_check(state->node, state->overlay, error);
+        status = check_overlay(state, error);
     }
     if (status < 0) {
         remove_new_file(action);
@@ -273,6 +302,9 @@ static void commit(struct transaction_action *action)
     struct overlay_state *state = transaction_state(action);
     g_autoptr(GError) error = NULL;
 
+    if (state->holds_data) {
+        device_tracking_distrust(state->overlay, "its overlay was not empty");
+    }
     if (state->makes_read_only && block_node_set_read_only(state->node, true, &error) < 0) {
         g_warning("Node '%s' stays writable below its overlay: %s", state->node->name,
                   error->message);

@@ -12,6 +12,7 @@
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/tracking.h"
 #include "server/commands.h"
 #include "server/query.h"
 
@@ -162,6 +163,11 @@ static void switch_drained(void *data)
     }
     if (change->status == 0) {
         change->status = block_device_set_root(change->device, change->to, change->error);
+    }
+    struct change_tracker *tracker = block_device_tracker(change->device);
+    if (change->status == 0 && tracker &&
+        block_node_below_filters(change->from) != block_node_below_filters(change->to)) {
+        tracking_contents_changed(tracker, "the device was given another node");
     }
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "block/chain.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/tracking-bitmaps.h"
@@ -34,6 +35,14 @@ char *device_tracking_path(const char *given, const char *disk_path, GError **er
         block_error(error, EINVAL, "The tracking file's path is empty");
         return NULL;
     }
+    /* What lies in there is gone when the host restarts. */
+    if (!strcmp(given, "auto") && g_str_has_prefix(disk_path, "/dev/")) {
+        block_error(error, EINVAL,
+                    "tracking=auto puts the tracking file beside the disk's file, but '%s' is in "
+                    "/dev: give a path elsewhere",
+                    disk_path);
+        return NULL;
+    }
     return strcmp(given, "auto") ? g_canonicalize_filename(given, NULL)
                                  : g_strconcat(disk_path, ".tracking", NULL);
 }
@@ -43,7 +52,7 @@ void device_tracking_begin(struct block_device *device, const struct tracking_op
     AUTO(block_node) root = block_device_root(device);
     struct change_tracker *tracker = tracking_start(options, root);
 
-    tracking_bitmaps_begin(tracker, root);
+    tracking_bitmaps_begin(tracker, device, root);
     SCOPE_LOCK(&lock);
     keep(tracker);
     block_device_set_tracker(device, tracker);
@@ -85,7 +94,11 @@ int device_tracking_start(struct block_device *device, const struct tracking_opt
     }
     keep(tracker);
     exchange(device, tracker);
-    tracking_bitmaps_adopt(tracker, root);
+    /* It may have been moved while the file was made. */
+    AUTO(block_node) now = block_device_root(device);
+    if (now) {
+        tracking_bitmaps_adopt(tracker, device, now);
+    }
     return 0;
 }
 
@@ -119,6 +132,7 @@ int device_tracking_stop(struct block_device *device, GError **error)
     int status = tracking_stop(tracker, error);
     exchange(device, NULL);
     tracking_bitmaps_end(tracker);
+    tracking_release(tracker);
     return status;
 }
 
@@ -150,6 +164,100 @@ void device_tracking_resize(struct block_node *node, uint64_t length)
     block_device_list_free(devices);
 }
 
+/* ---- Contents that change by themselves ------------------------------------------------------ */
+
+static bool has_layer(struct block_device *device, const struct block_node *wanted)
+{
+    struct block_node *node = block_device_root(device);
+    bool found = false;
+
+    while (node) {
+        AUTO(block_node) above = node;
+
+        found |= above == wanted;
+        node = block_chain_below(above);
+    }
+    return found;
+}
+
+void device_tracking_distrust(struct block_node *node, const char *how)
+{
+    struct block_device **devices = block_device_list();
+
+    for (struct block_device **device = devices; *device; device++) {
+        struct change_tracker *tracker = block_device_tracker(*device);
+
+        if (tracker && has_layer(*device, node)) {
+            tracking_contents_changed(tracker, how);
+        }
+    }
+    block_device_list_free(devices);
+}
+
+struct layers {
+    struct block_device *device; /* a reference */
+    char *text;                  /* what they are, filters left out */
+};
+
+static void free_layers(gpointer data)
+{
+    struct layers *layers = data;
+
+    block_device_unref(layers->device);
+    g_free(layers->text);
+    g_free(layers);
+}
+
+static char *describe_layers(struct block_device *device)
+{
+    struct block_node *node = block_device_root(device);
+    GString *text = g_string_new(NULL);
+
+    while (node) {
+        AUTO(block_node) above = node;
+
+        if (!above->driver->is_filter) {
+            g_string_append_printf(text, "%" G_GUINT64_FORMAT " ", above->serial);
+        }
+        node = block_chain_below(above);
+    }
+    return g_string_free(text, FALSE);
+}
+
+GPtrArray *device_tracking_note_layers(void)
+{
+    GPtrArray *list = g_ptr_array_new_with_free_func(free_layers);
+    struct block_device **devices = block_device_list();
+
+    for (struct block_device **device = devices; *device; device++) {
+        if (block_device_tracker(*device)) {
+            struct layers *layers = g_new0(struct layers, 1);
+
+            layers->device = block_device_ref(*device);
+            layers->text = describe_layers(*device);
+            g_ptr_array_add(list, layers);
+        }
+    }
+    block_device_list_free(devices);
+    return list;
+}
+
+void device_tracking_compare_layers(GPtrArray *list, const char *how)
+{
+    for (guint i = 0; i < list->len; i++) {
+        const struct layers *before = g_ptr_array_index(list, i);
+        g_autofree char *now = describe_layers(before->device);
+        struct change_tracker *tracker = block_device_tracker(before->device);
+
+        if (tracker && strcmp(now, before->text)) {
+            tracking_contents_changed(tracker, how);
+        }
+    }
+    g_ptr_array_unref(list);
+}
+
+/* ---- The end --------------------------------------------------------------------------------- */
+
 /* Guests have gone, or are kept out for good. */
 void device_tracking_take_samples(struct block_device *device)
 {
@@ -162,6 +270,7 @@ void device_tracking_take_samples(struct block_device *device)
         if (block_node_flush(root) < 0) {
             tracking_leave_open(tracker);
         }
+        tracking_bitmaps_settle(tracker);
         tracking_take_samples(tracker, root);
     }
 }

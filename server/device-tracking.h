@@ -41,6 +41,19 @@ struct change_tracker *device_tracking_find(struct block_device *device, GError 
 /* Before a node gets another length, and after: for the devices that show it. Drained. */
 void device_tracking_resize(struct block_node *node, uint64_t length);
 
+/*
+ * The node reads differently, and not by a guest's doing: the maps of the devices that show it, or
+ * have it among their layers, are lost. how: see tracking_contents_changed. Not the main thread.
+ */
+void device_tracking_distrust(struct block_node *node, const char *how);
+
+/*
+ * What the tracked devices' layers are; and, given that, the end of the maps of those whose layers
+ * are others now. Frees it. Not the main thread.
+ */
+GPtrArray *device_tracking_note_layers(void);
+void device_tracking_compare_layers(GPtrArray *layers, const char *how);
+
 /* At the end: a device that is about to be removed; then, with all disks closed, all files. */
 void device_tracking_take_samples(struct block_device *device);
 void device_tracking_finish_all(void);

@@ -159,6 +159,66 @@ def test_lost(test):
         disk.end()
 
 
+@promise("a bitmap whose disk moved away has no change too few when it is read again")
+def test_moved(test):
+    disk = Disk(test, "raw")
+    disk.bitmap("add", persistent=True)
+    disk.guest.pwrite(b"1" * 64 * KIB, 0)
+    other = test.make_disk("other.raw", LENGTH)
+    disk.qmp.command_raw("blockdev-add", {
+        "driver": "raw", "node-name": "disk1",
+        "file": {"driver": "file", "filename": str(other)},
+    })  # fmt: skip
+    disk.qmp.command("blockdev-mirror", job_id="move", device="vda", target="disk1", sync="full")
+    disk.qmp.wait_event("BLOCK_JOB_READY", device="move")
+    disk.qmp.command("job-complete", id="move")
+    disk.qmp.wait_event("BLOCK_JOB_COMPLETED", device="move")
+    disk.guest.pwrite(b"2" * 64 * KIB, MIB)
+    disk.guest.shutdown()
+    disk.server.stop()
+    words = f"name=vda,file={other},format=raw,node-name=disk1,tracking={disk.path}.tracking"
+    server = Server(test, [words], name="moved")
+    nodes = server.qmp().command("query-named-block-nodes")
+    found = next(node for node in nodes if node["node-name"] == "disk1").get("dirty-bitmaps", [])
+    assert all(bitmap["count"] >= 128 * KIB for bitmap in found), found
+    assert server.qmp().command("query-block-tracking")[0]["state"] == "exact"
+    server.stop()
+
+
+@promise("a device that is given a disk of other contents is tracked no more, and says so")
+def test_other_contents(test):
+    disk = Disk(test, "raw")
+    disk.qmp.command("block-checkpoint-add", device="vda", name="before")
+    other = test.make_disk("another.raw", LENGTH)
+    disk.qmp.command_raw("blockdev-add", {
+        "driver": "raw", "node-name": "disk1",
+        "file": {"driver": "file", "filename": str(other)},
+    })  # fmt: skip
+    disk.qmp.command("qom-set", path="vda", property="drive", value="disk1")
+    event = disk.qmp.wait_event("BLOCK_TRACKING_LOST", device="vda")
+    assert event["data"]["reason"] == "modified", event
+    disk.end()
+
+
+@promise("an overlay that is not empty ends the tracking of its disk")
+def test_full_overlay(test):
+    disk = Disk(test, "raw")
+    for name, written in (("empty", False), ("full", True)):
+        path = test.path(name)
+        test.run("qemu-img", "create", "-q", "-f", "qcow2", path, str(LENGTH))
+        if written:
+            test.run("qemu-io", "-f", "qcow2", "-c", "write 1M 64k", path)
+        disk.qmp.command_raw("blockdev-add", {
+            "driver": "qcow2", "node-name": name, "backing": None,
+            "file": {"driver": "file", "filename": str(path)},
+        })  # fmt: skip
+        below = "disk0" if name == "empty" else "empty"
+        disk.qmp.command("blockdev-snapshot", node=below, overlay=name)
+        state = disk.qmp.command("query-block-tracking")[0]["state"]
+        assert state == ("lost" if written else "exact"), (name, state)
+    disk.end()
+
+
 @promise("a disk that is tracked from now on keeps the bitmaps it has")
 def test_adopted(test):
     path = test.path("later.qcow2")

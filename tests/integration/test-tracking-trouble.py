@@ -144,6 +144,22 @@ def begun_anew(test):
         disk.stop()
 
 
+@promise("a disk that 'liveblk resize' made longer while nobody served it is a changed tail")
+def resized_offline(test):
+    for kind in ("raw", "qcow2"):
+        disk = TrackedDisk(test, LENGTH, kind, kind)
+        disk.guest.pwrite(b"1" * 64 * KIB, 0)
+        disk.add("old")
+        disk.guest.pwrite(b"2" * 64 * KIB, MIB)
+        disk.stop()
+        test.liveblk("resize", "--format", kind, str(disk.path), str(LENGTH + MIB))
+        disk.start()
+        assert disk.info()["state"] == "exact", disk.info()
+        changed = disk.checkpoint("old")["changed-bytes"]
+        assert changed == MIB + 64 * KIB, changed
+        disk.stop()
+
+
 @promise("a tracking file that is another's is left alone, to the byte, and its disk is served")
 def left_alone(test):
     disk, other = make_tracked(test), make_tracked(test, "other")
