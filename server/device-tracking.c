@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/chain.h"
@@ -35,11 +36,13 @@ char *device_tracking_path(const char *given, const char *disk_path, GError **er
         block_error(error, EINVAL, "The tracking file's path is empty");
         return NULL;
     }
-    /* What lies in there is gone when the host restarts. */
-    if (!strcmp(given, "auto") && g_str_has_prefix(disk_path, "/dev/")) {
+    /* What lies beside it is gone when the host restarts, and the disk is not. */
+    struct stat information;
+    if (!strcmp(given, "auto") && stat(disk_path, &information) == 0 &&
+        S_ISBLK(information.st_mode)) {
         block_error(error, EINVAL,
-                    "tracking=auto puts the tracking file beside the disk's file, but '%s' is in "
-                    "/dev: give a path elsewhere",
+                    "tracking=auto puts the tracking file beside the disk's file, but '%s' is a "
+                    "block device: give a path elsewhere",
                     disk_path);
         return NULL;
     }
