@@ -24,7 +24,7 @@
 #include "tests/lib/disk.h"
 #include "tests/lib/random.h"
 
-#define CASES      60   /* with QEMU */
+#define CASES      40   /* with QEMU */
 #define OWN_CASES  2000 /* without: its programs take most of a case's time */
 #define OPERATIONS 40
 #define SNAPSHOTS  3
