@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include "block/chain.h"
-#include "block/drain.h"
 #include "block/error.h"
 #include "block/tracking-bitmaps.h"
 
@@ -61,13 +60,16 @@ void device_tracking_begin(struct block_device *device, const struct tracking_op
     block_device_set_tracker(device, tracker);
 }
 
-/* Drained, so that no request is noted half. */
+/*
+ * With no request under way, so that none is noted half, or by a tracker that is gone. The device
+ * itself is held, not its root: that may be another one by the time it is drained.
+ */
 static void exchange(struct block_device *device, struct change_tracker *tracker)
 {
-    AUTO(block_node) root = block_device_root(device);
-    AUTO(block_drain) drain = block_drain_begin(&root, 1, BLOCK_PERM_WRITE);
-
+    block_device_hold(device);
+    block_device_wait_held(device);
     block_device_set_tracker(device, tracker);
+    block_device_let_go(device);
 }
 
 int device_tracking_start(struct block_device *device, const struct tracking_options *options,
