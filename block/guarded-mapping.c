@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "block/align.h"
@@ -28,6 +29,21 @@ static bool is_installed;
 static struct sigaction previous;
 static size_t page_size;
 
+/*
+ * The system call itself: the library's function is not promised to handlers, and to a sanitizer it
+ * is a write to the page, which races with every other thread that touches it.
+ */
+static bool map_empty_page(char *page)
+{
+#ifdef SYS_mmap2
+    const long number = SYS_mmap2; /* 32 bits: the same but for the unit of the offset, 0 here */
+#else
+    const long number = SYS_mmap;
+#endif
+    return syscall(number, page, page_size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != -1;
+}
+
 /* Of the thread that touched the page; only what may be called from a handler. */
 static bool replace_page(char *fault)
 {
@@ -40,8 +56,7 @@ static bool replace_page(char *fault)
         }
         char *page = address + align_down((uint64_t)(fault - address), page_size);
         atomic_store(&mapping->is_broken, true);
-        return mmap(page, page_size, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED;
+        return map_empty_page(page);
     }
     return false;
 }
