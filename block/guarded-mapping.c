@@ -35,13 +35,21 @@ static size_t page_size;
  */
 static bool map_empty_page(char *page)
 {
-#ifdef SYS_mmap2
-    const long number = SYS_mmap2; /* 32 bits: the same but for the unit of the offset, 0 here */
+    const int protection = PROT_READ | PROT_WRITE;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+#if defined(__s390__)
+    /* There the call takes one argument: where the arguments are. */
+    const unsigned long arguments[] = {(unsigned long)page,  page_size,
+                                       (unsigned)protection, (unsigned long)flags,
+                                       (unsigned long)-1,    0};
+
+    return syscall(SYS_mmap, arguments) != -1;
+#elif defined(SYS_mmap2)
+    /* 32 bits: the same but for the unit of the offset, which is 0 here. */
+    return syscall(SYS_mmap2, page, page_size, protection, flags, -1, 0) != -1;
 #else
-    const long number = SYS_mmap;
+    return syscall(SYS_mmap, page, page_size, protection, flags, -1, 0) != -1;
 #endif
-    return syscall(number, page, page_size, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != -1;
 }
 
 /* Of the thread that touched the page; only what may be called from a handler. */
