@@ -10,6 +10,7 @@
 #include "block/change-map.h"
 #include "block/checked.h"
 #include "block/error.h"
+#include "block/little-endian.h"
 
 #define HEADER_MAGIC "LIVEBLKT"
 #define LOG_MAGIC    UINT32_C(0x474f4c4c) /* "LLOG" */
@@ -108,36 +109,6 @@ char *tracking_uuid_text(const uint8_t *uuid)
     return g_string_free(text, FALSE);
 }
 
-/* ---- Numbers --------------------------------------------------------------------------------- */
-
-static void put32(uint8_t *bytes, uint32_t value)
-{
-    value = GUINT32_TO_LE(value);
-    memcpy(bytes, &value, sizeof(value));
-}
-
-static void put64(uint8_t *bytes, uint64_t value)
-{
-    value = GUINT64_TO_LE(value);
-    memcpy(bytes, &value, sizeof(value));
-}
-
-static uint32_t get32(const uint8_t *bytes)
-{
-    uint32_t value;
-
-    memcpy(&value, bytes, sizeof(value));
-    return GUINT32_FROM_LE(value);
-}
-
-static uint64_t get64(const uint8_t *bytes)
-{
-    uint64_t value;
-
-    memcpy(&value, bytes, sizeof(value));
-    return GUINT64_FROM_LE(value);
-}
-
 /* ---- The header ------------------------------------------------------------------------------ */
 
 uint64_t tracking_log_bytes(uint32_t extents)
@@ -172,8 +143,8 @@ static void encode_samples(const struct tracking_header *header, uint8_t *bytes)
     for (unsigned i = 0; i < header->sample_count; i++) {
         const struct tracking_sample *sample = &header->samples[i];
 
-        put64(bytes, sample->offset);
-        put32(bytes + 8, sample->epoch);
+        put_le64(bytes, sample->offset);
+        put_le32(bytes + 8, sample->epoch);
         memcpy(bytes + 16, sample->hash, sizeof(sample->hash));
         bytes += SAMPLE_BYTES;
     }
@@ -185,35 +156,35 @@ void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes
 
     memset(bytes, 0, TRACKING_HEADER_BYTES);
     memcpy(bytes + AT_MAGIC, HEADER_MAGIC, 8);
-    put32(bytes + AT_VERSION, TRACKING_VERSION);
-    put32(bytes + AT_FLAGS, header->flags);
-    put32(bytes + AT_PREVIOUS_LOSS, header->previous_loss);
-    put64(bytes + AT_SEQUENCE, header->sequence);
+    put_le32(bytes + AT_VERSION, TRACKING_VERSION);
+    put_le32(bytes + AT_FLAGS, header->flags);
+    put_le32(bytes + AT_PREVIOUS_LOSS, header->previous_loss);
+    put_le64(bytes + AT_SEQUENCE, header->sequence);
     memcpy(bytes + AT_UUID, header->uuid, sizeof(header->uuid));
-    put64(bytes + AT_LENGTH, header->length);
-    put32(bytes + AT_GRANULE_SHIFT, header->granule_shift);
-    put32(bytes + AT_EXTENT_SHIFT, header->extent_shift);
-    put32(bytes + AT_EXTENTS, header->extents);
-    put32(bytes + AT_EPOCH, header->epoch);
-    put64(bytes + AT_MAP_OFFSET, header->map_offset);
-    put64(bytes + AT_MAP_BYTES, header->map_bytes);
-    put64(bytes + AT_DIRECTORY_OFFSET, header->directory_offset);
-    put64(bytes + AT_DIRECTORY_BYTES, header->directory_bytes);
-    put32(bytes + AT_DIRECTORY_CHECKSUM, header->directory_checksum);
-    put32(bytes + AT_SAMPLE_COUNT, header->sample_count);
+    put_le64(bytes + AT_LENGTH, header->length);
+    put_le32(bytes + AT_GRANULE_SHIFT, header->granule_shift);
+    put_le32(bytes + AT_EXTENT_SHIFT, header->extent_shift);
+    put_le32(bytes + AT_EXTENTS, header->extents);
+    put_le32(bytes + AT_EPOCH, header->epoch);
+    put_le64(bytes + AT_MAP_OFFSET, header->map_offset);
+    put_le64(bytes + AT_MAP_BYTES, header->map_bytes);
+    put_le64(bytes + AT_DIRECTORY_OFFSET, header->directory_offset);
+    put_le64(bytes + AT_DIRECTORY_BYTES, header->directory_bytes);
+    put_le32(bytes + AT_DIRECTORY_CHECKSUM, header->directory_checksum);
+    put_le32(bytes + AT_SAMPLE_COUNT, header->sample_count);
     memcpy(bytes + AT_BOOT_ID, header->boot_id, sizeof(header->boot_id));
-    put64(bytes + AT_OWN_DEVICE, header->own_device);
-    put64(bytes + AT_OWN_INODE, header->own_inode);
-    put64(bytes + AT_DISK_DEVICE, header->disk.device);
-    put64(bytes + AT_DISK_INODE, header->disk.inode);
-    put64(bytes + AT_DISK_BYTES, header->disk.bytes);
-    put64(bytes + AT_DISK_MODIFIED, (uint64_t)header->disk.modified_ns);
-    put64(bytes + AT_RECOVERED_BYTES, header->recovered_bytes);
-    put32(bytes + AT_RECOVERED_EPOCH, header->recovered_epoch);
-    put32(bytes + AT_PATH_LENGTH, (uint32_t)path_length);
+    put_le64(bytes + AT_OWN_DEVICE, header->own_device);
+    put_le64(bytes + AT_OWN_INODE, header->own_inode);
+    put_le64(bytes + AT_DISK_DEVICE, header->disk.device);
+    put_le64(bytes + AT_DISK_INODE, header->disk.inode);
+    put_le64(bytes + AT_DISK_BYTES, header->disk.bytes);
+    put_le64(bytes + AT_DISK_MODIFIED, (uint64_t)header->disk.modified_ns);
+    put_le64(bytes + AT_RECOVERED_BYTES, header->recovered_bytes);
+    put_le32(bytes + AT_RECOVERED_EPOCH, header->recovered_epoch);
+    put_le32(bytes + AT_PATH_LENGTH, (uint32_t)path_length);
     memcpy(bytes + AT_PATH, header->path, path_length);
     encode_samples(header, bytes + AT_SAMPLES);
-    put32(bytes + AT_CHECKSUM, tracking_checksum(bytes, TRACKING_HEADER_BYTES));
+    put_le32(bytes + AT_CHECKSUM, tracking_checksum(bytes, TRACKING_HEADER_BYTES));
 }
 
 static int damaged(GError **error, const char *what)
@@ -224,25 +195,25 @@ static int damaged(GError **error, const char *what)
 static void decode_fields(const uint8_t *bytes, struct tracking_header *header)
 {
     *header = (struct tracking_header){
-        .sequence = get64(bytes + AT_SEQUENCE),
-        .flags = get32(bytes + AT_FLAGS),
-        .length = get64(bytes + AT_LENGTH),
-        .granule_shift = get32(bytes + AT_GRANULE_SHIFT),
-        .extent_shift = get32(bytes + AT_EXTENT_SHIFT),
-        .extents = get32(bytes + AT_EXTENTS),
-        .epoch = get32(bytes + AT_EPOCH),
-        .map_offset = get64(bytes + AT_MAP_OFFSET),
-        .map_bytes = get64(bytes + AT_MAP_BYTES),
-        .directory_offset = get64(bytes + AT_DIRECTORY_OFFSET),
-        .directory_bytes = get64(bytes + AT_DIRECTORY_BYTES),
-        .directory_checksum = get32(bytes + AT_DIRECTORY_CHECKSUM),
-        .own_device = get64(bytes + AT_OWN_DEVICE),
-        .own_inode = get64(bytes + AT_OWN_INODE),
-        .disk = {get64(bytes + AT_DISK_DEVICE), get64(bytes + AT_DISK_INODE),
-                 get64(bytes + AT_DISK_BYTES), (int64_t)get64(bytes + AT_DISK_MODIFIED)},
-        .recovered_bytes = get64(bytes + AT_RECOVERED_BYTES),
-        .recovered_epoch = get32(bytes + AT_RECOVERED_EPOCH),
-        .sample_count = get32(bytes + AT_SAMPLE_COUNT),
+        .sequence = get_le64(bytes + AT_SEQUENCE),
+        .flags = get_le32(bytes + AT_FLAGS),
+        .length = get_le64(bytes + AT_LENGTH),
+        .granule_shift = get_le32(bytes + AT_GRANULE_SHIFT),
+        .extent_shift = get_le32(bytes + AT_EXTENT_SHIFT),
+        .extents = get_le32(bytes + AT_EXTENTS),
+        .epoch = get_le32(bytes + AT_EPOCH),
+        .map_offset = get_le64(bytes + AT_MAP_OFFSET),
+        .map_bytes = get_le64(bytes + AT_MAP_BYTES),
+        .directory_offset = get_le64(bytes + AT_DIRECTORY_OFFSET),
+        .directory_bytes = get_le64(bytes + AT_DIRECTORY_BYTES),
+        .directory_checksum = get_le32(bytes + AT_DIRECTORY_CHECKSUM),
+        .own_device = get_le64(bytes + AT_OWN_DEVICE),
+        .own_inode = get_le64(bytes + AT_OWN_INODE),
+        .disk = {get_le64(bytes + AT_DISK_DEVICE), get_le64(bytes + AT_DISK_INODE),
+                 get_le64(bytes + AT_DISK_BYTES), (int64_t)get_le64(bytes + AT_DISK_MODIFIED)},
+        .recovered_bytes = get_le64(bytes + AT_RECOVERED_BYTES),
+        .recovered_epoch = get_le32(bytes + AT_RECOVERED_EPOCH),
+        .sample_count = get_le32(bytes + AT_SAMPLE_COUNT),
     };
     memcpy(header->uuid, bytes + AT_UUID, sizeof(header->uuid));
     memcpy(header->boot_id, bytes + AT_BOOT_ID, sizeof(header->boot_id));
@@ -270,8 +241,8 @@ static bool is_laid_out(const struct tracking_header *header)
 
 static int decode_lists(const uint8_t *bytes, struct tracking_header *header, GError **error)
 {
-    uint32_t path_length = get32(bytes + AT_PATH_LENGTH);
-    uint32_t loss = get32(bytes + AT_PREVIOUS_LOSS);
+    uint32_t path_length = get_le32(bytes + AT_PATH_LENGTH);
+    uint32_t loss = get_le32(bytes + AT_PREVIOUS_LOSS);
 
     if (path_length > TRACKING_PATH_MAX || loss >= TRACKING_LOST_COUNT ||
         header->sample_count > TRACKING_SAMPLES_MAX) {
@@ -284,8 +255,8 @@ static int decode_lists(const uint8_t *bytes, struct tracking_header *header, GE
         const uint8_t *at = bytes + AT_SAMPLES + i * SAMPLE_BYTES;
         struct tracking_sample *sample = &header->samples[i];
 
-        sample->offset = get64(at);
-        sample->epoch = get32(at + 8);
+        sample->offset = get_le64(at);
+        sample->epoch = get_le32(at + 8);
         memcpy(sample->hash, at + 16, sizeof(sample->hash));
     }
     return 0;
@@ -304,12 +275,12 @@ int tracking_header_decode(const uint8_t *bytes, struct tracking_header *header,
         return block_error(error, EINVAL, "It is no tracking file: it does not begin like one");
     }
     memcpy(copy, bytes, sizeof(copy));
-    put32(copy + AT_CHECKSUM, 0);
-    if (get32(bytes + AT_CHECKSUM) != tracking_checksum(copy, sizeof(copy))) {
+    put_le32(copy + AT_CHECKSUM, 0);
+    if (get_le32(bytes + AT_CHECKSUM) != tracking_checksum(copy, sizeof(copy))) {
         return damaged(error, "header");
     }
-    if (get32(bytes + AT_VERSION) != TRACKING_VERSION ||
-        get32(bytes + AT_FLAGS) & ~(uint32_t)TRACKING_FLAGS_KNOWN) {
+    if (get_le32(bytes + AT_VERSION) != TRACKING_VERSION ||
+        get_le32(bytes + AT_FLAGS) & ~(uint32_t)TRACKING_FLAGS_KNOWN) {
         return block_error(error, ENOTSUP,
                            "It is a tracking file of a version, or with features, that this "
                            "liveblk does not know");
@@ -326,12 +297,12 @@ enum { SECTOR_CHECKSUM = 4, SECTOR_UUID = 8, SECTOR_SLOTS = 24 };
 void tracking_log_encode(const uint8_t *uuid, const uint64_t *slots, uint8_t *bytes)
 {
     memset(bytes, 0, TRACKING_LOG_SECTOR);
-    put32(bytes, LOG_MAGIC);
+    put_le32(bytes, LOG_MAGIC);
     memcpy(bytes + SECTOR_UUID, uuid, TRACKING_UUID_BYTES);
     for (unsigned i = 0; i < TRACKING_SLOTS_PER_SECTOR; i++) {
-        put64(bytes + SECTOR_SLOTS + i * 8, slots[i]);
+        put_le64(bytes + SECTOR_SLOTS + i * 8, slots[i]);
     }
-    put32(bytes + SECTOR_CHECKSUM, tracking_checksum(bytes, TRACKING_LOG_SECTOR));
+    put_le32(bytes + SECTOR_CHECKSUM, tracking_checksum(bytes, TRACKING_LOG_SECTOR));
 }
 
 int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slots)
@@ -339,13 +310,14 @@ int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slo
     uint8_t copy[TRACKING_LOG_SECTOR];
 
     memcpy(copy, bytes, sizeof(copy));
-    put32(copy + SECTOR_CHECKSUM, 0);
-    if (get32(bytes) != LOG_MAGIC || memcmp(bytes + SECTOR_UUID, uuid, TRACKING_UUID_BYTES) != 0 ||
-        get32(bytes + SECTOR_CHECKSUM) != tracking_checksum(copy, sizeof(copy))) {
+    put_le32(copy + SECTOR_CHECKSUM, 0);
+    if (get_le32(bytes) != LOG_MAGIC ||
+        memcmp(bytes + SECTOR_UUID, uuid, TRACKING_UUID_BYTES) != 0 ||
+        get_le32(bytes + SECTOR_CHECKSUM) != tracking_checksum(copy, sizeof(copy))) {
         return -EIO;
     }
     for (unsigned i = 0; i < TRACKING_SLOTS_PER_SECTOR; i++) {
-        slots[i] = get64(bytes + SECTOR_SLOTS + i * 8);
+        slots[i] = get_le64(bytes + SECTOR_SLOTS + i * 8);
     }
     return 0;
 }
@@ -428,8 +400,8 @@ static void append_record(GByteArray *bytes, uint32_t type, const uint8_t *fixed
     gsize more_bytes = 0;
     const uint8_t *more_data = more ? g_bytes_get_data(more, &more_bytes) : NULL;
 
-    put32(head, type);
-    put32(head + 4, size + (uint32_t)strlen(name) + (uint32_t)more_bytes);
+    put_le32(head, type);
+    put_le32(head + 4, size + (uint32_t)strlen(name) + (uint32_t)more_bytes);
     g_byte_array_append(bytes, head, sizeof(head));
     g_byte_array_append(bytes, fixed, size);
     g_byte_array_append(bytes, (const uint8_t *)name, (guint)strlen(name));
@@ -443,11 +415,11 @@ static void encode_checkpoint(GByteArray *bytes, const struct tracking_checkpoin
     uint8_t fixed[CHECKPOINT_FIXED] = {0};
 
     memcpy(fixed, checkpoint->uuid, sizeof(checkpoint->uuid));
-    put32(fixed + 16, checkpoint->epoch);
-    put32(fixed + 20, checkpoint->is_broken ? CHECKPOINT_BROKEN : 0);
-    put64(fixed + 24, checkpoint->length);
-    put64(fixed + 32, (uint64_t)checkpoint->time_ns);
-    put32(fixed + 40, (uint32_t)strlen(checkpoint->name));
+    put_le32(fixed + 16, checkpoint->epoch);
+    put_le32(fixed + 20, checkpoint->is_broken ? CHECKPOINT_BROKEN : 0);
+    put_le64(fixed + 24, checkpoint->length);
+    put_le64(fixed + 32, (uint64_t)checkpoint->time_ns);
+    put_le32(fixed + 40, (uint32_t)strlen(checkpoint->name));
     append_record(bytes, RECORD_CHECKPOINT, fixed, sizeof(fixed), checkpoint->name, NULL);
 }
 
@@ -455,11 +427,11 @@ static void encode_bitmap(GByteArray *bytes, const struct tracking_bitmap *bitma
 {
     uint8_t fixed[BITMAP_FIXED] = {0};
 
-    put32(fixed, bitmap->granularity);
-    put32(fixed + 4, bitmap->is_enabled ? BITMAP_ENABLED : 0);
-    put32(fixed + 8, bitmap->epoch);
-    put32(fixed + 12, (uint32_t)strlen(bitmap->name));
-    put64(fixed + 16, bitmap->length);
+    put_le32(fixed, bitmap->granularity);
+    put_le32(fixed + 4, bitmap->is_enabled ? BITMAP_ENABLED : 0);
+    put_le32(fixed + 8, bitmap->epoch);
+    put_le32(fixed + 12, (uint32_t)strlen(bitmap->name));
+    put_le64(fixed + 16, bitmap->length);
     append_record(bytes, RECORD_BITMAP, fixed, sizeof(fixed), bitmap->name, bitmap->bits);
 }
 
@@ -491,8 +463,8 @@ static bool decode_checkpoint(struct tracking_directory *directory, const uint8_
 {
     g_autofree char *name = NULL;
 
-    if (size < CHECKPOINT_FIXED || get32(bytes + 40) != size - CHECKPOINT_FIXED ||
-        get32(bytes + 16) >= epoch || directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
+    if (size < CHECKPOINT_FIXED || get_le32(bytes + 40) != size - CHECKPOINT_FIXED ||
+        get_le32(bytes + 16) >= epoch || directory->checkpoints->len >= TRACKING_CHECKPOINTS_MAX) {
         return false;
     }
     name = decode_name(bytes + CHECKPOINT_FIXED, size - CHECKPOINT_FIXED);
@@ -502,10 +474,10 @@ static bool decode_checkpoint(struct tracking_directory *directory, const uint8_
     struct tracking_checkpoint *checkpoint = g_new0(struct tracking_checkpoint, 1);
     memcpy(checkpoint->uuid, bytes, sizeof(checkpoint->uuid));
     checkpoint->name = STEAL(name);
-    checkpoint->epoch = get32(bytes + 16);
-    checkpoint->is_broken = get32(bytes + 20) & CHECKPOINT_BROKEN;
-    checkpoint->length = get64(bytes + 24);
-    checkpoint->time_ns = (int64_t)get64(bytes + 32);
+    checkpoint->epoch = get_le32(bytes + 16);
+    checkpoint->is_broken = get_le32(bytes + 20) & CHECKPOINT_BROKEN;
+    checkpoint->length = get_le64(bytes + 24);
+    checkpoint->time_ns = (int64_t)get_le64(bytes + 32);
     g_ptr_array_add(directory->checkpoints, checkpoint);
     return true;
 }
@@ -516,22 +488,22 @@ static bool decode_bitmap(struct tracking_directory *directory, const uint8_t *b
     g_autofree char *name = NULL;
     uint32_t name_bytes;
 
-    if (size < BITMAP_FIXED || get32(bytes + 12) > size - BITMAP_FIXED ||
-        get32(bytes + 8) > epoch || !is_power_of_2(get32(bytes)) || get32(bytes) < 512 ||
-        get64(bytes + 16) > INT64_MAX) {
+    if (size < BITMAP_FIXED || get_le32(bytes + 12) > size - BITMAP_FIXED ||
+        get_le32(bytes + 8) > epoch || !is_power_of_2(get_le32(bytes)) || get_le32(bytes) < 512 ||
+        get_le64(bytes + 16) > INT64_MAX) {
         return false;
     }
-    name_bytes = get32(bytes + 12);
+    name_bytes = get_le32(bytes + 12);
     name = decode_name(bytes + BITMAP_FIXED, name_bytes);
     if (!name || tracking_directory_find_bitmap(directory, name)) {
         return false;
     }
     struct tracking_bitmap *bitmap = g_new0(struct tracking_bitmap, 1);
     bitmap->name = STEAL(name);
-    bitmap->granularity = get32(bytes);
-    bitmap->is_enabled = get32(bytes + 4) & BITMAP_ENABLED;
-    bitmap->epoch = get32(bytes + 8);
-    bitmap->length = get64(bytes + 16);
+    bitmap->granularity = get_le32(bytes);
+    bitmap->is_enabled = get_le32(bytes + 4) & BITMAP_ENABLED;
+    bitmap->epoch = get_le32(bytes + 8);
+    bitmap->length = get_le64(bytes + 16);
     if (size > BITMAP_FIXED + name_bytes) {
         bitmap->bits =
             g_bytes_new(bytes + BITMAP_FIXED + name_bytes, size - BITMAP_FIXED - name_bytes);
@@ -559,10 +531,10 @@ struct tracking_directory *tracking_directory_decode(const uint8_t *bytes, uint6
     AUTO(tracking_directory) directory = tracking_directory_new();
 
     while (size) {
-        uint32_t record = size >= RECORD_HEAD ? get32(bytes + 4) : UINT32_MAX;
+        uint32_t record = size >= RECORD_HEAD ? get_le32(bytes + 4) : UINT32_MAX;
 
         if (size < RECORD_HEAD || record > size - RECORD_HEAD ||
-            !decode_record(directory, get32(bytes), bytes + RECORD_HEAD, record, epoch)) {
+            !decode_record(directory, get_le32(bytes), bytes + RECORD_HEAD, record, epoch)) {
             damaged(error, "directory");
             return NULL;
         }

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "block/align.h"
+#include "block/little-endian.h"
 #include "block/tracking-file.h"
 #include "block/tracking-io.h"
 #include "tests/fuzz/fuzz.h"
@@ -85,33 +86,13 @@ static const uint8_t *take(const uint8_t **data, size_t *size, size_t count, uin
     return padded;
 }
 
-static void put32(uint8_t *bytes, uint32_t value)
-{
-    value = GUINT32_TO_LE(value);
-    memcpy(bytes, &value, sizeof(value));
-}
-
-static void put64(uint8_t *bytes, uint64_t value)
-{
-    value = GUINT64_TO_LE(value);
-    memcpy(bytes, &value, sizeof(value));
-}
-
-static uint64_t get64(const uint8_t *bytes)
-{
-    uint64_t value;
-
-    memcpy(&value, bytes, sizeof(value));
-    return GUINT64_FROM_LE(value);
-}
-
 /* Where things are, as docs/tracking.md has it. */
 enum { AT_CHECKSUM = 12, AT_UUID = 32, AT_EXTENTS = 64, AT_MAP = 72, AT_DIRECTORY = 88 };
 
 static void fix_header(uint8_t *header)
 {
-    put32(header + AT_CHECKSUM, 0);
-    put32(header + AT_CHECKSUM, tracking_checksum(header, TRACKING_HEADER_BYTES));
+    put_le32(header + AT_CHECKSUM, 0);
+    put_le32(header + AT_CHECKSUM, tracking_checksum(header, TRACKING_HEADER_BYTES));
 }
 
 /* Returns how long the disk is. */
@@ -125,12 +106,12 @@ static uint64_t build(uint8_t *file, uint64_t *bytes, uint8_t flags, const uint8
     take(&data, &size, HEADER_BYTES, file);
     take(&data, &size, sizeof(values), values);
     take(&data, &size, sizeof(slots_bytes), slots_bytes);
-    uint64_t map = get64(file + AT_MAP), map_bytes = get64(file + AT_MAP + 8);
+    uint64_t map = get_le64(file + AT_MAP), map_bytes = get_le64(file + AT_MAP + 8);
     uint64_t start = map < FILE_MAX && map_bytes < FILE_MAX ? map + map_bytes : FILE_MAX;
     if (flags & FIX_DIRECTORY) {
-        put64(file + AT_DIRECTORY, start);
-        put64(file + AT_DIRECTORY + 8, size);
-        put32(file + AT_DIRECTORY + 16, tracking_checksum(data, size));
+        put_le64(file + AT_DIRECTORY, start);
+        put_le64(file + AT_DIRECTORY + 8, size);
+        put_le32(file + AT_DIRECTORY + 16, tracking_checksum(data, size));
     }
     if (flags & FIX_HEADER) {
         fix_header(file);
@@ -138,7 +119,7 @@ static uint64_t build(uint8_t *file, uint64_t *bytes, uint8_t flags, const uint8
     memcpy(file + TRACKING_HEADER_BYTES, file, TRACKING_HEADER_BYTES);
     file[TRACKING_HEADER_BYTES + AT_UUID] ^= flags & ONE_HEADER ? 1 : 0;
     for (unsigned i = 0; i < TRACKING_SLOTS_PER_SECTOR; i++) {
-        slots[i] = get64(slots_bytes + i * 8);
+        slots[i] = get_le64(slots_bytes + i * 8);
     }
     uint32_t extents = 0;
     memcpy(&extents, file + AT_EXTENTS, sizeof(extents));
