@@ -233,19 +233,9 @@ static const struct verb verbs[] = {
     {"merge", 3, 1024, "merge DISK BITMAP SOURCE..."},
 };
 
-static const struct verb *find_verb(const char *name)
-{
-    for (unsigned i = 0; name && i < G_N_ELEMENTS(verbs); i++) {
-        if (!strcmp(verbs[i].name, name)) {
-            return &verbs[i];
-        }
-    }
-    return NULL;
-}
-
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
-    const struct verb *verb = find_verb(invocation->arguments[0]);
+    const struct verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
 
     if (!verb) {
         return usage_error(error, "What to do with bitmaps? Say list, add, remove, clear, enable, "

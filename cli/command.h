@@ -103,4 +103,11 @@ enum exit_status usage_error(GError **error, const char *format, ...) G_GNUC_PRI
 bool check_arguments(const struct invocation *invocation, unsigned minimum, unsigned maximum,
                      const char *what, GError **error);
 
+/*
+ * The entry of a table of verbs that has this name, its first member; NULL: there is none, or name
+ * is NULL.
+ */
+#define FIND_VERB(table, name) find_verb(table, G_N_ELEMENTS(table), sizeof((table)[0]), name)
+const void *find_verb(const void *table, size_t count, size_t entry_bytes, const char *name);
+
 #endif

@@ -364,23 +364,17 @@ static bool check_options(const struct verb *verb, GError **error)
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
-    const char *name = invocation->arguments[0];
+    const struct verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
 
-    for (unsigned i = 0; name && i < G_N_ELEMENTS(verbs); i++) {
-        const struct verb *verb = &verbs[i];
-
-        if (strcmp(verb->name, name)) {
-            continue;
-        }
-        if (!check_arguments(invocation, 1 + verb->arguments, 1 + verb->arguments, verb->what,
-                             error) ||
-            !check_options(verb, error)) {
-            return EXIT_USAGE;
-        }
-        return verb->function(invocation, error);
+    if (!verb) {
+        return usage_error(error,
+                           "What to do about tracking? Say list, start, stop, show, check or drop");
     }
-    return usage_error(error,
-                       "What to do about tracking? Say list, start, stop, show, check or drop");
+    if (!check_arguments(invocation, 1 + verb->arguments, 1 + verb->arguments, verb->what, error) ||
+        !check_options(verb, error)) {
+        return EXIT_USAGE;
+    }
+    return verb->function(invocation, error);
 }
 
 const struct command tracking_command = {

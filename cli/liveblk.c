@@ -92,6 +92,18 @@ bool check_arguments(const struct invocation *invocation, unsigned minimum, unsi
     return true;
 }
 
+const void *find_verb(const void *table, size_t count, size_t entry_bytes, const char *name)
+{
+    for (size_t i = 0; name && i < count; i++) {
+        const char *const *entry = (const void *)((const char *)table + i * entry_bytes);
+
+        if (!strcmp(*entry, name)) {
+            return entry;
+        }
+    }
+    return NULL;
+}
+
 static void print_version(void)
 {
     printf("liveblk %s\n", LIVEBLK_VERSION);

@@ -328,16 +328,6 @@ static const struct verb verbs[] = {
     {"discard", 4, "discard NAME DEVICE OFFSET LENGTH", discard},
 };
 
-static const struct verb *find_verb(const char *name)
-{
-    for (unsigned i = 0; name && i < G_N_ELEMENTS(verbs); i++) {
-        if (!strcmp(verbs[i].name, name)) {
-            return &verbs[i];
-        }
-    }
-    return NULL;
-}
-
 /* Options of other verbs would have no effect. */
 static bool check_verb_options(const struct verb *verb, GError **error)
 {
@@ -358,7 +348,7 @@ static bool check_verb_options(const struct verb *verb, GError **error)
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
-    const struct verb *verb = find_verb(invocation->arguments[0]);
+    const struct verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
 
     if (!verb) {
         return usage_error(error, "What to do with views? Say create, drop, list or discard");
