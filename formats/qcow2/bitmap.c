@@ -662,19 +662,26 @@ int qcow2_bitmap_store(struct block_node *node, const struct block_persistent_bi
     return status;
 }
 
+/* The directory, and in *bitmap and *index the one of this name, NULL if there is none. */
+static GArray *read_and_find(struct qcow2 *q, const char *name, struct qcow2_bitmap **bitmap,
+                             guint *index, GError **error)
+{
+    GArray *bitmaps = read_named(q, error);
+
+    *bitmap = bitmaps ? find(bitmaps, name, index) : NULL;
+    return bitmaps;
+}
+
 int qcow2_bitmap_begin_change(struct block_node *node, const char *name, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
+    struct qcow2_bitmap *bitmap;
     guint index;
     SCOPE_LOCK(&q->bitmap_lock);
-    g_autoptr(GArray) bitmaps = read_named(q, error);
+    g_autoptr(GArray) bitmaps = read_and_find(q, name, &bitmap, &index, error);
 
-    if (!bitmaps) {
-        return -EINVAL;
-    }
-    struct qcow2_bitmap *bitmap = find(bitmaps, name, &index);
     if (!bitmap || bitmap->flags & QCOW2_BITMAP_IN_USE) {
-        return 0;
+        return bitmaps ? 0 : -EINVAL;
     }
     if (!qcow2_may_write(q)) {
         return qcow2_refuse_change(q, error);
@@ -689,19 +696,16 @@ int qcow2_bitmap_begin_change(struct block_node *node, const char *name, GError 
 int qcow2_bitmap_remove(struct block_node *node, const char *name, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
+    struct qcow2_bitmap *bitmap;
     guint index;
     SCOPE_LOCK(&q->bitmap_lock);
-    g_autoptr(GArray) bitmaps = read_named(q, error);
+    g_autoptr(GArray) bitmaps = read_and_find(q, name, &bitmap, &index, error);
 
-    if (!bitmaps) {
-        return -EINVAL;
+    if (!bitmap) {
+        return bitmaps ? block_error(error, ENOENT, "Dirty bitmap '%s' not found", name) : -EINVAL;
     }
     if (!qcow2_may_write(q)) {
         return qcow2_refuse_change(q, error);
-    }
-    struct qcow2_bitmap *bitmap = find(bitmaps, name, &index);
-    if (!bitmap) {
-        return block_error(error, ENOENT, "Dirty bitmap '%s' not found", name);
     }
     struct qcow2_bitmap old = *bitmap; /* its texts are gone with it */
     g_array_remove_index(bitmaps, index);
