@@ -6,6 +6,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/stored-bitmaps.h"
 #include "server/lookup.h"
 
 int bitmap_name_not_found(const char *name, GError **error)
@@ -130,4 +131,15 @@ struct dirty_bitmap *bitmap_name_find(const struct bitmap_name *bitmap, GError *
         return NULL;
     }
     return dirty_bitmap_check_state(found, bitmap->refused, error) < 0 ? NULL : found;
+}
+
+void bitmap_name_mark_again(const struct bitmap_name *bitmap)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (block_stored_bitmaps_begin_change(bitmap->node, bitmap->name, &error) < 0) {
+        g_warning("After a crash bitmap '%s' of node '%s' might be taken for what it was before "
+                  "its last change: %s",
+                  bitmap->name, bitmap->node->name, error->message);
+    }
 }

@@ -51,4 +51,11 @@ int bitmap_name_prepare(struct transaction_action *action, struct bitmap_name *b
 /* In apply: the bitmap, or NULL with the error set: it is gone, or in a state that is refused. */
 struct dirty_bitmap *bitmap_name_find(const struct bitmap_name *bitmap, GError **error);
 
+/*
+ * In commit: it was changed, or a job that changes it begins, and prepare had it marked
+ * (block_stored_bitmaps_begin_change). Between the two somebody may have made the node read-only,
+ * which stores it and takes the mark away, and writable again. Warns if it cannot be marked.
+ */
+void bitmap_name_mark_again(const struct bitmap_name *bitmap);
+
 #endif

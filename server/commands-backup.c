@@ -463,6 +463,10 @@ static void commit(struct transaction_action *action)
 {
     struct backup_action *state = transaction_state(action);
 
+    /* One that is left as it is need not be marked. */
+    if (state->bitmap.name && state->bitmap.refused == DIRTY_BITMAP_REFUSE_ALL) {
+        bitmap_name_mark_again(&state->bitmap);
+    }
     job_start_or_fail(state->job);
 }
 

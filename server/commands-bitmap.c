@@ -109,11 +109,23 @@ static void clean(struct transaction_action *action)
 }
 
 /* Whoever keeps it has it as it is now, before the command answers. */
-static void commit_change(struct transaction_action *action)
+static void tell_keepers(struct transaction_action *action)
 {
     const struct bitmap_action *state = transaction_state(action);
 
     block_stored_bitmaps_changed(state->target.node, state->target.name);
+}
+
+/*
+ * What prepare marked may have been stored, and so be unmarked, before the change: by somebody who
+ * made the node read-only and writable again.
+ */
+static void commit_change(struct transaction_action *action)
+{
+    const struct bitmap_action *state = transaction_state(action);
+
+    bitmap_name_mark_again(&state->target);
+    tell_keepers(action);
 }
 
 /* ---- block-dirty-bitmap-add ------------------------------------------------------------------ */
@@ -230,7 +242,7 @@ const struct transaction_action_type bitmap_add_action = {
     .prepare = prepare_add,
     .apply = apply_add,
     .undo = undo_add,
-    .commit = commit_change,
+    .commit = tell_keepers,
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-add.",
 };
@@ -282,7 +294,7 @@ static void commit_remove(struct transaction_action *action)
                   "marked as inconsistent: %s",
                   state->target.name, state->target.node->name, error->message);
     }
-    commit_change(action);
+    tell_keepers(action);
 }
 
 const struct transaction_action_type bitmap_remove_action = {

@@ -123,7 +123,8 @@ struct tracking_checkpoint_info tracking_rig_checkpoint(struct tracking_rig *rig
     return found;
 }
 
-void tracking_rig_assert_changed(struct tracking_rig *rig, const char *name, uint64_t changed, uint64_t zero)
+void tracking_rig_assert_changed(struct tracking_rig *rig, const char *name, uint64_t changed,
+                                 uint64_t zero)
 {
     struct tracking_checkpoint_info info = tracking_rig_checkpoint(rig, name);
 

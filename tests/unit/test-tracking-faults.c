@@ -213,11 +213,11 @@ static void test_fork(void)
     if (child == 0) {
         struct tracking_disk disk = {.length = DISK};
         enum tracking_loss loss;
-        bool is_right = tracking_rig_write(rig, 0, 1) == 0 && tracking_rig_add(rig, "b", NULL) == 0 &&
-                        tracking_rig_write(rig, MIB, 1) == 0 &&
-                        /* The lock is the child's, too. */
-                        !tracking_file_open(rig->path, &disk, &loss, NULL) &&
-                        loss == TRACKING_LOST_IN_USE;
+        bool is_right =
+            tracking_rig_write(rig, 0, 1) == 0 && tracking_rig_add(rig, "b", NULL) == 0 &&
+            tracking_rig_write(rig, MIB, 1) == 0 &&
+            /* The lock is the child's, too. */
+            !tracking_file_open(rig->path, &disk, &loss, NULL) && loss == TRACKING_LOST_IN_USE;
 
         _exit(is_right ? 0 : 1);
     }
@@ -327,8 +327,9 @@ static int fail_sync_of_directory(int fd)
 {
     struct stat information;
 
-    return fstat(fd, &information) == 0 && S_ISDIR(information.st_mode) ? -EIO
-                                                                        : tracking_rig_real_io()->sync_file(fd);
+    return fstat(fd, &information) == 0 && S_ISDIR(information.st_mode)
+               ? -EIO
+               : tracking_rig_real_io()->sync_file(fd);
 }
 
 static void test_rename(void)
@@ -368,7 +369,7 @@ static void test_stop(void)
 int main(int argc, char **argv)
 {
     static void (*faults[])(struct tracking_rig * rig) = {fail_all, fail_all_but_marks, hang_all,
- shorten};
+                                                          shorten};
 
     g_test_init(&argc, &argv, NULL);
     g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL);
@@ -381,12 +382,14 @@ int main(int argc, char **argv)
     g_test_add_data_func("/tracking-faults/a-shortened-file-costs-the-map-and-no-guest", &faults[3],
                          test_storage);
     g_test_add_func("/tracking-faults/a-child-goes-on-with-its-parents-map", test_fork);
-    g_test_add_func("/tracking-faults/what-is-gone-is-not-called-unchanged", test_shortened_at_rest);
+    g_test_add_func("/tracking-faults/what-is-gone-is-not-called-unchanged",
+                    test_shortened_at_rest);
     g_test_add_func("/tracking-faults/a-full-disk-under-the-directory-changes-nothing",
                     test_full_directory);
     g_test_add_func("/tracking-faults/a-checkpoint-that-hangs-lets-the-guest-go",
                     test_hanging_checkpoint);
-    g_test_add_func("/tracking-faults/a-full-disk-at-creation-costs-the-map", test_full_at_creation);
+    g_test_add_func("/tracking-faults/a-full-disk-at-creation-costs-the-map",
+                    test_full_at_creation);
     g_test_add_func("/tracking-faults/what-cannot-be-opened-is-not-believed-later", test_condemned);
     g_test_add_func("/tracking-faults/a-rename-that-may-be-undone-costs-the-map", test_rename);
     g_test_add_func("/tracking-faults/a-stopped-map-is-not-believed-again", test_stop);
