@@ -20,12 +20,11 @@
  * What an image may make us keep: a few bytes of it can say that there are many bitmaps, or large
  * ones all of whose bits are set.
  */
-#define LOADED_MAX       4096
-#define LOADED_BYTES_MAX GIB
+#define LOADED_MAX 4096
 
 /* ---- Bits ------------------------------------------------------------------------------------ */
 
-static uint64_t bits_bytes(uint64_t length, uint64_t granularity)
+uint64_t block_stored_bitmaps_bytes(uint64_t length, uint64_t granularity)
 {
     return div_round_up(div_round_up(length, granularity), 8);
 }
@@ -41,7 +40,7 @@ static uint8_t *encode_bits(struct dirty_bitmap *bitmap)
 {
     uint64_t granularity = dirty_bitmap_granularity(bitmap), length = dirty_bitmap_length(bitmap);
     uint64_t step = granularity * WORD_BITS, at = 0;
-    uint8_t *bits = alloc_bits(bits_bytes(length, granularity));
+    uint8_t *bits = alloc_bits(block_stored_bitmaps_bytes(length, granularity));
 
     while (bits && (at = dirty_bitmap_next_dirty(bitmap, at, length)) != UINT64_MAX) {
         at = align_down(at, step);
@@ -91,7 +90,8 @@ static void decode_bits(struct dirty_bitmap *bitmap, const uint8_t *bits, uint64
 
 uint8_t *block_stored_bitmaps_encode(struct dirty_bitmap *bitmap, uint64_t *bytes)
 {
-    *bytes = bits_bytes(dirty_bitmap_length(bitmap), dirty_bitmap_granularity(bitmap));
+    *bytes =
+        block_stored_bitmaps_bytes(dirty_bitmap_length(bitmap), dirty_bitmap_granularity(bitmap));
     return encode_bits(bitmap);
 }
 
@@ -138,9 +138,8 @@ static bool is_granularity(uint64_t granularity)
            granularity <= DIRTY_BITMAP_GRANULARITY_MAX;
 }
 
-/* One without contents. What cannot be used may be of any size, and has to have only a name. */
-static struct dirty_bitmap *new_bitmap(struct block_node *node,
-                                       const struct block_persistent_bitmap *stored)
+struct dirty_bitmap *block_stored_bitmaps_new(struct block_node *node,
+                                              const struct block_persistent_bitmap *stored)
 {
     uint64_t granularity = is_granularity(stored->granularity) ? stored->granularity
                                                                : DIRTY_BITMAP_GRANULARITY_DEFAULT;
@@ -163,7 +162,8 @@ static int fill_bitmap(struct block_node *node, struct dirty_bitmap *bitmap, uin
                        GError **error)
 {
     const char *name = dirty_bitmap_name(bitmap);
-    uint64_t bytes = bits_bytes(block_node_length(node), dirty_bitmap_granularity(bitmap));
+    uint64_t bytes =
+        block_stored_bitmaps_bytes(block_node_length(node), dirty_bitmap_granularity(bitmap));
 
     if (bytes > *left) {
         return block_error(error, ENOMEM, "The bitmaps of the image would take too much memory");
@@ -177,16 +177,16 @@ static int fill_bitmap(struct block_node *node, struct dirty_bitmap *bitmap, uin
     return 0;
 }
 
-/* Returns whether it can be used. *left: so much may be loaded. */
-static bool image_load(struct block_node *node, const struct block_persistent_bitmap *stored,
+/* *left: so much may be loaded. */
+static void image_load(struct block_node *node, const struct block_persistent_bitmap *stored,
                        uint64_t *left)
 {
     g_autoptr(GError) error = NULL;
-    struct dirty_bitmap *bitmap = new_bitmap(node, stored);
+    struct dirty_bitmap *bitmap = block_stored_bitmaps_new(node, stored);
     bool is_good = !stored->in_use && !stored->is_unusable;
 
     if (!bitmap) {
-        return false;
+        return;
     }
     if (is_good && dirty_bitmap_granularity(bitmap) != stored->granularity) {
         is_good = false;
@@ -201,40 +201,13 @@ static bool image_load(struct block_node *node, const struct block_persistent_bi
         dirty_bitmap_set_inconsistent(bitmap);
     }
     block_node_add_bitmap(node, bitmap);
-    return is_good;
-}
-
-/* So many are named in a warning. Names come from who made the image, and may be anything. */
-#define NAMED_MAX 10
-
-static void name_inconsistent(GString *names, unsigned number, const char *name)
-{
-    g_autofree char *escaped = g_strescape(name, NULL);
-
-    if (number <= NAMED_MAX) {
-        g_string_append_printf(names, "%s'%s'", number > 1 ? ", " : "", escaped);
-    } else if (number == NAMED_MAX + 1) {
-        g_string_append(names, " and others");
-    }
-}
-
-static void warn_inconsistent(struct block_node *node, const GString *names)
-{
-    g_autofree char *filename = block_node_get_filename(node);
-
-    g_warning("Image '%s': what these dirty bitmaps say cannot be trusted, because they were not "
-              "stored after the last changes, or are damaged: %s. Remove them "
-              "(block-dirty-bitmap-remove), and let their backups begin anew",
-              filename, names->str);
 }
 
 static void image_load_all(struct block_node *node)
 {
     g_autoptr(GError) error = NULL;
-    g_autoptr(GString) inconsistent = g_string_new(NULL);
     struct block_persistent_bitmap *list;
-    uint64_t left = LOADED_BYTES_MAX;
-    unsigned bad = 0;
+    uint64_t left = BLOCK_STORED_BITMAPS_BYTES_MAX;
     size_t count;
 
     if (node->driver->bitmap_list(node, &list, &count, &error) < 0) {
@@ -243,12 +216,7 @@ static void image_load_all(struct block_node *node)
         return;
     }
     for (size_t i = 0; i < MIN_OF(count, (size_t)LOADED_MAX); i++) {
-        if (!image_load(node, &list[i], &left)) {
-            name_inconsistent(inconsistent, ++bad, list[i].name);
-        }
-    }
-    if (bad && !block_node_is_read_only(node)) {
-        warn_inconsistent(node, inconsistent);
+        image_load(node, &list[i], &left);
     }
     if (count > LOADED_MAX) {
         g_warning("Only %u of the %zu bitmaps that are stored in the image are loaded", LOADED_MAX,
@@ -285,7 +253,7 @@ static int image_store(struct block_node *node, struct dirty_bitmap *bitmap,
                        const struct block_persistent_bitmap *stored, GError **error)
 {
     uint64_t granularity = dirty_bitmap_granularity(bitmap);
-    uint64_t bytes = bits_bytes(dirty_bitmap_length(bitmap), granularity);
+    uint64_t bytes = block_stored_bitmaps_bytes(dirty_bitmap_length(bitmap), granularity);
     g_autofree char *name = g_strdup(dirty_bitmap_name(bitmap));
     g_autofree uint8_t *bits = encode_bits(bitmap);
     struct block_persistent_bitmap wanted = {
@@ -502,6 +470,7 @@ void block_stored_bitmaps_changed(struct block_node *node, const char *name)
 
 struct naming {
     struct block_node *node;
+    bool with_inconsistent;
     GPtrArray *names;
 };
 
@@ -510,19 +479,71 @@ static void name_on_main_thread(void *data)
     const struct naming *naming = data;
 
     for (struct dirty_bitmap **at = naming->node->bitmaps; at && *at; at++) {
-        if (is_kept(*at) && !dirty_bitmap_is_inconsistent(*at)) {
+        if (is_kept(*at) && (naming->with_inconsistent || !dirty_bitmap_is_inconsistent(*at))) {
             g_ptr_array_add(naming->names, g_strdup(dirty_bitmap_name(*at)));
         }
     }
     g_ptr_array_add(naming->names, NULL);
 }
 
-char **block_stored_bitmaps_names(struct block_node *node)
+char **block_stored_bitmaps_names(struct block_node *node, bool with_inconsistent)
 {
-    struct naming naming = {node, g_ptr_array_new()};
+    struct naming naming = {node, with_inconsistent, g_ptr_array_new()};
 
     main_loop_call_wait(name_on_main_thread, &naming);
     return (char **)g_ptr_array_free(naming.names, FALSE);
+}
+
+/* ---- Opening and closing --------------------------------------------------------------------- */
+
+/* So many are named in a warning. Names come from who made the image, and may be anything. */
+#define NAMED_MAX 10
+
+static void append_name(GString *names, unsigned number, const char *name)
+{
+    g_autofree char *escaped = g_strescape(name, NULL);
+
+    if (number <= NAMED_MAX) {
+        g_string_append_printf(names, "%s'%s'", number > 1 ? ", " : "", escaped);
+    } else if (number == NAMED_MAX + 1) {
+        g_string_append(names, " and others");
+    }
+}
+
+static void warn_inconsistent(struct block_node *node)
+{
+    g_autofree char *filename = block_node_get_filename(node);
+    g_autoptr(GString) names = g_string_new(NULL);
+    unsigned count = 0;
+
+    for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
+        if (is_kept(*bitmap) && dirty_bitmap_is_inconsistent(*bitmap)) {
+            append_name(names, ++count, dirty_bitmap_name(*bitmap));
+        }
+    }
+    if (count && !block_node_is_read_only(node)) {
+        g_warning("Image '%s': what these dirty bitmaps say cannot be trusted, because they were "
+                  "not stored after the last changes, or are damaged: %s. Remove them "
+                  "(block-dirty-bitmap-remove), and let their backups begin anew",
+                  filename, names->str);
+    }
+}
+
+/* What this thread opens is looked at by a keeper that is added later. */
+static _Thread_local bool is_loaded_late;
+
+void block_stored_bitmaps_expect_late(bool is_expected)
+{
+    is_loaded_late = is_expected;
+}
+
+static void restore(struct block_node *node)
+{
+    for (size_t i = 0; i < keeper_count; i++) {
+        if (keepers[i]->restore) {
+            keepers[i]->restore(node);
+        }
+    }
 }
 
 void block_stored_bitmaps_load_late(struct block_node *node, const struct bitmap_keeper *keeper)
@@ -530,12 +551,9 @@ void block_stored_bitmaps_load_late(struct block_node *node, const struct bitmap
     if (keeper_of(node) == keeper) {
         keeper->load_all(node);
     }
-    if (keeper->restore) {
-        keeper->restore(node);
-    }
+    restore(node);
+    warn_inconsistent(node);
 }
-
-/* ---- Opening and closing --------------------------------------------------------------------- */
 
 void block_stored_bitmaps_load(struct block_node *node)
 {
@@ -545,10 +563,9 @@ void block_stored_bitmaps_load(struct block_node *node)
         return;
     }
     keeper->load_all(node);
-    for (size_t i = 0; i < keeper_count; i++) {
-        if (keepers[i]->restore) {
-            keepers[i]->restore(node);
-        }
+    restore(node);
+    if (!is_loaded_late) {
+        warn_inconsistent(node);
     }
 }
 
@@ -586,10 +603,15 @@ void block_stored_bitmaps_close(struct block_node *node)
     if (status < 0) {
         g_autofree char *filename = block_node_get_filename(node);
 
-        g_warning("Image '%s': not all persistent dirty bitmaps could be stored: %s. When it is "
-                  "opened again they are inconsistent, and have to be removed, or missing, if they "
-                  "were new; let their backups begin anew",
-                  filename, error->message);
+        g_autoptr(GString) names = g_string_new(NULL);
+
+        for (guint i = 0; i < list->len; i++) {
+            append_name(names, i + 1, dirty_bitmap_name(list->pdata[i]));
+        }
+        g_warning("Image '%s': not all persistent dirty bitmaps (%s) could be stored: %s. When it "
+                  "is opened again they are inconsistent, and have to be removed, or missing, if "
+                  "they were new; let their backups begin anew",
+                  filename, names->str, error->message);
     }
 }
 

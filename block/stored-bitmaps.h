@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "block/image.h"
 #include "block/node.h"
 
 /* ---- For commands and jobs ------------------------------------------------------------------- */
@@ -54,9 +55,10 @@ int block_stored_bitmaps_remove(struct block_node *node, const char *name, GErro
  */
 void block_stored_bitmaps_changed(struct block_node *node, const char *name);
 
-/* The names of the persistent bitmaps of a node, of those that say something; free with g_strfreev.
+/* The names of the persistent bitmaps of a node, or of those that say something; free with
+ * g_strfreev.
  */
-char **block_stored_bitmaps_names(struct block_node *node);
+char **block_stored_bitmaps_names(struct block_node *node, bool with_inconsistent);
 
 /* How many persistent bitmaps the node has in memory. */
 size_t block_stored_bitmaps_count(struct block_node *node);
@@ -68,6 +70,13 @@ size_t block_stored_bitmaps_count(struct block_node *node);
  * becomes an inconsistent bitmap, with a warning if the node is writable.
  */
 void block_stored_bitmaps_load(struct block_node *node);
+
+/*
+ * What this thread opens from now on, or no longer, is going to be looked at by a keeper that was
+ * added (block_stored_bitmaps_load_late), which may make good what the image cannot vouch for: that
+ * one warns of what remains.
+ */
+void block_stored_bitmaps_expect_late(bool is_expected);
 
 /* A writable node is being closed, nobody uses it: store all, and warn of what cannot be stored. */
 void block_stored_bitmaps_close(struct block_node *node);
@@ -128,9 +137,26 @@ struct bitmap_keeper {
 
 /*
  * A keeper that was added learned of a node only after that was opened: load what it keeps, if the
- * image keeps none, and let it restore what is inconsistent. Nobody uses the node yet.
+ * image keeps none, let it restore what is inconsistent, and warn of what still is. Nobody uses
+ * the node yet.
  */
 void block_stored_bitmaps_load_late(struct block_node *node, const struct bitmap_keeper *keeper);
+
+/*
+ * What a file may make us keep: a few bytes of it can say that there are large bitmaps all of whose
+ * bits are set. The bits of all bitmaps of a node take no more.
+ */
+#define BLOCK_STORED_BITMAPS_BYTES_MAX (UINT64_C(1) << 30)
+
+/* Bytes of the bits of a bitmap, as they are stored. */
+uint64_t block_stored_bitmaps_bytes(uint64_t length, uint64_t granularity);
+
+/*
+ * A bitmap of the node as this says, persistent and clear. What it says of its size need not be
+ * true if the bitmap is going to be inconsistent: it has to have only a name. NULL: no memory.
+ */
+struct dirty_bitmap *block_stored_bitmaps_new(struct block_node *node,
+                                              const struct block_persistent_bitmap *stored);
 
 /*
  * Bits as they are stored: in bytes, the least significant first, as many as there are granules.

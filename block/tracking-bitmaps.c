@@ -4,13 +4,12 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
-#include <zlib.h>
 
-#include "block/align.h"
 #include "block/cleanup.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "block/tracking-record.h"
 #include "block/tracking-state.h"
 
 /* So many for a disk: each of their changes writes them all. */
@@ -129,94 +128,42 @@ void tracking_bitmaps_end(struct change_tracker *tracker)
     }
 }
 
-/* ---- Bits ------------------------------------------------------------------------------------ */
-
-/* A record's bits, which are as they are in memory, become what is stored. */
-static int pack(struct tracking_bitmap *record)
-{
-    gsize bytes;
-    const void *bits = record->bits ? g_bytes_get_data(record->bits, &bytes) : NULL;
-    uLongf packed = bits ? compressBound(bytes) : 0;
-    g_autofree uint8_t *buffer = bits ? g_try_malloc(packed) : NULL;
-
-    if (!bits) {
-        return 0;
-    }
-    if (!buffer || compress2(buffer, &packed, bits, bytes, Z_BEST_SPEED) != Z_OK) {
-        return -ENOMEM;
-    }
-    g_bytes_unref(record->bits);
-    record->bits = g_bytes_new(buffer, packed);
-    return 0;
-}
-
-/* What a file says may be anything; more than there can be is none of it. */
-static int expand_bits(GBytes *packed, struct dirty_bitmap *bitmap)
-{
-    uint64_t granules = div_round_up(dirty_bitmap_length(bitmap), dirty_bitmap_granularity(bitmap));
-    uLongf bytes = div_round_up(granules, 8), size = bytes;
-    g_autofree uint8_t *bits = g_try_malloc0(align_up(bytes + 1, sizeof(uint64_t)));
-    gsize packed_bytes;
-    const uint8_t *data = g_bytes_get_data(packed, &packed_bytes);
-
-    if (!bits) {
-        return -ENOMEM;
-    }
-    if (uncompress(bits, &size, data, packed_bytes) != Z_OK || size != bytes) {
-        return -EIO;
-    }
-    block_stored_bitmaps_decode(bitmap, bits, bytes);
-    return 0;
-}
-
 /* ---- Records --------------------------------------------------------------------------------- */
-
-/* With the bits as they are in memory; NULL: there is not enough of that. */
-static struct tracking_bitmap *new_record(struct dirty_bitmap *bitmap)
-{
-    uint64_t bytes = 0;
-    bool is_clear = dirty_bitmap_count(bitmap) == 0;
-    uint8_t *bits = is_clear ? NULL : block_stored_bitmaps_encode(bitmap, &bytes);
-
-    if (!is_clear && !bits) {
-        return NULL;
-    }
-    struct tracking_bitmap *record = g_new0(struct tracking_bitmap, 1);
-    record->name = g_strdup(dirty_bitmap_name(bitmap));
-    record->granularity = (uint32_t)dirty_bitmap_granularity(bitmap);
-    record->is_enabled = dirty_bitmap_enabled(bitmap);
-    record->length = dirty_bitmap_length(bitmap);
-    record->bits = bits ? g_bytes_new_take(bits, bytes) : NULL;
-    return record;
-}
 
 /* A bitmap as a record and the map have it; NULL with the error set. */
 static struct dirty_bitmap *load_record(struct change_tracker *tracker, struct block_node *node,
-                                        const struct tracking_bitmap *record, GError **error)
+                                        const struct tracking_bitmap *record, uint64_t *left,
+                                        GError **error)
 {
+    if (record->is_broken) {
+        block_error(error, EIO, "the map of changes that it goes with is lost");
+        return NULL;
+    }
     AUTO(dirty_bitmap)
-    bitmap = dirty_bitmap_new(record->name, record->length, record->granularity, error);
-    int status = bitmap ? 0 : -EINVAL;
+    bitmap = tracking_record_load(record, block_node_length(node), left, error);
 
-    if (status == 0 && record->bits) {
-        status = expand_bits(record->bits, bitmap);
-    }
-    if (status == 0) {
-        status = dirty_bitmap_resize(bitmap, block_node_length(node), record->is_enabled);
-    }
-    if (status < 0) {
-        if (bitmap) {
-            block_error_errno(error, -status, "what the tracking file says of it is no good");
-        }
+    if (!bitmap ||
+        (record->is_enabled && tracking_add_changes(tracker, record->epoch, bitmap, error) < 0)) {
         return NULL;
     }
-    if (record->is_enabled && tracking_add_changes(tracker, record->epoch, bitmap, error) < 0) {
-        return NULL;
-    }
-    dirty_bitmap_set_enabled(bitmap, record->is_enabled);
     dirty_bitmap_set_persistent(bitmap, true);
     dirty_bitmap_set_read_only(bitmap, block_node_is_read_only(node));
     return STEAL(bitmap);
+}
+
+/* In its place: it has a name, and can be removed. */
+static void add_inconsistent(struct block_node *node, const struct tracking_bitmap *record)
+{
+    struct block_persistent_bitmap stored = {
+        .name = record->name,
+        .granularity = record->granularity,
+    };
+    struct dirty_bitmap *bitmap = block_stored_bitmaps_new(node, &stored);
+
+    if (bitmap) {
+        dirty_bitmap_set_inconsistent(bitmap);
+        block_node_add_bitmap(node, bitmap);
+    }
 }
 
 /* ---- The keeper ------------------------------------------------------------------------------ */
@@ -226,11 +173,37 @@ static bool keeps(struct block_node *node)
     return tracker_of(node) != NULL;
 }
 
+struct sum {
+    struct block_node *node;
+    uint64_t bytes;
+};
+
+static void add_up(void *data)
+{
+    struct sum *sum = data;
+
+    for (struct dirty_bitmap **at = sum->node->bitmaps; at && *at; at++) {
+        if (dirty_bitmap_is_persistent(*at)) {
+            sum->bytes +=
+                block_stored_bitmaps_bytes(dirty_bitmap_length(*at), dirty_bitmap_granularity(*at));
+        }
+    }
+}
+
+/* More than would be loaded again is not kept. */
 static int check_new(struct block_node *node, const char *name, uint64_t granularity, size_t others,
                      GError **error)
 {
-    return others >= BITMAPS_MAX
-               ? block_error(error, ENOSPC, "A tracking file keeps at most %d bitmaps", BITMAPS_MAX)
+    struct sum sum = {node, block_stored_bitmaps_bytes(block_node_length(node), granularity)};
+
+    if (others >= BITMAPS_MAX) {
+        return block_error(error, ENOSPC, "A tracking file keeps at most %d bitmaps", BITMAPS_MAX);
+    }
+    main_loop_call_wait(add_up, &sum);
+    return sum.bytes > BLOCK_STORED_BITMAPS_BYTES_MAX
+               ? block_error(error, ENOSPC,
+                             "The bits of all bitmaps that a tracking file keeps may take at most "
+                             "1 GiB: choose a larger granularity")
                : 0;
 }
 
@@ -238,33 +211,38 @@ static void load_all(struct block_node *node)
 {
     struct change_tracker *tracker = tracker_of(node);
     AUTO(tracking_directory) directory = tracking_get_directory(tracker);
+    uint64_t left = BLOCK_STORED_BITMAPS_BYTES_MAX;
 
     for (guint i = 0; directory && i < directory->bitmaps->len; i++) {
         const struct tracking_bitmap *record = g_ptr_array_index(directory->bitmaps, i);
         g_autoptr(GError) error = NULL;
-        struct dirty_bitmap *bitmap = block_node_find_bitmap(node, record->name)
-                                          ? NULL
-                                          : load_record(tracker, node, record, &error);
+        struct dirty_bitmap *bitmap;
 
+        if (block_node_find_bitmap(node, record->name)) {
+            continue;
+        }
+        bitmap = load_record(tracker, node, record, &left, &error);
         if (bitmap) {
             block_node_add_bitmap(node, bitmap);
-        } else if (error) {
-            g_warning("Bitmap '%s' cannot be loaded: %s", record->name, error->message);
+            continue;
         }
+        g_autofree char *name = g_strescape(record->name, NULL);
+        g_warning("Bitmap '%s' cannot be loaded: %s", name, error->message);
+        add_inconsistent(node, record);
     }
 }
 
 /* The image says that it cannot be trusted with it, or has never heard of it: it was new. */
 static void restore_one(struct change_tracker *tracker, struct block_node *node,
-                        const struct tracking_bitmap *record)
+                        const struct tracking_bitmap *record, uint64_t *left)
 {
     struct dirty_bitmap *bad = block_node_find_bitmap(node, record->name);
     struct dirty_bitmap *good;
 
-    if (bad && !dirty_bitmap_is_inconsistent(bad)) {
+    if (record->is_broken || (bad && !dirty_bitmap_is_inconsistent(bad))) {
         return;
     }
-    good = load_record(tracker, node, record, NULL);
+    good = load_record(tracker, node, record, left, NULL);
     if (!good) {
         return;
     }
@@ -277,13 +255,20 @@ static void restore_one(struct change_tracker *tracker, struct block_node *node,
     }
 }
 
+/* What no image keeps has just been loaded, as far as it could be. */
+static bool is_kept_by_image(const struct block_node *node)
+{
+    return node->driver->bitmap_list != NULL;
+}
+
 static void restore(struct block_node *node)
 {
-    struct change_tracker *tracker = tracker_of(node);
+    struct change_tracker *tracker = is_kept_by_image(node) ? tracker_of(node) : NULL;
     AUTO(tracking_directory) directory = tracker ? tracking_get_directory(tracker) : NULL;
+    uint64_t left = BLOCK_STORED_BITMAPS_BYTES_MAX;
 
     for (guint i = 0; directory && i < directory->bitmaps->len; i++) {
-        restore_one(tracker, node, g_ptr_array_index(directory->bitmaps, i));
+        restore_one(tracker, node, g_ptr_array_index(directory->bitmaps, i), &left);
     }
 }
 
@@ -301,9 +286,9 @@ static int store_all(struct block_node *node, struct dirty_bitmap *const *bitmap
         return 0;
     }
     for (size_t i = 0; i < count; i++) {
-        struct tracking_bitmap *record = new_record(bitmaps[i]);
+        struct tracking_bitmap *record = tracking_record_new(bitmaps[i]);
 
-        if (!record || pack(record) < 0) {
+        if (!record || tracking_record_pack(record) < 0) {
             tracking_bitmap_free(record);
             return block_error(error, ENOMEM, "Not enough memory for bitmap '%s'",
                                dirty_bitmap_name(bitmaps[i]));
@@ -342,7 +327,7 @@ static void look_at(void *data)
     /* A busy one says less than its user knows, who says so at its end. */
     if (bitmap && is_here(look->node) && dirty_bitmap_is_persistent(bitmap) &&
         !dirty_bitmap_is_inconsistent(bitmap) && !dirty_bitmap_is_busy(bitmap)) {
-        look->record = new_record(bitmap);
+        look->record = tracking_record_new(bitmap);
         look->status = look->record ? 0 : -ENOMEM;
     }
 }
@@ -371,7 +356,7 @@ static int keep_now(struct change_tracker *tracker, struct look *look, GError **
     if (!look->record) {
         return tracking_forget_bitmap(tracker, look->name, error);
     }
-    if (pack(look->record) < 0) {
+    if (tracking_record_pack(look->record) < 0) {
         tracking_bitmap_free(look->record);
         return block_error(error, ENOMEM, "there is not enough memory");
     }
@@ -382,7 +367,7 @@ static int keep_now(struct change_tracker *tracker, struct look *look, GError **
 /* Most bitmaps are nobody's to keep: then nobody is held up. */
 static bool is_wanted(struct block_node *node, const char *name)
 {
-    g_auto(GStrv) names = block_stored_bitmaps_names(node);
+    g_auto(GStrv) names = block_stored_bitmaps_names(node, false);
 
     return g_strv_contains((const char *const *)names, name);
 }
@@ -422,14 +407,18 @@ const struct bitmap_keeper tracking_bitmap_keeper = {
 
 /* ---- Beginning ------------------------------------------------------------------------------- */
 
+/* What is not loaded because it says nothing has a name still, unless the image keeps that. */
 static void keep_each(struct change_tracker *tracker, struct block_node *root)
 {
-    g_auto(GStrv) names = block_stored_bitmaps_names(block_node_below_filters(root));
+    struct block_node *node = block_node_below_filters(root);
+    g_auto(GStrv) names = block_stored_bitmaps_names(node, false);
+    g_auto(GStrv) all = block_stored_bitmaps_names(node, true);
 
     for (char **name = names; *name; name++) {
-        changed(block_node_below_filters(root), *name);
+        changed(node, *name);
     }
-    tracking_drop_other_bitmaps(tracker, (const char *const *)names);
+    tracking_drop_other_bitmaps(tracker,
+                                (const char *const *)(is_kept_by_image(node) ? names : all));
 }
 
 void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_device *device,

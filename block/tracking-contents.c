@@ -163,3 +163,16 @@ void tracking_contents_clear(struct tracking_contents *contents)
     g_free(contents->slots);
     *contents = (struct tracking_contents){0};
 }
+
+struct tracking_directory *tracking_contents_salvage(int fd)
+{
+    struct tracking_contents contents = {0};
+    enum tracking_loss loss;
+    struct tracking_directory *directory = NULL;
+
+    if (read_header(fd, &contents, &loss, NULL) == 0 && read_directory(fd, &contents, NULL) == 0) {
+        directory = STEAL(contents.directory);
+    }
+    tracking_contents_clear(&contents);
+    return directory;
+}

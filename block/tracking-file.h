@@ -38,6 +38,9 @@ int tracking_contents_read(int fd, struct tracking_contents *contents, enum trac
                            GError **error);
 void tracking_contents_clear(struct tracking_contents *contents);
 
+/* The directory of a file that may be damaged elsewhere; NULL: it cannot be read. */
+struct tracking_directory *tracking_contents_salvage(int fd);
+
 /* How a new map is to be. 0: the default. */
 struct tracking_geometry {
     uint64_t granule;

@@ -326,7 +326,7 @@ int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slo
 
 enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2 };
 enum { CHECKPOINT_BROKEN = 1 };
-enum { BITMAP_ENABLED = 1 };
+enum { BITMAP_ENABLED = 1, BITMAP_BROKEN = 2 };
 #define RECORD_HEAD      8  /* type, bytes of what follows */
 #define CHECKPOINT_FIXED 48 /* before the name */
 #define BITMAP_FIXED     32 /* before name and bits */
@@ -393,6 +393,23 @@ struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_dir
     return NULL;
 }
 
+void tracking_directory_break(struct tracking_directory *directory)
+{
+    for (guint i = 0; i < directory->checkpoints->len; i++) {
+        struct tracking_checkpoint *checkpoint = g_ptr_array_index(directory->checkpoints, i);
+
+        checkpoint->is_broken = true;
+        checkpoint->epoch = 0;
+    }
+    for (guint i = 0; i < directory->bitmaps->len; i++) {
+        struct tracking_bitmap *bitmap = g_ptr_array_index(directory->bitmaps, i);
+
+        bitmap->is_broken = true;
+        bitmap->epoch = 0;
+        g_clear_pointer(&bitmap->bits, g_bytes_unref);
+    }
+}
+
 static void append_record(GByteArray *bytes, uint32_t type, const uint8_t *fixed, uint32_t size,
                           const char *name, GBytes *more)
 {
@@ -428,7 +445,8 @@ static void encode_bitmap(GByteArray *bytes, const struct tracking_bitmap *bitma
     uint8_t fixed[BITMAP_FIXED] = {0};
 
     put_le32(fixed, bitmap->granularity);
-    put_le32(fixed + 4, bitmap->is_enabled ? BITMAP_ENABLED : 0);
+    put_le32(fixed + 4,
+             (bitmap->is_enabled ? BITMAP_ENABLED : 0) | (bitmap->is_broken ? BITMAP_BROKEN : 0));
     put_le32(fixed + 8, bitmap->epoch);
     put_le32(fixed + 12, (uint32_t)strlen(bitmap->name));
     put_le64(fixed + 16, bitmap->length);
@@ -502,6 +520,7 @@ static bool decode_bitmap(struct tracking_directory *directory, const uint8_t *b
     bitmap->name = STEAL(name);
     bitmap->granularity = get_le32(bytes);
     bitmap->is_enabled = get_le32(bytes + 4) & BITMAP_ENABLED;
+    bitmap->is_broken = get_le32(bytes + 4) & BITMAP_BROKEN;
     bitmap->epoch = get_le32(bytes + 8);
     bitmap->length = get_le64(bytes + 16);
     if (size > BITMAP_FIXED + name_bytes) {

@@ -156,13 +156,17 @@ struct tracking_bitmap {
     bool is_enabled;
     uint32_t epoch;
     uint64_t length;
-    GBytes *bits; /* little endian, compressed (zlib); NULL: all clear */
+    bool is_broken; /* of a map that was lost: it says nothing */
+    GBytes *bits;   /* little endian, compressed (zlib); NULL: all clear */
 };
 
 struct tracking_directory {
     GPtrArray *checkpoints; /* of struct tracking_checkpoint, oldest first */
     GPtrArray *bitmaps;     /* of struct tracking_bitmap */
 };
+
+/* The map they go with is lost: only their names remain, so that their users learn of it. */
+void tracking_directory_break(struct tracking_directory *directory);
 
 struct tracking_directory *tracking_directory_new(void);
 void tracking_directory_free(struct tracking_directory *directory);

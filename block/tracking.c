@@ -316,23 +316,16 @@ static int read_root(void *data, void *buffer, uint64_t offset, uint64_t bytes)
 /* Names that a new map does not know: they are kept, so that their users learn why. */
 static struct tracking_directory *read_broken(const char *path)
 {
-    struct tracking_contents contents;
-    enum tracking_loss loss;
-    struct tracking_directory *broken = NULL;
     AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct tracking_directory *broken = fd >= 0 ? tracking_contents_salvage(fd) : NULL;
 
-    if (fd >= 0 && tracking_contents_read(fd, &contents, &loss, NULL) == 0) {
-        broken = STEAL(contents.directory);
-        g_ptr_array_set_size(broken->bitmaps, 0);
-        for (guint i = 0; i < broken->checkpoints->len; i++) {
-            struct tracking_checkpoint *checkpoint = g_ptr_array_index(broken->checkpoints, i);
-
-            checkpoint->is_broken = true;
-            checkpoint->epoch = 0;
-        }
-    }
-    if (fd >= 0) {
-        tracking_contents_clear(&contents);
+    if (broken) {
+        tracking_directory_break(broken);
+    } else {
+        g_warning("The names of the checkpoints and bitmaps of a tracking file that is lost cannot "
+                  "be read; whatever it had is not found any more (%s)",
+                  path);
+        broken = tracking_directory_new();
     }
     return broken;
 }
@@ -349,11 +342,8 @@ static void create(struct change_tracker *tracker, const struct tracking_options
         tracker->file = tracking_file_create(options->path, length, &geometry, options->disk_path,
                                              &options->identity, &error);
     }
-    if (tracker->file && (broken || previous_loss)) {
+    if (tracker->file && broken) {
         tracker->file->header.previous_loss = previous_loss;
-        if (!broken) {
-            broken = tracking_directory_new();
-        }
         if (tracking_file_store_directory(tracker->file, broken, &error) == 0) {
             broken = NULL;
         } else {

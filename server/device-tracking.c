@@ -112,7 +112,7 @@ static int check_bitmaps(struct block_device *device, GError **error)
 {
     AUTO(block_node) root = block_device_root(device);
     struct block_node *node = root ? block_node_below_filters(root) : NULL;
-    g_auto(GStrv) names = node ? block_stored_bitmaps_names(node) : NULL;
+    g_auto(GStrv) names = node ? block_stored_bitmaps_names(node, false) : NULL;
 
     return names && names[0] && !node->driver->bitmap_list
                ? block_error(error, EBUSY,

@@ -10,6 +10,7 @@
 #include "block/error.h"
 #include "block/gate.h"
 #include "block/options.h"
+#include "block/stored-bitmaps.h"
 #include "formats/raw.h"
 #include "server/device-tracking.h"
 #include "server/throttle-limits.h"
@@ -435,7 +436,9 @@ int disk_open(struct disk *disk, bool read_only, GError **error)
     tracking_identify(file, &identity);
     const char *format = find_format(disk, &is_guess, error);
     AUTO(block_options) options = format ? root_options(disk, format, read_only) : NULL;
+    block_stored_bitmaps_expect_late(disk->values.tracking && !read_only);
     AUTO(block_node) root = options ? block_node_open(options, true, error) : NULL;
+    block_stored_bitmaps_expect_late(false);
 
     if (root && is_guess && !block_node_is_read_only(root)) {
         guard_guess(disk, root);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A tracking file from a stranger: examined, opened for a small disk, asked what changed, written
- * to, closed, and opened once more. Nothing may crash or hang; what was opened and closed can be
- * opened again, and says then what it said before.
+ * to, closed, and opened once more, its bitmaps loaded. Nothing may crash or hang; what was opened
+ * and closed can be opened again, and says then what it said before.
  *
  * An input is put together to a file, so that checksums need not be guessed: a byte of flags, the
  * first bytes of the header, values of the map, a sector of the log, the directory.
@@ -20,6 +20,7 @@
 #include "block/little-endian.h"
 #include "block/tracking-file.h"
 #include "block/tracking-io.h"
+#include "block/tracking-record.h"
 #include "tests/fuzz/fuzz.h"
 
 #define HEADER_BYTES 2048
@@ -27,6 +28,7 @@
 #define SLOTS_BYTES  (TRACKING_SLOTS_PER_SECTOR * 8)
 #define FILE_MAX     MIB
 #define DISK_MAX     (256 * MIB)
+#define BITS_MAX     MIB
 
 enum {
     IS_RAW = 1 << 0, /* the input is the file */
@@ -191,8 +193,35 @@ static uint64_t count_all(const struct tracking_file *file)
     return sum;
 }
 
+/* What can be loaded says the same when it is stored and loaded once more. */
+static void load_bitmap(const struct tracking_bitmap *record, uint64_t length)
+{
+    uint64_t left = BITS_MAX, left_again = BITS_MAX;
+    AUTO(dirty_bitmap) bitmap = tracking_record_load(record, length, &left, NULL);
+
+    if (left > BITS_MAX) {
+        abort();
+    }
+    if (!bitmap) {
+        return;
+    }
+    struct tracking_bitmap *again = tracking_record_new(bitmap);
+    if (!again || tracking_record_pack(again) < 0) {
+        abort();
+    }
+    AUTO(dirty_bitmap) reloaded = tracking_record_load(again, length, &left_again, NULL);
+    if (!reloaded || dirty_bitmap_count(reloaded) != dirty_bitmap_count(bitmap) ||
+        dirty_bitmap_count(bitmap) > length) {
+        abort();
+    }
+    tracking_bitmap_free(again);
+}
+
 static void use(struct tracking_file *file)
 {
+    for (guint i = 0; i < file->directory->bitmaps->len; i++) {
+        load_bitmap(g_ptr_array_index(file->directory->bitmaps, i), file->map.length);
+    }
     struct tracking_directory *copy = tracking_directory_copy(file->directory);
 
     if (!copy || tracking_file_store_directory(file, copy, NULL) < 0) {

@@ -3,7 +3,7 @@
 """Persistent dirty bitmaps of tracked disks: what they say after crashes."""
 
 
-from liveblk_test import Server, connect, main, promise
+from liveblk_test import QmpError, Server, connect, main, promise
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -24,9 +24,15 @@ class Disk:
 
     def start(self):
         disk = f"name=vda,file={self.path},format={self.format},node-name=disk0,tracking=auto"
+        log = self.test.path("tracked.log")
+        self.said_before = len(log.read_text(errors="replace")) if log.exists() else 0
         self.server = Server(self.test, [disk], name="tracked")
         self.qmp = self.server.qmp()
         self.guest = connect(self.server.uri("vda"))
+
+    def said(self):
+        """What the server said since it was started last."""
+        return self.server.log()[self.said_before :]
 
     def kill(self):
         self.server.kill()
@@ -139,11 +145,15 @@ def test_commands(test):
     disk.end()
 
 
-@promise("where the map is lost its bitmaps are not there, and those of an image are inconsistent")
+DISTRUST = "cannot be trusted"
+
+
+@promise("where the map is lost bitmaps are inconsistent, are named, and can be removed")
 def test_lost(test):
     for fmt in ("raw", "qcow2"):
         disk = Disk(test, fmt)
         disk.bitmap("add", persistent=True)
+        disk.bitmap("add", name="c", persistent=True)
         disk.restart()
         disk.scribble()
         disk.guest.flush()
@@ -151,12 +161,53 @@ def test_lost(test):
         tracking = test.path(f"disk.{fmt}.tracking")
         tracking.write_bytes(tracking.read_bytes()[:-4096])
         disk.start()
+        log = disk.said()
+        assert log.count(DISTRUST) == 1 and "'b', 'c'" in log, log
+        for _ in range(2):
+            found = disk.bitmaps()
+            assert sorted(found) == ["b", "c"], found
+            assert all(it["inconsistent"] and not it["recording"] for it in found.values()), found
+            try:
+                disk.bitmap("clear")
+                raise AssertionError("an inconsistent bitmap was cleared")
+            except QmpError as error:
+                assert "inconsistent" in str(error), error
+            disk.restart()  # they do not go by themselves
+        disk.bitmap("remove")
+        disk.bitmap("remove", name="c")
+        disk.bitmap("add", persistent=True)
+        disk.guest.pwrite(b"1" * 64 * KIB, 0)
+        disk.kill()
         found = disk.bitmaps()
-        if fmt == "raw":
-            assert not found, found
-        else:
-            assert found["b"]["inconsistent"] and not found["b"]["recording"], found
+        assert list(found) == ["b"] and found["b"]["count"] == 64 * KIB, found
         disk.end()
+
+
+@promise("a lost map whose names cannot be read either is reported")
+def test_lost_names(test):
+    disk = Disk(test, "raw")
+    disk.bitmap("add", persistent=True)
+    disk.server.kill()
+    tracking = test.path("disk.raw.tracking")
+    contents = tracking.read_bytes()
+    tracking.write_bytes(contents.replace(b"b", b"x"))
+    disk.start()
+    assert not disk.bitmaps()
+    assert "names of the checkpoints and bitmaps" in disk.said(), disk.said()
+    disk.end()
+
+
+@promise("what the tracking file makes good is not said to be untrustworthy")
+def test_no_false_alarm(test):
+    disk = Disk(test, "qcow2")
+    disk.bitmap("add", persistent=True)
+    disk.restart()
+    disk.guest.pwrite(b"1" * 64 * KIB, 0)
+    disk.bitmap("clear")
+    disk.kill()
+    assert "is good again" in disk.said(), disk.said()
+    assert DISTRUST not in disk.said(), disk.said()
+    disk.end()
 
 
 @promise("a bitmap whose disk moved away has no change too few when it is read again")
