@@ -70,20 +70,40 @@ static bool shows(struct block_device *device, const struct block_node *node)
     return root && block_node_below_filters(root) == node;
 }
 
+/* The device whose bitmaps these are, as a reference, until it has gone; then *was_here holds. */
+static struct block_device *device_of(const struct block_node *node, bool *was_here)
+{
+    SCOPE_LOCK(&lock);
+    const struct pair *pair = find_pair(node);
+
+    *was_here = pair && pair->was_here;
+    return pair && !pair->is_settled ? block_device_ref(pair->device) : NULL;
+}
+
 /* Whether the device still shows the node. It moves on the main thread only, drained. */
 static bool is_here(const struct block_node *node)
 {
-    pthread_mutex_lock(&lock);
-    const struct pair *pair = find_pair(node);
-    struct block_device *device = pair && !pair->is_settled ? block_device_ref(pair->device) : NULL;
-    bool was_here = pair && pair->was_here;
-    pthread_mutex_unlock(&lock);
-    if (!device) {
-        return was_here;
+    bool is_shown;
+    struct block_device *device = device_of(node, &is_shown);
+
+    if (device) {
+        is_shown = shows(device, node);
+        block_device_unref(device);
     }
-    bool is_shown = shows(device, node);
-    block_device_unref(device);
     return is_shown;
+}
+
+/* The whole disk: a filter above the node may keep what was written, too. */
+static int flush_disk(struct block_node *node)
+{
+    bool was_here;
+    struct block_device *device = device_of(node, &was_here);
+    AUTO(block_node) root = device ? block_device_root(device) : NULL;
+
+    if (device) {
+        block_device_unref(device);
+    }
+    return block_node_flush(root ? root : node);
 }
 
 void tracking_bitmaps_settle(struct change_tracker *tracker)
@@ -285,6 +305,10 @@ static int store_all(struct block_node *node, struct dirty_bitmap *const *bitmap
     if (!is_here(node)) {
         return 0;
     }
+    /* An epoch must not end then, or the zeroes of this one would be believed. */
+    if (tracker && tracker->is_left_open) {
+        return block_error(error, EIO, "The disk could not be flushed");
+    }
     for (size_t i = 0; i < count; i++) {
         struct tracking_bitmap *record = tracking_record_new(bitmaps[i]);
 
@@ -340,11 +364,11 @@ static int keep_now(struct change_tracker *tracker, struct look *look, GError **
 {
     g_autoptr(GPtrArray) records =
         g_ptr_array_new_with_free_func((GDestroyNotify)tracking_bitmap_free);
-    int status = block_node_flush(look->node);
+    int status = flush_disk(look->node);
     AUTO(block_drain) drain = block_drain_begin(&look->node, 1, BLOCK_PERM_WRITE);
 
     if (status == 0) {
-        status = block_node_flush(look->node);
+        status = flush_disk(look->node);
     }
     if (status == 0) {
         main_loop_call_wait(look_at, look);
