@@ -30,7 +30,7 @@ struct loss_bitmap {
 static struct {
     struct loss_bitmap bitmaps[BITMAPS];
     unsigned next_number;
-} *shared;
+} * shared;
 
 static uint64_t found[ENDINGS], dirty_bytes[ENDINGS], equal_bytes[ENDINGS];
 
@@ -166,8 +166,8 @@ static bool holds(struct dirty_bitmap *dirty, const struct moment *moment, const
     *equal = 0;
     for (uint64_t at = 0; at < length; at += SECTOR) {
         uint64_t bytes = MIN_OF(SECTOR, length - at);
-        bool differs = at + bytes > moment->length ||
-                       memcmp(disk + at, moment->contents + at, bytes) != 0;
+        bool differs =
+            at + bytes > moment->length || memcmp(disk + at, moment->contents + at, bytes) != 0;
 
         if (differs && !dirty_bitmap_get(dirty, at)) {
             *missing = at;

@@ -30,7 +30,7 @@ static struct shared {
     ino_t named; /* which file a power loss leaves under the name */
     uint8_t before_rename[FILE_MAX];
     uint64_t before_rename_bytes;
-} *shared;
+} * shared;
 
 char *loss_path;
 static uint8_t boot[16] = {1};
@@ -46,8 +46,7 @@ static struct test_random chaos;
 
 void *loss_share(size_t bytes)
 {
-    void *memory =
-        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
     g_assert_true(memory != MAP_FAILED);
     return memory;
