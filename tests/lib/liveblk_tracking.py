@@ -4,7 +4,9 @@
 import itertools
 import pathlib
 import random
+import struct
 import threading
+import zlib
 
 from liveblk_test import Server, connect, wait_until
 
@@ -64,6 +66,30 @@ class TrackedDisk:
     def kill(self):
         self.server.kill()
         self.qmp.close()
+
+    def lose_power(self):
+        """After a kill: the host was restarted, and of the map only what had to be durable is left.
+
+        The values of all granules of active extents are gone: all of them count as changed.
+        """
+        contents = bytearray(self.tracking.read_bytes())
+        header = max((0, 4096), key=lambda at: struct.unpack_from("<Q", contents, at + 24))
+        length, granule, extent, slots = struct.unpack_from("<QIII", contents, header + 48)
+        (map_offset,) = struct.unpack_from("<Q", contents, header + 72)
+        for slot in range(slots):
+            at = 12288 + slot // 60 * 512 + 24 + slot % 60 * 8
+            (active,) = struct.unpack_from("<Q", contents, at)
+            first = active << extent - granule
+            end = min((active + 1) << extent - granule, -(-length >> granule))
+            if first < end:
+                contents[map_offset + 2 * first : map_offset + 2 * end] = bytes(2 * (end - first))
+        for at in (0, 4096):
+            contents[at + 112 : at + 128] = self.test.random.randbytes(16)  # the boot
+            contents[at + 12 : at + 16] = bytes(4)
+            checksum = zlib.crc32(contents[at : at + 4096])
+            contents[at + 12 : at + 16] = checksum.to_bytes(4, "little")
+        with open(self.tracking, "r+b") as file:
+            file.write(contents)
 
     def restart(self):
         self.stop()

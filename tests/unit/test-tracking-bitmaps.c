@@ -40,16 +40,14 @@ static int faulty_write(int fd, const void *bytes, uint64_t size, uint64_t offse
 {
     int status = fault_now();
 
-    return status < 0 ? status
-                      : tracking_rig_real_io()->write_durably(fd, bytes, size, offset);
+    return status < 0 ? status : tracking_rig_real_io()->write_durably(fd, bytes, size, offset);
 }
 
 static int faulty_sync(int fd, struct guarded_mapping *mapping, uint64_t offset, uint64_t size)
 {
     int status = fault_now();
 
-    return status < 0 ? status
-                      : tracking_rig_real_io()->sync_mapping(fd, mapping, offset, size);
+    return status < 0 ? status : tracking_rig_real_io()->sync_mapping(fd, mapping, offset, size);
 }
 
 static int faulty_sync_file(int fd)
@@ -98,9 +96,8 @@ static void kill_disk(struct tracking_rig *rig)
 
     close_disk(rig);
     if (was_there) {
-        g_assert_true(
-            g_file_set_contents_full(rig->path, contents, (gssize)size, G_FILE_SET_CONTENTS_NONE,
-                                     0600, NULL));
+        g_assert_true(g_file_set_contents_full(rig->path, contents, (gssize)size,
+                                               G_FILE_SET_CONTENTS_NONE, 0600, NULL));
     } else {
         unlink(rig->path);
     }
