@@ -147,10 +147,18 @@ static void test_damaged(void)
 
 /* ---- QEMU as the peer ----------------------------------------------------------------------- */
 
+/* Clusters of all kinds, and a part of one; of large ones a few, as they take their time. */
+static uint64_t length_in(uint64_t cluster_size)
+{
+    uint64_t clusters = cluster_size > MIB ? 8 : 40;
+
+    return MAX_OF(clusters * cluster_size + 512, 300 * KIB + 512);
+}
+
 static void read_qemus(const char *method, uint64_t cluster_size, const char *more)
 {
     struct test_random random = test_random_new(test_seed());
-    uint64_t length = MAX_OF(40 * cluster_size + 512, 300 * KIB + 512);
+    uint64_t length = length_in(cluster_size);
     struct test_image image;
 
     test_image_make(&image, 0);
@@ -198,7 +206,7 @@ static void write_all_compressed(struct block_node *node, const uint8_t *data, u
 static void write_ours(const char *method, uint64_t cluster_size, const char *more)
 {
     struct test_random random = test_random_new(test_seed());
-    uint64_t length = MAX_OF(40 * cluster_size + 512, 300 * KIB + 512);
+    uint64_t length = length_in(cluster_size);
     g_autofree uint8_t *data = make_data(length, cluster_size, &random);
     struct test_image image;
 
