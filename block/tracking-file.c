@@ -12,7 +12,7 @@
 #include "block/align.h"
 #include "block/clock.h"
 #include "block/error.h"
-#include "block/thread.h"
+#include "block/timed-call.h"
 #include "block/tracking-internal.h"
 #include "block/tracking-io.h"
 
@@ -450,8 +450,7 @@ static uint64_t choose_place(const struct tracking_header *header, uint64_t byte
 
 /*
  * A directory and the header that names it, on their way to storage. Whoever waits for that may be
- * holding a guest up and gives up some time; the thread then has all it needs, and ends when it
- * can.
+ * holding a guest up and gives up some time; this is then all the thread needs to go on.
  */
 struct store {
     int fd; /* its own */
@@ -459,69 +458,37 @@ struct store {
     uint64_t bytes, offset;
     uint8_t header[TRACKING_HEADER_BYTES];
     uint64_t header_offset;
-
-    pthread_mutex_t lock; /* guards what follows */
-    pthread_cond_t ended;
-    bool has_ended, is_left;
-    int status;
 };
 
-static void store_free(struct store *store)
+static void store_free(void *data)
 {
+    struct store *store = data;
+
     close(store->fd);
     g_free(store->directory);
-    pthread_mutex_destroy(&store->lock);
-    pthread_cond_destroy(&store->ended);
     g_free(store);
 }
 
-static void *run_store(void *data)
+static int run_store(struct timed_call *call, void *data)
 {
-    struct store *store = data;
+    const struct store *store = data;
     int status =
         tracking_io.write_durably(store->fd, store->directory, store->bytes, store->offset);
 
-    if (status == 0) {
-        status = tracking_io.write_durably(store->fd, store->header, sizeof(store->header),
-                                           store->header_offset);
-    }
-    pthread_mutex_lock(&store->lock);
-    store->status = status;
-    store->has_ended = true;
-    bool is_left = store->is_left;
-    pthread_cond_signal(&store->ended);
-    pthread_mutex_unlock(&store->lock);
-    if (is_left) {
-        store_free(store);
-    }
-    return NULL;
+    return status < 0 ? status
+                      : tracking_io.write_durably(store->fd, store->header, sizeof(store->header),
+                                                  store->header_offset);
 }
 
-/* Frees store, now or later. -ETIMEDOUT: it may yet be written. */
-static int run_store_for_a_while(struct store *store)
+/* Frees store, now or later. *is_left: it may yet be written. */
+static int run_store_for_a_while(struct store *store, bool *is_left)
 {
     int64_t deadline = clock_now_ns() + (int64_t)tracking_io.timeout_ns;
-    pthread_t thread;
-    int status = -thread_create(&thread, run_store, store);
+    int status = timed_call_run(run_store, store, store_free, deadline, is_left);
 
-    if (status < 0) {
+    if (!*is_left) {
         store_free(store);
-        return status;
     }
-    pthread_mutex_lock(&store->lock);
-    while (!store->has_ended && status == 0) {
-        status = -clock_cond_wait_until(&store->ended, &store->lock, deadline);
-    }
-    bool has_ended = store->has_ended;
-    store->is_left = !has_ended;
-    pthread_mutex_unlock(&store->lock);
-    if (!has_ended) {
-        pthread_detach(thread);
-        return status;
-    }
-    pthread_join(thread, NULL);
-    status = store->status;
-    store_free(store);
     return status;
 }
 
@@ -536,8 +503,6 @@ static struct store *store_new(const struct tracking_file *file, const GByteArra
     store->offset = header->directory_offset;
     tracking_header_encode(header, store->header);
     store->header_offset = !file->copy * TRACKING_HEADER_BYTES;
-    pthread_mutex_init(&store->lock, NULL);
-    pthread_cond_init(&store->ended, NULL);
     return store;
 }
 
@@ -546,7 +511,7 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
 {
     g_autoptr(GByteArray) bytes = tracking_directory_encode(directory);
     struct tracking_header header = file->header;
-    int status;
+    bool is_left;
 
     if (bytes->len > TRACKING_DIRECTORY_BYTES_MAX) {
         return block_error(error, EFBIG, "The checkpoints and bitmaps do not fit into '%s'",
@@ -557,9 +522,9 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
     header.directory_bytes = bytes->len;
     header.directory_checksum = tracking_checksum(bytes->data, bytes->len);
     header.epoch = MAX_OF(header.epoch, (uint32_t)atomic_load(&file->map.epoch));
-    status = run_store_for_a_while(store_new(file, bytes, &header));
+    int status = run_store_for_a_while(store_new(file, bytes, &header), &is_left);
     if (status < 0) {
-        file->is_given_up |= status == -ETIMEDOUT;
+        file->is_given_up |= is_left;
         return block_error_errno(error, -status, "Could not write tracking file '%s'", file->path);
     }
     file->header = header;
