@@ -48,8 +48,7 @@ static void *run(void *data)
 static bool wait_for(struct timed_call *call, pthread_t thread, int64_t deadline_ns)
 {
     pthread_mutex_lock(&call->lock);
-    while (!call->has_ended &&
-           clock_cond_wait_until(&call->ended, &call->lock, deadline_ns) == 0) {
+    while (!call->has_ended && clock_cond_wait_until(&call->ended, &call->lock, deadline_ns) == 0) {
     }
     bool has_ended = call->has_ended;
     call->is_left = !has_ended;

@@ -41,19 +41,16 @@ static int store(struct change_tracker *tracker, struct tracking_directory *dire
     return status;
 }
 
-/* Lock held. Epochs that come near their end are numbered anew. */
+/* Lock held. Epochs that come near their end are numbered anew, when that was prepared or must be.
+ */
 static int leave_epochs(struct change_tracker *tracker, GError **error)
 {
     struct tracking_file *file = tracker->file;
 
-    if (tracking_file_needs_rebuild(file)) {
-        struct tracking_file *rebuilt = tracking_file_rebuild(file, file->map.length, error);
-
-        if (!rebuilt) {
-            lose_given_up(tracker);
-            return -EIO;
-        }
-        tracker->file = rebuilt;
+    if (tracking_file_needs_rebuild(file) && (tracker->prepared || !tracking_file_can_cut(file)) &&
+        tracking_rebuild_now(tracker, file->map.length, error) < 0) {
+        lose_given_up(tracker);
+        return -EIO;
     }
     return 0;
 }

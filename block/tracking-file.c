@@ -16,8 +16,40 @@
 #include "block/tracking-internal.h"
 #include "block/tracking-io.h"
 
-/* At this many epochs before the end a new file is made when there is an occasion. */
-#define EPOCHS_LEFT 64
+/* ---- Life ------------------------------------------------------------------------------------ */
+
+struct tracking_file *tracking_file_new_open(const char *path, int fd)
+{
+    struct tracking_file *file = g_aligned_alloc0(1, sizeof(*file), 64);
+
+    atomic_init(&file->references, 1);
+    file->fd = fd;
+    file->path = g_strdup(path);
+    return file;
+}
+
+struct tracking_file *tracking_file_ref(struct tracking_file *file)
+{
+    atomic_fetch_add(&file->references, 1);
+    return file;
+}
+
+void tracking_file_unref(struct tracking_file *file)
+{
+    if (!file || atomic_fetch_sub(&file->references, 1) > 1) {
+        return;
+    }
+    tracking_file_unmap(file);
+    tracking_directory_free(file->directory);
+    tracking_file_unref(file->successor);
+    if (file->new_path) {
+        unlink(file->new_path);
+        g_free(file->new_path);
+    }
+    close(file->fd);
+    g_free(file->path);
+    g_aligned_free(file);
+}
 
 /* ---- Geometry -------------------------------------------------------------------------------- */
 
@@ -195,6 +227,9 @@ int tracking_file_sync_name(const char *path)
 
 void tracking_file_note_loss(struct tracking_file *file, enum tracking_loss loss)
 {
+    if (file->successor) {
+        tracking_file_note_loss(file->successor, loss);
+    }
     char *start = guarded_mapping_address(file->start);
 
     atomic_store((_Atomic uint32_t *)(void *)(start + TRACKING_MARKS_OFFSET),
@@ -209,13 +244,16 @@ static int write_mark(int fd, enum tracking_loss loss)
 }
 
 /* A file that is out of date and cannot say so had better not be there. */
-static void remove_for_good(int fd, const char *path)
+static int remove_for_good(int fd, const char *path)
 {
-    if ((unlink(path) < 0 || tracking_file_sync_name(path) < 0) && ftruncate(fd, 0) < 0) {
-        g_warning("Tracking file '%s' is out of date and cannot be marked so: remove it before its "
-                  "disk is served again",
-                  path);
+    if ((unlink(path) == 0 && tracking_file_sync_name(path) == 0) ||
+        (fd >= 0 && ftruncate(fd, 0) == 0 && tracking_io.sync_file(fd) == 0)) {
+        return 0;
     }
+    g_warning("Tracking file '%s' is out of date and cannot be marked so: remove it before its "
+              "disk is served again",
+              path);
+    return -EIO;
 }
 
 /* Somebody cut it off; a log that was written since may have made it longer again. */
@@ -238,189 +276,25 @@ static int empty_for_good(int fd)
     return ftruncate(fd, 0) < 0 ? -errno : tracking_io.sync_file(fd);
 }
 
-void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss)
+int tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss)
 {
+    int of_successor = file->successor ? tracking_file_mark_lost(file->successor, loss) : 0;
+
     tracking_file_note_loss(file, loss);
     int status = has_no_header(file->fd) ? empty_for_good(file->fd) : write_mark(file->fd, loss);
     if (status < 0) {
-        remove_for_good(file->fd, file->path);
+        status = remove_for_good(file->fd, file->path);
     }
+    return status < 0 ? status : of_successor;
 }
 
-void tracking_file_condemn(const char *path, enum tracking_loss loss)
+int tracking_file_condemn(const char *path, enum tracking_loss loss)
 {
     AUTO_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
 
-    if (fd >= 0 ? write_mark(fd, loss) < 0 : errno != ENOENT) {
-        remove_for_good(fd, path);
-    }
-}
-
-/* ---- New files ------------------------------------------------------------------------------- */
-
-/* All of it is written, so that no later write to it needs space. */
-static int fill_with_zeroes(int fd, uint64_t bytes)
-{
-    static const char zeroes[MIB];
-
-    for (uint64_t offset = 0; offset < bytes;) {
-        ssize_t done = pwrite(fd, zeroes, MIN_OF(bytes - offset, sizeof(zeroes)), (off_t)offset);
-
-        if (done < 0 && errno != EINTR) {
-            return -errno;
-        }
-        offset += done > 0 ? (uint64_t)done : 0;
-    }
-    return 0;
-}
-
-/* A file of another name, locked, with nothing in it. Its name in *path. */
-static int open_new(const char *final_path, char **path, GError **error)
-{
-    *path = g_strdup_printf("%s.new", final_path);
-    if (unlink(*path) < 0 && errno != ENOENT) {
-        return block_error_errno(error, errno, "Could not remove '%s'", *path);
-    }
-    AUTO_CLOSE int fd = open(*path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        return block_error_errno(error, errno, "Could not create tracking file '%s'", *path);
-    }
-    int status = tracking_file_lock(fd, *path, error);
-    return status < 0 ? status : steal_fd(&fd);
-}
-
-static void note_own_file(int fd, struct tracking_header *header)
-{
-    struct stat information;
-
-    if (fstat(fd, &information) == 0) {
-        header->own_device = information.st_dev;
-        header->own_inode = information.st_ino;
-    }
-}
-
-/*
- * Put what is in a new file on stable storage and give it the name. If that cannot be made durable,
- * nobody knows which file a power loss leaves there: none of them may be believed.
- */
-static int install_new(struct tracking_file *file, struct tracking_file *old, const char *path,
-                       GError **error)
-{
-    int status = tracking_io.sync_file(file->fd);
-
-    if (status == 0 && rename(path, file->path) < 0) {
-        status = -errno;
-    } else if (status == 0) {
-        status = tracking_file_sync_name(file->path);
-        if (status < 0 && old) {
-            tracking_file_mark_lost(old, TRACKING_LOST_STORAGE);
-            tracking_file_mark_lost(file, TRACKING_LOST_STORAGE);
-            old->is_given_up = true;
-        }
-    }
-    return status < 0 ? block_error_errno(error, -status, "Could not create tracking file '%s'",
-                                          file->path)
-                      : 0;
-}
-
-static struct tracking_file *file_new(const char *path, int fd)
-{
-    struct tracking_file *file = g_aligned_alloc0(1, sizeof(*file), 64);
-
-    file->fd = fd;
-    file->path = g_strdup(path);
-    return file;
-}
-
-static void file_free(struct tracking_file *file)
-{
-    tracking_file_unmap(file);
-    tracking_directory_free(file->directory);
-    if (file->fd >= 0) {
-        close(file->fd);
-    }
-    g_free(file->path);
-    g_aligned_free(file);
-}
-
-void tracking_file_abandon(struct tracking_file *file)
-{
-    if (file) {
-        file_free(file);
-    }
-}
-
-/* Everything but the name: space, an empty log, the directory, the first header. */
-static int write_new(struct tracking_file *file, GError **error)
-{
-    struct tracking_header header = file->header;
-    uint64_t end = tracking_directory_start(&header) + 2 * TRACKING_DIRECTORY_BYTES;
-    int status = fill_with_zeroes(file->fd, end);
-
-    if (status < 0) {
-        return block_error_errno(error, -status,
-                                 "Could not allocate %" PRIu64 " bytes for tracking file '%s'", end,
-                                 file->path);
-    }
-    note_own_file(file->fd, &file->header);
-    tracking_file_note_layout(file);
-    if (tracking_file_write_empty_log(file, error) < 0) {
-        return -EIO;
-    }
-    /* Both copies of the header: no old one, or none at all, is to be found if one is damaged. */
-    if (tracking_file_store_directory(file, file->directory, error) < 0) {
-        return -EIO;
-    }
-    return tracking_file_write_header(file, &file->header, error);
-}
-
-static int set_up_new(struct tracking_file *file, const char *path, uint64_t length,
-                      const struct tracking_geometry *geometry, const char *disk_path,
-                      const struct tracking_identity *disk, GError **error)
-{
-    struct tracking_header *header = &file->header;
-
-    *header = (struct tracking_header){
-        .flags = TRACKING_IN_USE,
-        .length = length,
-        .granule_shift = log2_of(geometry->granule),
-        .extent_shift = log2_of(geometry->extent),
-        .extents = geometry->extents,
-        .epoch = 1,
-        .disk = *disk,
-    };
-    tracking_uuid_generate(header->uuid);
-    tracking_io.boot_id(header->boot_id);
-    g_strlcpy(header->path, disk_path ? disk_path : "", sizeof(header->path));
-    if (tracking_header_lay_out(header, error) < 0) {
-        return -EFBIG;
-    }
-    file->directory = tracking_directory_new();
-    if (write_new(file, error) < 0 || tracking_file_map(file, error) < 0) {
-        return -EIO;
-    }
-    atomic_store(&file->map.epoch, 1);
-    return install_new(file, NULL, path, error);
-}
-
-struct tracking_file *tracking_file_create(const char *path, uint64_t length,
-                                           const struct tracking_geometry *geometry,
-                                           const char *disk_path,
-                                           const struct tracking_identity *disk, GError **error)
-{
-    g_autofree char *new_path = NULL;
-    int fd = open_new(path, &new_path, error);
-
-    if (fd < 0) {
-        return NULL;
-    }
-    struct tracking_file *file = file_new(path, fd);
-    if (set_up_new(file, new_path, length, geometry, disk_path, disk, error) < 0) {
-        unlink(new_path);
-        file_free(file);
-        return NULL;
-    }
-    return file;
+    return fd < 0 && errno == ENOENT              ? 0
+           : fd >= 0 && write_mark(fd, loss) == 0 ? 0
+                                                  : remove_for_good(fd, path);
 }
 
 /* ---- The directory --------------------------------------------------------------------------- */
@@ -536,180 +410,6 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
     return 0;
 }
 
-/* ---- Another length, other epochs ------------------------------------------------------------ */
-
-bool tracking_file_needs_rebuild(const struct tracking_file *file)
-{
-    return atomic_load(&file->map.epoch) >= CHANGE_MAP_EPOCH_MAX - EPOCHS_LEFT;
-}
-
-static int compare_epochs(gconstpointer a, gconstpointer b)
-{
-    uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
-
-    return left < right ? -1 : left > right;
-}
-
-/* The ends of epochs that somebody still asks about, in order. */
-static GArray *list_cuts(const struct tracking_file *file)
-{
-    GArray *cuts = g_array_new(FALSE, FALSE, sizeof(uint32_t));
-
-    for (guint i = 0; i < file->directory->checkpoints->len; i++) {
-        struct tracking_checkpoint *checkpoint = g_ptr_array_index(file->directory->checkpoints, i);
-        g_array_append_val(cuts, checkpoint->epoch);
-    }
-    for (guint i = 0; i < file->directory->bitmaps->len; i++) {
-        struct tracking_bitmap *bitmap = g_ptr_array_index(file->directory->bitmaps, i);
-        g_array_append_val(cuts, bitmap->epoch);
-    }
-    for (unsigned i = 0; i < file->header.sample_count; i++) {
-        g_array_append_val(cuts, file->header.samples[i].epoch);
-    }
-    g_array_append_val(cuts, file->header.recovered_epoch);
-    g_array_sort(cuts, compare_epochs);
-    return cuts;
-}
-
-/*
- * The new number of each old one: how many cuts lie before it, and one more. So what was later than
- * a cut stays later, and nothing else is asked of the numbers.
- */
-static uint16_t *number_anew(const struct tracking_file *file, uint16_t *highest)
-{
-    g_autoptr(GArray) cuts = list_cuts(file);
-    uint16_t *numbers = g_new0(uint16_t, CHANGE_MAP_EPOCH_MAX + 1);
-    guint passed = 0;
-    uint16_t number = 1;
-
-    for (uint32_t epoch = 1; epoch <= CHANGE_MAP_EPOCH_MAX; epoch++) {
-        bool is_cut = false;
-
-        while (passed < cuts->len && g_array_index(cuts, uint32_t, passed) < epoch) {
-            is_cut |= g_array_index(cuts, uint32_t, passed) == epoch - 1 && epoch > 1;
-            passed++;
-        }
-        number = (uint16_t)(number + is_cut);
-        numbers[epoch] = number;
-    }
-    *highest = number;
-    return numbers;
-}
-
-static struct tracking_directory *number_directory(const struct tracking_directory *directory,
-                                                   const uint16_t *numbers)
-{
-    struct tracking_directory *copy = tracking_directory_copy(directory);
-
-    for (guint i = 0; i < copy->checkpoints->len; i++) {
-        struct tracking_checkpoint *checkpoint = g_ptr_array_index(copy->checkpoints, i);
-        checkpoint->epoch = numbers[checkpoint->epoch];
-    }
-    for (guint i = 0; i < copy->bitmaps->len; i++) {
-        struct tracking_bitmap *bitmap = g_ptr_array_index(copy->bitmaps, i);
-        bitmap->epoch = numbers[bitmap->epoch];
-    }
-    return copy;
-}
-
-static void number_header(struct tracking_header *header, const uint16_t *numbers)
-{
-    for (unsigned i = 0; i < header->sample_count; i++) {
-        header->samples[i].epoch = numbers[MIN_OF(header->samples[i].epoch, CHANGE_MAP_EPOCH_MAX)];
-    }
-    header->recovered_epoch = numbers[MIN_OF(header->recovered_epoch, CHANGE_MAP_EPOCH_MAX)];
-}
-
-/*
- * What both have is taken over, with its number. What only the new one has is changed, and of what
- * a disk got at its end nothing is known: a volume has there what others left.
- */
-static void fill_map(struct tracking_file *file, const struct tracking_file *old,
-                     const uint16_t *numbers)
-{
-    uint64_t common = MIN_OF(file->map.granules, old->map.granules);
-    uint16_t epoch = atomic_load(&file->map.epoch);
-    _Atomic uint16_t *values = file->map.values;
-
-    for (uint64_t i = 0; i < common; i++) {
-        uint16_t value = change_map_value_at(&old->map, i);
-        uint16_t number = numbers[value & CHANGE_MAP_EPOCH_MAX];
-
-        value = (uint16_t)((value & ~CHANGE_MAP_EPOCH_MAX) | number);
-        atomic_store_explicit(&values[i], GUINT16_TO_LE(value), memory_order_relaxed);
-    }
-    for (uint64_t i = common; i < file->map.granules; i++) {
-        atomic_store_explicit(&values[i], GUINT16_TO_LE(epoch), memory_order_relaxed);
-    }
-    /* A short last granule got more or less. */
-    uint64_t shorter = MIN_OF(file->map.length, old->map.length);
-    if (file->map.length != old->map.length && shorter % (UINT64_C(1) << file->map.shift)) {
-        atomic_store(&values[common - 1], GUINT16_TO_LE(epoch));
-    }
-}
-
-/* The log is not taken over: the new map is on stable storage before it is anybody's. */
-static int write_rebuilt(struct tracking_file *file, struct tracking_file *old, const char *path,
-                         GError **error)
-{
-    uint16_t highest;
-    g_autofree uint16_t *numbers = number_anew(old, &highest);
-
-    file->directory = number_directory(old->directory, numbers);
-    number_header(&file->header, numbers);
-    /* The epoch goes on, with another number: after a power loss its zeroes are to be doubted. */
-    file->header.epoch = highest;
-    if (file->header.epoch > CHANGE_MAP_EPOCH_MAX - EPOCHS_LEFT) {
-        return block_error(error, ENOSPC,
-                           "Tracking file '%s' has too many checkpoints: remove some", old->path);
-    }
-    if (write_new(file, error) < 0 || tracking_file_map(file, error) < 0) {
-        return -EIO;
-    }
-    atomic_store(&file->map.epoch, (uint16_t)file->header.epoch);
-    fill_map(file, old, numbers);
-    change_map_destroy(&file->map);
-    if (change_map_init(&file->map, guarded_mapping_address(file->mapping), file->header.length,
-                        file->header.granule_shift) < 0) {
-        return block_error(error, ENOMEM, "Not enough memory for tracking file '%s'", old->path);
-    }
-    atomic_store(&file->map.epoch, (uint16_t)file->header.epoch);
-    if (tracking_file_sync_map(file, error) < 0) {
-        return -EIO;
-    }
-    if (guarded_mapping_is_broken(old->mapping)) {
-        return block_error(error, EIO, "A part of the map in tracking file '%s' is gone",
-                           old->path);
-    }
-    return install_new(file, old, path, error);
-}
-
-struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t length,
-                                            GError **error)
-{
-    g_autofree char *new_path = NULL;
-    int fd = open_new(file->path, &new_path, error);
-
-    if (fd < 0) {
-        return NULL;
-    }
-    struct tracking_file *rebuilt = file_new(file->path, fd);
-    rebuilt->header = file->header;
-    rebuilt->header.length = length;
-    rebuilt->header.flags |= TRACKING_IN_USE;
-    if (length != file->map.length) {
-        rebuilt->header.sample_count = 0; /* one at the end would not be found again */
-    }
-    if (tracking_header_lay_out(&rebuilt->header, error) < 0 ||
-        write_rebuilt(rebuilt, file, new_path, error) < 0) {
-        unlink(new_path);
-        file_free(rebuilt);
-        return NULL;
-    }
-    file_free(file);
-    return rebuilt;
-}
-
 /* ---- The end --------------------------------------------------------------------------------- */
 
 bool tracking_file_is_conservative(const struct tracking_file *file)
@@ -741,6 +441,6 @@ int tracking_file_close(struct tracking_file *file, const struct tracking_identi
         /* The kernel reports it once, and then holds what it could not write for written. */
         tracking_file_mark_lost(file, TRACKING_LOST_STORAGE);
     }
-    file_free(file);
+    tracking_file_unref(file);
     return status;
 }

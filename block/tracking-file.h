@@ -4,8 +4,8 @@
  * it to a disk (docs/tracking.md).
  *
  * Threads. The map and the log say for themselves. All else is for one thread at a time, and what
- * gives the map another length or other epochs (tracking_file_rebuild) for a time when nothing is
- * being marked: the disk is drained.
+ * gives the map another length or other epochs (block/tracking-rebuild.h) for a time when nothing
+ * is being marked: the disk is drained.
  */
 #ifndef LIVEBLK_BLOCK_TRACKING_FILE_H
 #define LIVEBLK_BLOCK_TRACKING_FILE_H
@@ -51,8 +51,10 @@ struct tracking_geometry {
 int tracking_geometry_check(struct tracking_geometry *geometry, GError **error);
 
 struct tracking_file {
+    _Atomic unsigned references;
     int fd;
     char *path;
+    char *new_path;                /* what it is called until it has that name; NULL: nothing */
     struct tracking_header header; /* as it was written last */
     unsigned copy;                 /* where */
     /* Of the header, and never changed: guests and the log's thread look while it is written. */
@@ -65,6 +67,8 @@ struct tracking_file {
     struct change_map map;
     struct extent_log log;
     bool is_given_up; /* nobody knows what a crash leaves of it: the map is lost */
+    /* A reference to a file that may have its place after a power loss, or take it yet; or NULL. */
+    _Atomic(struct tracking_file *) successor;
 };
 
 /* The identity of the file at this path; all zero if path is NULL or there is none. */
@@ -108,8 +112,9 @@ void tracking_file_take_samples(struct tracking_file *file, const struct trackin
 int tracking_file_close(struct tracking_file *file, const struct tracking_identity *disk,
                         GError **error);
 
-/* Free it and leave the file as a dying process would. */
-void tracking_file_abandon(struct tracking_file *file);
+/* Free it and leave the file as a dying process would, once nobody else uses it. */
+void tracking_file_unref(struct tracking_file *file);
+struct tracking_file *tracking_file_ref(struct tracking_file *file);
 
 /*
  * The map is lost: who opens the file after this process died finds that out. At once and without
@@ -117,11 +122,14 @@ void tracking_file_abandon(struct tracking_file *file);
  */
 void tracking_file_note_loss(struct tracking_file *file, enum tracking_loss loss);
 
-/* The same, durably; a file that cannot be marked is removed. May block on bad storage. */
-void tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss);
+/*
+ * The same, durably; a file that cannot be marked is removed. May block on bad storage. A negative
+ * errno, and a warning: not even that is possible.
+ */
+int tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss);
 
 /* The same for a file that cannot be opened as one, and whose disk is written all the same. */
-void tracking_file_condemn(const char *path, enum tracking_loss loss);
+int tracking_file_condemn(const char *path, enum tracking_loss loss);
 
 /*
  * Write this directory, and the current epoch, durably, waiting for tracking_io.timeout_ns at most.
@@ -130,17 +138,6 @@ void tracking_file_condemn(const char *path, enum tracking_loss loss);
  */
 int tracking_file_store_directory(struct tracking_file *file, struct tracking_directory *directory,
                                   GError **error);
-
-/*
- * Another length, or the same, with epochs numbered anew: a new file takes the place of the old
- * one, which is freed. New granules count as changed. On error nothing has changed,
- * and NULL is returned; but see is_given_up.
- */
-struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t length,
-                                            GError **error);
-
-/* True if so few epochs are left that the file should be rebuilt before the next cut. */
-bool tracking_file_needs_rebuild(const struct tracking_file *file);
 
 /* A deep copy, to be changed and stored. */
 struct tracking_directory *tracking_directory_copy(const struct tracking_directory *directory);

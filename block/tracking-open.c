@@ -17,6 +17,8 @@
 #include "block/error.h"
 #include "block/tracking-internal.h"
 #include "block/tracking-io.h"
+#include "block/tracking-rebuild.h"
+#include "block/tracking-witness.h"
 
 void tracking_identify(const char *path, struct tracking_identity *identity)
 {
@@ -58,6 +60,9 @@ static int judge(const struct tracking_contents *contents, const struct tracking
 
     if (contents->marked_loss) {
         return lost(loss, contents->marked_loss, error);
+    }
+    if (tracking_witness_is_there(disk->path, header->uuid)) {
+        return lost(loss, TRACKING_LOST_STORAGE, error);
     }
     if (!is_same_file(header, &disk->identity, same_boot)) {
         return lost(loss, TRACKING_LOST_OTHER_DISK, error);
@@ -213,10 +218,8 @@ static int begin(struct tracking_file *file, const struct tracking_disk *disk, G
 /* A map that lies there, and what is known about it besides. */
 static struct tracking_file *adopt(int fd, const char *path, struct tracking_contents *contents)
 {
-    struct tracking_file *file = g_aligned_alloc0(1, sizeof(*file), 64);
+    struct tracking_file *file = tracking_file_new_open(path, fd);
 
-    file->fd = fd;
-    file->path = g_strdup(path);
     file->header = contents->header;
     file->copy = contents->copy;
     file->directory = STEAL(contents->directory);
@@ -262,7 +265,10 @@ static struct tracking_file *fit(struct tracking_file *file, uint64_t length,
     struct tracking_file *fitting = tracking_file_rebuild(file, length, error);
     if (!fitting) {
         *loss = TRACKING_LOST_STORAGE;
-        tracking_file_abandon(file);
+        if (file->is_given_up) {
+            tracking_file_mark_lost(file, TRACKING_LOST_STORAGE);
+        }
+        tracking_file_unref(file);
     }
     return fitting;
 }
@@ -291,6 +297,7 @@ struct tracking_file *tracking_file_open(const char *path, const struct tracking
     if (fd < 0) {
         return NULL;
     }
+    tracking_file_remove_left_over(path, NULL);
     tracking_io.boot_id(boot_id);
     if (tracking_contents_read(fd, &contents, loss, error) == 0) {
         bool same_boot = !memcmp(boot_id, contents.header.boot_id, sizeof(boot_id)) &&
@@ -299,7 +306,7 @@ struct tracking_file *tracking_file_open(const char *path, const struct tracking
         if (judge(&contents, disk, same_boot, loss, error) == 0) {
             file = adopt(fd, path, &contents);
             if (resume(file, &contents, disk, same_boot, loss, error) < 0) {
-                tracking_file_abandon(STEAL(file));
+                tracking_file_unref(STEAL(file));
                 fd = -1; /* it was the file's */
             } else {
                 file = fit(file, disk->length, loss, error);

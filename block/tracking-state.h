@@ -7,27 +7,31 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
+#include "block/tracking-rebuild.h"
 #include "block/tracking.h"
+
+struct tracking_marking;
 
 struct change_tracker {
     char *device;
     char *path;
-    char *disk_path;
+    /* Changed with both locks held. The other one: where the disk lay before it moved there. */
+    char *disk_path, *disk_path_before;
     char *below;         /* the name of what the guest's disk lies on, and the file says */
-    bool has_moved_away; /* to what no file can be told from; with disk_path guarded by lock */
-    struct tracking_file *file; /* NULL: there is none; changed with the device drained */
+    bool has_moved_away; /* to what no file can be told from; guarded by lock */
+    /* NULL: there is none. Changed with the device drained, and both locks. */
+    struct tracking_file *file;
     _Atomic bool is_lost;
     bool is_left_open; /* at its end the disk is not known to be what was written */
 
     pthread_mutex_t lock; /* guards the directory; held while it is written, so not for guests */
+    struct tracking_rebuild *prepared; /* guarded by lock; or NULL */
 
     pthread_mutex_t loss_lock; /* guards what follows; innermost but for the event queue */
     enum tracking_loss loss;
     char *reason;
-    bool is_marking; /* a thread notes the loss in the file */
-    pthread_t marking;
-    pid_t marking_process;
-    _Atomic bool is_settled; /* it has, or had its time */
+    struct tracking_marking *marking; /* threads say that it is lost, or did; or NULL */
+    _Atomic bool is_settled;          /* they have, or had their time */
     pthread_cond_t settled;
     int64_t settled_at_latest;
 };
@@ -35,6 +39,31 @@ struct change_tracker {
 /* Nothing is noted any more, which is said, here and in the file. detail may be NULL. Any thread.
  */
 void tracking_lose(struct change_tracker *tracker, enum tracking_loss loss, const char *detail);
+
+/* The same, by order of the user, and nobody is told. Nothing, if it is lost already. */
+void tracking_end_quietly(struct change_tracker *tracker, enum tracking_loss loss,
+                          const char *reason);
+
+/*
+ * The map is lost. Before a change that is not noted any more: that is on stable storage, or this
+ * storage had its time to take it.
+ */
+void tracking_wait_until_settled(struct change_tracker *tracker);
+
+/* The same for as long as it takes. What is known of it goes. */
+void tracking_wait_for_marking(struct change_tracker *tracker);
+
+/* Another file, in the place of one that is gone. Drained, the lock held. */
+void tracking_take_file(struct change_tracker *tracker, struct tracking_file *file);
+
+/* Where the disk lies, from here. The lock is held. */
+void tracking_note_disk_path(struct change_tracker *tracker, const char *path);
+
+/*
+ * Make the file anew, and wait tracking_io.timeout_ns at most. Drained, the lock held. On error
+ * nothing has changed; but see is_given_up.
+ */
+int tracking_rebuild_now(struct change_tracker *tracker, uint64_t length, GError **error);
 
 /*
  * What was marked has not gone where nobody finds it again; else the map is lost, now. The tracker

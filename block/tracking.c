@@ -12,111 +12,10 @@
 #include "block/checked.h"
 #include "block/clock.h"
 #include "block/error.h"
-#include "block/event.h"
-#include "block/thread.h"
 #include "block/tracking-io.h"
+#include "block/tracking-rebuild.h"
 #include "block/tracking-state.h"
-
-/* ---- Loss ------------------------------------------------------------------------------------ */
-
-static void settle(struct change_tracker *tracker)
-{
-    SCOPE_LOCK(&tracker->loss_lock);
-
-    atomic_store(&tracker->is_settled, true);
-    pthread_cond_broadcast(&tracker->settled);
-}
-
-/* Not by who finds it: that may be a guest, and storage that failed may take its time. */
-static void *mark_lost(void *data)
-{
-    struct change_tracker *tracker = data;
-
-    tracking_file_mark_lost(tracker->file, tracker->loss);
-    settle(tracker);
-    return NULL;
-}
-
-/* loss_lock held. */
-static void start_marking(struct change_tracker *tracker)
-{
-    if (tracker->file) {
-        tracking_file_note_loss(tracker->file, tracker->loss);
-        tracker->is_marking = thread_create(&tracker->marking, mark_lost, tracker) == 0;
-        tracker->marking_process = getpid();
-    }
-    tracker->settled_at_latest = clock_now_ns() + (int64_t)tracking_io.timeout_ns / 2;
-    atomic_store(&tracker->is_settled, !tracker->is_marking);
-}
-
-/* The file says so before anybody leaves a change out of it. */
-void tracking_lose(struct change_tracker *tracker, enum tracking_loss loss, const char *detail)
-{
-    SCOPE_LOCK(&tracker->loss_lock);
-
-    if (atomic_load(&tracker->is_lost)) {
-        return;
-    }
-    tracker->loss = loss;
-    tracker->reason = detail ? g_strdup_printf("%s: %s", tracking_loss_text(loss), detail)
-                             : g_strdup(tracking_loss_text(loss));
-    start_marking(tracker);
-    atomic_store(&tracker->is_lost, true);
-    g_warning("Disk '%s' is no longer tracked, the next backup has to be a full one: %s (%s)",
-              tracker->device, tracker->reason, tracker->path);
-    event_emit("BLOCK_TRACKING_LOST", EVENT_STRING("device", tracker->device),
-               EVENT_STRING("reason", tracking_loss_names[loss]),
-               EVENT_STRING("message", tracker->reason));
-}
-
-/*
- * Before a change that is not noted any more: the loss is on stable storage, or this storage had
- * its time to take it.
- */
-static void wait_until_settled(struct change_tracker *tracker)
-{
-    SCOPE_LOCK(&tracker->loss_lock);
-
-    while (!atomic_load(&tracker->is_settled)) {
-        if (clock_cond_wait_until(&tracker->settled, &tracker->loss_lock,
-                                  tracker->settled_at_latest)) {
-            atomic_store(&tracker->is_settled, true);
-        }
-    }
-}
-
-static void lose_for_storage(struct change_tracker *tracker, int status)
-{
-    tracking_lose(tracker, TRACKING_LOST_STORAGE,
-                  status == -ETIMEDOUT ? "it does not answer" : block_strerror(-status));
-}
-
-int tracking_check_advising(struct change_tracker *tracker, const char *advice, GError **error)
-{
-    SCOPE_LOCK(&tracker->loss_lock);
-
-    return atomic_load(&tracker->is_lost)
-               ? block_error(error, EIO, "Disk '%s' is not tracked%s: %s", tracker->device, advice,
-                             tracker->reason)
-               : 0;
-}
-
-int tracking_check(struct change_tracker *tracker, GError **error)
-{
-    return tracking_check_advising(tracker, "", error);
-}
-
-static void wait_for_marking(struct change_tracker *tracker)
-{
-    pthread_mutex_lock(&tracker->loss_lock);
-    /* A thread of the process that forked is not here. */
-    bool is_marking = tracker->is_marking && tracker->marking_process == getpid();
-    tracker->is_marking = false;
-    pthread_mutex_unlock(&tracker->loss_lock);
-    if (is_marking) {
-        pthread_join(tracker->marking, NULL);
-    }
-}
+#include "block/tracking-witness.h"
 
 /* ---- Requests -------------------------------------------------------------------------------- */
 
@@ -132,7 +31,9 @@ static void secure(struct change_tracker *tracker, uint64_t offset, uint64_t byt
             int status = extent_log_secure(&file->log, extent, last, tracking_io.timeout_ns);
 
             if (status < 0) {
-                lose_for_storage(tracker, status);
+                tracking_lose(tracker, TRACKING_LOST_STORAGE,
+                              status == -ETIMEDOUT ? "it does not answer"
+                                                   : block_strerror(-status));
             }
             return;
         }
@@ -229,7 +130,7 @@ void tracking_begin(struct change_tracker *tracker, struct block_node *root,
     }
     if (G_UNLIKELY(atomic_load_explicit(&tracker->is_lost, memory_order_acquire) &&
                    !atomic_load(&tracker->is_settled))) {
-        wait_until_settled(tracker);
+        tracking_wait_until_settled(tracker);
     }
 }
 
@@ -300,8 +201,7 @@ void tracking_follow(struct change_tracker *tracker, struct block_node *root)
         header->disk.inode = TRACKING_INODE_NONE;
     }
     g_strlcpy(header->path, name ? name : "", sizeof(header->path));
-    g_free(tracker->disk_path);
-    tracker->disk_path = g_strdup(name);
+    tracking_note_disk_path(tracker, name);
     g_free(tracker->below);
     tracker->below = STEAL(name);
 }
@@ -330,14 +230,30 @@ static struct tracking_directory *read_broken(const char *path)
     return broken;
 }
 
+/* Which map it was that is lost; zeroes if that cannot be read. */
+static void read_uuid(const char *path, uint8_t *uuid)
+{
+    struct tracking_contents contents = {0};
+    enum tracking_loss loss;
+    AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd >= 0) {
+        tracking_contents_read(fd, &contents, &loss, NULL);
+    }
+    memcpy(uuid, contents.header.uuid, TRACKING_UUID_BYTES);
+    tracking_contents_clear(&contents);
+}
+
 /* A new map, in the place of one that is lost or where there was none. */
 static void create(struct change_tracker *tracker, const struct tracking_options *options,
                    uint64_t length, enum tracking_loss previous_loss)
 {
     struct tracking_geometry geometry = options->geometry;
+    uint8_t uuid[TRACKING_UUID_BYTES];
     struct tracking_directory *broken = previous_loss ? read_broken(options->path) : NULL;
     GError *error = NULL;
 
+    read_uuid(options->path, uuid);
     if (tracking_geometry_check(&geometry, &error) == 0) {
         tracker->file = tracking_file_create(options->path, length, &geometry, options->disk_path,
                                              &options->identity, &error);
@@ -347,12 +263,16 @@ static void create(struct change_tracker *tracker, const struct tracking_options
         if (tracking_file_store_directory(tracker->file, broken, &error) == 0) {
             broken = NULL;
         } else {
-            tracking_file_abandon(STEAL(tracker->file));
+            tracking_file_unref(STEAL(tracker->file));
         }
     }
     tracking_directory_free(broken);
-    if (!tracker->file) {
-        tracking_file_condemn(options->path, TRACKING_LOST_MODIFIED);
+    if (tracker->file) {
+        tracking_witness_remove(options->disk_path, uuid);
+    } else {
+        if (tracking_file_condemn(options->path, TRACKING_LOST_MODIFIED) < 0) {
+            tracking_io.put_witness(options->disk_path, uuid);
+        }
         tracking_lose(tracker, TRACKING_LOST_STORAGE, error->message);
         g_error_free(error);
     }
@@ -412,6 +332,7 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
 
 static void free_tracker(struct change_tracker *tracker)
 {
+    tracking_rebuild_free(tracker->prepared);
     pthread_mutex_destroy(&tracker->lock);
     pthread_mutex_destroy(&tracker->loss_lock);
     pthread_cond_destroy(&tracker->settled);
@@ -419,6 +340,7 @@ static void free_tracker(struct change_tracker *tracker)
     g_free(tracker->device);
     g_free(tracker->path);
     g_free(tracker->disk_path);
+    g_free(tracker->disk_path_before);
     g_free(tracker->below);
     g_free(tracker);
 }
@@ -439,15 +361,16 @@ void tracking_take_samples(struct change_tracker *tracker, struct block_node *ro
 
 void tracking_release(struct change_tracker *tracker)
 {
-    wait_for_marking(tracker);
+    tracking_wait_for_marking(tracker);
+    tracking_forget_prepared(tracker);
     SCOPE_LOCK(&tracker->lock);
-    tracking_file_abandon(STEAL(tracker->file));
+    tracking_file_unref(STEAL(tracker->file));
 }
 
 void tracking_abandon(struct change_tracker *tracker)
 {
-    wait_for_marking(tracker);
-    tracking_file_abandon(tracker->file);
+    tracking_wait_for_marking(tracker);
+    tracking_file_unref(tracker->file);
     free_tracker(tracker);
 }
 
@@ -479,21 +402,9 @@ int tracking_stop(struct change_tracker *tracker, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
 
-    pthread_mutex_lock(&tracker->loss_lock);
-    bool was_lost = atomic_load(&tracker->is_lost);
-    if (!was_lost) {
-        tracker->reason = g_strdup("tracking was switched off");
-        if (tracker->file) {
-            tracking_file_note_loss(tracker->file, TRACKING_LOST_MODIFIED);
-        }
-        atomic_store(&tracker->is_settled, true);
-        atomic_store(&tracker->is_lost, true);
-    }
-    pthread_mutex_unlock(&tracker->loss_lock);
-    if (!was_lost && tracker->file) {
-        /* A power loss may bring its name back. */
-        tracking_file_mark_lost(tracker->file, TRACKING_LOST_MODIFIED);
-    }
+    /* A power loss may bring its name back. */
+    tracking_end_quietly(tracker, TRACKING_LOST_MODIFIED, "tracking was switched off");
+    tracking_wait_until_settled(tracker);
     /* Also one that is lost; but never what another disk or program put there. */
     if (tracker->file && unlink(tracker->path) < 0 && errno != ENOENT) {
         return block_error_errno(error, errno, "Could not remove tracking file '%s'",
@@ -509,23 +420,70 @@ void tracking_contents_changed(struct change_tracker *tracker, const char *how)
 
 /* ---- Other lengths --------------------------------------------------------------------------- */
 
-void tracking_resize(struct change_tracker *tracker, uint64_t length)
+void tracking_prepare(struct change_tracker *tracker, uint64_t length)
 {
-    GError *error = NULL;
-    struct tracking_file *rebuilt;
+    g_autoptr(GError) error = NULL;
+    struct tracking_rebuild *rebuild = NULL;
 
-    if (atomic_load(&tracker->is_lost) || tracker->file->map.length == length) {
-        return;
-    }
     pthread_mutex_lock(&tracker->lock);
-    rebuilt = atomic_load(&tracker->is_lost) ? NULL
-                                             : tracking_file_rebuild(tracker->file, length, &error);
-    if (rebuilt) {
-        tracker->file = rebuilt;
+    if (tracker->file && !atomic_load(&tracker->is_lost) &&
+        (length != tracker->file->map.length || tracking_file_needs_rebuild(tracker->file))) {
+        rebuild = tracking_rebuild_new(tracker->file, length, NULL);
     }
     pthread_mutex_unlock(&tracker->lock);
-    if (error) {
+    /* Where that fails it is tried once more when it matters, and the error is of use then. */
+    if (rebuild && tracking_rebuild_prepare(rebuild, &error) < 0) {
+        g_clear_pointer(&rebuild, tracking_rebuild_free);
+    }
+    if (rebuild) {
+        pthread_mutex_lock(&tracker->lock);
+        struct tracking_rebuild *before = tracker->prepared;
+        tracker->prepared = rebuild;
+        pthread_mutex_unlock(&tracker->lock);
+        tracking_rebuild_free(before);
+    }
+}
+
+void tracking_prepare_checkpoint(struct change_tracker *tracker)
+{
+    pthread_mutex_lock(&tracker->lock);
+    uint64_t length = tracker->file ? tracker->file->map.length : 0;
+    pthread_mutex_unlock(&tracker->lock);
+    tracking_prepare(tracker, length);
+}
+
+void tracking_forget_prepared(struct change_tracker *tracker)
+{
+    pthread_mutex_lock(&tracker->lock);
+    struct tracking_rebuild *prepared = STEAL(tracker->prepared);
+    pthread_mutex_unlock(&tracker->lock);
+    tracking_rebuild_free(prepared);
+}
+
+int tracking_rebuild_now(struct change_tracker *tracker, uint64_t length, GError **error)
+{
+    int64_t deadline = clock_now_ns() + (int64_t)tracking_io.timeout_ns;
+    struct tracking_rebuild *rebuild =
+        tracker->prepared && tracking_rebuild_length(tracker->prepared) == length
+            ? STEAL(tracker->prepared)
+            : tracking_rebuild_new(tracker->file, length, error);
+    struct tracking_file *rebuilt =
+        rebuild ? tracking_rebuild_finish(rebuild, tracker->file, deadline, error) : NULL;
+
+    if (!rebuilt) {
+        return -EIO;
+    }
+    tracking_take_file(tracker, rebuilt);
+    return 0;
+}
+
+void tracking_resize(struct change_tracker *tracker, uint64_t length)
+{
+    g_autoptr(GError) error = NULL;
+    SCOPE_LOCK(&tracker->lock);
+
+    if (!atomic_load(&tracker->is_lost) && tracker->file->map.length != length &&
+        tracking_rebuild_now(tracker, length, &error) < 0) {
         tracking_lose(tracker, TRACKING_LOST_STORAGE, error->message);
-        g_error_free(error);
     }
 }

@@ -76,10 +76,19 @@ void tracking_end(struct change_tracker *tracker, struct block_node *root,
                   enum block_operation operation, uint64_t offset, uint64_t bytes, int status);
 
 /*
- * The disk is to have another length: before it grows, and after it shrank. Drained; may block.
- * If that fails, tracking is lost, and the disk is what it is to be.
+ * The disk is to have another length: before it grows, and after it shrank. Drained; waits for
+ * tracking_io.timeout_ns at most. If that fails, tracking is lost, and the disk is what it is to
+ * be.
  */
 void tracking_resize(struct change_tracker *tracker, uint64_t length);
+
+/*
+ * That, or a checkpoint, is to come: do now, with guests going on, what would take long then. May
+ * block. What was prepared and not used is to be forgotten afterwards.
+ */
+void tracking_prepare(struct change_tracker *tracker, uint64_t length);
+void tracking_prepare_checkpoint(struct change_tracker *tracker);
+void tracking_forget_prepared(struct change_tracker *tracker);
 
 /*
  * The disk reads differently, and not by its guest's doing: nothing is known of it any more. how: a

@@ -212,6 +212,7 @@ static int resize(const char *device, struct block_node *node, uint64_t length, 
     if (status < 0) {
         return status;
     }
+    device_tracking_prepare_resize(node, length);
     struct block_drain *drain = block_drain_begin(&node, 1, BLOCK_PERM_ALL);
     /* A job's end may have moved the disk. */
     status = device ? lookup_check_same(device, node, error) : 0;
@@ -222,6 +223,7 @@ static int resize(const char *device, struct block_node *node, uint64_t length, 
         device_tracking_resize(node, block_node_length(node));
     }
     block_drain_end(drain);
+    device_tracking_end_resize(node);
     block_claim_release(&claim);
     return status;
 }

@@ -284,7 +284,11 @@ static int prepare_add(struct transaction_action *action, json_t *data, GError *
 {
     struct checkpoint_action *state = transaction_state(action);
     int status = prepare(action, data, error);
+    struct change_tracker *tracker = status == 0 ? block_device_tracker(state->device) : NULL;
 
+    if (tracker) {
+        tracking_prepare_checkpoint(tracker);
+    }
     if (status == 0) {
         transaction_drain(action, state->root);
         /* Most of what has to be flushed at the moment, while guests go on. An error comes again.
@@ -325,7 +329,11 @@ static void revert_add(struct transaction_action *action)
 static void clean(struct transaction_action *action)
 {
     struct checkpoint_action *state = transaction_state(action);
+    struct change_tracker *tracker = state->device ? block_device_tracker(state->device) : NULL;
 
+    if (tracker) {
+        tracking_forget_prepared(tracker);
+    }
     block_node_unref(state->root);
     block_device_unref(state->device);
 }

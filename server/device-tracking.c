@@ -154,7 +154,10 @@ struct change_tracker *device_tracking_find(struct block_device *device, GError 
     return tracker;
 }
 
-void device_tracking_resize(struct block_node *node, uint64_t length)
+/* For the trackers of the devices that show a node. */
+static void for_node(struct block_node *node,
+                     void (*function)(struct change_tracker *tracker, uint64_t length),
+                     uint64_t length)
 {
     struct block_device **devices = block_device_list();
 
@@ -163,10 +166,30 @@ void device_tracking_resize(struct block_node *node, uint64_t length)
         AUTO(block_node) root = block_device_root(*device);
 
         if (tracker && root && block_node_below_filters(root) == block_node_below_filters(node)) {
-            tracking_resize(tracker, length);
+            function(tracker, length);
         }
     }
     block_device_list_free(devices);
+}
+
+static void forget_prepared(struct change_tracker *tracker, uint64_t length)
+{
+    tracking_forget_prepared(tracker);
+}
+
+void device_tracking_prepare_resize(struct block_node *node, uint64_t length)
+{
+    for_node(node, tracking_prepare, length);
+}
+
+void device_tracking_resize(struct block_node *node, uint64_t length)
+{
+    for_node(node, tracking_resize, length);
+}
+
+void device_tracking_end_resize(struct block_node *node)
+{
+    for_node(node, forget_prepared, 0);
 }
 
 /* ---- Contents that change by themselves ------------------------------------------------------ */

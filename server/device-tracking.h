@@ -38,8 +38,13 @@ int device_tracking_stop(struct block_device *device, GError **error);
 /* The device's tracker, or NULL with the error set: it has none. Borrowed for as long as wanted. */
 struct change_tracker *device_tracking_find(struct block_device *device, GError **error);
 
-/* Before a node gets another length, and after: for the devices that show it. Drained. */
+/*
+ * For the devices that show a node: before it gets another length, with guests going on; drained,
+ * before and after the change; and at the end. Not the main thread.
+ */
+void device_tracking_prepare_resize(struct block_node *node, uint64_t length);
 void device_tracking_resize(struct block_node *node, uint64_t length);
+void device_tracking_end_resize(struct block_node *node);
 
 /*
  * The node reads differently, and not by a guest's doing: the maps of the devices that show it, or

@@ -255,7 +255,7 @@ static void open_twice(const struct tracking_disk *disk)
         abort();
     }
     if (file) {
-        tracking_file_abandon(file);
+        tracking_file_unref(file);
     }
 }
 

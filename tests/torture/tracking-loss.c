@@ -233,11 +233,19 @@ static void add_one(struct world *world)
     }
 }
 
-/* Drained, and as commands do it. Nothing of the disk's is lost by it. */
-static void resize(struct world *world)
+static uint64_t new_length(struct world *world)
 {
     uint64_t length = align_up(DISK_MAX - test_random_below(&world->random, DISK_MAX / 2), SECTOR);
 
+    if (test_random_chance(&world->random, 50)) {
+        tracking_prepare(world->tracker, length);
+    }
+    return length;
+}
+
+/* Drained, and as commands do it. Nothing of the disk's is lost by it. */
+static void resize(struct world *world, uint64_t length)
+{
     tracking_resize(world->tracker, MAX_OF(length, world->length));
     if (!loss_has_happened()) {
         g_assert_cmpint(block_node_flush(world->root), ==, 0);
@@ -260,11 +268,13 @@ static void administer(struct world *world)
         loss_bitmaps_administer(world);
         return;
     }
+    /* Also where a checkpoint comes in between. */
+    uint64_t length = new_length(world);
     AUTO(block_drain) drain = block_drain_begin(&world->root, 1, BLOCK_PERM_WRITE);
     if (dice < 85 || world->loses) {
         add_one(world);
     } else {
-        resize(world);
+        resize(world, length);
     }
 }
 
@@ -381,7 +391,7 @@ static void end_dying(struct world *world)
         } else if (test_random_chance(&world->random, 50) || world->loses) {
             add_one(world);
         } else {
-            resize(world);
+            resize(world, new_length(world));
         }
     }
     loss_happen(with_power);
@@ -481,7 +491,7 @@ static void judge(struct world *world, enum ending ending)
     }
     loss_bitmaps_judge(file, contents, ending);
     losses[ending]++;
-    tracking_file_abandon(file);
+    tracking_file_unref(file);
 }
 
 /* ---- Worlds -----------------------------------------------------------------------------------

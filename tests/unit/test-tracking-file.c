@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "block/tracking-file.h"
+#include "block/tracking-rebuild.h"
 #include "formats/formats.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/random.h"
@@ -345,7 +346,7 @@ static enum tracking_loss look(struct tracking_rig *rig, const uint8_t *bytes, g
     struct tracking_checkpoint *checkpoint = tracking_directory_find(file->directory, "a");
     g_assert_nonnull(checkpoint);
     change_map_count(&file->map, (uint16_t)checkpoint->epoch, changed, &zero);
-    tracking_file_abandon(file);
+    tracking_file_unref(file);
     return TRACKING_NOT_LOST;
 }
 
@@ -539,7 +540,7 @@ static void rebuild_once(struct test_random *random, const char *path)
     g_assert_nonnull(file);
     g_autoptr(GArray) again = answers(file, common);
     g_assert_cmpmem(before->data, before->len, again->data, again->len);
-    tracking_file_abandon(file);
+    tracking_file_unref(file);
 }
 
 static void test_rebuild(void)
