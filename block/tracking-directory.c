@@ -112,6 +112,22 @@ int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *r
     return add_locked(tracker, name, error);
 }
 
+void tracking_disk_moved(struct change_tracker *tracker, struct block_node *root)
+{
+    g_autoptr(GError) error = NULL;
+    SCOPE_LOCK(&tracker->lock);
+
+    /* What is noted as older must be there after a power loss, if the file says that it is there. */
+    if (tracking_check(tracker, NULL) < 0 || block_node_flush(root) < 0) {
+        return;
+    }
+    if (tracking_follow(tracker, root) &&
+        store(tracker, tracking_directory_copy(tracker->file->directory), &error) < 0) {
+        g_warning("The tracking file of disk '%s' does not know yet where the disk is now: %s",
+                  tracker->device, error->message);
+    }
+}
+
 /* Lock held. advice: as with tracking_check_advising. */
 static struct tracking_checkpoint *find(struct change_tracker *tracker, const char *name,
                                         const char *advice, GError **error)

@@ -75,9 +75,10 @@ bool tracking_is_whole(struct change_tracker *tracker);
  * Snapshots, commits and mirrors move the guest's disk to another file. What it left is as it was
  * at that moment: since a checkpoint from before no more changed there than is noted. A checkpoint
  * that is cut later is not one of it: with that goes the identity of where the disk is now, which
- * the header has from here. The lock is held, and the tracker not lost.
+ * the header has from here. The lock is held, and the tracker not lost. Returns false if it has not
+ * moved.
  */
-void tracking_follow(struct change_tracker *tracker, struct block_node *root);
+bool tracking_follow(struct change_tracker *tracker, struct block_node *root);
 
 /* As tracking_check. advice: what is to be done about it, after a comma, or nothing. */
 int tracking_check_advising(struct change_tracker *tracker, const char *advice, GError **error);

@@ -187,13 +187,13 @@ static char *name_below(struct block_node *root)
     return block_node_get_filename(root);
 }
 
-void tracking_follow(struct change_tracker *tracker, struct block_node *root)
+bool tracking_follow(struct change_tracker *tracker, struct block_node *root)
 {
     struct tracking_header *header = &tracker->file->header;
     g_autofree char *name = name_below(root);
 
     if (!g_strcmp0(name, tracker->below)) {
-        return;
+        return false;
     }
     tracking_identify(name, &header->disk);
     tracker->has_moved_away = !header->disk.inode;
@@ -204,6 +204,7 @@ void tracking_follow(struct change_tracker *tracker, struct block_node *root)
     tracking_note_disk_path(tracker, name);
     g_free(tracker->below);
     tracker->below = STEAL(name);
+    return true;
 }
 
 /* ---- Life ------------------------------------------------------------------------------------ */

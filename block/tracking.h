@@ -96,6 +96,13 @@ void tracking_forget_prepared(struct change_tracker *tracker);
  */
 void tracking_contents_changed(struct change_tracker *tracker, const char *how);
 
+/*
+ * A job has put another node with the same contents under the device, this one, for good: from here
+ * the file is that disk's, also after a crash. May block; not the main thread. If it fails, that is
+ * so from the next checkpoint or a clean end.
+ */
+void tracking_disk_moved(struct change_tracker *tracker, struct block_node *root);
+
 /* ---- Checkpoints ----------------------------------------------------------------------------- */
 
 /*

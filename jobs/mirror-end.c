@@ -299,14 +299,34 @@ static void pivot(void *data)
     mirror_uninstall(mirror);
 }
 
+/* Their tracking files learn where the disk is now; guests go on meanwhile. */
+static void tell_trackers(GPtrArray *devices)
+{
+    for (guint i = 0; i < devices->len; i++) {
+        struct block_device *device = g_ptr_array_index(devices, i);
+        struct change_tracker *tracker = block_device_tracker(device);
+        AUTO(block_node) root = block_device_root(device);
+
+        if (tracker && root) {
+            tracking_disk_moved(tracker, root);
+        }
+    }
+}
+
 void mirror_commit(struct job *job)
 {
     struct mirror *mirror = job_state(job);
+    g_autoptr(GPtrArray) moved =
+        g_ptr_array_new_with_free_func((GDestroyNotify)block_device_unref);
 
+    for (guint i = 0; mirror->moving && i < mirror->moving->len; i++) {
+        g_ptr_array_add(moved, block_device_ref(g_ptr_array_index(mirror->moving, i)));
+    }
     if (mirror->drain) {
         main_loop_call_wait(pivot, mirror);
         block_drain_end(STEAL(mirror->drain));
     }
+    tell_trackers(moved);
 }
 
 void mirror_abort(struct job *job)

@@ -416,6 +416,20 @@ def moved_away(test):
                 test.path(name).unlink(missing_ok=True)
 
 
+@promise("a disk that went to an overlay and back is known again when it is killed right then")
+def back_again(test):
+    moving = MovingDisk(test)
+    moving.snapshot()
+    moving.check("the snapshot")  # with a checkpoint there
+    moving.commit()
+    moving.change()
+    moving.disk.kill()
+    test.path("overlay.qcow2").unlink()
+    moving.disk.start()
+    moving.check("the kill")
+    moving.disk.stop()
+
+
 # ---- A guest that does not wait ------------------------------------------------------------------
 
 
