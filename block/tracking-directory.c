@@ -117,7 +117,8 @@ void tracking_disk_moved(struct change_tracker *tracker, struct block_node *root
     g_autoptr(GError) error = NULL;
     SCOPE_LOCK(&tracker->lock);
 
-    /* What is noted as older must be there after a power loss, if the file says that it is there. */
+    /* What is noted as older must be there after a power loss, if the file says that it is there.
+     */
     if (tracking_check(tracker, NULL) < 0 || block_node_flush(root) < 0) {
         return;
     }

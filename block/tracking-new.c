@@ -26,8 +26,8 @@ static bool is_named(int fd, const char *path)
 {
     struct stat by_name, by_fd;
 
-    return lstat(path, &by_name) == 0 && fstat(fd, &by_fd) == 0 &&
-           by_name.st_dev == by_fd.st_dev && by_name.st_ino == by_fd.st_ino;
+    return lstat(path, &by_name) == 0 && fstat(fd, &by_fd) == 0 && by_name.st_dev == by_fd.st_dev &&
+           by_name.st_ino == by_fd.st_ino;
 }
 
 /* Of a process that died: a tracking file, or the beginning of one, that nobody uses. */
@@ -37,9 +37,8 @@ static bool is_left_over(int fd)
     uint8_t bytes[sizeof(first_bytes) - 1];
 
     return fstat(fd, &information) == 0 && S_ISREG(information.st_mode) &&
-           (information.st_size == 0 ||
-            (pread(fd, bytes, sizeof(bytes), 0) == sizeof(bytes) &&
-             tracking_header_begins_with(bytes, sizeof(bytes))));
+           (information.st_size == 0 || (pread(fd, bytes, sizeof(bytes), 0) == sizeof(bytes) &&
+                                         tracking_header_begins_with(bytes, sizeof(bytes))));
 }
 
 int tracking_file_remove_left_over(const char *path, GError **error)

@@ -358,7 +358,8 @@ struct tracking_file *tracking_rebuild_finish(struct tracking_rebuild *rebuild,
         status = run(&rebuild, file, complete, deadline_ns, error);
     }
     if (next && (!rebuild || next->is_given_up)) {
-        /* It may have the name, or take it yet: what is said of this file goes for that one, too. */
+        /* It may have the name, or take it yet: what is said of this file goes for that one, too.
+         */
         file->is_given_up = true;
         file->successor = STEAL(next);
     }

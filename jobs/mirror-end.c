@@ -316,8 +316,7 @@ static void tell_trackers(GPtrArray *devices)
 void mirror_commit(struct job *job)
 {
     struct mirror *mirror = job_state(job);
-    g_autoptr(GPtrArray) moved =
-        g_ptr_array_new_with_free_func((GDestroyNotify)block_device_unref);
+    g_autoptr(GPtrArray) moved = g_ptr_array_new_with_free_func((GDestroyNotify)block_device_unref);
 
     for (guint i = 0; mirror->moving && i < mirror->moving->len; i++) {
         g_ptr_array_add(moved, block_device_ref(g_ptr_array_index(mirror->moving, i)));

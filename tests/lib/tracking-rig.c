@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tests/lib/tracking-rig.h"
 
+#include <fcntl.h>
 #include <string.h>
 
 #include "block/align.h"
@@ -79,6 +80,16 @@ void tracking_rig_kill(struct tracking_rig *rig)
 {
     tracking_rig_close_disk(rig);
     tracking_abandon(rig->tracker);
+}
+
+void tracking_rig_wait_unused(const struct tracking_rig *rig)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    AUTO_CLOSE int fd = open(rig->path, O_RDWR | O_CLOEXEC);
+
+    while (fd >= 0 && fcntl(fd, F_OFD_SETLK, &whole) < 0) {
+        g_usleep(1000);
+    }
 }
 
 void tracking_rig_free(struct tracking_rig *rig)

@@ -40,6 +40,8 @@ void tracking_rig_open(struct tracking_rig *rig);
 void tracking_rig_close_disk(struct tracking_rig *rig);
 void tracking_rig_finish(struct tracking_rig *rig);
 void tracking_rig_kill(struct tracking_rig *rig);
+/* What was left to itself has ended: nobody has the tracking file locked. */
+void tracking_rig_wait_unused(const struct tracking_rig *rig);
 /* Cleanly, and all is removed. */
 void tracking_rig_free(struct tracking_rig *rig);
 

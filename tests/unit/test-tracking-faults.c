@@ -282,6 +282,8 @@ static void test_hanging_checkpoint(void)
     assert_not_believed(rig);
     set_fault(0, false, false);
     tracking_rig_kill(rig);
+    tracking_rig_wait_unused(rig);
+    set_fault(0, false, false); /* who held the lock has ended before */
     reopen_lost(rig);
 }
 

@@ -33,14 +33,24 @@ enum operation { DURABLE_WRITE = 1, SYNC_MAPPING = 2, SYNC_FILE = 4, ALL = 7 };
 static pthread_mutex_t hang_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t hang_changed = PTHREAD_COND_INITIALIZER;
 static unsigned hanging, waiting;
+static ino_t hanging_file; /* 0: all files */
 
-static void pass(enum operation operation)
+static ino_t inode_of(int fd)
 {
+    struct stat information;
+
+    g_assert_cmpint(fstat(fd, &information), ==, 0);
+    return information.st_ino;
+}
+
+static void pass(enum operation operation, int fd)
+{
+    ino_t inode = inode_of(fd);
     SCOPE_LOCK(&hang_lock);
 
     waiting++;
     pthread_cond_broadcast(&hang_changed);
-    while (hanging & operation) {
+    while ((hanging & operation) && (!hanging_file || hanging_file == inode)) {
         pthread_cond_wait(&hang_changed, &hang_lock);
     }
     waiting--;
@@ -51,6 +61,18 @@ static void hang(unsigned operations)
     SCOPE_LOCK(&hang_lock);
 
     hanging = operations;
+    hanging_file = 0;
+    pthread_cond_broadcast(&hang_changed);
+}
+
+/* Of what hangs, only this file does so any longer. */
+static void hang_only(const char *path)
+{
+    struct stat information;
+    SCOPE_LOCK(&hang_lock);
+
+    g_assert_cmpint(stat(path, &information), ==, 0);
+    hanging_file = information.st_ino;
     pthread_cond_broadcast(&hang_changed);
 }
 
@@ -65,20 +87,20 @@ static void wait_for_waiter(void)
 
 static int slow_write(int fd, const void *bytes, uint64_t size, uint64_t offset)
 {
-    pass(DURABLE_WRITE);
+    pass(DURABLE_WRITE, fd);
     return tracking_rig_real_io()->write_durably(fd, bytes, size, offset);
 }
 
 static int slow_sync_mapping(int fd, struct guarded_mapping *mapping, uint64_t offset,
                              uint64_t size)
 {
-    pass(SYNC_MAPPING);
+    pass(SYNC_MAPPING, fd);
     return tracking_rig_real_io()->sync_mapping(fd, mapping, offset, size);
 }
 
 static int slow_sync_file(int fd)
 {
-    pass(SYNC_FILE);
+    pass(SYNC_FILE, fd);
     return tracking_rig_real_io()->sync_file(fd);
 }
 
@@ -109,17 +131,6 @@ static char *read_file(const char *path, gsize *bytes)
 
     g_assert_true(g_file_get_contents(path, &contents, bytes, NULL));
     return contents;
-}
-
-/* What was left to itself ends when storage answers, and lets go of its files then. */
-static void wait_until_unused(const char *path)
-{
-    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    AUTO_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
-
-    while (fd >= 0 && fcntl(fd, F_OFD_SETLK, &whole) < 0) {
-        g_usleep(1000);
-    }
 }
 
 static void assert_no_new_file(const struct tracking_rig *rig)
@@ -167,7 +178,8 @@ static void hang_in(unsigned operations, bool is_prepared)
     g_assert_cmpint(tracking_rig_write(rig, 2 * MIB, MIB), ==, 0);
     hang(0);
     tracking_rig_kill(rig);
-    wait_until_unused(rig->path);
+    tracking_rig_wait_unused(rig);
+    hang(0); /* who held the lock has ended before */
     tracking_rig_boot++;
     assert_lost_at_start(rig);
     assert_no_new_file(rig);
@@ -360,16 +372,15 @@ static void test_witness(void)
         g_usleep(1000);
     }
     g_assert_true(has_witness(rig));
-    struct stat information;
-    g_assert_cmpint(stat(rig->disk_path, &information), ==, 0);
     tracking_rig_close_disk(rig);
+    hang_only(rig->path);
 
     /* Another process sees what is on storage; this one is stuck. */
     g_autofree char *path = STEAL(rig->path);
     rig->path = test_path(rig->directory, "after");
     g_assert_true(g_file_set_contents(rig->path, durable, (gssize)bytes, NULL));
     struct change_tracker *stuck = rig->tracker;
-    tracking_io = *tracking_rig_real_io();
+    tracking_io.timeout_ns = tracking_rig_real_io()->timeout_ns;
     assert_lost_at_start(rig);
     /* There is a new map now, of which nobody says anything. */
     g_assert_false(has_witness(rig));
