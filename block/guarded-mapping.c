@@ -13,9 +13,7 @@
 #include "block/align.h"
 #include "block/cleanup.h"
 
-/* The handler can take no lock, so that what it looks at is never freed: a few places. */
-#define MAPPINGS_MAX 512
-
+/* The handler can take no lock, so that what it looks at is never freed: 24 bytes for a place. */
 struct guarded_mapping {
     _Atomic(char *) address; /* NULL: the place is free */
     _Atomic size_t bytes;
@@ -23,7 +21,7 @@ struct guarded_mapping {
     bool is_taken; /* under the lock */
 };
 
-static struct guarded_mapping mappings[MAPPINGS_MAX];
+static struct guarded_mapping mappings[GUARDED_MAPPINGS_MAX];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* places and installing; innermost */
 static bool is_installed;
 static struct sigaction previous;
@@ -55,7 +53,7 @@ static bool map_empty_page(char *page)
 /* Of the thread that touched the page; only what may be called from a handler. */
 static bool replace_page(char *fault)
 {
-    for (size_t i = 0; i < MAPPINGS_MAX; i++) {
+    for (size_t i = 0; i < GUARDED_MAPPINGS_MAX; i++) {
         struct guarded_mapping *mapping = &mappings[i];
         char *address = atomic_load(&mapping->address);
 
@@ -105,7 +103,7 @@ static void install(void)
 /* Lock held. */
 static struct guarded_mapping *take_place(void)
 {
-    for (size_t i = 0; i < MAPPINGS_MAX; i++) {
+    for (size_t i = 0; i < GUARDED_MAPPINGS_MAX; i++) {
         if (!mappings[i].is_taken) {
             mappings[i].is_taken = true;
             atomic_store(&mappings[i].is_broken, false);
@@ -146,7 +144,7 @@ struct guarded_mapping *guarded_mapping_new(int fd, uint64_t offset, uint64_t by
     mapping = take_place();
     pthread_mutex_unlock(&lock);
     if (!mapping) {
-        errno = EMFILE;
+        errno = EUSERS;
         return NULL;
     }
     size_t size = MAX_OF((size_t)bytes, page_size);

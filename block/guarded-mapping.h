@@ -13,11 +13,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* There can be so many at a time. */
+#define GUARDED_MAPPINGS_MAX 8192
+
 struct guarded_mapping;
 
 /*
  * Map bytes of a file from offset on (a multiple of 64 KiB), readable and writable. All of it is
- * touched now, and kept in memory if the process may lock that much. Returns NULL with errno set.
+ * touched now, and kept in memory if the process may lock that much. Returns NULL with errno set;
+ * EUSERS: there are GUARDED_MAPPINGS_MAX.
  */
 struct guarded_mapping *guarded_mapping_new(int fd, uint64_t offset, uint64_t bytes);
 void guarded_mapping_free(struct guarded_mapping *mapping);

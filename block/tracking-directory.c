@@ -24,7 +24,8 @@ static int check_name(const char *name, GError **error)
 static void lose_given_up(struct change_tracker *tracker)
 {
     if (tracker->file->is_given_up) {
-        tracking_lose(tracker, TRACKING_LOST_STORAGE, "nobody knows what it holds");
+        tracking_lose(tracker, TRACKING_LOST_STORAGE,
+                      "it did not answer in time, so nobody knows what the file holds");
     }
 }
 

@@ -175,6 +175,12 @@ int tracking_file_map(struct tracking_file *file, GError **error)
     file->start = guarded_mapping_new(file->fd, 0, TRACKING_ALIGNMENT);
     file->mapping =
         file->start ? guarded_mapping_new(file->fd, header->map_offset, header->map_bytes) : NULL;
+    if (!file->mapping && errno == EUSERS) {
+        /* Two mappings each, and those of a file that is made anew. */
+        return block_error(error, EUSERS,
+                           "Tracking file '%s' is one too many: a process can track about %d disks",
+                           file->path, GUARDED_MAPPINGS_MAX / 2);
+    }
     if (!file->mapping) {
         return block_error_errno(error, errno, "Tracking file '%s' cannot be mapped", file->path);
     }

@@ -58,10 +58,10 @@ const char *tracking_loss_text(enum tracking_loss loss)
     static const char *const texts[TRACKING_LOST_COUNT] = {
         [TRACKING_NOT_LOST] = "nothing is lost",
         [TRACKING_LOST_DAMAGED] = "the tracking file is damaged",
-        [TRACKING_LOST_FOREIGN] = "the file is no tracking file",
+        [TRACKING_LOST_FOREIGN] = "there is a file, but no tracking file that this version knows",
         [TRACKING_LOST_OTHER_DISK] = "the tracking file belongs to another disk",
-        [TRACKING_LOST_MODIFIED] = "the disk was changed while it was not tracked",
-        [TRACKING_LOST_RESIZED] = "the disk got shorter while it was not tracked",
+        [TRACKING_LOST_MODIFIED] = "the disk was changed without its tracking file knowing",
+        [TRACKING_LOST_RESIZED] = "the disk has another length than its tracking file knows",
         [TRACKING_LOST_STORAGE] = "the storage of the tracking file failed",
         [TRACKING_LOST_IN_USE] = "another process uses the tracking file",
     };

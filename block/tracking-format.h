@@ -54,7 +54,7 @@ enum tracking_loss {
     TRACKING_LOST_FOREIGN,    /* it is no tracking file */
     TRACKING_LOST_OTHER_DISK, /* it belongs to another disk */
     TRACKING_LOST_MODIFIED,   /* the disk was written by somebody else */
-    TRACKING_LOST_RESIZED,    /* the disk got shorter behind our back */
+    TRACKING_LOST_RESIZED,    /* the disk got shorter, or longer while in use, behind our back */
     TRACKING_LOST_STORAGE,    /* the file's storage failed */
     TRACKING_LOST_IN_USE,     /* another process has the file */
     TRACKING_LOST_COUNT,

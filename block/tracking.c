@@ -56,7 +56,7 @@ static bool is_usable(struct change_tracker *tracker, uint64_t offset, uint64_t 
         return false;
     }
     if (G_UNLIKELY(!range_within(offset, bytes, tracker->file->map.length))) {
-        tracking_lose(tracker, TRACKING_LOST_RESIZED, NULL);
+        tracking_lose(tracker, TRACKING_LOST_RESIZED, "its guest uses what lies behind that");
         return false;
     }
     return tracking_is_whole(tracker);
@@ -286,16 +286,22 @@ static bool is_ours(enum tracking_loss loss)
            loss != TRACKING_LOST_IN_USE;
 }
 
-static void open_or_create(struct change_tracker *tracker, const struct tracking_options *options,
-                           struct block_node *root)
+static struct tracking_disk describe_disk(const struct tracking_options *options,
+                                          struct block_node *root)
 {
-    struct tracking_disk disk = {
+    return (struct tracking_disk){
         .length = block_node_length(root),
         .path = options->disk_path,
         .identity = options->identity,
         .read = read_root,
         .data = root,
     };
+}
+
+static void open_or_create(struct change_tracker *tracker, const struct tracking_options *options,
+                           struct block_node *root)
+{
+    struct tracking_disk disk = describe_disk(options, root);
     g_autoptr(GError) error = NULL;
     enum tracking_loss loss;
 
@@ -329,6 +335,51 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
     pthread_cond_init(&tracker->settled, NULL);
     open_or_create(tracker, options, root);
     return tracker;
+}
+
+/* Whether there is a file that this disk's changes concern; and whether a process that died left
+ * it. */
+static bool is_concerned(const struct tracking_options *options, bool *was_left)
+{
+    struct tracking_contents contents = {0};
+    enum tracking_loss loss;
+    AUTO_CLOSE int fd = open(options->path, O_RDONLY | O_CLOEXEC);
+    bool is_readable = fd >= 0 && tracking_contents_read(fd, &contents, &loss, NULL) == 0;
+    bool is_concerned = is_readable && !contents.marked_loss && options->identity.inode &&
+                        contents.header.disk.inode == options->identity.inode;
+
+    *was_left = is_concerned && (contents.is_doubtful || contents.header.flags & TRACKING_IN_USE);
+    tracking_contents_clear(&contents);
+    return is_concerned;
+}
+
+void tracking_part(const struct tracking_options *options, struct block_node *root)
+{
+    struct tracking_disk disk = describe_disk(options, root);
+    struct tracking_file *file;
+    enum tracking_loss loss;
+    bool was_left;
+
+    if (!is_concerned(options, &was_left)) {
+        return;
+    }
+    g_warning("Disk '%s' is used without its tracking file: once it is written, the next backup "
+              "has to be a full one (%s)",
+              options->device, options->path);
+    if (!was_left) {
+        return;
+    }
+    file = tracking_file_open(options->path, &disk, &loss, NULL);
+    if (file) {
+        g_autoptr(GError) error = NULL;
+
+        if (tracking_file_close(file, &options->identity, &error) < 0) {
+            g_warning("Disk '%s': %s", options->device, error->message);
+            tracking_file_condemn(options->path, TRACKING_LOST_MODIFIED);
+        }
+    } else if (is_ours(loss)) {
+        tracking_file_condemn(options->path, loss);
+    }
 }
 
 static void free_tracker(struct change_tracker *tracker)

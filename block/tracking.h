@@ -44,6 +44,14 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
                                       struct block_node *root);
 
 /*
+ * The disk, open but not written yet, is about to be used without the tracking file of this path.
+ * If that is there and this disk's, a warning says what comes of it; and if a process that died
+ * left it, what it has is made whole and the file closed as at a clean end, so that the disk's time
+ * of modification tells afterwards whether it was written. May block.
+ */
+void tracking_part(const struct tracking_options *options, struct block_node *root);
+
+/*
  * The guest is gone and the root can still be read: take samples of it. Then the disk is closed,
  * and tracking_finish marks the file as complete and frees the tracker.
  */

@@ -413,17 +413,28 @@ static void begin_tracking(const struct disk *disk, struct block_device *device,
                            const struct tracking_identity *identity)
 {
     const struct disk_values *values = &disk->values;
+    g_autofree char *usual = file ? g_strconcat(file, ".tracking", NULL) : NULL;
     struct tracking_options options = {
         .device = values->name,
-        .path = values->tracking,
+        .path = values->tracking ? values->tracking : usual,
         .disk_path = file,
         .identity = *identity,
         .geometry = {values->tracking_granule, values->tracking_extent,
                      (uint32_t)values->tracking_extents},
     };
 
-    if (options.path && !block_device_is_read_only(device)) {
+    if (block_device_is_read_only(device)) {
+        return;
+    }
+    if (values->tracking) {
         device_tracking_begin(device, &options);
+    }
+    /* Also where another file is used: this one then knows as little of what comes. */
+    if (usual && g_strcmp0(values->tracking, usual)) {
+        AUTO(block_node) root = block_device_root(device);
+
+        options.path = usual;
+        tracking_part(&options, root);
     }
 }
 

@@ -115,6 +115,29 @@ def write_behind(disk):
     os.utime(disk.path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@promise("a disk that was served without its tracking file after a kill is lost if it was written")
+def served_without(test):
+    for is_written in (False, True):
+        disk = make_tracked(test, f"without-{is_written}")
+        disk.start()
+        disk.guest.pwrite(noise(test.random, 4 * KIB), 5 * MIB)
+        disk.kill()
+        spec = disk.spec
+        disk.spec = spec.replace(",tracking=auto", "")
+        disk.start()
+        if is_written:
+            disk.guest.pwrite(noise(test.random, 4 * KIB), 6 * MIB)
+        disk.stop()
+        disk.spec = spec
+        if is_written:
+            assert_begins_anew(test, disk, "modified")
+        else:
+            disk.start()
+            assert disk.info()["state"] == "exact" and "previous-reason" not in disk.info()
+            assert disk.checkpoint("old")["changed-bytes"] == 2 * GRANULE, disk.info()
+            disk.stop()
+
+
 @promise("a map that is damaged, cut off or of a disk that was changed is lost, and begun anew")
 def begun_anew(test):
     cases = [
