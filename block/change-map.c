@@ -131,7 +131,7 @@ static void whole_granules(const struct change_map *map, uint64_t offset, uint64
     *end = MAX_OF(*first, *end);
 }
 
-bool change_map_begin_zero(struct change_map *map, uint64_t offset, uint64_t bytes)
+static bool begin_zero(struct change_map *map, uint64_t offset, uint64_t bytes, bool keeps_zeroes)
 {
     uint64_t last = (offset + bytes - 1) >> map->shift;
     uint16_t epoch = current(map);
@@ -144,12 +144,22 @@ bool change_map_begin_zero(struct change_map *map, uint64_t offset, uint64_t byt
         uint16_t value = is_whole ? epoch | CHANGE_MAP_ZEROING : epoch;
         uint16_t found = load(map, granule);
 
-        if (found != value && !(found & CHANGE_MAP_ZERO)) {
+        if (found != value && !(keeps_zeroes && (found & CHANGE_MAP_ZERO))) {
             store(map, granule, value);
             stored = true;
         }
     }
     return stored;
+}
+
+bool change_map_begin_zero(struct change_map *map, uint64_t offset, uint64_t bytes)
+{
+    return begin_zero(map, offset, bytes, true);
+}
+
+bool change_map_begin_discard(struct change_map *map, uint64_t offset, uint64_t bytes)
+{
+    return begin_zero(map, offset, bytes, false);
 }
 
 void change_map_end_zero(struct change_map *map, uint64_t offset, uint64_t bytes, bool is_zero)

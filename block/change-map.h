@@ -76,6 +76,12 @@ bool change_map_end_write(struct change_map *map, uint64_t offset, uint64_t byte
  */
 bool change_map_begin_zero(struct change_map *map, uint64_t offset, uint64_t bytes);
 
+/*
+ * The same where nobody knows what the range reads as afterwards: what read as zeroes may not do so
+ * any more, so that it is marked, too.
+ */
+bool change_map_begin_discard(struct change_map *map, uint64_t offset, uint64_t bytes);
+
 /* That has ended. is_zero: all of the range reads as zeroes now, unless written meanwhile. */
 void change_map_end_zero(struct change_map *map, uint64_t offset, uint64_t bytes, bool is_zero);
 

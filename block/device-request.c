@@ -253,20 +253,56 @@ static int check_request(struct block_device *device, const struct guest_request
     return 0;
 }
 
+static void begin_noted(struct change_tracker *tracker, struct block_node *root,
+                        const struct guest_request *request)
+{
+    tracking_begin(tracker, root, request->operation, request->offset, request->bytes);
+}
+
+static int run_and_end_noted(struct change_tracker *tracker, struct block_node *root,
+                             const struct guest_request *request)
+{
+    int status = run_on_root(root, request);
+
+    tracking_end(tracker, root, request->operation, request->offset, request->bytes, status);
+    return status;
+}
+
+/*
+ * Where the storage cannot say what it holds, and a discard may leave anything, zeroes that unmap
+ * are as cheap, and known to be zeroes. -ENOTSUP: not here; nothing has changed.
+ */
+static int discard_as_zeroes(struct change_tracker *tracker, struct block_node *root,
+                             const struct guest_request *request)
+{
+    struct guest_request zeroes = *request;
+
+    if (!block_node_unmaps_zeroes(root)) {
+        return -ENOTSUP;
+    }
+    zeroes.operation = BLOCK_OPERATION_WRITE_ZEROES;
+    zeroes.flags |= BLOCK_REQUEST_MAY_UNMAP | BLOCK_REQUEST_NO_FALLBACK;
+    begin_noted(tracker, root, &zeroes);
+    return run_and_end_noted(tracker, root, &zeroes);
+}
+
 /* What changes the disk is noted before and after. */
 static int run_noted(struct block_device *device, const struct guest_request *request)
 {
     struct change_tracker *tracker =
         is_change(request) ? atomic_load_explicit(&device->tracker, memory_order_acquire) : NULL;
     struct block_node *root = device->root.node;
-    int status;
+    int status = -ENOTSUP;
 
-    if (tracker) {
-        tracking_begin(tracker, root, request->operation, request->offset, request->bytes);
+    if (!tracker) {
+        return run_on_root(root, request);
     }
-    status = run_on_root(root, request);
-    if (tracker) {
-        tracking_end(tracker, root, request->operation, request->offset, request->bytes, status);
+    if (request->operation == BLOCK_OPERATION_DISCARD) {
+        status = discard_as_zeroes(tracker, root, request);
+    }
+    if (status == -ENOTSUP) {
+        begin_noted(tracker, root, request);
+        status = run_and_end_noted(tracker, root, request);
     }
     return status;
 }

@@ -312,6 +312,11 @@ struct block_driver {
      * write must win. NULL for a filter: its child's; NULL elsewhere: -ENOTSUP.
      */
     int (*populate)(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes);
+    /*
+     * Zeroes that may unmap give space back as a discard would, and as fast: who would rather have
+     * zeroes than anything writes them instead. NULL for a filter: its child's. NULL elsewhere: no.
+     */
+    bool (*unmaps_zeroes)(struct block_node *node);
     /* The contents become undefined unless the format says otherwise. NULL: does nothing. */
     int (*discard)(struct block_node *node, uint64_t offset, uint64_t bytes);
     /* On stable storage: everything answered before. NULL: the children are flushed. */

@@ -496,6 +496,17 @@ bool block_node_is_zero_at_creation(struct block_node *node)
     return node->driver->is_filter && block_node_is_zero_at_creation(node->file);
 }
 
+bool block_node_unmaps_zeroes(struct block_node *node)
+{
+    const struct block_driver *driver = node->driver;
+
+    if (!node->options.discard_unmap) {
+        return false;
+    }
+    return driver->unmaps_zeroes ? driver->unmaps_zeroes(node)
+                                 : driver->is_filter && block_node_unmaps_zeroes(node->file);
+}
+
 char *block_node_get_filename(struct block_node *node)
 {
     if (node->driver->get_filename) {

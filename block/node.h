@@ -320,6 +320,12 @@ int block_node_grow(struct block_node *node, uint64_t length);
  */
 int block_node_check_resize(struct block_node *node, GError **error);
 
+/*
+ * True if zeroes that may unmap do all that a discard would (unmaps_zeroes in block/driver.h), down
+ * to the storage. They may be refused for a range even so.
+ */
+bool block_node_unmaps_zeroes(struct block_node *node);
+
 /* See struct block_driver for these; emulated or refused (-ENOTSUP) in one place. */
 int64_t block_node_get_allocated_size(struct block_node *node);
 bool block_node_is_zero_at_creation(struct block_node *node);

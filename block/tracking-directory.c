@@ -165,24 +165,50 @@ int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name,
     return store(tracker, directory, error);
 }
 
-static void set_changes(const struct change_map *map, uint16_t since, struct dirty_bitmap *bitmap)
+/* Only what is zero as a whole: a bitmap of a long disk may be coarser than the map. */
+static void set_zeroes(struct dirty_bitmap *zeroes, uint64_t start, uint64_t bytes)
+{
+    uint64_t granularity = dirty_bitmap_granularity(zeroes);
+    uint64_t end = start + bytes;
+
+    start = align_up(start, granularity);
+    end = end == dirty_bitmap_length(zeroes) ? end : align_down(end, granularity);
+    if (start < end) {
+        dirty_bitmap_set(zeroes, start, end - start);
+    }
+}
+
+/* zeroes may be NULL. */
+static void set_changes(const struct change_map *map, uint16_t since, struct dirty_bitmap *bitmap,
+                        struct dirty_bitmap *zeroes)
 {
     uint64_t offset = 0, start, bytes;
     enum change_state state;
 
     while (change_map_next(map, since, offset, map->length, &start, &bytes, &state)) {
         dirty_bitmap_set(bitmap, start, bytes);
+        if (zeroes && state == CHANGE_ZERO) {
+            set_zeroes(zeroes, start, bytes);
+        }
         offset = start + bytes;
     }
 }
 
-struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
-                                            GError **error)
+/* Lock held. Nothing is set in it yet. */
+static struct dirty_bitmap *new_bitmap(const struct change_tracker *tracker, GError **error)
+{
+    const struct change_map *map = &tracker->file->map;
+
+    return dirty_bitmap_new(NULL, map->length, UINT64_C(1) << map->shift, error);
+}
+
+/* zeroes may be NULL. */
+static struct dirty_bitmap *find_changes(struct change_tracker *tracker, const char *name,
+                                         struct dirty_bitmap **zeroes, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
     const char *advice = ", take a full backup";
     struct tracking_checkpoint *checkpoint = find(tracker, name, advice, error);
-    struct dirty_bitmap *bitmap;
 
     if (checkpoint && checkpoint->is_broken) {
         block_error(error, EIO, "Checkpoint '%s' of disk '%s' is broken%s: %s", name,
@@ -190,18 +216,33 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
                     tracking_loss_text(tracker->file->header.previous_loss));
         return NULL;
     }
-    bitmap = checkpoint ? dirty_bitmap_new(NULL, tracker->file->map.length,
-                                           UINT64_C(1) << tracker->file->map.shift, error)
-                        : NULL;
-    if (bitmap) {
-        set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap);
-        /* What is gone reads as unchanged. */
-        if (!tracking_is_whole(tracker)) {
-            dirty_bitmap_free(STEAL(bitmap));
-            tracking_check_advising(tracker, advice, error);
-        }
+    AUTO(dirty_bitmap) bitmap = checkpoint ? new_bitmap(tracker, error) : NULL;
+    AUTO(dirty_bitmap) zero = bitmap && zeroes ? new_bitmap(tracker, error) : NULL;
+    if (!bitmap || (zeroes && !zero)) {
+        return NULL;
     }
-    return bitmap;
+    set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap, zero);
+    /* What is gone reads as unchanged. */
+    if (!tracking_is_whole(tracker)) {
+        tracking_check_advising(tracker, advice, error);
+        return NULL;
+    }
+    if (zeroes) {
+        *zeroes = STEAL(zero);
+    }
+    return STEAL(bitmap);
+}
+
+struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
+                                            GError **error)
+{
+    return find_changes(tracker, name, NULL, error);
+}
+
+struct dirty_bitmap *tracking_changes_with_zeroes(struct change_tracker *tracker, const char *name,
+                                                  struct dirty_bitmap **zeroes, GError **error)
+{
+    return find_changes(tracker, name, zeroes, error);
 }
 
 /* ---- Bitmaps --------------------------------------------------------------------------------- */
@@ -222,7 +263,7 @@ int tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
     if (tracking_check(tracker, error) < 0) {
         return -EIO;
     }
-    set_changes(&tracker->file->map, (uint16_t)epoch, bitmap);
+    set_changes(&tracker->file->map, (uint16_t)epoch, bitmap, NULL);
     return tracking_is_whole(tracker) ? 0 : tracking_check(tracker, error);
 }
 

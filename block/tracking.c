@@ -86,16 +86,18 @@ static struct zero_part next_part(struct block_node *root, uint64_t offset, uint
 
 /*
  * What reads as zeroes already is not changed by zeroing it; of what does not, the granules that
- * hold it are marked. Returns false if there was nothing to mark.
+ * hold it are marked. Returns false if there was nothing to mark. Of a discard only the storage
+ * knows: it may leave anything where it cannot say that it holds zeroes.
  */
-static bool begin_zero(struct change_tracker *tracker, struct block_node *root, uint64_t offset,
-                       uint64_t bytes)
+static bool begin_zero(struct change_tracker *tracker, struct block_node *root,
+                       enum block_operation operation, uint64_t offset, uint64_t bytes)
 {
     struct change_map *map = &tracker->file->map;
+    bool keeps_zeroes = operation == BLOCK_OPERATION_WRITE_ZEROES;
     uint64_t end = offset + bytes;
     bool marked = false;
 
-    if (change_map_is_zero(map, offset, bytes)) {
+    if (keeps_zeroes && change_map_is_zero(map, offset, bytes)) {
         return false;
     }
     for (uint64_t at = offset; at < end;) {
@@ -105,7 +107,11 @@ static bool begin_zero(struct change_tracker *tracker, struct block_node *root, 
             uint64_t start = MAX_OF(offset, align_down(at, granule_bytes(tracker)));
             uint64_t stop = MIN_OF(end, align_up(at + part.bytes, granule_bytes(tracker)));
 
-            change_map_begin_zero(map, start, stop - start);
+            if (keeps_zeroes) {
+                change_map_begin_zero(map, start, stop - start);
+            } else {
+                change_map_begin_discard(map, start, stop - start);
+            }
             marked = true;
         }
         at += part.bytes;
@@ -122,7 +128,7 @@ void tracking_begin(struct change_tracker *tracker, struct block_node *root,
         if (operation == BLOCK_OPERATION_WRITE) {
             change_map_begin_write(&tracker->file->map, offset, bytes);
         } else {
-            marked = begin_zero(tracker, root, offset, bytes);
+            marked = begin_zero(tracker, root, operation, offset, bytes);
         }
         if (tracking_is_whole(tracker) && marked) {
             secure(tracker, offset, bytes);
@@ -159,6 +165,13 @@ static void end_discard(struct change_tracker *tracker, struct block_node *root,
     }
 }
 
+static void end_write(struct change_tracker *tracker, uint64_t offset, uint64_t bytes)
+{
+    if (G_UNLIKELY(change_map_end_write(&tracker->file->map, offset, bytes))) {
+        secure(tracker, offset, bytes);
+    }
+}
+
 void tracking_end(struct change_tracker *tracker, struct block_node *root,
                   enum block_operation operation, uint64_t offset, uint64_t bytes, int status)
 {
@@ -166,10 +179,11 @@ void tracking_end(struct change_tracker *tracker, struct block_node *root,
         return;
     }
     if (operation == BLOCK_OPERATION_WRITE) {
-        /* Only where a request that zeroes the same place came in between. */
-        if (G_UNLIKELY(change_map_end_write(&tracker->file->map, offset, bytes))) {
-            secure(tracker, offset, bytes);
-        }
+        /* Stores only where a request that zeroes the same place came in between. */
+        end_write(tracker, offset, bytes);
+    } else if (status < 0 && status != -ENOTSUP) {
+        /* Nobody knows what it left, even of zeroes. A refusal changed nothing. */
+        end_write(tracker, offset, bytes);
     } else if (operation == BLOCK_OPERATION_DISCARD && status == 0) {
         end_discard(tracker, root, offset, bytes);
     } else {

@@ -134,6 +134,13 @@ int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name,
 struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
                                             GError **error);
 
+/*
+ * The same with the disk drained, and beside it what of that reads as zeroes at this moment: a
+ * bitmap of the same kind, which says less rather than more.
+ */
+struct dirty_bitmap *tracking_changes_with_zeroes(struct change_tracker *tracker, const char *name,
+                                                  struct dirty_bitmap **zeroes, GError **error);
+
 /* ---- Bitmaps (block/tracking-bitmaps.c) ------------------------------------------------------ */
 
 /* A copy of what the file holds; NULL if the map is lost. Any thread. */

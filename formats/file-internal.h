@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "block/driver.h"
 #include "formats/file-lock.h"
@@ -35,6 +36,7 @@ struct file_state {
     bool is_direct;            /* fd is open with O_DIRECT */
     bool takes_locks;          /* locking is on, or auto and supported */
     uint32_t logical_block;    /* of a block device */
+    bool unmaps_zeroes;        /* a block device that zeroes as it discards */
     struct file_lock_set held; /* locks on fd */
     struct file_sync sync;
     struct file_status status;
@@ -86,6 +88,8 @@ int file_sync_fail(struct file_sync *sync, int error);
 
 /* file-zero.c */
 int file_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+/* See unmaps_zeroes of struct block_driver. */
+bool file_device_unmaps_zeroes(dev_t device);
 int file_discard(struct block_node *node, uint64_t offset, uint64_t bytes);
 
 /* file-create.c */

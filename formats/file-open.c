@@ -245,6 +245,7 @@ static int examine(struct block_node *node, GError **error)
                                  "Could not get the block size of '%s'", state->filename);
     }
     state->logical_block = (uint32_t)logical_block;
+    state->unmaps_zeroes = state->is_block_device && file_device_unmaps_zeroes(st.st_rdev);
     alignments = find_alignments(state->fd, state->is_direct, state->logical_block);
     node->limits.request_alignment = alignments.request;
     node->limits.memory_alignment = alignments.memory;

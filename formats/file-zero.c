@@ -8,9 +8,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 
 #include "block/align.h"
+#include "block/host-device.h"
 #include "block/node.h"
 #include "formats/file-internal.h"
 
@@ -124,6 +126,15 @@ static int zero_device(struct file_state *state, uint64_t offset, uint64_t bytes
         ret = change_device(state->fd, BLKZEROOUT, offset, bytes, &state->cannot_zero);
     }
     return ret;
+}
+
+/* A loop device does the same for both: it makes a hole in its file. */
+bool file_device_unmaps_zeroes(dev_t device)
+{
+    g_autofree char *most = host_device_attribute(device, "queue/write_zeroes_unmap_max_bytes");
+    g_autofree char *loop = host_device_attribute(device, "loop/backing_file");
+
+    return loop || (most && strtoull(most, NULL, 10) > 0);
 }
 
 int file_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes, unsigned flags)

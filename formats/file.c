@@ -40,6 +40,13 @@ static bool file_is_zero_at_creation(struct block_node *node)
     return !state->is_block_device;
 }
 
+static bool file_unmaps_zeroes(struct block_node *node)
+{
+    const struct file_state *state = block_node_state(node);
+
+    return state->unmaps_zeroes;
+}
+
 static char *file_get_filename(struct block_node *node)
 {
     const struct file_state *state = block_node_state(node);
@@ -301,10 +308,10 @@ static int file_invalidate(struct block_node *node, GError **error)
     .set_length = file_set_length, .get_allocated_size = file_get_allocated_size,                  \
     .is_zero_at_creation = file_is_zero_at_creation, .get_filename = file_get_filename,            \
     .get_info = file_get_info, .pread = file_pread, .pwrite = file_pwrite, .handles_fua = true,    \
-    .write_zeroes = file_write_zeroes, .discard = file_discard, .flush = file_flush,               \
-    .block_status = file_block_status, .host_range = file_host_range,                              \
-    .pwrite_from_fd = file_pwrite_from_fd, .prefetch = file_prefetch,                              \
-    .invalidate = file_invalidate
+    .write_zeroes = file_write_zeroes, .unmaps_zeroes = file_unmaps_zeroes,                        \
+    .discard = file_discard, .flush = file_flush, .block_status = file_block_status,               \
+    .host_range = file_host_range, .pwrite_from_fd = file_pwrite_from_fd,                          \
+    .prefetch = file_prefetch, .invalidate = file_invalidate
 
 const struct block_driver file_driver = {
     .name = "file",

@@ -299,6 +299,11 @@ static int raw_block_status(struct block_node *node, uint64_t offset, uint64_t b
     return block_node_block_status(node->file, shifted(node, offset), bytes, extent);
 }
 
+static bool raw_unmaps_zeroes(struct block_node *node)
+{
+    return block_node_unmaps_zeroes(node->file);
+}
+
 static int raw_host_range(struct block_node *node, uint64_t offset, uint64_t *bytes, int *fd,
                           uint64_t *fd_offset)
 {
@@ -340,6 +345,7 @@ const struct block_driver raw_driver = {
     .pwrite = raw_pwrite,
     .handles_fua = true,
     .write_zeroes = raw_write_zeroes,
+    .unmaps_zeroes = raw_unmaps_zeroes,
     .discard = raw_discard,
     .block_status = raw_block_status,
     .host_range = raw_host_range,

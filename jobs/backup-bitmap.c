@@ -49,6 +49,7 @@ void backup_bitmap_clear(struct backup_bitmap *bitmap)
 {
     g_assert(!bitmap->frozen);
     dirty_bitmap_free(STEAL(bitmap->owned));
+    dirty_bitmap_free(STEAL(bitmap->zeroes));
     dirty_bitmap_free(STEAL(bitmap->successor));
     dirty_bitmap_free(STEAL(bitmap->copied));
 }

@@ -29,6 +29,7 @@ struct backup_bitmap {
     struct block_node *node;     /* borrowed; the job's claims hold it */
     struct dirty_bitmap *frozen; /* NULL: none was taken, or it was given back */
     struct dirty_bitmap *owned;  /* a limit that is nobody else's; NULL: there is none */
+    struct dirty_bitmap *zeroes; /* what reads as zeroes at the moment, if anybody knows; or NULL */
     struct dirty_bitmap *successor;
     /* Mode always: what was copied, set by many threads; NULL otherwise. */
     struct dirty_bitmap *copied;

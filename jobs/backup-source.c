@@ -88,10 +88,30 @@ static uint64_t extend_run(struct copy_source *copy, uint64_t end, uint64_t max_
 
 /* ---- Its data ------------------------------------------------------------------------------- */
 
+/*
+ * Zeroes that were known at the moment are zeroes of the point in time, whatever guests write
+ * since; storage that cannot say what it holds need not be read there.
+ */
 static int block_status(struct copy_source *copy, uint64_t offset, uint64_t bytes,
                         struct block_extent *extent)
 {
-    return point_in_time_block_status(backup_source_of(copy)->point, offset, bytes, extent);
+    struct backup_source *source = backup_source_of(copy);
+    struct dirty_bitmap *zeroes = source->bitmap->zeroes;
+    uint64_t end = offset + bytes;
+
+    if (!zeroes) {
+        return point_in_time_block_status(source->point, offset, bytes, extent);
+    }
+    uint64_t zero = dirty_bitmap_next_dirty(zeroes, offset, end);
+    if (zero != offset) {
+        return point_in_time_block_status(source->point, offset, MIN_OF(zero, end) - offset,
+                                          extent);
+    }
+    *extent = (struct block_extent){
+        .bytes = MIN_OF(dirty_bitmap_next_clean(zeroes, offset, end), end) - offset,
+        .flags = BLOCK_STATUS_ZERO,
+    };
+    return 0;
 }
 
 static int read_data(struct copy_source *copy, void *buffer, uint64_t offset, uint64_t bytes)

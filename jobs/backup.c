@@ -468,6 +468,13 @@ void backup_limit_to(struct job *job, struct dirty_bitmap *bitmap)
     backup->bitmap.owned = bitmap;
 }
 
+void backup_know_zeroes(struct job *job, struct dirty_bitmap *zeroes)
+{
+    struct backup *backup = job_state(job);
+
+    backup->bitmap.zeroes = zeroes;
+}
+
 void backup_activate(struct job *job)
 {
     struct backup *backup = job_state(job);

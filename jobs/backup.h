@@ -82,6 +82,12 @@ void backup_give_back_bitmap(struct job *job);
  */
 void backup_limit_to(struct job *job, struct dirty_bitmap *bitmap);
 
+/*
+ * What of the disk is known to read as zeroes in this drained section, and need not be read. The
+ * job owns it from now on. Any thread.
+ */
+void backup_know_zeroes(struct job *job, struct dirty_bitmap *zeroes);
+
 /* The moment. Main thread, the source's writers drained (BLOCK_PERM_WRITE). Cannot fail. */
 void backup_activate(struct job *job);
 

@@ -339,17 +339,18 @@ static int find_changes(struct transaction_action *action, GError **error)
 {
     struct backup_action *state = transaction_state(action);
     struct change_tracker *tracker;
-    struct dirty_bitmap *changes;
+    struct dirty_bitmap *changes, *zeroes;
 
     if (!state->since) {
         return 0;
     }
     tracker = device_tracking_find(state->tracked, error);
-    changes = tracker ? tracking_changes_since(tracker, state->since, error) : NULL;
+    changes = tracker ? tracking_changes_with_zeroes(tracker, state->since, &zeroes, error) : NULL;
     if (!changes) {
         return -ENOENT;
     }
     backup_limit_to(state->job, changes);
+    backup_know_zeroes(state->job, zeroes);
     return 0;
 }
 

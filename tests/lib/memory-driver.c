@@ -323,6 +323,22 @@ static int memory_reopen_prepare(struct block_node *node, void *values,
 static const struct block_driver memory_driver = {MEMORY_BASICS("memory"), MEMORY_EXTRAS};
 static const struct block_driver memory_fua_driver = {MEMORY_BASICS("memory-fua"), MEMORY_EXTRAS,
                                                       .handles_fua = true};
+static bool memory_unmaps_zeroes(struct block_node *node)
+{
+    return true;
+}
+
+static const struct block_driver memory_device_driver = {
+    MEMORY_BASICS("memory-device"),
+    .write_zeroes = memory_write_zeroes,
+    .discard = memory_discard,
+};
+static const struct block_driver memory_unmaps_driver = {
+    MEMORY_BASICS("memory-unmaps"),
+    .write_zeroes = memory_write_zeroes,
+    .unmaps_zeroes = memory_unmaps_zeroes,
+    .discard = memory_discard,
+};
 static const struct block_driver memory_plain_driver = {MEMORY_BASICS("memory-plain")};
 
 /* ---- A filter, and a format ----------------------------------------------------------------- */
@@ -457,6 +473,8 @@ void memory_drivers_register(void)
     block_driver_register(&memory_driver);
     block_driver_register(&memory_fua_driver);
     block_driver_register(&memory_plain_driver);
+    block_driver_register(&memory_device_driver);
+    block_driver_register(&memory_unmaps_driver);
     block_driver_register(&memory_filter_driver);
     block_driver_register(&memory_layer_driver);
 }

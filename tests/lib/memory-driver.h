@@ -8,6 +8,8 @@
  *   memory        everything but forced unit access
  *   memory-fua    with it
  *   memory-plain  reads, writes and flushes only
+ *   memory-device cannot say what it holds, as block devices cannot
+ *   memory-unmaps the same, and zeroes as it discards
  *   memory-filter a filter on `file` that adds nothing
  *   memory-layer  a format of 4 KiB clusters on `file` with an optional `backing`
  */
