@@ -279,7 +279,14 @@ int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GE
     SCOPE_LOCK(&tracker->lock);
     struct tracking_directory *directory;
 
-    if (tracking_check(tracker, error) < 0 || leave_epochs(tracker, error) < 0) {
+    if (tracking_check(tracker, error) < 0) {
+        return -EIO;
+    }
+    if (tracker->is_left_open) {
+        /* The epoch's zeroes may be lost: it must be the one that is doubted then. */
+        return block_error(error, EIO, "Disk '%s' could not be flushed", tracker->device);
+    }
+    if (leave_epochs(tracker, error) < 0) {
         return -EIO;
     }
     directory = tracking_directory_copy(tracker->file->directory);

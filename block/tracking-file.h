@@ -19,6 +19,7 @@
 #include "block/extent-log.h"
 #include "block/guarded-mapping.h"
 #include "block/tracking-format.h"
+#include "block/tracking-layers.h"
 
 /* What a file holds, read without changing it. */
 struct tracking_contents {
@@ -71,9 +72,6 @@ struct tracking_file {
     _Atomic(struct tracking_file *) successor;
 };
 
-/* The identity of the file at this path; all zero if path is NULL or there is none. */
-void tracking_identify(const char *path, struct tracking_identity *identity);
-
 /*
  * Make a new file for a disk of this length, in the place of what may be there, which goes only
  * when the new one is on stable storage. Everything counts as unchanged. disk_path may be NULL.
@@ -89,6 +87,7 @@ struct tracking_disk {
     uint64_t length;
     const char *path;                  /* NULL: it is no file */
     struct tracking_identity identity; /* from before the disk was opened */
+    const GPtrArray *layers;           /* what it lies on besides; NULL: nothing is known of that */
     /* Read TRACKING_SAMPLE_BYTES or less, as a guest would. */
     int (*read)(void *data, void *buffer, uint64_t offset, uint64_t bytes);
     void *data;

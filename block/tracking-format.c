@@ -46,6 +46,9 @@ enum {
     AT_RECOVERED_EPOCH = 184,
     AT_PATH_LENGTH = 188,
     AT_PATH = 192,
+    AT_DISK_SEQUENCE = 1216,
+    AT_DISK_NAME_LENGTH = 1224,
+    AT_DISK_NAME = 1228,
     AT_SAMPLES = 1536,
     SAMPLE_BYTES = 32,
 };
@@ -179,6 +182,9 @@ void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes
     put_le64(bytes + AT_DISK_INODE, header->disk.inode);
     put_le64(bytes + AT_DISK_BYTES, header->disk.bytes);
     put_le64(bytes + AT_DISK_MODIFIED, (uint64_t)header->disk.modified_ns);
+    put_le64(bytes + AT_DISK_SEQUENCE, header->disk.sequence);
+    put_le32(bytes + AT_DISK_NAME_LENGTH, (uint32_t)strlen(header->disk.name));
+    memcpy(bytes + AT_DISK_NAME, header->disk.name, strlen(header->disk.name));
     put_le64(bytes + AT_RECOVERED_BYTES, header->recovered_bytes);
     put_le32(bytes + AT_RECOVERED_EPOCH, header->recovered_epoch);
     put_le32(bytes + AT_PATH_LENGTH, (uint32_t)path_length);
@@ -209,8 +215,11 @@ static void decode_fields(const uint8_t *bytes, struct tracking_header *header)
         .directory_checksum = get_le32(bytes + AT_DIRECTORY_CHECKSUM),
         .own_device = get_le64(bytes + AT_OWN_DEVICE),
         .own_inode = get_le64(bytes + AT_OWN_INODE),
-        .disk = {get_le64(bytes + AT_DISK_DEVICE), get_le64(bytes + AT_DISK_INODE),
-                 get_le64(bytes + AT_DISK_BYTES), (int64_t)get_le64(bytes + AT_DISK_MODIFIED)},
+        .disk.device = get_le64(bytes + AT_DISK_DEVICE),
+        .disk.inode = get_le64(bytes + AT_DISK_INODE),
+        .disk.bytes = get_le64(bytes + AT_DISK_BYTES),
+        .disk.modified_ns = (int64_t)get_le64(bytes + AT_DISK_MODIFIED),
+        .disk.sequence = get_le64(bytes + AT_DISK_SEQUENCE),
         .recovered_bytes = get_le64(bytes + AT_RECOVERED_BYTES),
         .recovered_epoch = get_le32(bytes + AT_RECOVERED_EPOCH),
         .sample_count = get_le32(bytes + AT_SAMPLE_COUNT),
@@ -242,15 +251,18 @@ static bool is_laid_out(const struct tracking_header *header)
 static int decode_lists(const uint8_t *bytes, struct tracking_header *header, GError **error)
 {
     uint32_t path_length = get_le32(bytes + AT_PATH_LENGTH);
+    uint32_t name_length = get_le32(bytes + AT_DISK_NAME_LENGTH);
     uint32_t loss = get_le32(bytes + AT_PREVIOUS_LOSS);
 
-    if (path_length > TRACKING_PATH_MAX || loss >= TRACKING_LOST_COUNT ||
-        header->sample_count > TRACKING_SAMPLES_MAX) {
+    if (path_length > TRACKING_PATH_MAX || name_length > TRACKING_IDENTITY_MAX ||
+        loss >= TRACKING_LOST_COUNT || header->sample_count > TRACKING_SAMPLES_MAX) {
         return damaged(error, "header");
     }
     header->previous_loss = loss;
     memcpy(header->path, bytes + AT_PATH, path_length);
     header->path[path_length] = '\0';
+    memcpy(header->disk.name, bytes + AT_DISK_NAME, name_length);
+    header->disk.name[name_length] = '\0';
     for (unsigned i = 0; i < header->sample_count; i++) {
         const uint8_t *at = bytes + AT_SAMPLES + i * SAMPLE_BYTES;
         struct tracking_sample *sample = &header->samples[i];
@@ -324,12 +336,13 @@ int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slo
 
 /* ---- The directory --------------------------------------------------------------------------- */
 
-enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2 };
+enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2, RECORD_LAYER = 3 };
 enum { CHECKPOINT_BROKEN = 1 };
 enum { BITMAP_ENABLED = 1, BITMAP_BROKEN = 2 };
 #define RECORD_HEAD      8  /* type, bytes of what follows */
 #define CHECKPOINT_FIXED 48 /* before the name */
 #define BITMAP_FIXED     32 /* before name and bits */
+#define LAYER_FIXED      48 /* before path and name */
 
 void tracking_checkpoint_free(struct tracking_checkpoint *checkpoint)
 {
@@ -348,6 +361,19 @@ void tracking_bitmap_free(struct tracking_bitmap *bitmap)
     }
 }
 
+static void layer_free(gpointer data)
+{
+    struct tracking_layer *layer = data;
+
+    g_free(layer->path);
+    g_free(layer);
+}
+
+GPtrArray *tracking_layers_new(void)
+{
+    return g_ptr_array_new_with_free_func(layer_free);
+}
+
 struct tracking_directory *tracking_directory_new(void)
 {
     struct tracking_directory *directory = g_new0(struct tracking_directory, 1);
@@ -355,6 +381,7 @@ struct tracking_directory *tracking_directory_new(void)
     directory->checkpoints =
         g_ptr_array_new_with_free_func((GDestroyNotify)tracking_checkpoint_free);
     directory->bitmaps = g_ptr_array_new_with_free_func((GDestroyNotify)tracking_bitmap_free);
+    directory->layers = tracking_layers_new();
     return directory;
 }
 
@@ -363,6 +390,7 @@ void tracking_directory_free(struct tracking_directory *directory)
     if (directory) {
         g_ptr_array_unref(directory->checkpoints);
         g_ptr_array_unref(directory->bitmaps);
+        g_ptr_array_unref(directory->layers);
         g_free(directory);
     }
 }
@@ -395,6 +423,7 @@ struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_dir
 
 void tracking_directory_break(struct tracking_directory *directory)
 {
+    g_ptr_array_set_size(directory->layers, 0);
     for (guint i = 0; i < directory->checkpoints->len; i++) {
         struct tracking_checkpoint *checkpoint = g_ptr_array_index(directory->checkpoints, i);
 
@@ -453,6 +482,21 @@ static void encode_bitmap(GByteArray *bytes, const struct tracking_bitmap *bitma
     append_record(bytes, RECORD_BITMAP, fixed, sizeof(fixed), bitmap->name, bitmap->bits);
 }
 
+static void encode_layer(GByteArray *bytes, const struct tracking_layer *layer)
+{
+    const struct tracking_identity *identity = &layer->identity;
+    g_autoptr(GBytes) name = g_bytes_new(identity->name, strlen(identity->name));
+    uint8_t fixed[LAYER_FIXED] = {0};
+
+    put_le64(fixed, identity->device);
+    put_le64(fixed + 8, identity->inode);
+    put_le64(fixed + 16, identity->bytes);
+    put_le64(fixed + 24, (uint64_t)identity->modified_ns);
+    put_le64(fixed + 32, identity->sequence);
+    put_le32(fixed + 40, (uint32_t)strlen(layer->path));
+    append_record(bytes, RECORD_LAYER, fixed, sizeof(fixed), layer->path, name);
+}
+
 GByteArray *tracking_directory_encode(const struct tracking_directory *directory)
 {
     GByteArray *bytes = g_byte_array_new();
@@ -462,6 +506,9 @@ GByteArray *tracking_directory_encode(const struct tracking_directory *directory
     }
     for (guint i = 0; i < directory->bitmaps->len; i++) {
         encode_bitmap(bytes, g_ptr_array_index(directory->bitmaps, i));
+    }
+    for (guint i = 0; i < directory->layers->len; i++) {
+        encode_layer(bytes, g_ptr_array_index(directory->layers, i));
     }
     return bytes;
 }
@@ -531,6 +578,27 @@ static bool decode_bitmap(struct tracking_directory *directory, const uint8_t *b
     return true;
 }
 
+static bool decode_layer(struct tracking_directory *directory, const uint8_t *bytes, uint32_t size)
+{
+    uint32_t path_bytes = size >= LAYER_FIXED ? get_le32(bytes + 40) : UINT32_MAX;
+
+    if (size < LAYER_FIXED ||
+        path_bytes > MIN_OF(size - LAYER_FIXED, (uint32_t)TRACKING_PATH_MAX) ||
+        size - LAYER_FIXED - path_bytes > TRACKING_IDENTITY_MAX) {
+        return false;
+    }
+    struct tracking_layer *layer = g_new0(struct tracking_layer, 1);
+    layer->path = g_strndup((const char *)bytes + LAYER_FIXED, path_bytes);
+    layer->identity.device = get_le64(bytes);
+    layer->identity.inode = get_le64(bytes + 8);
+    layer->identity.bytes = get_le64(bytes + 16);
+    layer->identity.modified_ns = (int64_t)get_le64(bytes + 24);
+    layer->identity.sequence = get_le64(bytes + 32);
+    memcpy(layer->identity.name, bytes + LAYER_FIXED + path_bytes, size - LAYER_FIXED - path_bytes);
+    g_ptr_array_add(directory->layers, layer);
+    return true;
+}
+
 static bool decode_record(struct tracking_directory *directory, uint32_t type, const uint8_t *bytes,
                           uint32_t size, uint32_t epoch)
 {
@@ -539,6 +607,8 @@ static bool decode_record(struct tracking_directory *directory, uint32_t type, c
         return decode_checkpoint(directory, bytes, size, epoch);
     case RECORD_BITMAP:
         return decode_bitmap(directory, bytes, size, epoch);
+    case RECORD_LAYER:
+        return decode_layer(directory, bytes, size);
     default:
         return false;
     }

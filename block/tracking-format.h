@@ -14,7 +14,7 @@
 
 #include "block/cleanup.h"
 
-#define TRACKING_VERSION 1
+#define TRACKING_VERSION 2
 
 /* Two copies of the header, the second a page behind the first, then the page of marks. */
 #define TRACKING_HEADER_BYTES UINT64_C(4096)
@@ -38,6 +38,7 @@
 #define TRACKING_CHECKPOINTS_MAX       4096
 #define TRACKING_NAME_MAX              1023
 #define TRACKING_PATH_MAX              1024
+#define TRACKING_IDENTITY_MAX          300
 #define TRACKING_SAMPLES_MAX           64
 #define TRACKING_SAMPLE_BYTES          UINT64_C(4096)
 #define TRACKING_UUID_BYTES            16
@@ -63,12 +64,17 @@ enum tracking_loss {
 extern const char *const tracking_loss_names[];
 const char *tracking_loss_text(enum tracking_loss loss);
 
-/* The file a disk lies in, as far as that can be told from outside; all zero if it is in none. */
+/*
+ * The file, block device or remote disk that a disk lies in, as far as that can be told from
+ * outside; all zero if nothing can.
+ */
 struct tracking_identity {
-    uint64_t device;
+    uint64_t device; /* of a file; the rest of what is no file is the last two */
     uint64_t inode;
     uint64_t bytes;
-    int64_t modified_ns; /* 0 for a block device: it does not say */
+    int64_t modified_ns;
+    uint64_t sequence; /* of a block device, since the host was started (block/host-device.h) */
+    char name[TRACKING_IDENTITY_MAX + 1]; /* what a block device or remote disk is; "": unknown */
 };
 
 /* The inode in the file of a disk that has moved to where there is none: it fits no disk. */
@@ -160,9 +166,16 @@ struct tracking_bitmap {
     GBytes *bits;   /* little endian, compressed (zlib); NULL: all clear */
 };
 
+/* What a disk lies on besides its own file: a backing file, or an image's external data file. */
+struct tracking_layer {
+    char *path; /* or URI; for people */
+    struct tracking_identity identity;
+};
+
 struct tracking_directory {
     GPtrArray *checkpoints; /* of struct tracking_checkpoint, oldest first */
     GPtrArray *bitmaps;     /* of struct tracking_bitmap */
+    GPtrArray *layers;      /* of struct tracking_layer: at the clean end */
 };
 
 /* The map they go with is lost: only their names remain, so that their users learn of it. */
@@ -174,6 +187,9 @@ DEFINE_AUTO(tracking_directory, tracking_directory_free)
 
 void tracking_checkpoint_free(struct tracking_checkpoint *checkpoint);
 void tracking_bitmap_free(struct tracking_bitmap *bitmap);
+
+/* A list of struct tracking_layer, which frees them. */
+GPtrArray *tracking_layers_new(void);
 
 /* Borrowed, or NULL. */
 struct tracking_checkpoint *tracking_directory_find(const struct tracking_directory *directory,

@@ -63,6 +63,7 @@ struct tracking_io tracking_io = {
     .write_durably = write_durably,
     .sync_mapping = sync_mapping,
     .sync_file = sync_file,
+    .sync_disk = sync_file,
     .put_witness = tracking_witness_put,
     .boot_id = read_boot_id,
     .timeout_ns = UINT64_C(10) * NS_PER_SECOND,

@@ -17,6 +17,8 @@ struct tracking_io {
     int (*sync_mapping)(int fd, struct guarded_mapping *mapping, uint64_t offset, uint64_t size);
     /* All of the file, its length too. */
     int (*sync_file)(int fd);
+    /* The same of the disk's own file. */
+    int (*sync_disk)(int fd);
     /* As tracking_witness_put: on the disk's storage, not the tracking file's. */
     int (*put_witness)(const char *disk_path, const uint8_t *uuid);
     /* What the host calls this boot: 16 bytes. */

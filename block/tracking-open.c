@@ -20,36 +20,12 @@
 #include "block/tracking-rebuild.h"
 #include "block/tracking-witness.h"
 
-void tracking_identify(const char *path, struct tracking_identity *identity)
-{
-    struct stat information;
-
-    *identity = (struct tracking_identity){0};
-    if (!path || stat(path, &information) < 0) {
-        return;
-    }
-    if (S_ISREG(information.st_mode)) {
-        identity->device = information.st_dev;
-        identity->inode = information.st_ino;
-        identity->bytes = (uint64_t)information.st_size;
-        identity->modified_ns =
-            information.st_mtim.tv_sec * INT64_C(1000000000) + information.st_mtim.tv_nsec;
-    }
-}
-
 /* ---- Whose map it is ------------------------------------------------------------------------- */
 
 static int lost(enum tracking_loss *loss, enum tracking_loss why, GError **error)
 {
     *loss = why;
     return block_error(error, EINVAL, "%s", tracking_loss_text(why));
-}
-
-/* Numbers of devices last as long as a host is up; a file's inode as long as the file. */
-static bool is_same_file(const struct tracking_header *header, const struct tracking_identity *disk,
-                         bool same_boot)
-{
-    return header->disk.inode == disk->inode && (!same_boot || header->disk.device == disk->device);
 }
 
 static int judge(const struct tracking_contents *contents, const struct tracking_disk *disk,
@@ -64,8 +40,9 @@ static int judge(const struct tracking_contents *contents, const struct tracking
     if (tracking_witness_is_there(disk->path, header->uuid)) {
         return lost(loss, TRACKING_LOST_STORAGE, error);
     }
-    if (!is_same_file(header, &disk->identity, same_boot)) {
-        return lost(loss, TRACKING_LOST_OTHER_DISK, error);
+    if (!tracking_is_same(&header->disk, &disk->identity, same_boot, error)) {
+        *loss = TRACKING_LOST_OTHER_DISK;
+        return -EINVAL;
     }
     if (was_closed && disk->length < header->length) {
         return lost(loss, TRACKING_LOST_RESIZED, error);
@@ -73,6 +50,11 @@ static int judge(const struct tracking_contents *contents, const struct tracking
     if (was_closed && (header->disk.modified_ns != disk->identity.modified_ns ||
                        header->disk.bytes != disk->identity.bytes)) {
         return lost(loss, TRACKING_LOST_MODIFIED, error);
+    }
+    if (was_closed && disk->layers &&
+        !tracking_layers_match(contents->directory->layers, disk->layers, same_boot, error)) {
+        *loss = TRACKING_LOST_MODIFIED;
+        return -EINVAL;
     }
     return 0;
 }

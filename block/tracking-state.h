@@ -19,6 +19,7 @@ struct change_tracker {
     char *disk_path, *disk_path_before;
     char *below;         /* the name of what the guest's disk lies on, and the file says */
     bool has_moved_away; /* to what no file can be told from; guarded by lock */
+    GPtrArray *layers;   /* at the end: of struct tracking_layer; NULL before */
     /* NULL: there is none. Changed with the device drained, and both locks. */
     struct tracking_file *file;
     _Atomic bool is_lost;

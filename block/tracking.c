@@ -210,7 +210,7 @@ bool tracking_follow(struct change_tracker *tracker, struct block_node *root)
         return false;
     }
     tracking_identify(name, &header->disk);
-    tracker->has_moved_away = !header->disk.inode;
+    tracker->has_moved_away = !header->disk.inode && !*header->disk.name;
     if (tracker->has_moved_away) {
         header->disk.inode = TRACKING_INODE_NONE;
     }
@@ -307,6 +307,7 @@ static struct tracking_disk describe_disk(const struct tracking_options *options
         .length = block_node_length(root),
         .path = options->disk_path,
         .identity = options->identity,
+        .layers = layers,
         .read = read_root,
         .data = root,
     };
@@ -316,9 +317,12 @@ static void open_or_create(struct change_tracker *tracker, const struct tracking
                            struct block_node *root)
 {
     struct tracking_disk disk = describe_disk(options, root);
+    g_autoptr(GPtrArray) layers = tracking_layers_list(root);
     g_autoptr(GError) error = NULL;
     enum tracking_loss loss;
 
+    tracking_layers_identify(layers);
+    disk.layers = layers;
     tracker->file = tracking_file_open(options->path, &disk, &loss, &error);
     if (tracker->file) {
         return;
@@ -331,7 +335,18 @@ static void open_or_create(struct change_tracker *tracker, const struct tracking
                   options->device, error->message, options->path);
         create(tracker, options, disk.length, loss);
     } else {
-        tracking_lose(tracker, loss, NULL);
+        bool says_more = strcmp(error->message, tracking_loss_text(loss)) != 0;
+
+        tracking_lose(tracker, loss, says_more ? error->message : NULL);
+    }
+}
+
+/* What no path was given for may have a name; but a file's time and length are not looked at. */
+static void identify(const struct change_tracker *tracker, struct tracking_identity *identity)
+{
+    tracking_identify(tracker->disk_path ? tracker->disk_path : tracker->below, identity);
+    if (!tracker->disk_path && identity->inode) {
+        *identity = (struct tracking_identity){0};
     }
 }
 
@@ -339,6 +354,7 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
                                       struct block_node *root)
 {
     struct change_tracker *tracker = g_new0(struct change_tracker, 1);
+    struct tracking_options complete = *options;
 
     tracker->device = g_strdup(options->device);
     tracker->path = g_strdup(options->path);
@@ -347,7 +363,10 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
     pthread_mutex_init(&tracker->lock, NULL);
     pthread_mutex_init(&tracker->loss_lock, NULL);
     pthread_cond_init(&tracker->settled, NULL);
-    open_or_create(tracker, options, root);
+    if (!options->disk_path) {
+        identify(tracker, &complete.identity);
+    }
+    open_or_create(tracker, &complete, root);
     return tracker;
 }
 
@@ -365,6 +384,22 @@ static bool is_concerned(const struct tracking_options *options, bool *was_left)
     *was_left = is_concerned && (contents.is_doubtful || contents.header.flags & TRACKING_IN_USE);
     tracking_contents_clear(&contents);
     return is_concerned;
+}
+
+/* The disk is as it is found; who opens the file next sees by its time whether it was written. */
+static void close_parted(struct tracking_file *file, const struct tracking_options *options)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (tracking_sync_path(options->disk_path, &error) < 0) {
+        tracking_file_unref(file);
+    } else {
+        tracking_file_close(file, &options->identity, &error);
+    }
+    if (error) {
+        g_warning("Disk '%s': %s", options->device, error->message);
+        tracking_file_condemn(options->path, TRACKING_LOST_MODIFIED);
+    }
 }
 
 void tracking_part(const struct tracking_options *options, struct block_node *root)
@@ -385,12 +420,7 @@ void tracking_part(const struct tracking_options *options, struct block_node *ro
     }
     file = tracking_file_open(options->path, &disk, &loss, NULL);
     if (file) {
-        g_autoptr(GError) error = NULL;
-
-        if (tracking_file_close(file, &options->identity, &error) < 0) {
-            g_warning("Disk '%s': %s", options->device, error->message);
-            tracking_file_condemn(options->path, TRACKING_LOST_MODIFIED);
-        }
+        close_parted(file, options);
     } else if (is_ours(loss)) {
         tracking_file_condemn(options->path, loss);
     }
@@ -408,6 +438,7 @@ static void free_tracker(struct change_tracker *tracker)
     g_free(tracker->disk_path);
     g_free(tracker->disk_path_before);
     g_free(tracker->below);
+    g_clear_pointer(&tracker->layers, g_ptr_array_unref);
     g_free(tracker);
 }
 
@@ -418,7 +449,10 @@ void tracking_take_samples(struct change_tracker *tracker, struct block_node *ro
     if (atomic_load(&tracker->is_lost)) {
         return;
     }
+    g_autoptr(GPtrArray) layers = tracking_layers_list(root);
     SCOPE_LOCK(&tracker->lock);
+    g_clear_pointer(&tracker->layers, g_ptr_array_unref);
+    tracker->layers = STEAL(layers);
     tracking_follow(tracker, root);
     if (block_node_length(root) == tracker->file->map.length) {
         tracking_file_take_samples(tracker->file, &disk);
@@ -445,6 +479,32 @@ void tracking_leave_open(struct change_tracker *tracker)
     tracker->is_left_open = true;
 }
 
+/*
+ * What is said of files is of those on stable storage: a time that a power loss takes back would be
+ * taken for a stranger's.
+ */
+static int record_files(struct change_tracker *tracker, struct tracking_identity *identity,
+                        GError **error)
+{
+    int status = tracking_sync_path(tracker->disk_path, error);
+
+    if (status == 0 && tracker->layers) {
+        status = tracking_layers_sync(tracker->layers, error);
+    }
+    if (status < 0) {
+        return status;
+    }
+    identify(tracker, identity);
+    if (tracker->has_moved_away) {
+        identity->inode = TRACKING_INODE_NONE;
+    }
+    if (tracker->layers) {
+        tracking_layers_identify(tracker->layers);
+        status = tracking_layers_store(tracker->file, tracker->layers, error);
+    }
+    return status;
+}
+
 void tracking_finish(struct change_tracker *tracker)
 {
     g_autoptr(GError) error = NULL;
@@ -454,9 +514,11 @@ void tracking_finish(struct change_tracker *tracker)
         tracking_abandon(tracker);
         return;
     }
-    tracking_identify(tracker->disk_path, &identity);
-    if (tracker->has_moved_away) {
-        identity.inode = TRACKING_INODE_NONE;
+    if (record_files(tracker, &identity, &error) < 0) {
+        g_warning("The tracking file of disk '%s' is left as after a crash: %s", tracker->device,
+                  error->message);
+        tracking_abandon(tracker);
+        return;
     }
     if (tracking_file_close(tracker->file, &identity, &error) < 0) {
         g_warning("Disk '%s': %s", tracker->device, error->message);
