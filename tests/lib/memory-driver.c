@@ -165,6 +165,14 @@ static void move_bytes(struct block_node *node, void *to, const void *from, uint
     memcpy(to, from, bytes);
 }
 
+static void fill_bytes(struct block_node *node, uint64_t offset, int byte, uint64_t bytes)
+{
+    struct memory_disk *disk = block_node_state(node);
+    SCOPE_LOCK(&disk->lock);
+
+    memset(disk->data + offset, byte, bytes);
+}
+
 static void check_transfer(struct block_node *node, const void *buffer, uint64_t bytes)
 {
     g_assert_true(is_aligned((uintptr_t)buffer, node->limits.memory_alignment));
@@ -202,12 +210,11 @@ static int memory_pwrite(struct block_node *node, const void *buffer, uint64_t o
 static int memory_write_zeroes(struct block_node *node, uint64_t offset, uint64_t bytes,
                                unsigned flags)
 {
-    struct memory_disk *disk = block_node_state(node);
     int status = enter(node, BLOCK_OPERATION_WRITE_ZEROES, offset, bytes, flags);
 
     g_assert_cmpuint(bytes, <=, node->limits.max_write_zeroes);
     if (status == 0) {
-        memset(disk->data + offset, 0, bytes);
+        fill_bytes(node, offset, 0, bytes);
     }
     return status;
 }
@@ -215,12 +222,11 @@ static int memory_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 /* Discarded bytes read as 0xd5: nobody may rely on them. */
 static int memory_discard(struct block_node *node, uint64_t offset, uint64_t bytes)
 {
-    struct memory_disk *disk = block_node_state(node);
     int status = enter(node, BLOCK_OPERATION_DISCARD, offset, bytes, 0);
 
     g_assert_cmpuint(bytes, <=, node->limits.max_discard);
     if (status == 0) {
-        memset(disk->data + offset, 0xd5, bytes);
+        fill_bytes(node, offset, 0xd5, bytes);
     }
     return status;
 }
