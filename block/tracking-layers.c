@@ -113,7 +113,7 @@ static void find_leaves(struct block_node *node, bool is_own, GPtrArray *leaves)
         node->references++;
         g_ptr_array_add(leaves, node);
     }
-    TAILQ_FOREACH(child, &node->children, entry) {
+    TAILQ_FOREACH (child, &node->children, entry) {
         if (child->role != BLOCK_ROLE_TARGET) {
             find_leaves(child->claim.node, is_own && child->role == BLOCK_ROLE_FILE, leaves);
         }

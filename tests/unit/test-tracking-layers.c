@@ -17,7 +17,8 @@
 #include "formats/formats.h"
 #include "tests/lib/disk.h"
 
-/* ---- Block devices ---------------------------------------------------------------------------- */
+/* ---- Block devices ----------------------------------------------------------------------------
+ */
 
 static char *sysfs;
 
@@ -154,7 +155,8 @@ static void test_names(void)
     g_assert_true(!identity.inode && !*identity.name);
 }
 
-/* ---- A disk of layers ------------------------------------------------------------------------- */
+/* ---- A disk of layers -------------------------------------------------------------------------
+ */
 
 #define LENGTH MIB
 
@@ -178,8 +180,7 @@ static void create(const char *arguments)
 
 static enum tracking_loss rig_open(struct rig *rig)
 {
-    struct tracking_options options = {
-        .device = "vda", .path = rig->path, .disk_path = rig->top};
+    struct tracking_options options = {.device = "vda", .path = rig->path, .disk_path = rig->top};
     struct tracking_info info;
 
     tracking_identify(rig->top, &options.identity);
@@ -287,7 +288,8 @@ static void test_fewer_layers(void)
     rig_free(rig);
 }
 
-/* ---- Times that last -------------------------------------------------------------------------- */
+/* ---- Times that last --------------------------------------------------------------------------
+ */
 
 /* The time a file has on stable storage is that of its last sync. */
 static int note_sync(int fd)
@@ -341,7 +343,8 @@ static void test_failed_sync(void)
     rig_free(rig);
 }
 
-/* ---- The format ------------------------------------------------------------------------------- */
+/* ---- The format -------------------------------------------------------------------------------
+ */
 
 static void test_format(void)
 {

@@ -5,14 +5,17 @@
  */
 #include <errno.h>
 #include <glib.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "block/align.h"
 #include "block/device.h"
+#include "block/drain.h"
 #include "block/tracking-io.h"
 #include "block/tracking.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/memory-driver.h"
+#include "tests/lib/random.h"
 
 #define DISK    MIB
 #define GRANULE (64 * KIB)
@@ -248,6 +251,90 @@ static void test_failed_flush(void)
     rig_free(rig);
 }
 
+/* ---- Many guests at once ----------------------------------------------------------------------
+ */
+
+#define GUESTS 3
+#define ROUNDS 40
+
+struct guests {
+    struct block_device *device;
+    _Atomic uint64_t seed;
+    _Atomic bool are_over;
+};
+
+/* Few granules, so that they meet. */
+static void *use_disk(void *data)
+{
+    struct guests *guests = data;
+    struct test_random random = test_random_new(atomic_fetch_add(&guests->seed, 1));
+    uint8_t bytes[512];
+
+    memset(bytes, 0x77, sizeof(bytes));
+    while (!atomic_load(&guests->are_over)) {
+        uint64_t granule = test_random_below(&random, 4) * GRANULE;
+        uint64_t count = test_random_between(&random, 1, 2) * GRANULE;
+        int status;
+
+        switch (test_random_below(&random, 4)) {
+        case 0:
+            status = block_device_discard(guests->device, granule, count, 0);
+            break;
+        case 1:
+            status = block_device_write_zeroes(guests->device, granule, count, 0);
+            break;
+        case 2:
+            status = block_device_write_zeroes(guests->device, granule + 512, GRANULE, 0);
+            break;
+        default:
+            status = block_device_pwrite(guests->device, bytes, granule + 1024, sizeof(bytes), 0);
+            break;
+        }
+        g_assert_cmpint(status, ==, 0);
+    }
+    return NULL;
+}
+
+static void assert_zeroes_are_true(struct rig *rig)
+{
+    AUTO(dirty_bitmap) zeroes = NULL;
+    AUTO(dirty_bitmap)
+    changes = tracking_changes_with_zeroes(rig->tracker, "start", &zeroes, NULL);
+    uint64_t offset = 0, bytes;
+
+    g_assert_nonnull(changes);
+    while (dirty_bitmap_next_range(zeroes, offset, DISK, UINT64_MAX, &offset, &bytes)) {
+        test_assert_filled(memory_disk_data(rig->root) + offset, 0, bytes);
+        offset += bytes;
+    }
+}
+
+static void test_races(const void *driver)
+{
+    struct rig *rig = rig_new(driver);
+    struct guests guests = {.device = rig->device, .seed = test_seed()};
+    pthread_t threads[GUESTS];
+
+    for (unsigned i = 0; i < GUESTS; i++) {
+        g_assert_cmpint(pthread_create(&threads[i], NULL, use_disk, &guests), ==, 0);
+    }
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        g_usleep(1000);
+        AUTO(block_drain) drain = block_drain_begin(&rig->root, 1, BLOCK_PERM_WRITE);
+        assert_zeroes_are_true(rig);
+        if (i % 8 == 7) {
+            g_autofree char *name = g_strdup_printf("c%u", i);
+
+            add(rig, name);
+        }
+    }
+    atomic_store(&guests.are_over, true);
+    for (unsigned i = 0; i < GUESTS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    rig_free(rig);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -262,6 +349,10 @@ int main(int argc, char **argv)
     ADD("a-discard-that-is-ignored-makes-no-zeroes", test_ignored_discard);
     ADD("an-epoch-that-could-not-be-flushed-does-not-end-and-is-doubted", test_failed_flush);
 #undef ADD
+    g_test_add_data_func("/tracking-zeroes/what-is-said-to-be-zero-is-whatever-guests-do-at-once",
+                         "memory-device", test_races);
+    g_test_add_data_func("/tracking-zeroes/the-same-where-discards-are-zeroes", "memory-unmaps",
+                         test_races);
     g_test_add_data_func("/tracking-zeroes/a-killed-process-has-zeroes-of-ended-epochs-only", NULL,
                          test_crash);
     g_test_add_data_func("/tracking-zeroes/a-power-loss-leaves-no-zeroes-in-active-extents",
