@@ -307,7 +307,6 @@ static struct tracking_disk describe_disk(const struct tracking_options *options
         .length = block_node_length(root),
         .path = options->disk_path,
         .identity = options->identity,
-        .layers = layers,
         .read = read_root,
         .data = root,
     };

@@ -70,7 +70,8 @@ static void test_too_many(void)
     tracking_rig_free(rig);
 }
 
-/* ---- Served without --------------------------------------------------------------------------- */
+/* ---- Served without ---------------------------------------------------------------------------
+ */
 
 static void part(struct tracking_rig *rig)
 {
