@@ -343,8 +343,8 @@ static void get_file_info(const struct tracking_file *file, struct tracking_info
     g_autofree char *uuid = tracking_uuid_text(file->header.uuid);
 
     info->previous_loss = file->header.previous_loss;
-    info->is_conservative = tracking_file_is_conservative(file);
-    info->recovered_bytes = info->is_conservative ? file->header.recovered_bytes : 0;
+    info->recovered_bytes = tracking_recovered_bytes(&file->header, file->directory);
+    info->is_conservative = info->recovered_bytes > 0;
     info->granule = UINT64_C(1) << file->header.granule_shift;
     info->extent = UINT64_C(1) << file->extent_shift;
     info->extents = file->header.extents;

@@ -418,20 +418,6 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
 
 /* ---- The end --------------------------------------------------------------------------------- */
 
-bool tracking_file_is_conservative(const struct tracking_file *file)
-{
-    if (!file->header.recovered_bytes) {
-        return false;
-    }
-    for (guint i = 0; i < file->directory->checkpoints->len; i++) {
-        struct tracking_checkpoint *checkpoint = g_ptr_array_index(file->directory->checkpoints, i);
-        if (checkpoint->epoch < file->header.recovered_epoch) {
-            return true;
-        }
-    }
-    return false;
-}
-
 int tracking_file_close(struct tracking_file *file, const struct tracking_identity *disk,
                         GError **error)
 {
@@ -441,6 +427,7 @@ int tracking_file_close(struct tracking_file *file, const struct tracking_identi
     header.flags &= ~(uint32_t)TRACKING_IN_USE;
     header.disk = *disk;
     header.epoch = atomic_load(&file->map.epoch);
+    header.map_checksum = tracking_map_checksum(&header, guarded_mapping_address(file->mapping));
     if (status == 0) {
         status = tracking_file_write_header(file, &header, error);
     } else {

@@ -141,7 +141,4 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
 /* A deep copy, to be changed and stored. */
 struct tracking_directory *tracking_directory_copy(const struct tracking_directory *directory);
 
-/* True while something is known of the time before the last recovery that added changes. */
-bool tracking_file_is_conservative(const struct tracking_file *file);
-
 #endif

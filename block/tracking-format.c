@@ -49,6 +49,7 @@ enum {
     AT_DISK_SEQUENCE = 1216,
     AT_DISK_NAME_LENGTH = 1224,
     AT_DISK_NAME = 1228,
+    AT_MAP_CHECKSUM = 1528,
     AT_SAMPLES = 1536,
     SAMPLE_BYTES = 32,
 };
@@ -153,6 +154,11 @@ static void encode_samples(const struct tracking_header *header, uint8_t *bytes)
     }
 }
 
+uint32_t tracking_map_checksum(const struct tracking_header *header, const void *map)
+{
+    return tracking_checksum(map, change_map_bytes(header->length, header->granule_shift));
+}
+
 void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes)
 {
     size_t path_length = strlen(header->path);
@@ -185,6 +191,7 @@ void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes
     put_le64(bytes + AT_DISK_SEQUENCE, header->disk.sequence);
     put_le32(bytes + AT_DISK_NAME_LENGTH, (uint32_t)strlen(header->disk.name));
     memcpy(bytes + AT_DISK_NAME, header->disk.name, strlen(header->disk.name));
+    put_le32(bytes + AT_MAP_CHECKSUM, header->map_checksum);
     put_le64(bytes + AT_RECOVERED_BYTES, header->recovered_bytes);
     put_le32(bytes + AT_RECOVERED_EPOCH, header->recovered_epoch);
     put_le32(bytes + AT_PATH_LENGTH, (uint32_t)path_length);
@@ -220,6 +227,7 @@ static void decode_fields(const uint8_t *bytes, struct tracking_header *header)
         .disk.bytes = get_le64(bytes + AT_DISK_BYTES),
         .disk.modified_ns = (int64_t)get_le64(bytes + AT_DISK_MODIFIED),
         .disk.sequence = get_le64(bytes + AT_DISK_SEQUENCE),
+        .map_checksum = get_le32(bytes + AT_MAP_CHECKSUM),
         .recovered_bytes = get_le64(bytes + AT_RECOVERED_BYTES),
         .recovered_epoch = get_le32(bytes + AT_RECOVERED_EPOCH),
         .sample_count = get_le32(bytes + AT_SAMPLE_COUNT),
@@ -419,6 +427,25 @@ struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_dir
         }
     }
     return NULL;
+}
+
+uint64_t tracking_recovered_bytes(const struct tracking_header *header,
+                                  const struct tracking_directory *directory)
+{
+    bool is_older = false;
+
+    for (guint i = 0; i < directory->checkpoints->len && !is_older; i++) {
+        const struct tracking_checkpoint *checkpoint = g_ptr_array_index(directory->checkpoints, i);
+
+        is_older = !checkpoint->is_broken && checkpoint->epoch < header->recovered_epoch;
+    }
+    for (guint i = 0; i < directory->bitmaps->len && !is_older; i++) {
+        const struct tracking_bitmap *bitmap = g_ptr_array_index(directory->bitmaps, i);
+
+        is_older =
+            !bitmap->is_broken && bitmap->is_enabled && bitmap->epoch < header->recovered_epoch;
+    }
+    return is_older ? header->recovered_bytes : 0;
 }
 
 void tracking_directory_break(struct tracking_directory *directory)

@@ -107,6 +107,7 @@ struct tracking_header {
     struct tracking_identity disk;
     uint64_t recovered_bytes;         /* what recoveries added to the map */
     uint32_t recovered_epoch;         /* when: what is older has it among its changes */
+    uint32_t map_checksum;            /* at a clean end; means nothing while it is in use */
     enum tracking_loss previous_loss; /* why the map before this one was lost */
     char path[TRACKING_PATH_MAX + 1]; /* the disk's; for people */
     unsigned sample_count;
@@ -120,6 +121,9 @@ uint64_t tracking_directory_start(const struct tracking_header *header);
 
 /* Fill in what follows from length, shifts and extents: where things lie. -EFBIG, with why. */
 int tracking_header_lay_out(struct tracking_header *header, GError **error);
+
+/* Of the values of a map at this address. */
+uint32_t tracking_map_checksum(const struct tracking_header *header, const void *map);
 
 void tracking_header_encode(const struct tracking_header *header, uint8_t *bytes);
 
@@ -177,6 +181,13 @@ struct tracking_directory {
     GPtrArray *bitmaps;     /* of struct tracking_bitmap */
     GPtrArray *layers;      /* of struct tracking_layer: at the clean end */
 };
+
+/*
+ * What recoveries added to what is known since some checkpoint or bitmap that is older than the
+ * last one of them: 0 if nothing is that old, and the map is exact for all.
+ */
+uint64_t tracking_recovered_bytes(const struct tracking_header *header,
+                                  const struct tracking_directory *directory);
 
 /* The map they go with is lost: only their names remain, so that their users learn of it. */
 void tracking_directory_break(struct tracking_directory *directory);

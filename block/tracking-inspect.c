@@ -10,6 +10,7 @@
 #include "block/error.h"
 #include "block/tracking-internal.h"
 #include "block/tracking-io.h"
+#include "block/tracking-witness.h"
 
 static bool is_locked(int fd)
 {
@@ -39,6 +40,11 @@ static int read_map(int fd, struct tracking_inspection *inspection, GError **err
         uint16_t state = value & (CHANGE_MAP_ZERO | CHANGE_MAP_ZEROING);
 
         inspection->bad_values += state == (CHANGE_MAP_ZERO | CHANGE_MAP_ZEROING);
+    }
+    bool is_closed = !(header->flags & TRACKING_IN_USE) && !inspection->contents.is_doubtful;
+    if (is_closed && !inspection->bad_values) {
+        inspection->bad_values +=
+            tracking_map_checksum(header, inspection->values) != header->map_checksum;
     }
     return 0;
 }
@@ -70,6 +76,11 @@ int tracking_inspect(const char *path, struct tracking_inspection *inspection,
         tracking_inspection_clear(inspection);
         return status;
     }
+    if (!inspection->contents.marked_loss &&
+        tracking_witness_is_there(inspection->contents.header.path,
+                                  inspection->contents.header.uuid)) {
+        inspection->contents.marked_loss = TRACKING_LOST_STORAGE;
+    }
     tracking_io.boot_id(boot_id);
     inspection->has_user = is_locked(fd);
     inspection->same_boot = !memcmp(boot_id, inspection->contents.header.boot_id, sizeof(boot_id));
@@ -95,6 +106,7 @@ int tracking_drop(const char *path, GError **error)
         return fd;
     }
     tracking_contents_read(fd, &contents, &loss, &problem);
+    struct tracking_header header = contents.header;
     tracking_contents_clear(&contents);
     if (loss == TRACKING_LOST_FOREIGN) {
         g_propagate_prefixed_error(error, problem, "'%s' was not removed: ", path);
@@ -110,7 +122,35 @@ int tracking_drop(const char *path, GError **error)
     if (unlink(path) < 0) {
         return block_error_errno(error, errno, "Could not remove '%s'", path);
     }
+    /* What says that this map is lost is of use for as long as a power loss may bring it back. */
+    if (tracking_file_sync_name(path) == 0) {
+        tracking_witness_remove(header.path, header.uuid);
+    }
     return 0;
+}
+
+int tracking_give_up_left_over(const char *disk_path, GError **error)
+{
+    g_autofree char *path = g_strconcat(disk_path, ".tracking", NULL);
+    struct tracking_contents contents = {0};
+    struct tracking_identity disk;
+    enum tracking_loss loss;
+    AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    tracking_identify(disk_path, &disk);
+    bool is_left = fd >= 0 && tracking_contents_read(fd, &contents, &loss, NULL) == 0 &&
+                   (contents.is_doubtful || contents.header.flags & TRACKING_IN_USE) &&
+                   !contents.marked_loss && contents.header.disk.inode == disk.inode;
+    tracking_contents_clear(&contents);
+    if (!is_left) {
+        return 0;
+    }
+    return tracking_file_condemn(path, TRACKING_LOST_MODIFIED) < 0
+               ? block_error(error, EIO,
+                             "Tracking file '%s' cannot be told that the disk changes: remove it "
+                             "first, with 'liveblk tracking drop'",
+                             path)
+               : 1;
 }
 
 static bool is_equal(const struct tracking_identity *a, const struct tracking_identity *b)

@@ -9,9 +9,10 @@ struct tracking_inspection {
     struct tracking_contents contents;
     struct change_map map; /* as it is in the file; after a power loss less than what changed */
     void *values;
-    bool has_user;       /* a process has the file open now */
-    bool same_boot;      /* it was opened last since this host is up */
-    uint64_t bad_values; /* of the map: they mean nothing */
+    bool has_user;  /* a process has the file open now */
+    bool same_boot; /* it was opened last since this host is up */
+    /* Of the map: they mean nothing. Or 1 if it is only known that it is not what it was. */
+    uint64_t bad_values;
 };
 
 /*
@@ -28,6 +29,14 @@ void tracking_inspection_clear(struct tracking_inspection *inspection);
  * A damaged one is one.
  */
 int tracking_drop(const char *path, GError **error);
+
+/*
+ * A disk of this path, which nobody serves, is about to be given other contents. A tracking file
+ * beside it that a process that died left would not learn of it, as the disk's time tells only
+ * after a clean end: it is marked as lost, durably. Returns 1 if it was, 0 if there is none; a
+ * negative errno with the error set: then the disk must stay as it is.
+ */
+int tracking_give_up_left_over(const char *disk_path, GError **error);
 
 /*
  * A disk that nobody serves got longer, and nothing else changed there, between two looks at its

@@ -28,11 +28,26 @@ static int lost(enum tracking_loss *loss, enum tracking_loss why, GError **error
     return block_error(error, EINVAL, "%s", tracking_loss_text(why));
 }
 
-static int judge(const struct tracking_contents *contents, const struct tracking_disk *disk,
+static bool was_closed(const struct tracking_contents *contents)
+{
+    return !(contents->header.flags & TRACKING_IN_USE) && !contents->is_doubtful;
+}
+
+/* What is not the file that was in use, but has its contents, may have those of any moment. */
+static bool is_copy(const struct tracking_contents *contents, int fd)
+{
+    struct stat information;
+
+    return !was_closed(contents) && fstat(fd, &information) == 0 &&
+           information.st_ino != contents->header.own_inode;
+}
+
+/* fd: the tracking file. */
+static int judge(const struct tracking_contents *contents, int fd, const struct tracking_disk *disk,
                  bool same_boot, enum tracking_loss *loss, GError **error)
 {
     const struct tracking_header *header = &contents->header;
-    bool was_closed = !(header->flags & TRACKING_IN_USE) && !contents->is_doubtful;
+    bool is_closed = was_closed(contents);
 
     if (contents->marked_loss) {
         return lost(loss, contents->marked_loss, error);
@@ -44,14 +59,21 @@ static int judge(const struct tracking_contents *contents, const struct tracking
         *loss = TRACKING_LOST_OTHER_DISK;
         return -EINVAL;
     }
-    if (was_closed && disk->length < header->length) {
+    if (is_copy(contents, fd)) {
+        *loss = TRACKING_LOST_MODIFIED;
+        return block_error(
+            error, EINVAL,
+            "it is a copy of a tracking file that was in use, and what changed since "
+            "it was made is not in it");
+    }
+    if (is_closed && disk->length < header->length) {
         return lost(loss, TRACKING_LOST_RESIZED, error);
     }
-    if (was_closed && (header->disk.modified_ns != disk->identity.modified_ns ||
-                       header->disk.bytes != disk->identity.bytes)) {
+    if (is_closed && (header->disk.modified_ns != disk->identity.modified_ns ||
+                      header->disk.bytes != disk->identity.bytes)) {
         return lost(loss, TRACKING_LOST_MODIFIED, error);
     }
-    if (was_closed && disk->layers &&
+    if (is_closed && disk->layers &&
         !tracking_layers_match(contents->directory->layers, disk->layers, same_boot, error)) {
         *loss = TRACKING_LOST_MODIFIED;
         return -EINVAL;
@@ -86,7 +108,8 @@ static void mark_active_extents(struct tracking_file *file, const uint64_t *slot
         }
     }
     if (added) {
-        header->recovered_bytes += added;
+        /* Of earlier ones only what somebody still asks about. */
+        header->recovered_bytes = tracking_recovered_bytes(header, file->directory) + added;
         header->recovered_epoch = atomic_load(&file->map.epoch);
     }
 }
@@ -96,7 +119,7 @@ static int recover(struct tracking_file *file, const struct tracking_contents *c
 {
     uint16_t epoch = atomic_load(&file->map.epoch);
 
-    if (!(file->header.flags & TRACKING_IN_USE) && !contents->is_doubtful) {
+    if (was_closed(contents)) {
         return 0;
     }
     change_map_distrust_zeroes(&file->map, epoch);
@@ -209,6 +232,15 @@ static struct tracking_file *adopt(int fd, const char *path, struct tracking_con
     return file;
 }
 
+/* At a clean end nothing of it was changing any more. */
+static bool map_is_damaged(const struct tracking_file *file,
+                           const struct tracking_contents *contents)
+{
+    return was_closed(contents) &&
+           tracking_map_checksum(&file->header, guarded_mapping_address(file->mapping)) !=
+               file->header.map_checksum;
+}
+
 static int resume(struct tracking_file *file, const struct tracking_contents *contents,
                   const struct tracking_disk *disk, bool same_boot, enum tracking_loss *loss,
                   GError **error)
@@ -216,6 +248,10 @@ static int resume(struct tracking_file *file, const struct tracking_contents *co
     *loss = TRACKING_LOST_STORAGE;
     if (tracking_file_map(file, error) < 0) {
         return -EIO;
+    }
+    if (map_is_damaged(file, contents)) {
+        *loss = TRACKING_LOST_DAMAGED;
+        return block_error(error, EIO, "The tracking file's map is damaged");
     }
     /* Values may be newer than the header, which is written now and then only. */
     atomic_store(&file->map.epoch,
@@ -285,7 +321,7 @@ struct tracking_file *tracking_file_open(const char *path, const struct tracking
         bool same_boot = !memcmp(boot_id, contents.header.boot_id, sizeof(boot_id)) &&
                          memcmp(boot_id, (uint8_t[16]){0}, sizeof(boot_id)) != 0;
 
-        if (judge(&contents, disk, same_boot, loss, error) == 0) {
+        if (judge(&contents, fd, disk, same_boot, loss, error) == 0) {
             file = adopt(fd, path, &contents);
             if (resume(file, &contents, disk, same_boot, loss, error) < 0) {
                 tracking_file_unref(STEAL(file));

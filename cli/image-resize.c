@@ -88,6 +88,9 @@ static enum exit_status resize_file(const char *path, const char *size,
         return EXIT_USAGE;
     }
     is_grown = *length >= block_node_length(node);
+    if (!is_grown && tracking_give_up_left_over(path, error) < 0) {
+        return EXIT_FAILED;
+    }
     image_progress_begin(&progress);
     int status = block_node_resize(node, *length, mode, image_progress_show, &progress, error);
     image_progress_end(&progress);

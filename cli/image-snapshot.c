@@ -9,6 +9,7 @@
 #include "block/image-info.h"
 #include "block/image.h"
 #include "block/request.h"
+#include "block/tracking-inspect.h"
 #include "cli/image.h"
 #include "cli/output.h"
 #include "cli/snapshot-external.h"
@@ -190,6 +191,10 @@ static json_t *run_on_file(const char *path, GError **error)
     AUTO(block_node) node = image_open(path, &how, error);
     json_t *list = node ? list_of_node(node, error) : NULL;
 
+    if (list && chosen.apply && tracking_give_up_left_over(path, error) < 0) {
+        json_decref(list);
+        return NULL;
+    }
     return list && verb() ? change_node(node, list, error) : list;
 }
 

@@ -191,6 +191,20 @@ static json_t *describe_checkpoints(const struct tracking_inspection *inspection
     return array;
 }
 
+static json_t *describe_layers(const struct tracking_inspection *inspection)
+{
+    const GPtrArray *layers = inspection->contents.directory->layers;
+    json_t *array = json_array();
+
+    for (guint i = 0; i < layers->len; i++) {
+        const struct tracking_layer *layer = g_ptr_array_index(layers, i);
+        g_autofree char *path = g_utf8_make_valid(layer->path, -1);
+
+        json_array_append_new(array, json_string(path));
+    }
+    return array;
+}
+
 static uint64_t count_active(const struct tracking_inspection *inspection)
 {
     uint64_t count = 0;
@@ -214,13 +228,20 @@ static json_t *describe(const struct tracking_inspection *inspection, const char
         (json_int_t)1 << header->extent_shift, "extents", (json_int_t)header->extents,
         "active-extents", (json_int_t)count_active(inspection), "epoch",
         (json_int_t)MAX(header->epoch, (uint32_t)atomic_load(&inspection->map.epoch)),
-        "recovered-bytes", (json_int_t)header->recovered_bytes, "bitmaps",
+        "recovered-bytes",
+        (json_int_t)tracking_recovered_bytes(header, inspection->contents.directory), "bitmaps",
         (json_int_t)inspection->contents.directory->bitmaps->len);
 
+    if (*header->disk.name) {
+        g_autofree char *name = g_utf8_make_valid(header->disk.name, -1);
+
+        json_object_set_new(object, "disk-identity", json_string(name));
+    }
     if (header->previous_loss) {
         json_object_set_new(object, "previous-reason",
                             json_string(tracking_loss_names[header->previous_loss]));
     }
+    json_object_set_new(object, "layers", describe_layers(inspection));
     json_object_set_new(object, "checkpoints", describe_checkpoints(inspection));
     return object;
 }
@@ -233,6 +254,7 @@ static void print_description(const json_t *object)
     } rows[] = {
         {"State", "state", false},
         {"Disk", "disk", false},
+        {"Which is", "disk-identity", false},
         {"Disk size", "disk-size", true},
         {"Granule", "granularity", true},
         {"Extent", "extent-size", true},
@@ -241,8 +263,10 @@ static void print_description(const json_t *object)
         {"Lost before", "previous-reason", false},
         {"UUID", "uuid", false},
     };
+    const json_t *layers = json_object_get(object, "layers"), *layer;
+    size_t i;
 
-    for (unsigned i = 0; i < G_N_ELEMENTS(rows); i++) {
+    for (i = 0; i < G_N_ELEMENTS(rows); i++) {
         const json_t *value = json_object_get(object, rows[i].key);
         g_autofree char *text =
             json_is_string(value)
@@ -254,6 +278,11 @@ static void print_description(const json_t *object)
         if (value) {
             printf("%-18s %s\n", rows[i].heading, text);
         }
+    }
+    json_array_foreach (layers, i, layer) {
+        g_autofree char *text = printable(json_string_value(layer));
+
+        printf("%-18s %s\n", i ? "" : "Lies on", text);
     }
     print_checkpoints(json_object_get(object, "checkpoints"), NULL);
 }

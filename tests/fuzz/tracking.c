@@ -89,12 +89,33 @@ static const uint8_t *take(const uint8_t **data, size_t *size, size_t count, uin
 }
 
 /* Where things are, as docs/tracking.md has it. */
-enum { AT_CHECKSUM = 12, AT_UUID = 32, AT_EXTENTS = 64, AT_MAP = 72, AT_DIRECTORY = 88 };
+enum {
+    AT_CHECKSUM = 12,
+    AT_UUID = 32,
+    AT_LENGTH = 48,
+    AT_EXTENTS = 64,
+    AT_MAP = 72,
+    AT_DIRECTORY = 88,
+    AT_MAP_CHECKSUM = 1528,
+};
 
 static void fix_header(uint8_t *header)
 {
     put_le32(header + AT_CHECKSUM, 0);
     put_le32(header + AT_CHECKSUM, tracking_checksum(header, TRACKING_HEADER_BYTES));
+}
+
+static void fix_map(uint8_t *header, const uint8_t *map, uint64_t map_bytes)
+{
+    struct tracking_header facts = {
+        .length = get_le64(header + AT_LENGTH),
+        .granule_shift = get_le32(header + AT_LENGTH + 8),
+    };
+
+    if (map && facts.granule_shift < 32 &&
+        change_map_bytes(facts.length, facts.granule_shift) <= map_bytes) {
+        put_le32(header + AT_MAP_CHECKSUM, tracking_map_checksum(&facts, map));
+    }
 }
 
 /* Returns how long the disk is. */
@@ -115,7 +136,11 @@ static uint64_t build(uint8_t *file, uint64_t *bytes, uint8_t flags, const uint8
         put_le64(file + AT_DIRECTORY + 8, size);
         put_le32(file + AT_DIRECTORY + 16, tracking_checksum(data, size));
     }
+    if (map <= FILE_MAX - sizeof(values)) {
+        memcpy(file + map, values, sizeof(values));
+    }
     if (flags & FIX_HEADER) {
+        fix_map(file, start < FILE_MAX ? file + map : NULL, map_bytes);
         fix_header(file);
     }
     memcpy(file + TRACKING_HEADER_BYTES, file, TRACKING_HEADER_BYTES);
@@ -128,9 +153,6 @@ static uint64_t build(uint8_t *file, uint64_t *bytes, uint8_t flags, const uint8
     uint64_t log = tracking_log_bytes(MIN_OF(GUINT32_FROM_LE(extents), 4096u));
     for (uint64_t at = 0; at < log && flags & FIX_LOG; at += TRACKING_LOG_SECTOR) {
         tracking_log_encode(file + AT_UUID, slots, file + TRACKING_LOG_OFFSET + at);
-    }
-    if (map <= FILE_MAX - sizeof(values)) {
-        memcpy(file + map, values, sizeof(values));
     }
     *bytes = MIN_OF(start + MAX_OF(2 * TRACKING_DIRECTORY_BYTES, size), FILE_MAX);
     if (size <= FILE_MAX - start) {
@@ -189,7 +211,7 @@ static uint64_t count_all(const struct tracking_file *file)
         change_map_count(&file->map, (uint16_t)checkpoint->epoch, &changed, &zero);
         sum += changed;
     }
-    tracking_file_is_conservative(file);
+    tracking_recovered_bytes(&file->header, file->directory);
     return sum;
 }
 

@@ -183,6 +183,22 @@ def resized_offline(test):
         disk.stop()
 
 
+@promise("what 'liveblk snapshot --apply' and a shorter disk change after a crash is not missed")
+def changed_offline(test):
+    changes = {
+        "apply": lambda path: test.liveblk("snapshot", "--apply", "before", path),
+        "shorten": lambda path: test.liveblk("resize", "--shrink", path, str(LENGTH - MIB)),
+    }
+    for name, change in changes.items():
+        disk = TrackedDisk(test, LENGTH, "qcow2", name)
+        disk.qmp.command("blockdev-snapshot-internal-sync", device="vda", name="before")
+        disk.guest.pwrite(b"1" * 64 * KIB, 0)
+        disk.add("old")
+        disk.kill()
+        change(str(disk.path))
+        assert_begins_anew(test, disk, "modified")
+
+
 @promise("a tracking file that is another's is left alone, to the byte, and its disk is served")
 def left_alone(test):
     disk, other = make_tracked(test), make_tracked(test, "other")

@@ -428,6 +428,8 @@ static void run_cancel(const struct kind *kind, void (*act)(struct scene *), boo
 {
     struct scene scene = {.layers = layers_new(LAYERS, LENGTH), .kind = kind, .force = force};
     bool is_left = act == cancel_ready && !force;
+    /* One that was paused can be ready before it is cancelled. */
+    bool may_be_left = kind->is_active && act == cancel_paused && !force;
     bool has_worked = false;
 
     scene.layers->asks_qemu = asks_qemu;
@@ -435,7 +437,7 @@ static void run_cancel(const struct kind *kind, void (*act)(struct scene *), boo
     if (scene.job) {
         g_autofree char *message = rig_end(scene.job);
 
-        has_worked = !message && !is_left;
+        has_worked = !message && !is_left && !may_be_left;
         if (message) {
             g_assert_cmpstr(message, ==, g_strerror(ECANCELED));
             g_assert_false(is_left);

@@ -165,7 +165,6 @@ static void resize(struct tracking_rig *rig, uint64_t length)
 static void hang_in(unsigned operations, bool is_prepared)
 {
     struct tracking_rig *rig = slow_rig();
-    g_autoptr(GError) error = NULL;
 
     tracking_io.timeout_ns = 100 * NS_PER_MS;
     if (is_prepared) {
