@@ -274,6 +274,24 @@ static bool drop_bitmap(struct tracking_directory *directory, const char *name)
     return old && g_ptr_array_remove(directory->bitmaps, old);
 }
 
+/* An image may have any bytes as a name. */
+static int check_names(const GPtrArray *bitmaps, GError **error)
+{
+    for (guint i = 0; i < bitmaps->len; i++) {
+        const struct tracking_bitmap *bitmap = g_ptr_array_index(bitmaps, i);
+
+        if (!tracking_name_is_valid(bitmap->name, strlen(bitmap->name))) {
+            g_autofree char *shown = g_strescape(bitmap->name, NULL);
+
+            return block_error(error, EINVAL,
+                               "The name of bitmap '%s' is not text (UTF-8), as names in tracking "
+                               "files are",
+                               shown);
+        }
+    }
+    return 0;
+}
+
 int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
@@ -288,6 +306,9 @@ int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GE
     }
     if (leave_epochs(tracker, error) < 0) {
         return -EIO;
+    }
+    if (check_names(bitmaps, error) < 0) {
+        return -EINVAL;
     }
     directory = tracking_directory_copy(tracker->file->directory);
     uint16_t epoch = change_map_cut(&tracker->file->map);

@@ -294,6 +294,14 @@ int tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss)
     return status < 0 ? status : of_successor;
 }
 
+void tracking_file_retire(struct tracking_file *file)
+{
+    if (write_mark(file->fd, TRACKING_LOST_MODIFIED) < 0 && ftruncate(file->fd, 0) < 0) {
+        g_warning("The tracking file that was '%s' before could not be told that it is out of date",
+                  file->path);
+    }
+}
+
 int tracking_file_condemn(const char *path, enum tracking_loss loss)
 {
     AUTO_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -304,13 +312,6 @@ int tracking_file_condemn(const char *path, enum tracking_loss loss)
 }
 
 /* ---- The directory --------------------------------------------------------------------------- */
-
-struct tracking_directory *tracking_directory_copy(const struct tracking_directory *directory)
-{
-    g_autoptr(GByteArray) bytes = tracking_directory_encode(directory);
-
-    return tracking_directory_decode(bytes->data, bytes->len, UINT32_MAX, NULL);
-}
 
 /* Where a directory goes: not where the one is that holds. */
 static uint64_t choose_place(const struct tracking_header *header, uint64_t bytes)

@@ -131,14 +131,17 @@ int tracking_file_mark_lost(struct tracking_file *file, enum tracking_loss loss)
 int tracking_file_condemn(const char *path, enum tracking_loss loss);
 
 /*
+ * Another one has taken its place and name; by another name (a hard link) it may be there still,
+ * and what changes from now on is not in it: it says so, as far as its storage lets it.
+ */
+void tracking_file_retire(struct tracking_file *file);
+
+/*
  * Write this directory, and the current epoch, durably, waiting for tracking_io.timeout_ns at most.
  * On success it is the file's; on error nothing has changed and it stays the caller's; but see
  * is_given_up.
  */
 int tracking_file_store_directory(struct tracking_file *file, struct tracking_directory *directory,
                                   GError **error);
-
-/* A deep copy, to be changed and stored. */
-struct tracking_directory *tracking_directory_copy(const struct tracking_directory *directory);
 
 #endif

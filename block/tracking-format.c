@@ -429,6 +429,48 @@ struct tracking_bitmap *tracking_directory_find_bitmap(const struct tracking_dir
     return NULL;
 }
 
+static struct tracking_checkpoint *copy_checkpoint(const struct tracking_checkpoint *checkpoint)
+{
+    struct tracking_checkpoint *copy = g_memdup2(checkpoint, sizeof(*checkpoint));
+
+    copy->name = g_strdup(checkpoint->name);
+    return copy;
+}
+
+static struct tracking_bitmap *copy_bitmap(const struct tracking_bitmap *bitmap)
+{
+    struct tracking_bitmap *copy = g_memdup2(bitmap, sizeof(*bitmap));
+
+    copy->name = g_strdup(bitmap->name);
+    copy->bits = bitmap->bits ? g_bytes_ref(bitmap->bits) : NULL;
+    return copy;
+}
+
+static struct tracking_layer *copy_layer(const struct tracking_layer *layer)
+{
+    struct tracking_layer *copy = g_memdup2(layer, sizeof(*layer));
+
+    copy->path = g_strdup(layer->path);
+    return copy;
+}
+
+struct tracking_directory *tracking_directory_copy(const struct tracking_directory *directory)
+{
+    struct tracking_directory *copy = tracking_directory_new();
+
+    for (guint i = 0; i < directory->checkpoints->len; i++) {
+        g_ptr_array_add(copy->checkpoints,
+                        copy_checkpoint(g_ptr_array_index(directory->checkpoints, i)));
+    }
+    for (guint i = 0; i < directory->bitmaps->len; i++) {
+        g_ptr_array_add(copy->bitmaps, copy_bitmap(g_ptr_array_index(directory->bitmaps, i)));
+    }
+    for (guint i = 0; i < directory->layers->len; i++) {
+        g_ptr_array_add(copy->layers, copy_layer(g_ptr_array_index(directory->layers, i)));
+    }
+    return copy;
+}
+
 uint64_t tracking_recovered_bytes(const struct tracking_header *header,
                                   const struct tracking_directory *directory)
 {
@@ -540,14 +582,18 @@ GByteArray *tracking_directory_encode(const struct tracking_directory *directory
     return bytes;
 }
 
-/* A name as commands take it, or NULL. */
+bool tracking_name_is_valid(const char *name, size_t bytes)
+{
+    return bytes > 0 && bytes <= TRACKING_NAME_MAX && !memchr(name, 0, bytes) &&
+           g_utf8_validate(name, (gssize)bytes, NULL);
+}
+
+/* NULL: it cannot be one. */
 static char *decode_name(const uint8_t *bytes, uint32_t length)
 {
-    if (length == 0 || length > TRACKING_NAME_MAX || memchr(bytes, 0, length) ||
-        !g_utf8_validate((const char *)bytes, length, NULL)) {
-        return NULL;
-    }
-    return g_strndup((const char *)bytes, length);
+    return tracking_name_is_valid((const char *)bytes, length)
+               ? g_strndup((const char *)bytes, length)
+               : NULL;
 }
 
 static bool decode_checkpoint(struct tracking_directory *directory, const uint8_t *bytes,
@@ -581,7 +627,8 @@ static bool decode_bitmap(struct tracking_directory *directory, const uint8_t *b
     uint32_t name_bytes;
 
     if (size < BITMAP_FIXED || get_le32(bytes + 12) > size - BITMAP_FIXED ||
-        get_le32(bytes + 8) > epoch || !is_power_of_2(get_le32(bytes)) || get_le32(bytes) < 512 ||
+        get_le32(bytes + 8) > epoch || directory->bitmaps->len >= TRACKING_BITMAPS_MAX ||
+        !is_power_of_2(get_le32(bytes)) || get_le32(bytes) < 512 ||
         get_le64(bytes + 16) > INT64_MAX) {
         return false;
     }

@@ -36,6 +36,7 @@
 #define TRACKING_MAP_BYTES_MAX         (UINT64_C(1) << 32)
 
 #define TRACKING_CHECKPOINTS_MAX       4096
+#define TRACKING_BITMAPS_MAX           1024
 #define TRACKING_NAME_MAX              1023
 #define TRACKING_PATH_MAX              1024
 #define TRACKING_IDENTITY_MAX          300
@@ -195,6 +196,12 @@ void tracking_directory_break(struct tracking_directory *directory);
 struct tracking_directory *tracking_directory_new(void);
 void tracking_directory_free(struct tracking_directory *directory);
 DEFINE_AUTO(tracking_directory, tracking_directory_free)
+
+/* A deep copy, to be changed and stored. */
+struct tracking_directory *tracking_directory_copy(const struct tracking_directory *directory);
+
+/* Whether it can be the name of a checkpoint or bitmap: 1 to TRACKING_NAME_MAX bytes of UTF-8. */
+bool tracking_name_is_valid(const char *name, size_t bytes);
 
 void tracking_checkpoint_free(struct tracking_checkpoint *checkpoint);
 void tracking_bitmap_free(struct tracking_bitmap *bitmap);

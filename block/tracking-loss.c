@@ -127,26 +127,50 @@ static void start_marking(struct change_tracker *tracker)
     tracker->marking = marking;
 }
 
-void tracking_wait_for_marking(struct change_tracker *tracker)
+static void free_marking(struct tracking_marking *marking)
 {
-    pthread_mutex_lock(&tracker->loss_lock);
-    struct tracking_marking *marking = STEAL(tracker->marking);
-    pthread_mutex_unlock(&tracker->loss_lock);
-    if (!marking) {
-        return;
-    }
-    /* A thread of the process that forked is not here. */
-    bool is_here = marking->process == getpid();
-    if (is_here && marking->has_marking) {
-        pthread_join(marking->marking, NULL);
-    }
-    if (is_here && marking->has_witnessing) {
-        pthread_join(marking->witnessing, NULL);
-    }
     tracking_file_unref(marking->file);
     g_free(marking->disk_paths[0]);
     g_free(marking->disk_paths[1]);
     g_free(marking);
+}
+
+/* loss_lock held. */
+static bool wait_for_threads(struct change_tracker *tracker, const struct tracking_marking *marking)
+{
+    int64_t deadline = clock_now_ns() + (int64_t)tracking_io.timeout_ns;
+
+    while (marking->running &&
+           clock_cond_wait_until(&tracker->settled, &tracker->loss_lock, deadline) == 0) {
+    }
+    return !marking->running;
+}
+
+static void end_thread(bool has_thread, pthread_t thread, bool has_ended)
+{
+    if (has_thread && has_ended) {
+        pthread_join(thread, NULL);
+    } else if (has_thread) {
+        pthread_detach(thread);
+    }
+}
+
+bool tracking_end_marking(struct change_tracker *tracker)
+{
+    pthread_mutex_lock(&tracker->loss_lock);
+    struct tracking_marking *marking = STEAL(tracker->marking);
+    /* A thread of the process that forked is not here. */
+    bool is_here = marking && marking->process == getpid();
+    bool has_ended = !is_here || wait_for_threads(tracker, marking);
+    pthread_mutex_unlock(&tracker->loss_lock);
+    if (is_here) {
+        end_thread(marking->has_marking, marking->marking, has_ended);
+        end_thread(marking->has_witnessing, marking->witnessing, has_ended);
+    }
+    if (marking && has_ended) {
+        free_marking(marking);
+    }
+    return has_ended;
 }
 
 /* ---- Loss ------------------------------------------------------------------------------------ */
@@ -169,9 +193,12 @@ void tracking_lose(struct change_tracker *tracker, enum tracking_loss loss, cons
 {
     SCOPE_LOCK(&tracker->loss_lock);
 
+    /* Names of files in it are bytes, and who reads it wants text. */
+    g_autofree char *shown = detail ? g_utf8_make_valid(detail, -1) : NULL;
+
     if (lose(tracker, loss,
-             detail ? g_strdup_printf("%s: %s", tracking_loss_text(loss), detail)
-                    : g_strdup(tracking_loss_text(loss)))) {
+             shown ? g_strdup_printf("%s: %s", tracking_loss_text(loss), shown)
+                   : g_strdup(tracking_loss_text(loss)))) {
         g_warning("Disk '%s' is no longer tracked, the next backup has to be a full one: %s (%s)",
                   tracker->device, tracker->reason, tracker->path);
         event_emit("BLOCK_TRACKING_LOST", EVENT_STRING("device", tracker->device),
@@ -263,6 +290,21 @@ void tracking_take_file(struct change_tracker *tracker, struct tracking_file *fi
     if (is_lost) {
         mark_too(file, loss);
     }
+}
+
+void tracking_take_successor(struct change_tracker *tracker, struct tracking_file *successor)
+{
+    pthread_mutex_lock(&tracker->loss_lock);
+    bool is_lost = atomic_load(&tracker->is_lost);
+    enum tracking_loss loss = tracker->loss;
+    if (!is_lost) {
+        tracker->file->successor = tracking_file_ref(successor);
+    }
+    pthread_mutex_unlock(&tracker->loss_lock);
+    if (is_lost) {
+        mark_too(successor, loss);
+    }
+    tracking_file_unref(successor);
 }
 
 void tracking_note_disk_path(struct change_tracker *tracker, const char *path)

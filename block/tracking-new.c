@@ -30,15 +30,25 @@ static bool is_named(int fd, const char *path)
            by_name.st_ino == by_fd.st_ino;
 }
 
-/* Of a process that died: a tracking file, or the beginning of one, that nobody uses. */
+/*
+ * Of a process that died: a tracking file, or the beginning of one, that nobody uses, and no copy
+ * that somebody made of one: that has another inode than it says.
+ */
 static bool is_left_over(int fd)
 {
     struct stat information;
-    uint8_t bytes[sizeof(first_bytes) - 1];
+    uint8_t bytes[TRACKING_HEADER_BYTES];
+    struct tracking_header header;
 
-    return fstat(fd, &information) == 0 && S_ISREG(information.st_mode) &&
-           (information.st_size == 0 || (pread(fd, bytes, sizeof(bytes), 0) == sizeof(bytes) &&
-                                         tracking_header_begins_with(bytes, sizeof(bytes))));
+    if (fstat(fd, &information) < 0 || !S_ISREG(information.st_mode)) {
+        return false;
+    }
+    if (tracking_read(fd, bytes, sizeof(bytes), 0) == 0 &&
+        tracking_header_decode(bytes, &header, NULL) == 0) {
+        return header.own_inode == information.st_ino;
+    }
+    return information.st_size == 0 || (pread(fd, bytes, strlen(first_bytes), 0) > 0 &&
+                                        tracking_header_begins_with(bytes, strlen(first_bytes)));
 }
 
 int tracking_file_remove_left_over(const char *path, GError **error)

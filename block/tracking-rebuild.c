@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "block/align.h"
 #include "block/error.h"
@@ -209,6 +211,17 @@ uint64_t tracking_rebuild_length(const struct tracking_rebuild *rebuild)
     return rebuild->header.length;
 }
 
+/* As far as that is allowed. */
+static void take_owner(int fd, int from)
+{
+    struct stat information;
+
+    if (fstat(from, &information) == 0 &&
+        (fchown(fd, information.st_uid, information.st_gid) == 0 || errno == EPERM)) {
+        fchmod(fd, information.st_mode & 0777);
+    }
+}
+
 int tracking_rebuild_prepare(struct tracking_rebuild *rebuild, GError **error)
 {
     struct tracking_file *next = tracking_file_new(rebuild->old->path, error);
@@ -218,6 +231,7 @@ int tracking_rebuild_prepare(struct tracking_rebuild *rebuild, GError **error)
         return -EIO;
     }
     next->header = rebuild->header;
+    take_owner(next->fd, rebuild->old->fd);
     if (tracking_file_allocate(next, error) < 0 || tracking_file_map(next, error) < 0) {
         return -EIO;
     }
@@ -296,6 +310,9 @@ static int complete(struct timed_call *call, void *data)
     if (timed_call_is_left(call)) {
         tracking_file_mark_lost(next, TRACKING_LOST_STORAGE);
     }
+    if (status == 0) {
+        tracking_file_retire(old);
+    }
     return status;
 }
 
@@ -345,7 +362,7 @@ static int renew_plan(struct tracking_rebuild *rebuild, struct tracking_file *fi
 
 struct tracking_file *tracking_rebuild_finish(struct tracking_rebuild *rebuild,
                                               struct tracking_file *file, int64_t deadline_ns,
-                                              GError **error)
+                                              struct tracking_file **successor, GError **error)
 {
     struct tracking_file *next = NULL;
     int status = renew_plan(rebuild, file, error);
@@ -358,10 +375,8 @@ struct tracking_file *tracking_rebuild_finish(struct tracking_rebuild *rebuild,
         status = run(&rebuild, file, complete, deadline_ns, error);
     }
     if (next && (!rebuild || next->is_given_up)) {
-        /* It may have the name, or take it yet: what is said of this file goes for that one, too.
-         */
         file->is_given_up = true;
-        file->successor = STEAL(next);
+        *successor = STEAL(next);
     }
     if (status < 0) {
         tracking_file_unref(STEAL(next));
@@ -376,6 +391,13 @@ struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t
                                             GError **error)
 {
     struct tracking_rebuild *rebuild = tracking_rebuild_new(file, length, error);
+    struct tracking_file *successor = NULL, *next = NULL;
 
-    return rebuild ? tracking_rebuild_finish(rebuild, file, INT64_MAX, error) : NULL;
+    if (rebuild) {
+        next = tracking_rebuild_finish(rebuild, file, INT64_MAX, &successor, error);
+    }
+    if (successor) {
+        file->successor = successor;
+    }
+    return next;
 }

@@ -34,12 +34,14 @@ int tracking_rebuild_prepare(struct tracking_rebuild *rebuild, GError **error);
 /*
  * Put it into the place of this file, which need not be the one it was planned from; prepared or
  * not. Nothing is being marked. Returns the new file; the old one is the caller's no more then.
- * NULL with the error set: nothing has changed; but see is_given_up. That is so at the latest when
- * clock_now_ns() is deadline_ns (INT64_MAX: never). Frees the rebuild, now or later.
+ * NULL with the error set: nothing has changed; but if file->is_given_up, the new file may have the
+ * name, or take it yet, and is *successor, a reference: what is said of the file goes for it, too.
+ * That is so at the latest when clock_now_ns() is deadline_ns (INT64_MAX: never). Frees the
+ * rebuild, now or later.
  */
 struct tracking_file *tracking_rebuild_finish(struct tracking_rebuild *rebuild,
                                               struct tracking_file *file, int64_t deadline_ns,
-                                              GError **error);
+                                              struct tracking_file **successor, GError **error);
 
 /* All in one, for as long as it takes. */
 struct tracking_file *tracking_file_rebuild(struct tracking_file *file, uint64_t length,

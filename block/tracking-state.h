@@ -51,11 +51,20 @@ void tracking_end_quietly(struct change_tracker *tracker, enum tracking_loss los
  */
 void tracking_wait_until_settled(struct change_tracker *tracker);
 
-/* The same for as long as it takes. What is known of it goes. */
-void tracking_wait_for_marking(struct change_tracker *tracker);
+/*
+ * The end of that: waits for the threads, but not for ever. Returns false if they hang: they have
+ * what they need besides the tracker, which must stay as long as the process.
+ */
+bool tracking_end_marking(struct change_tracker *tracker);
 
 /* Another file, in the place of one that is gone. Drained, the lock held. */
 void tracking_take_file(struct change_tracker *tracker, struct tracking_file *file);
+
+/*
+ * A file that may have the place of the tracker's, or get it yet: who says that the map is lost
+ * says it to that one, too. Takes the reference. Drained, the lock held.
+ */
+void tracking_take_successor(struct change_tracker *tracker, struct tracking_file *successor);
 
 /* Where the disk lies, from here. The lock is held. */
 void tracking_note_disk_path(struct change_tracker *tracker, const char *path);

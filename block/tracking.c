@@ -140,6 +140,13 @@ void tracking_begin(struct change_tracker *tracker, struct block_node *root,
     }
 }
 
+static void end_write(struct change_tracker *tracker, uint64_t offset, uint64_t bytes)
+{
+    if (G_UNLIKELY(change_map_end_write(&tracker->file->map, offset, bytes))) {
+        secure(tracker, offset, bytes);
+    }
+}
+
 /*
  * What a discard made of the range is up to the storage. A granule that is not zero from its start
  * to its end is data, and must say so: a request that ends later may hold ZEROING to be its own.
@@ -159,16 +166,9 @@ static void end_discard(struct change_tracker *tracker, struct block_node *root,
             uint64_t start = MAX_OF(offset, align_down(at, granule));
             uint64_t stop = MIN_OF(end, align_up(at + part.bytes, granule));
 
-            change_map_end_zero(map, start, stop - start, false);
+            end_write(tracker, start, stop - start);
         }
         at += part.bytes;
-    }
-}
-
-static void end_write(struct change_tracker *tracker, uint64_t offset, uint64_t bytes)
-{
-    if (G_UNLIKELY(change_map_end_write(&tracker->file->map, offset, bytes))) {
-        secure(tracker, offset, bytes);
     }
 }
 
@@ -386,11 +386,16 @@ static bool is_concerned(const struct tracking_options *options, bool *was_left)
 }
 
 /* The disk is as it is found; who opens the file next sees by its time whether it was written. */
-static void close_parted(struct tracking_file *file, const struct tracking_options *options)
+static void close_parted(struct tracking_file *file, const struct tracking_options *options,
+                         struct block_node *root)
 {
+    g_autoptr(GPtrArray) layers = tracking_layers_list(root);
     g_autoptr(GError) error = NULL;
 
-    if (tracking_sync_path(options->disk_path, &error) < 0) {
+    tracking_layers_identify(layers);
+    if (tracking_sync_path(options->disk_path, &error) < 0 ||
+        tracking_layers_sync(layers, &error) < 0 ||
+        tracking_layers_store(file, layers, &error) < 0) {
         tracking_file_unref(file);
     } else {
         tracking_file_close(file, &options->identity, &error);
@@ -419,7 +424,7 @@ void tracking_part(const struct tracking_options *options, struct block_node *ro
     }
     file = tracking_file_open(options->path, &disk, &loss, NULL);
     if (file) {
-        close_parted(file, options);
+        close_parted(file, options, root);
     } else if (is_ours(loss)) {
         tracking_file_condemn(options->path, loss);
     }
@@ -460,7 +465,7 @@ void tracking_take_samples(struct change_tracker *tracker, struct block_node *ro
 
 void tracking_release(struct change_tracker *tracker)
 {
-    tracking_wait_for_marking(tracker);
+    tracking_end_marking(tracker);
     tracking_forget_prepared(tracker);
     SCOPE_LOCK(&tracker->lock);
     tracking_file_unref(STEAL(tracker->file));
@@ -468,9 +473,13 @@ void tracking_release(struct change_tracker *tracker)
 
 void tracking_abandon(struct change_tracker *tracker)
 {
-    tracking_wait_for_marking(tracker);
-    tracking_file_unref(tracker->file);
-    free_tracker(tracker);
+    /* Threads that hang still need it. */
+    bool is_free = tracking_end_marking(tracker);
+
+    tracking_file_unref(STEAL(tracker->file));
+    if (is_free) {
+        free_tracker(tracker);
+    }
 }
 
 void tracking_leave_open(struct change_tracker *tracker)
@@ -496,6 +505,9 @@ static int record_files(struct change_tracker *tracker, struct tracking_identity
     identify(tracker, identity);
     if (tracker->has_moved_away) {
         identity->inode = TRACKING_INODE_NONE;
+    }
+    if (identity->inode != tracker->file->header.disk.inode) {
+        return block_error(error, EINVAL, "there is another file at '%s' now", tracker->disk_path);
     }
     if (tracker->layers) {
         tracking_layers_identify(tracker->layers);
@@ -527,13 +539,14 @@ void tracking_finish(struct change_tracker *tracker)
 
 int tracking_stop(struct change_tracker *tracker, GError **error)
 {
-    SCOPE_LOCK(&tracker->lock);
-
+    pthread_mutex_lock(&tracker->lock);
     /* A power loss may bring its name back. */
     tracking_end_quietly(tracker, TRACKING_LOST_MODIFIED, "tracking was switched off");
+    bool has_file = tracker->file != NULL;
+    pthread_mutex_unlock(&tracker->lock);
     tracking_wait_until_settled(tracker);
     /* Also one that is lost; but never what another disk or program put there. */
-    if (tracker->file && unlink(tracker->path) < 0 && errno != ENOENT) {
+    if (has_file && unlink(tracker->path) < 0 && errno != ENOENT) {
         return block_error_errno(error, errno, "Could not remove tracking file '%s'",
                                  tracker->path);
     }
@@ -564,10 +577,11 @@ void tracking_prepare(struct change_tracker *tracker, uint64_t length)
     }
     if (rebuild) {
         pthread_mutex_lock(&tracker->lock);
-        struct tracking_rebuild *before = tracker->prepared;
-        tracker->prepared = rebuild;
+        bool is_wanted = tracker->file && !atomic_load(&tracker->is_lost);
+        struct tracking_rebuild *spare = is_wanted ? tracker->prepared : rebuild;
+        tracker->prepared = is_wanted ? rebuild : tracker->prepared;
         pthread_mutex_unlock(&tracker->lock);
-        tracking_rebuild_free(before);
+        tracking_rebuild_free(spare);
     }
 }
 
@@ -587,21 +601,38 @@ void tracking_forget_prepared(struct change_tracker *tracker)
     tracking_rebuild_free(prepared);
 }
 
+/* Lock held. One for another length goes: its file would be in the way. */
+static struct tracking_rebuild *take_prepared(struct change_tracker *tracker, uint64_t length)
+{
+    struct tracking_rebuild *prepared = STEAL(tracker->prepared);
+
+    if (prepared && tracking_rebuild_length(prepared) != length) {
+        tracking_rebuild_free(STEAL(prepared));
+    }
+    return prepared;
+}
+
 int tracking_rebuild_now(struct change_tracker *tracker, uint64_t length, GError **error)
 {
     int64_t deadline = clock_now_ns() + (int64_t)tracking_io.timeout_ns;
-    struct tracking_rebuild *rebuild =
-        tracker->prepared && tracking_rebuild_length(tracker->prepared) == length
-            ? STEAL(tracker->prepared)
-            : tracking_rebuild_new(tracker->file, length, error);
-    struct tracking_file *rebuilt =
-        rebuild ? tracking_rebuild_finish(rebuild, tracker->file, deadline, error) : NULL;
+    struct tracking_rebuild *rebuild = take_prepared(tracker, length);
+    /* Others may say at any time that the map is lost, and mark the file that is the tracker's. */
+    struct tracking_file *before = tracking_file_ref(tracker->file);
+    struct tracking_file *rebuilt = NULL, *successor = NULL;
 
-    if (!rebuilt) {
-        return -EIO;
+    if (!rebuild) {
+        rebuild = tracking_rebuild_new(before, length, error);
     }
-    tracking_take_file(tracker, rebuilt);
-    return 0;
+    if (rebuild) {
+        rebuilt = tracking_rebuild_finish(rebuild, before, deadline, &successor, error);
+    }
+    if (rebuilt) {
+        tracking_take_file(tracker, rebuilt);
+    } else if (successor) {
+        tracking_take_successor(tracker, successor);
+    }
+    tracking_file_unref(before);
+    return rebuilt ? 0 : -EIO;
 }
 
 void tracking_resize(struct change_tracker *tracker, uint64_t length)

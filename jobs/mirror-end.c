@@ -313,6 +313,19 @@ static void tell_trackers(GPtrArray *devices)
     }
 }
 
+/* A commit may end in a longer image. Guests stand still. */
+static void resize_trackers(GPtrArray *devices, uint64_t length)
+{
+    for (guint i = 0; i < devices->len; i++) {
+        struct block_device *device = g_ptr_array_index(devices, i);
+        struct change_tracker *tracker = block_device_tracker(device);
+
+        if (tracker) {
+            tracking_resize(tracker, length);
+        }
+    }
+}
+
 void mirror_commit(struct job *job)
 {
     struct mirror *mirror = job_state(job);
@@ -322,6 +335,7 @@ void mirror_commit(struct job *job)
         g_ptr_array_add(moved, block_device_ref(g_ptr_array_index(mirror->moving, i)));
     }
     if (mirror->drain) {
+        resize_trackers(moved, block_node_length(mirror->target));
         main_loop_call_wait(pivot, mirror);
         block_drain_end(STEAL(mirror->drain));
     }

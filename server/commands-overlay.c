@@ -296,15 +296,22 @@ static void undo(struct transaction_action *action)
     block_overlay_remove(state->node, state->overlay);
 }
 
+/* Before anybody is told of changes since a checkpoint, or makes others. */
+static void activate(struct transaction_action *action)
+{
+    const struct overlay_state *state = transaction_state(action);
+
+    if (state->holds_data) {
+        device_tracking_distrust(state->overlay, "its overlay was not empty");
+    }
+}
+
 /* Others may open it now; nothing is wrong if that fails. */
 static void commit(struct transaction_action *action)
 {
     struct overlay_state *state = transaction_state(action);
     g_autoptr(GError) error = NULL;
 
-    if (state->holds_data) {
-        device_tracking_distrust(state->overlay, "its overlay was not empty");
-    }
     if (state->makes_read_only && block_node_set_read_only(state->node, true, &error) < 0) {
         g_warning("Node '%s' stays writable below its overlay: %s", state->node->name,
                   error->message);
@@ -328,6 +335,7 @@ const struct transaction_action_type overlay_action = {
     .change = flush,
     .apply = apply,
     .undo = undo,
+    .activate = activate,
     .commit = commit,
     .clean = clean,
     .doc = "See the command blockdev-snapshot.",
@@ -341,6 +349,7 @@ const struct transaction_action_type overlay_file_action = {
     .change = flush,
     .apply = apply,
     .undo = undo,
+    .activate = activate,
     .commit = commit,
     .abort = remove_new_file,
     .clean = clean,

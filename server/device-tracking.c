@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -45,8 +46,14 @@ char *device_tracking_path(const char *given, const char *disk_path, GError **er
                     disk_path);
         return NULL;
     }
-    return strcmp(given, "auto") ? g_canonicalize_filename(given, NULL)
-                                 : g_strconcat(disk_path, ".tracking", NULL);
+    g_autofree char *path = strcmp(given, "auto") ? g_canonicalize_filename(given, NULL)
+                                                  : g_strconcat(disk_path, ".tracking", NULL);
+    /* A new file takes the place of the old one, not that of a link to it. */
+    char *target = realpath(path, NULL);
+    char *file = g_strdup(target ? target : path);
+
+    free(target);
+    return file;
 }
 
 void device_tracking_begin(struct block_device *device, const struct tracking_options *options)
@@ -68,6 +75,11 @@ static void exchange(struct block_device *device, struct change_tracker *tracker
 {
     block_device_hold(device);
     block_device_wait_held(device);
+    AUTO(block_node) root = block_device_root(device);
+    if (tracker && root) {
+        /* It may have been resized since the file was made. */
+        tracking_resize(tracker, block_node_length(root));
+    }
     block_device_set_tracker(device, tracker);
     block_device_let_go(device);
 }

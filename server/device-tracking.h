@@ -48,7 +48,7 @@ void device_tracking_end_resize(struct block_node *node);
 
 /*
  * The node reads differently, and not by a guest's doing: the maps of the devices that show it, or
- * have it among their layers, are lost. how: see tracking_contents_changed. Not the main thread.
+ * have it among their layers, are lost. how: see tracking_contents_changed. Any thread.
  */
 void device_tracking_distrust(struct block_node *node, const char *how);
 

@@ -138,6 +138,68 @@ def served_without(test):
             disk.stop()
 
 
+def make_layered(test, name, base_length, length):
+    """A tracked qcow2 disk of this length above a base of another one."""
+    base = test.path(f"{name}-base.qcow2")
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", base, base_length)
+    disk = TrackedDisk(test, length, "qcow2", name=name)
+    disk.stop()
+    disk.tracking.unlink()
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", disk.path,
+             length)  # fmt: skip
+    disk.start()
+    return disk
+
+
+@promise("a layered disk that was served without its tracking file, and not written, goes on exactly")
+def without_and_layered(test):
+    disk = make_layered(test, "layered", LENGTH, LENGTH)
+    disk.add("old")
+    disk.guest.pwrite(noise(test.random, 4 * KIB), MIB)
+    disk.kill()
+    spec = disk.spec
+    disk.spec = spec.replace(",tracking=auto", "")
+    disk.start()
+    disk.stop()
+    disk.spec = spec
+    disk.start()
+    assert disk.info()["state"] == "exact", disk.info()
+    assert disk.checkpoint("old")["changed-bytes"] == GRANULE, disk.info()
+    disk.stop()
+
+
+@promise("a commit into a longer base is a disk with a changed tail")
+def longer_base(test):
+    disk = make_layered(test, "longer", LENGTH, LENGTH // 2)
+    disk.add("old")
+    disk.qmp.command("block-commit", device="vda", job_id="commit")
+    disk.qmp.wait_event("BLOCK_JOB_READY")
+    disk.qmp.command("block-job-complete", device="commit")
+    disk.qmp.wait_event("BLOCK_JOB_COMPLETED")
+    disk.reconnect()
+    disk.guest.pwrite(noise(test.random, 4 * KIB), LENGTH - MIB)
+    assert disk.info()["state"] == "exact", disk.info()
+    assert disk.checkpoint("old")["changed-bytes"] == LENGTH // 2, disk.info()
+    disk.stop()
+
+
+@promise("a bitmap of an image whose name is no text is left to the image")
+def strange_name(test):
+    disk = TrackedDisk(test, LENGTH, "qcow2", name="strange")
+    disk.stop()
+    disk.tracking.unlink()
+    test.run("qemu-img", "bitmap", "--add", disk.path, os.fsdecode(b"bad\xff"))
+    disk.start()
+    for name in ("one", "two"):
+        disk.add(name)
+        disk.guest.pwrite(noise(test.random, 4 * KIB), MIB)
+    disk.restart()
+    disk.add("three")
+    assert disk.info()["state"] == "exact", disk.info()
+    assert disk.checkpoint("one")["changed-bytes"] == GRANULE, disk.info()
+    disk.stop()
+
+
 @promise("a map that is damaged, cut off or of a disk that was changed is lost, and begun anew")
 def begun_anew(test):
     cases = [

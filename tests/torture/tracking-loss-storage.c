@@ -256,12 +256,32 @@ bool loss_has_happened(void)
     return has_happened;
 }
 
+/*
+ * The remains go into whatever file has the name now, which had better be the one they say they
+ * are. Copies of the header that are torn stay so.
+ */
+static void rename_in_headers(uint8_t *bytes, ino_t inode)
+{
+    for (unsigned copy = 0; copy < 2; copy++) {
+        uint8_t *at = bytes + copy * TRACKING_HEADER_BYTES;
+        struct tracking_header header;
+
+        if (tracking_header_decode(at, &header, NULL) == 0 && header.own_inode == remains_of) {
+            header.own_inode = inode;
+            tracking_header_encode(&header, at);
+        }
+    }
+}
+
 void loss_put_remains(void)
 {
     AUTO_CLOSE int fd = open(loss_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
     g_assert_cmpint(fd, >=, 0);
     g_assert_cmpint(ftruncate(fd, 0), ==, 0);
+    if (remains->len >= 2 * TRACKING_HEADER_BYTES) {
+        rename_in_headers(remains->data, inode_of(fd));
+    }
     g_assert_cmpint(pwrite(fd, remains->data, remains->len, 0), ==, (gssize)remains->len);
     struct shadow *shadow = find_shadow(inode_of(fd));
     if (!is_power_loss && inode_of(fd) != remains_of) {

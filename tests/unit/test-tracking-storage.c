@@ -317,7 +317,8 @@ static void test_new_name(void)
     /* What a process that died left there goes at the next start; not what one uses. */
     tracking_rig_kill(rig);
     left = read_file(rig->path, &bytes);
-    g_assert_true(g_file_set_contents(path, left, (gssize)bytes, NULL));
+    g_assert_cmpint(rename(rig->path, path), ==, 0);
+    g_assert_true(g_file_set_contents(rig->path, left, (gssize)bytes, NULL));
     int fd = open(path, O_RDWR | O_CLOEXEC);
     g_assert_cmpint(fcntl(fd, F_OFD_SETLK, &whole), ==, 0);
     struct tracking_disk disk = {.length = DISK};
@@ -328,6 +329,13 @@ static void test_new_name(void)
     close(fd);
     assert_lost_at_start(rig);
     assert_no_new_file(rig);
+
+    /* Nor a copy that somebody made, which has another inode than it says. */
+    g_assert_true(g_file_set_contents(path, left, (gssize)bytes, NULL));
+    tracking_rig_finish(rig);
+    tracking_rig_open(rig);
+    g_assert_cmpint(access(path, F_OK), ==, 0);
+    g_assert_cmpint(unlink(path), ==, 0);
     tracking_rig_free(rig);
 }
 
