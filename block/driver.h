@@ -374,12 +374,14 @@ struct block_driver {
                          uint64_t bytes);
 
     /*
-     * Bitmaps stored in the image; all or none of these. block/stored-bitmaps.c keeps them in
-     * memory while the image is open. What is stored and not marked as in use says just what memory
-     * says: a driver marks, durably, those that record (enabled) before the disk changes, and all
-     * before its length does. Not drained, but no two of these at a time, nor one beside an
-     * operation that is no request. NULL: the format cannot store any.
+     * Bitmaps stored in the image; but for the first all or none of these. block/stored-bitmaps.c
+     * keeps them in memory while the image is open. What is stored and not marked as in use says
+     * just what memory says: a driver marks, durably, those that record (enabled) before the disk
+     * changes, and all before its length does. Not drained, but no two of these at a time, nor one
+     * beside an operation that is no request. NULL: the format cannot store any.
      */
+    /* Whether this image can: some versions of a format cannot. Any thread. NULL: all can. */
+    bool (*bitmap_keeps)(struct block_node *node);
     int (*bitmap_list)(struct block_node *node, struct block_persistent_bitmap **list,
                        size_t *count, GError **error);
     int (*bitmap_load)(struct block_node *node, const char *name, uint8_t *bits, uint64_t bytes,

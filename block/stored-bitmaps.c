@@ -102,12 +102,18 @@ void block_stored_bitmaps_decode(struct dirty_bitmap *bitmap, const uint8_t *bit
 
 /* ---- The image as a keeper ------------------------------------------------------------------- */
 
-/* Not of a node that shows something else of the image than its disk: a snapshot, say. */
-static bool image_keeps(struct block_node *node)
+static bool has_format_for_them(struct block_node *node)
 {
     const struct block_driver *driver = node->driver;
 
     return driver->bitmap_list && (!driver->is_said_by_name || driver->is_said_by_name(node));
+}
+
+bool block_stored_bitmaps_image_keeps(struct block_node *node)
+{
+    const struct block_driver *driver = node->driver;
+
+    return has_format_for_them(node) && (!driver->bitmap_keeps || driver->bitmap_keeps(node));
 }
 
 static int image_check_new(struct block_node *node, const char *name, uint64_t granularity,
@@ -342,7 +348,7 @@ static void image_look_again(struct block_node *node, struct dirty_bitmap *const
 }
 
 static const struct bitmap_keeper image_keeper = {
-    .keeps = image_keeps,
+    .keeps = block_stored_bitmaps_image_keeps,
     .check_new = image_check_new,
     .load_all = image_load_all,
     .store_all = image_store_all,
@@ -419,6 +425,9 @@ int block_stored_bitmaps_check_new(struct block_node *node, const char *name, ui
     size_t others = block_stored_bitmaps_count(node);
     int status;
 
+    if (!keeper && has_format_for_them(node)) {
+        keeper = &image_keeper; /* which says why this image cannot */
+    }
     if (!keeper) {
         return block_error(error, ENOTSUP,
                            "Can't store persistent bitmaps to %s: Operation not supported",

@@ -63,6 +63,13 @@ char **block_stored_bitmaps_names(struct block_node *node, bool with_inconsisten
 /* How many persistent bitmaps the node has in memory. */
 size_t block_stored_bitmaps_count(struct block_node *node);
 
+/*
+ * Whether the node's image keeps its persistent bitmaps: its format and its version can, and it
+ * shows the image's disk, not something else of it (a snapshot, say). Else a keeper that was added
+ * may. Any thread.
+ */
+bool block_stored_bitmaps_image_keeps(struct block_node *node);
+
 /* ---- For the core: opening, closing, reopening ----------------------------------------------- */
 
 /*

@@ -276,14 +276,10 @@ static void restore_one(struct change_tracker *tracker, struct block_node *node,
 }
 
 /* What no image keeps has just been loaded, as far as it could be. */
-static bool is_kept_by_image(const struct block_node *node)
-{
-    return node->driver->bitmap_list != NULL;
-}
-
 static void restore(struct block_node *node)
 {
-    struct change_tracker *tracker = is_kept_by_image(node) ? tracker_of(node) : NULL;
+    struct change_tracker *tracker =
+        block_stored_bitmaps_image_keeps(node) ? tracker_of(node) : NULL;
     AUTO(tracking_directory) directory = tracker ? tracking_get_directory(tracker) : NULL;
     uint64_t left = BLOCK_STORED_BITMAPS_BYTES_MAX;
 
@@ -437,12 +433,12 @@ static void keep_each(struct change_tracker *tracker, struct block_node *root)
     struct block_node *node = block_node_below_filters(root);
     g_auto(GStrv) names = block_stored_bitmaps_names(node, false);
     g_auto(GStrv) all = block_stored_bitmaps_names(node, true);
+    bool is_kept_by_image = block_stored_bitmaps_image_keeps(node);
 
     for (char **name = names; *name; name++) {
         changed(node, *name);
     }
-    tracking_drop_other_bitmaps(tracker,
-                                (const char *const *)(is_kept_by_image(node) ? names : all));
+    tracking_drop_other_bitmaps(tracker, (const char *const *)(is_kept_by_image ? names : all));
 }
 
 void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_device *device,

@@ -126,7 +126,7 @@ static int check_bitmaps(struct block_device *device, GError **error)
     struct block_node *node = root ? block_node_below_filters(root) : NULL;
     g_auto(GStrv) names = node ? block_stored_bitmaps_names(node, false) : NULL;
 
-    return names && names[0] && !node->driver->bitmap_list
+    return names && names[0] && !block_stored_bitmaps_image_keeps(node)
                ? block_error(error, EBUSY,
                              "Device '%s' has persistent bitmaps, which the tracking file keeps: "
                              "remove '%s' first",

@@ -560,11 +560,9 @@ static int write_bits(struct qcow2 *q, const uint8_t *bits, uint64_t bytes, uint
     return status;
 }
 
-static int check_version(const struct qcow2 *q, GError **error)
+bool qcow2_bitmap_keeps(struct block_node *node)
 {
-    return q->header.version < 3
-               ? block_error(error, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files")
-               : 0;
+    return qcow2_of(node)->header.version >= 3;
 }
 
 /* Whether it can be stored; bytes: of its bits. */
@@ -573,10 +571,9 @@ static int check_stored(struct qcow2 *q, const struct block_persistent_bitmap *s
 {
     size_t name_bytes = strlen(stored->name);
     unsigned bits = is_power_of_2(stored->granularity) ? log2_of(stored->granularity) : 0;
-    int status = check_version(q, error);
 
-    if (status < 0) {
-        return status;
+    if (!qcow2_bitmap_keeps(q->node)) {
+        return block_error(error, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
     }
     if (bits < GRANULARITY_BITS_MIN || bits > GRANULARITY_BITS_MAX || !name_bytes ||
         name_bytes > NAME_MAX_BYTES || !bytes || bytes != bitmap_bytes(q, bits) ||

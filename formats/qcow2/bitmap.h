@@ -50,6 +50,8 @@ void qcow2_bitmaps_opened(struct qcow2 *q);
  */
 int qcow2_bitmaps_outdate(struct qcow2 *q, bool whole);
 
+/* See block/driver.h. Version 2 cannot. */
+bool qcow2_bitmap_keeps(struct block_node *node);
 int qcow2_bitmap_list(struct block_node *node, struct block_persistent_bitmap **list, size_t *count,
                       GError **error);
 int qcow2_bitmap_load(struct block_node *node, const char *name, uint8_t *bits, uint64_t bytes,

@@ -556,6 +556,7 @@ const struct block_driver qcow2_driver = {
     .snapshot_load = qcow2_snapshot_load,
     .vmstate_read = qcow2_vmstate_read,
     .vmstate_write = qcow2_vmstate_write,
+    .bitmap_keeps = qcow2_bitmap_keeps,
     .bitmap_list = qcow2_bitmap_list,
     .bitmap_load = qcow2_bitmap_load,
     .bitmap_store = qcow2_bitmap_store,

@@ -14,16 +14,21 @@ KILLS = 6
 class Disk:
     """A tracked disk with a bitmap `b`, and a copy of the disk that the bitmap brings up to date."""
 
-    def __init__(self, test, fmt):
+    def __init__(self, test, fmt, *options):
         self.test, self.format = test, fmt
         self.random = test.random
         self.path = test.path(f"disk.{fmt}")
-        self.copy = test.make_disk(f"copy.{fmt}.raw", LENGTH)
-        test.run("qemu-img", "create", "-q", "-f", fmt, self.path, str(LENGTH))
+        self.tracking = f"{self.path}.tracking"
+        self.copy = test.path(f"copy.{fmt}.raw")
+        self.copy.write_bytes(bytes(LENGTH))
+        test.run("qemu-img", "create", "-q", "-f", fmt, *options, self.path, str(LENGTH))
         self.start()
 
     def start(self):
-        disk = f"name=vda,file={self.path},format={self.format},node-name=disk0,tracking=auto"
+        disk = (
+            f"name=vda,file={self.path},format={self.format},node-name=disk0,"
+            f"tracking={self.tracking}"
+        )
         log = self.test.path("tracked.log")
         self.said_before = len(log.read_text(errors="replace")) if log.exists() else 0
         self.server = Server(self.test, [disk], name="tracked")
@@ -43,14 +48,46 @@ class Disk:
         self.server.stop()
         self.start()
 
-    def bitmap(self, verb, name="b", **arguments):
-        return self.qmp.command("block-dirty-bitmap-" + verb, node="disk0", name=name, **arguments)
+    def kill_where_it_is(self, path, fmt):
+        """The server dies, and the next one is told where the disk went."""
+        self.server.kill()
+        self.path, self.format = path, fmt
+        self.start()
 
-    def bitmaps(self):
+    def bitmap(self, verb, name="b", node="disk0", **arguments):
+        return self.qmp.command("block-dirty-bitmap-" + verb, node=node, name=name, **arguments)
+
+    def bitmaps(self, name="disk0"):
         for node in self.qmp.command("query-named-block-nodes"):
-            if node["node-name"] == "disk0":
+            if node["node-name"] == name:
                 return {bitmap["name"]: bitmap for bitmap in node.get("dirty-bitmaps", [])}
         raise AssertionError("no node")
+
+    def granules(self, name="disk0"):
+        """Of the bitmaps that can be trusted: how many of their granules are dirty."""
+        found = self.bitmaps(name)
+        assert not any(it.get("inconsistent") for it in found.values()), found
+        return {name: it["count"] // it["granularity"] for name, it in found.items()}
+
+    def add_node(self, name, path, fmt, **options):
+        file = {"driver": "file", "filename": str(path)}
+        self.qmp.command_raw(
+            "blockdev-add", {"driver": fmt, "node-name": name, "file": file, **options}
+        )
+
+    def mirror(self, target, sync="full"):
+        self.qmp.command("blockdev-mirror", job_id="move", device="vda", target=target, sync=sync)
+        self.complete("move")
+
+    def complete(self, job):
+        self.qmp.wait_event("BLOCK_JOB_READY", device=job)
+        self.qmp.command("job-complete", id=job)
+        event = self.qmp.wait_event("BLOCK_JOB_COMPLETED", device=job)
+        assert "error" not in event["data"], event
+
+    def tracking_state(self):
+        info = self.qmp.command("query-block-tracking")[0]
+        return info["state"], info.get("reason")
 
     def scribble(self):
         for _ in range(self.random.randrange(1, 12)):
@@ -79,6 +116,15 @@ class Disk:
     def end(self):
         self.guest.shutdown()
         self.server.stop()
+
+
+def refused(disk, words, verb, **arguments):
+    try:
+        disk.bitmap(verb, **arguments)
+    except QmpError as error:
+        assert words in error.desc, error.desc
+        return
+    raise AssertionError(f"{verb} was not refused")
 
 
 def through_crashes(test, fmt):
@@ -236,19 +282,36 @@ def test_moved(test):
     server.stop()
 
 
+@promise("on a tracked disk a bitmap of a qcow2 image of version 2 is persistent, and survives")
+def test_version_2(test):
+    disk = Disk(test, "qcow2", "-o", "compat=0.10")
+    disk.bitmap("add", persistent=True)
+    disk.guest.pwrite(b"1" * 64 * KIB, 0)
+    try:
+        disk.qmp.command("block-tracking-stop", device="vda")
+        raise AssertionError("nobody keeps the bitmap")
+    except QmpError as error:
+        assert "remove 'b' first" in error.desc, error.desc
+    disk.kill()
+    assert disk.granules() == {"b": 1}, disk.bitmaps()
+    disk.guest.pwrite(b"2" * 64 * KIB, MIB)
+    disk.restart()
+    assert disk.granules() == {"b": 2}, disk.bitmaps()
+    disk.bitmap("remove")
+    disk.kill()
+    assert disk.granules() == {}, disk.bitmaps()
+    disk.qmp.command("block-tracking-stop", device="vda")
+    refused(disk, "in qcow2 v2 files", "add", persistent=True)
+    disk.end()
+
+
 @promise("a device that is given a disk of other contents is tracked no more, and says so")
 def test_other_contents(test):
     disk = Disk(test, "raw")
     disk.qmp.command("block-checkpoint-add", device="vda", name="before")
-    other = test.make_disk("another.raw", LENGTH)
-    disk.qmp.command_raw("blockdev-add", {
-        "driver": "raw", "node-name": "disk1",
-        "file": {"driver": "file", "filename": str(other)},
-    })  # fmt: skip
+    disk.add_node("disk1", test.make_disk("another.raw", LENGTH), "raw")
     disk.qmp.command("qom-set", path="vda", property="drive", value="disk1")
-    event = disk.qmp.wait_event("BLOCK_TRACKING_LOST", device="vda")
-    assert event["data"]["reason"] == "modified", event
-    disk.end()
+    expect_modified(disk)
 
 
 @promise("an overlay that is not empty ends the tracking of its disk")
