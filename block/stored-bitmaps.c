@@ -600,28 +600,38 @@ static int store_list(struct block_node *node, const GPtrArray *list, GError **e
                                : 0;
 }
 
+static void warn_not_stored(struct block_node *node, const GPtrArray *list, const char *why)
+{
+    g_autofree char *filename = block_node_get_filename(node);
+    g_autoptr(GString) names = g_string_new(NULL);
+
+    for (guint i = 0; i < list->len; i++) {
+        append_name(names, i + 1, dirty_bitmap_name(list->pdata[i]));
+    }
+    g_warning("Image '%s': not all persistent dirty bitmaps (%s) could be stored: %s. When it is "
+              "opened again they are inconsistent, and have to be removed, or missing, if they "
+              "were new; let their backups begin anew",
+              filename, names->str, why);
+}
+
+static void warn_if_nobody_keeps(struct block_node *node, const GPtrArray *list)
+{
+    if (list->len && !keeper_of(node)) {
+        warn_not_stored(node, list,
+                        "the tracking file that kept them is lost, or the disk that it tracks has "
+                        "moved to another node");
+    }
+}
+
 void block_stored_bitmaps_close(struct block_node *node)
 {
     g_autoptr(GPtrArray) list = list_kept(node);
     g_autoptr(GError) error = NULL;
-    int status = store_list(node, list, &error);
 
-    if (status == 0 && list->len && !keeper_of(node)) {
-        status = block_error(&error, ENOTSUP, "The tracking file that kept them is lost");
+    if (store_list(node, list, &error) < 0) {
+        warn_not_stored(node, list, error->message);
     }
-    if (status < 0) {
-        g_autofree char *filename = block_node_get_filename(node);
-
-        g_autoptr(GString) names = g_string_new(NULL);
-
-        for (guint i = 0; i < list->len; i++) {
-            append_name(names, i + 1, dirty_bitmap_name(list->pdata[i]));
-        }
-        g_warning("Image '%s': not all persistent dirty bitmaps (%s) could be stored: %s. When it "
-                  "is opened again they are inconsistent, and have to be removed, or missing, if "
-                  "they were new; let their backups begin anew",
-                  filename, names->str, error->message);
-    }
+    warn_if_nobody_keeps(node, list);
 }
 
 /* ---- Reopening ------------------------------------------------------------------------------- */
@@ -673,6 +683,8 @@ int block_stored_bitmaps_suspend(struct block_node *node, GError **error)
         if (status < 0) {
             g_prefix_error(error,
                            "The dirty bitmaps of node '%s' could not be stored: ", node->name);
+        } else {
+            warn_if_nobody_keeps(node, suspension.list);
         }
     }
     g_ptr_array_unref(suspension.list);

@@ -42,6 +42,27 @@ static void add_pair(struct change_tracker *tracker, struct block_device *device
     g_array_append_val(pairs, pair);
 }
 
+/*
+ * The tracker's device shows another node now, so that one's bitmaps are kept from here on. Returns
+ * false if there is nothing to do: it is the same, or the tracker has no pair (yet, or any more).
+ */
+static bool move_pair(struct change_tracker *tracker, struct block_node *root)
+{
+    struct block_node *node = block_node_below_filters(root);
+    SCOPE_LOCK(&lock);
+
+    for (guint i = 0; pairs && i < pairs->len; i++) {
+        struct pair *pair = &g_array_index(pairs, struct pair, i);
+
+        if (pair->tracker == tracker && !pair->is_settled && pair->serial != node->serial) {
+            pair->node = node;
+            pair->serial = node->serial;
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Lock held. */
 static struct pair *find_pair(const struct block_node *node)
 {
@@ -315,7 +336,7 @@ static int store_all(struct block_node *node, struct dirty_bitmap *const *bitmap
         }
         g_ptr_array_add(records, record);
     }
-    return tracker ? tracking_keep_bitmaps(tracker, records, error) : 0;
+    return tracker ? tracking_keep_bitmaps(tracker, node, records, error) : 0;
 }
 
 /* What is kept stays true, if less precise, until somebody says that it changed. */
@@ -328,7 +349,12 @@ static int remove_record(struct block_node *node, const char *name, GError **err
 {
     struct change_tracker *tracker = tracker_of(node);
 
-    return tracker ? tracking_forget_bitmap(tracker, name, error) : 0;
+    if (!tracker) {
+        return 0;
+    }
+    SCOPE_LOCK(&tracker->bitmaps_lock);
+    /* The disk may have left the node meanwhile: what is kept is another one's then. */
+    return tracker_of(node) == tracker ? tracking_forget_bitmap(tracker, name, error) : 0;
 }
 
 struct look {
@@ -381,7 +407,7 @@ static int keep_now(struct change_tracker *tracker, struct look *look, GError **
         return block_error(error, ENOMEM, "there is not enough memory");
     }
     g_ptr_array_add(records, STEAL(look->record));
-    return tracking_keep_bitmaps(tracker, records, error);
+    return tracking_keep_bitmaps(tracker, look->node, records, error);
 }
 
 /* Most bitmaps are nobody's to keep: then nobody is held up. */
@@ -392,15 +418,13 @@ static bool is_wanted(struct block_node *node, const char *name)
     return g_strv_contains((const char *const *)names, name);
 }
 
-static void changed(struct block_node *node, const char *name)
+/* The tracker's bitmaps_lock is held. */
+static void keep_or_forget(struct change_tracker *tracker, struct block_node *node,
+                           const char *name)
 {
-    struct change_tracker *tracker = tracker_of(node);
     struct look how = {.node = node, .name = name};
     g_autoptr(GError) error = NULL;
 
-    if (!tracker) {
-        return;
-    }
     if (is_wanted(node, name)) {
         if (keep_now(tracker, &how, &error) == 0) {
             return;
@@ -411,6 +435,20 @@ static void changed(struct block_node *node, const char *name)
     /* What the file says of it must not be believed. */
     if (tracking_forget_bitmap(tracker, name, NULL) < 0) {
         tracking_lose(tracker, TRACKING_LOST_STORAGE, "a bitmap cannot be taken out of it");
+    }
+}
+
+static void changed(struct block_node *node, const char *name)
+{
+    struct change_tracker *tracker = tracker_of(node);
+
+    if (!tracker) {
+        return;
+    }
+    SCOPE_LOCK(&tracker->bitmaps_lock);
+    /* The disk may have left the node meanwhile: what is kept is another one's then. */
+    if (tracker_of(node) == tracker) {
+        keep_or_forget(tracker, node, name);
     }
 }
 
@@ -427,31 +465,68 @@ const struct bitmap_keeper tracking_bitmap_keeper = {
 
 /* ---- Beginning ------------------------------------------------------------------------------- */
 
-/* What is not loaded because it says nothing has a name still, unless the image keeps that. */
-static void keep_each(struct change_tracker *tracker, struct block_node *root)
+static void keep_each(struct block_node *root)
 {
     struct block_node *node = block_node_below_filters(root);
     g_auto(GStrv) names = block_stored_bitmaps_names(node, false);
-    g_auto(GStrv) all = block_stored_bitmaps_names(node, true);
-    bool is_kept_by_image = block_stored_bitmaps_image_keeps(node);
 
     for (char **name = names; *name; name++) {
         changed(node, *name);
     }
-    tracking_drop_other_bitmaps(tracker, (const char *const *)(is_kept_by_image ? names : all));
 }
 
 void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_device *device,
                             struct block_node *root)
 {
+    struct block_node *node = block_node_below_filters(root);
+
     add_pair(tracker, device, root);
-    block_stored_bitmaps_load_late(block_node_below_filters(root), &tracking_bitmap_keeper);
-    keep_each(tracker, root);
+    block_stored_bitmaps_load_late(node, &tracking_bitmap_keeper);
+    keep_each(root);
+    /* What is not loaded because it says nothing has a name still, unless the image keeps that. */
+    g_auto(GStrv) names = block_stored_bitmaps_names(node, !block_stored_bitmaps_image_keeps(node));
+    tracking_drop_other_bitmaps(tracker, (const char *const *)names);
 }
 
-void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_device *device,
-                            struct block_node *root)
+/* The device may be moved at any time: whoever moves it comes here afterwards, too. */
+void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_device *device)
 {
-    add_pair(tracker, device, root);
-    keep_each(tracker, root);
+    AUTO(block_node) root = NULL;
+
+    pthread_mutex_lock(&tracker->bitmaps_lock);
+    root = block_device_root(device);
+    if (root) {
+        tracking_disk_moved(tracker, root);
+        add_pair(tracker, device, root);
+    }
+    pthread_mutex_unlock(&tracker->bitmaps_lock);
+    if (root) {
+        keep_each(root);
+    }
+}
+
+/*
+ * First the file: what it keeps then is of the new node; or, if it could not be told, it takes
+ * nothing of that (tracking_keep_bitmaps). What is left are bitmaps of a node that it cannot tell
+ * from the new one by name, or of one that nobody keeps up to date any more.
+ */
+void tracking_bitmaps_follow(struct change_tracker *tracker, struct block_device *device)
+{
+    static const char *const none[] = {NULL};
+    AUTO(block_node) root = NULL;
+    bool has_moved = false;
+
+    pthread_mutex_lock(&tracker->bitmaps_lock);
+    root = block_device_root(device);
+    if (root) {
+        tracking_disk_moved(tracker, root);
+        has_moved = move_pair(tracker, root);
+    }
+    if (has_moved) {
+        tracking_drop_other_bitmaps(tracker, none);
+    }
+    pthread_mutex_unlock(&tracker->bitmaps_lock);
+    if (has_moved) {
+        keep_each(root);
+    }
 }

@@ -21,21 +21,30 @@ extern const struct bitmap_keeper tracking_bitmap_keeper;
 
 /*
  * A record says what a bitmap of a node said when an epoch of the device ended, so one is written
- * only while the device shows that node. What is kept of the bitmaps of a node that it has left
- * stays as it was then, and with what changed since, wherever, says more than there is.
+ * only while the device shows that node. Until the file is told that the disk is elsewhere, what it
+ * keeps of the bitmaps of the node that was left stays as it was then, and with what changed since,
+ * wherever, says more than there is. From then on, in the same store, it keeps nothing of them: a
+ * bitmap of the new node may have the same name, and say what the old one never did.
  */
 
 /*
  * A disk that is not used yet is tracked: its bitmaps, of the node that shows it below all filters,
  * are kept in the tracker's file from now on, and those that are there are loaded. The node's own
- * bitmaps, that is: they do not follow the disk to another node. May block.
+ * bitmaps, that is: they do not follow the disk to another node. May block. Device and tracker are
+ * those of the functions below, too.
  */
 void tracking_bitmaps_begin(struct change_tracker *tracker, struct block_device *device,
                             struct block_node *root);
 
 /* The same for a disk in use, whose file is new: what the node has is kept. */
-void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_device *device,
-                            struct block_node *root);
+void tracking_bitmaps_adopt(struct change_tracker *tracker, struct block_device *device);
+
+/*
+ * The device has been given another node with the same contents, for good, and guests go on there:
+ * the file is that disk's from here (tracking_disk_moved), and keeps that node's bitmaps, which it
+ * has when this returns. May block; not on the main thread, nor drained.
+ */
+void tracking_bitmaps_follow(struct change_tracker *tracker, struct block_device *device);
 
 /* The device goes, and writes no more: where it is now is where it was at the end. */
 void tracking_bitmaps_settle(struct change_tracker *tracker);

@@ -292,7 +292,8 @@ static int check_names(const GPtrArray *bitmaps, GError **error)
     return 0;
 }
 
-int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GError **error)
+int tracking_keep_bitmaps(struct change_tracker *tracker, struct block_node *node,
+                          GPtrArray *bitmaps, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
     struct tracking_directory *directory;
@@ -303,6 +304,11 @@ int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GE
     if (tracker->is_left_open) {
         /* The epoch's zeroes may be lost: it must be the one that is doubted then. */
         return block_error(error, EIO, "Disk '%s' could not be flushed", tracker->device);
+    }
+    if (!tracking_is_at(tracker, node)) {
+        return block_error(error, EIO,
+                           "The tracking file of disk '%s' does not know yet where the disk is now",
+                           tracker->device);
     }
     if (leave_epochs(tracker, error) < 0) {
         return -EIO;

@@ -410,6 +410,7 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
     }
     file->header = header;
     file->copy = !file->copy;
+    file->has_dropped = false;
     if (directory != file->directory) {
         tracking_directory_free(file->directory);
         file->directory = directory;
@@ -417,11 +418,23 @@ int tracking_file_store_directory(struct tracking_file *file, struct tracking_di
     return 0;
 }
 
+void tracking_file_drop_bitmaps(struct tracking_file *file)
+{
+    if (file->directory->bitmaps->len) {
+        g_ptr_array_set_size(file->directory->bitmaps, 0);
+        file->has_dropped = true;
+    }
+}
+
 /* ---- The end --------------------------------------------------------------------------------- */
 
 int tracking_file_close(struct tracking_file *file, const struct tracking_identity *disk,
                         GError **error)
 {
+    if (file->has_dropped && tracking_file_store_directory(file, file->directory, error) < 0) {
+        tracking_file_unref(file); /* as it is on storage it is true of where the disk was */
+        return -EIO;
+    }
     struct tracking_header header = file->header;
     int status = tracking_file_sync_map(file, error);
 

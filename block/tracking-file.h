@@ -63,6 +63,7 @@ struct tracking_file {
     unsigned extent_shift;
     uint64_t map_offset, map_bytes;
     struct tracking_directory *directory;
+    bool has_dropped;              /* bitmaps, which the directory on storage has still */
     struct guarded_mapping *start; /* of the file, with the page of marks */
     struct guarded_mapping *mapping;
     struct change_map map;
@@ -143,5 +144,11 @@ void tracking_file_retire(struct tracking_file *file);
  */
 int tracking_file_store_directory(struct tracking_file *file, struct tracking_directory *directory,
                                   GError **error);
+
+/*
+ * The bitmaps are no use to anybody: the directory has none, and no header is written any more
+ * without that. With nobody else looking at it.
+ */
+void tracking_file_drop_bitmaps(struct tracking_file *file);
 
 #endif

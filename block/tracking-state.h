@@ -25,6 +25,12 @@ struct change_tracker {
     _Atomic bool is_lost;
     bool is_left_open; /* at its end the disk is not known to be what was written */
 
+    /*
+     * Held from the look at a bitmap until it is written, so that what was seen last is what is
+     * kept; and while the disk moves to another node. Not for guests nor for the main thread. Taken
+     * after the operation lock of a node, and before a drained section and the next one.
+     */
+    pthread_mutex_t bitmaps_lock;
     pthread_mutex_t lock; /* guards the directory; held while it is written, so not for guests */
     struct tracking_rebuild *prepared; /* guarded by lock; or NULL */
 
@@ -85,10 +91,14 @@ bool tracking_is_whole(struct change_tracker *tracker);
  * Snapshots, commits and mirrors move the guest's disk to another file. What it left is as it was
  * at that moment: since a checkpoint from before no more changed there than is noted. A checkpoint
  * that is cut later is not one of it: with that goes the identity of where the disk is now, which
- * the header has from here. The lock is held, and the tracker not lost. Returns false if it has not
- * moved.
+ * the header has from here. What is kept of bitmaps is of the node that it left, and goes with the
+ * same store: the bitmaps of a file are those of the disk that its header names. The lock is held,
+ * and the tracker not lost. Returns false if it has not moved.
  */
 bool tracking_follow(struct change_tracker *tracker, struct block_node *root);
+
+/* Whether the disk is, for the file, where this node is. The lock is held. */
+bool tracking_is_at(const struct change_tracker *tracker, struct block_node *node);
 
 /* As tracking_check. advice: what is to be done about it, after a comma, or nothing. */
 int tracking_check_advising(struct change_tracker *tracker, const char *advice, GError **error);

@@ -201,6 +201,13 @@ static char *name_below(struct block_node *root)
     return block_node_get_filename(root);
 }
 
+bool tracking_is_at(const struct change_tracker *tracker, struct block_node *node)
+{
+    g_autofree char *name = name_below(node);
+
+    return !g_strcmp0(name, tracker->below);
+}
+
 bool tracking_follow(struct change_tracker *tracker, struct block_node *root)
 {
     struct tracking_header *header = &tracker->file->header;
@@ -218,6 +225,7 @@ bool tracking_follow(struct change_tracker *tracker, struct block_node *root)
     tracking_note_disk_path(tracker, name);
     g_free(tracker->below);
     tracker->below = STEAL(name);
+    tracking_file_drop_bitmaps(tracker->file);
     return true;
 }
 
@@ -359,6 +367,7 @@ struct change_tracker *tracking_start(const struct tracking_options *options,
     tracker->path = g_strdup(options->path);
     tracker->disk_path = g_strdup(options->disk_path);
     tracker->below = name_below(root);
+    pthread_mutex_init(&tracker->bitmaps_lock, NULL);
     pthread_mutex_init(&tracker->lock, NULL);
     pthread_mutex_init(&tracker->loss_lock, NULL);
     pthread_cond_init(&tracker->settled, NULL);
@@ -433,6 +442,7 @@ void tracking_part(const struct tracking_options *options, struct block_node *ro
 static void free_tracker(struct change_tracker *tracker)
 {
     tracking_rebuild_free(tracker->prepared);
+    pthread_mutex_destroy(&tracker->bitmaps_lock);
     pthread_mutex_destroy(&tracker->lock);
     pthread_mutex_destroy(&tracker->loss_lock);
     pthread_cond_destroy(&tracker->settled);

@@ -105,9 +105,10 @@ void tracking_forget_prepared(struct change_tracker *tracker);
 void tracking_contents_changed(struct change_tracker *tracker, const char *how);
 
 /*
- * A job has put another node with the same contents under the device, this one, for good: from here
- * the file is that disk's, also after a crash. May block; not the main thread. If it fails, that is
- * so from the next checkpoint or a clean end.
+ * A job or command has put another node with the same contents under the device, this one, for
+ * good: from here the file is that disk's, also after a crash, and it keeps none of the bitmaps
+ * that it kept of the one before. May block; not the main thread. If it fails, that is so from the
+ * next checkpoint or a clean end.
  */
 void tracking_disk_moved(struct change_tracker *tracker, struct block_node *root);
 
@@ -154,11 +155,13 @@ int tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
                          struct dirty_bitmap *bitmap, GError **error);
 
 /*
- * Keep these bitmaps (struct tracking_bitmap, whose epochs are filled in, and which are the file's
- * afterwards) in the place of those of the same names, durably. The epoch ends: drained, or the
- * disk has no users. Not on the main thread.
+ * Keep these bitmaps of a node (struct tracking_bitmap, whose epochs are filled in, and which are
+ * the file's afterwards) in the place of those of the same names, durably. The epoch ends: drained,
+ * or the disk has no users. Refused if, for the file, the disk is elsewhere. Not on the main
+ * thread.
  */
-int tracking_keep_bitmaps(struct change_tracker *tracker, GPtrArray *bitmaps, GError **error);
+int tracking_keep_bitmaps(struct change_tracker *tracker, struct block_node *node,
+                          GPtrArray *bitmaps, GError **error);
 
 /* Keep none of this name; keep only those of these names (NULL-terminated). Durably. */
 int tracking_forget_bitmap(struct change_tracker *tracker, const char *name, GError **error);

@@ -11,7 +11,7 @@
 #include "block/clock.h"
 #include "block/error.h"
 #include "block/main-loop.h"
-#include "block/tracking.h"
+#include "block/tracking-bitmaps.h"
 #include "jobs/mirror-internal.h"
 
 /*
@@ -299,16 +299,15 @@ static void pivot(void *data)
     mirror_uninstall(mirror);
 }
 
-/* Their tracking files learn where the disk is now; guests go on meanwhile. */
+/* Their tracking files learn where the disk is now, and keep that node's bitmaps; guests go on. */
 static void tell_trackers(GPtrArray *devices)
 {
     for (guint i = 0; i < devices->len; i++) {
         struct block_device *device = g_ptr_array_index(devices, i);
         struct change_tracker *tracker = block_device_tracker(device);
-        AUTO(block_node) root = block_device_root(device);
 
-        if (tracker && root) {
-            tracking_disk_moved(tracker, root);
+        if (tracker) {
+            tracking_bitmaps_follow(tracker, device);
         }
     }
 }

@@ -312,6 +312,9 @@ static void commit(struct transaction_action *action)
     struct overlay_state *state = transaction_state(action);
     g_autoptr(GError) error = NULL;
 
+    if (!state->holds_data) {
+        device_tracking_follow(state->overlay);
+    }
     if (state->makes_read_only && block_node_set_read_only(state->node, true, &error) < 0) {
         g_warning("Node '%s' stays writable below its overlay: %s", state->node->name,
                   error->message);

@@ -112,10 +112,7 @@ int device_tracking_start(struct block_device *device, const struct tracking_opt
     keep(tracker);
     exchange(device, tracker);
     /* It may have been moved while the file was made. */
-    AUTO(block_node) now = block_device_root(device);
-    if (now) {
-        tracking_bitmaps_adopt(tracker, device, now);
-    }
+    tracking_bitmaps_adopt(tracker, device);
     return 0;
 }
 
@@ -166,6 +163,13 @@ struct change_tracker *device_tracking_find(struct block_device *device, GError 
     return tracker;
 }
 
+static bool shows(struct block_device *device, struct block_node *node)
+{
+    AUTO(block_node) root = block_device_root(device);
+
+    return root && block_node_below_filters(root) == block_node_below_filters(node);
+}
+
 /* For the trackers of the devices that show a node. */
 static void for_node(struct block_node *node,
                      void (*function)(struct change_tracker *tracker, uint64_t length),
@@ -175,9 +179,8 @@ static void for_node(struct block_node *node,
 
     for (struct block_device **device = devices; *device; device++) {
         struct change_tracker *tracker = block_device_tracker(*device);
-        AUTO(block_node) root = block_device_root(*device);
 
-        if (tracker && root && block_node_below_filters(root) == block_node_below_filters(node)) {
+        if (tracker && shows(*device, node)) {
             function(tracker, length);
         }
     }
@@ -202,6 +205,20 @@ void device_tracking_resize(struct block_node *node, uint64_t length)
 void device_tracking_end_resize(struct block_node *node)
 {
     for_node(node, forget_prepared, 0);
+}
+
+void device_tracking_follow(struct block_node *node)
+{
+    struct block_device **devices = block_device_list();
+
+    for (struct block_device **device = devices; *device; device++) {
+        struct change_tracker *tracker = block_device_tracker(*device);
+
+        if (tracker && shows(*device, node)) {
+            tracking_bitmaps_follow(tracker, *device);
+        }
+    }
+    block_device_list_free(devices);
 }
 
 /* ---- Contents that change by themselves ------------------------------------------------------ */

@@ -47,6 +47,12 @@ void device_tracking_resize(struct block_node *node, uint64_t length);
 void device_tracking_end_resize(struct block_node *node);
 
 /*
+ * Devices have been given this node, with the contents that they showed before, for good: their
+ * tracking files are of it from here, and keep its bitmaps. Not the main thread, nor drained.
+ */
+void device_tracking_follow(struct block_node *node);
+
+/*
  * The node reads differently, and not by a guest's doing: the maps of the devices that show it, or
  * have it among their layers, are lost. how: see tracking_contents_changed. Any thread.
  */

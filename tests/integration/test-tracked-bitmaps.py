@@ -256,30 +256,113 @@ def test_no_false_alarm(test):
     disk.end()
 
 
-@promise("a bitmap whose disk moved away has no change too few when it is read again")
-def test_moved(test):
+@promise("after a mirror the file keeps the new node's bitmaps, and none of the old one's")
+def test_mirrored(test):
+    for is_kept in (False, True):
+        disk = Disk(test, "raw")
+        disk.bitmap("add", persistent=True)
+        disk.guest.pwrite(b"1" * 64 * KIB, 0)
+        other = test.make_disk(f"other{is_kept}.raw", LENGTH)
+        disk.add_node("disk1", other, "raw")
+        refused(disk, "Can't store persistent", "add", node="disk1", persistent=True)
+        disk.mirror("disk1")
+        if is_kept:
+            disk.bitmap("add", node="disk1", persistent=True)  # of the old one's name
+        disk.guest.pwrite(b"2" * 128 * KIB, MIB)
+        disk.kill_where_it_is(other, "raw")
+        assert disk.granules() == ({"b": 2} if is_kept else {}), disk.bitmaps()
+        assert disk.tracking_state() == ("exact", None)
+        disk.guest.pwrite(b"3" * 64 * KIB, 4 * MIB)
+        disk.restart()
+        assert disk.granules() == ({"b": 3} if is_kept else {}), disk.bitmaps()
+        disk.end()
+        test.path("disk.raw.tracking").unlink()
+
+
+@promise("a raw disk's bitmaps that its snapshot leaves without a keeper are named in a warning")
+def test_left_alone(test):
     disk = Disk(test, "raw")
     disk.bitmap("add", persistent=True)
-    disk.guest.pwrite(b"1" * 64 * KIB, 0)
-    other = test.make_disk("other.raw", LENGTH)
-    disk.qmp.command_raw("blockdev-add", {
-        "driver": "raw", "node-name": "disk1",
-        "file": {"driver": "file", "filename": str(other)},
+    disk.qmp.command_raw("blockdev-snapshot-sync", {
+        "device": "vda", "snapshot-file": str(test.path("top")), "snapshot-node-name": "top",
     })  # fmt: skip
-    disk.qmp.command("blockdev-mirror", job_id="move", device="vda", target="disk1", sync="full")
-    disk.qmp.wait_event("BLOCK_JOB_READY", device="move")
-    disk.qmp.command("job-complete", id="move")
-    disk.qmp.wait_event("BLOCK_JOB_COMPLETED", device="move")
-    disk.guest.pwrite(b"2" * 64 * KIB, MIB)
-    disk.guest.shutdown()
-    disk.server.stop()
-    words = f"name=vda,file={other},format=raw,node-name=disk1,tracking={disk.path}.tracking"
-    server = Server(test, [words], name="moved")
-    nodes = server.qmp().command("query-named-block-nodes")
-    found = next(node for node in nodes if node["node-name"] == "disk1").get("dirty-bitmaps", [])
-    assert all(bitmap["count"] >= 128 * KIB for bitmap in found), found
-    assert server.qmp().command("query-block-tracking")[0]["state"] == "exact"
-    server.stop()
+    assert "('b') could be stored" in disk.said(), disk.said()
+    disk.kill_where_it_is(test.path("top"), "qcow2")
+    assert disk.granules() == {}, disk.bitmaps()
+    disk.end()
+
+
+def make_overlay(test, disk):
+    """Above the disk, with a bitmap `b` of its own that says what no write has told it."""
+    path = test.path("top.qcow2")
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", disk.format, "-b", disk.path, path)
+    for name in "bx":
+        test.run("qemu-img", "bitmap", "--add", "-g", str(64 * KIB), path, name)
+    disk.add_node("top", path, "qcow2", backing=None)
+    disk.qmp.command("block-dirty-bitmap-merge", node="top", target="b",
+                     bitmaps=[{"node": "disk0", "name": "other"}])  # fmt: skip
+    return path
+
+
+@promise("an overlay's bitmaps are kept from the snapshot on, whatever the disk's said under their names")
+def test_snapshot(test):
+    for fmt in ("raw", "qcow2"):
+        disk = Disk(test, fmt)
+        disk.bitmap("add", name="other")
+        disk.guest.pwrite(b"1" * 256 * KIB, 0)
+        disk.bitmap("add", persistent=True)  # it says nothing
+        path = make_overlay(test, disk)
+        disk.qmp.command("blockdev-snapshot", node="disk0", overlay="top")
+        disk.guest.pwrite(b"2" * 64 * KIB, MIB)
+        disk.bitmap("add", name="new", node="top", persistent=True)
+        disk.guest.pwrite(b"3" * 64 * KIB, 2 * MIB)
+        assert disk.granules("top") == {"b": 6, "x": 2, "new": 1}
+        disk.kill_where_it_is(path, "qcow2")
+        assert disk.granules() == {"b": 6, "x": 2, "new": 1}
+        disk.end()
+        path.unlink()
+        test.path(f"disk.{fmt}.tracking").unlink()
+
+
+@promise("a snapshot and a bitmap of its overlay in one transaction: the bitmap survives kill -9")
+def test_snapshot_transaction(test):
+    for order in (1, -1):
+        disk = Disk(test, "raw")
+        path = test.path("overlay.qcow2")
+        test.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk.path, path)
+        disk.add_node("top", path, "qcow2", backing=None)
+        add = {"node": "top", "name": "b", "persistent": True}
+        disk.qmp.command("transaction", actions=[
+            {"type": "blockdev-snapshot", "data": {"node": "disk0", "overlay": "top"}},
+            {"type": "block-dirty-bitmap-add", "data": add},
+        ][::order])  # fmt: skip
+        disk.guest.pwrite(b"2" * 64 * KIB, MIB)
+        disk.kill_where_it_is(path, "qcow2")
+        assert disk.granules() == {"b": 1}, disk.bitmaps()
+        disk.end()
+        path.unlink()
+        test.path("disk.raw.tracking").unlink()
+
+
+@promise("a disk that went to an overlay and was committed back has its bitmaps kept again")
+def test_back_again(test):
+    for fmt in ("raw", "qcow2"):
+        disk = Disk(test, fmt)
+        disk.bitmap("add", persistent=True)
+        disk.guest.pwrite(b"1" * 64 * KIB, 0)
+        overlay = test.path("overlay")
+        disk.qmp.command_raw("blockdev-snapshot-sync", {
+            "device": "vda", "snapshot-file": str(overlay), "snapshot-node-name": "top",
+        })  # fmt: skip
+        disk.guest.pwrite(b"2" * 64 * KIB, MIB)
+        disk.qmp.command("block-commit", job_id="commit", device="vda")
+        disk.complete("commit")
+        assert disk.granules() == {"b": 2}
+        disk.guest.pwrite(b"3" * 64 * KIB, 2 * MIB)
+        disk.kill()
+        assert disk.granules() == {"b": 3}, disk.bitmaps()
+        disk.end()
+        overlay.unlink()
 
 
 @promise("on a tracked disk a bitmap of a qcow2 image of version 2 is persistent, and survives")

@@ -245,7 +245,7 @@ static void test_failed_flush(void)
 
     zero(rig, 0, 1);
     tracking_leave_open(rig->tracker);
-    g_assert_cmpint(tracking_keep_bitmaps(rig->tracker, bitmaps, NULL), ==, -EIO);
+    g_assert_cmpint(tracking_keep_bitmaps(rig->tracker, rig->root, bitmaps, NULL), ==, -EIO);
     rig_kill(rig, false);
     assert_changes(rig, "start", "D");
     rig_free(rig);
