@@ -43,9 +43,10 @@ int block_stored_bitmaps_check_new(struct block_node *node, const char *name, ui
 int block_stored_bitmaps_begin_change(struct block_node *node, const char *name, GError **error);
 
 /*
- * What is kept of a persistent bitmap, which has been taken out of the node, is removed, durably;
- * not being there is no error. If it fails, a bitmap that was marked by begin_change before comes
- * back as an inconsistent one when the node is opened again.
+ * What is kept of a persistent bitmap is removed, durably; not being there is no error. Memory has
+ * it until it is taken out of the node, and if that does not happen it is stored again as a new
+ * one. If it fails, a bitmap that was marked by begin_change before comes back as an inconsistent
+ * one when the node is opened again, unless it is stored.
  */
 int block_stored_bitmaps_remove(struct block_node *node, const char *name, GError **error);
 

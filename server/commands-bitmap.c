@@ -137,7 +137,8 @@ static const struct qmp_member add_members[] = {
     {"persistent", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc =
          "Keep it with the disk: in the image, from when the node is closed to when it is opened, "
-         "or, where the image's format cannot, in the tracking file of a disk that is tracked."},
+         "or, where the image's format or version cannot, in the tracking file of a disk that is "
+         "tracked."},
     {"disabled", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Do not record yet."},
     {NULL},
@@ -249,6 +250,27 @@ const struct transaction_action_type bitmap_add_action = {
 
 /* ---- block-dirty-bitmap-remove --------------------------------------------------------------- */
 
+/*
+ * What is kept of it goes first, while it can still be refused: who was told that it is gone must
+ * not find it again. If nothing comes of the transaction memory has it still, and is stored at the
+ * end.
+ */
+static int remove_kept(const struct bitmap_name *target, GError **error)
+{
+    g_auto(GStrv) names = block_stored_bitmaps_names(target->node, true);
+    g_autoptr(GError) why = NULL;
+
+    if (!g_strv_contains((const char *const *)names, target->name) ||
+        block_stored_bitmaps_remove(target->node, target->name, &why) == 0) {
+        return 0;
+    }
+    return block_error(error, -block_error_code(why),
+                       "Bitmap '%s' of node '%s' is not removed, because what is kept of it cannot "
+                       "be: %s. See to the storage of the image, or of the tracking file, and try "
+                       "again",
+                       target->name, target->node->name, why->message);
+}
+
 static int prepare_remove(struct transaction_action *action, json_t *data, GError **error)
 {
     struct bitmap_action *state = transaction_state(action);
@@ -256,6 +278,9 @@ static int prepare_remove(struct transaction_action *action, json_t *data, GErro
     int status = prepare_change(action, data,
                                 DIRTY_BITMAP_REFUSE_BUSY | DIRTY_BITMAP_REFUSE_READ_ONLY, error);
 
+    if (status == 0) {
+        status = remove_kept(&state->target, error);
+    }
     if (status == 0) {
         bitmap_name_plan(action, &state->target, false);
     }
@@ -282,7 +307,7 @@ static void undo_remove(struct transaction_action *action)
     block_node_insert_bitmap(state->target.node, STEAL(state->spare), state->position);
 }
 
-/* Only now: a transaction that fails leaves it where it was. */
+/* Somebody may have stored it again since, by making the node read-only and writable again. */
 static void commit_remove(struct transaction_action *action)
 {
     const struct bitmap_action *state = transaction_state(action);
@@ -305,6 +330,7 @@ const struct transaction_action_type bitmap_remove_action = {
     .apply = apply_remove,
     .undo = undo_remove,
     .commit = commit_remove,
+    .abort = tell_keepers, /* memory has it still */
     .clean = clean,
     .doc = "See the command block-dirty-bitmap-remove.",
 };
@@ -577,6 +603,13 @@ static const struct qmp_type sha256_type = {
 
 /* ---- The commands ---------------------------------------------------------------------------- */
 
+/* The promise of all that change one. */
+#define KEPT                                                                                       \
+    "On a tracked disk the tracking file has a persistent bitmap as it is now when the command "   \
+    "answers; if it cannot be written the command succeeds, with a warning in the log, and after " \
+    "a crash the bitmap is missing or inconsistent; or the map is lost, which "                    \
+    "query-block-tracking and BLOCK_TRACKING_LOST say (docs/tracking.md)."
+
 #define DEFINE_COMMAND(verb)                                                                       \
     static json_t *bitmap_##verb(struct qmp_request *request, json_t *arguments, GError **error)   \
     {                                                                                              \
@@ -593,15 +626,17 @@ DEFINE_COMMAND(merge)
 const struct qmp_command bitmap_commands[] = {
     {"block-dirty-bitmap-add", &add_type, NULL, bitmap_add, 0,
      "Record on a node what is written from now on, in a bitmap that lives as long as the node, or "
-     "is stored in its image."},
-    {"block-dirty-bitmap-remove", &name_type, NULL, bitmap_remove, 0, "Remove a bitmap."},
+     "is stored in its image. " KEPT},
+    {"block-dirty-bitmap-remove", &name_type, NULL, bitmap_remove, 0,
+     "Remove a bitmap, and what the image or the tracking file keeps of it: if that cannot be "
+     "removed, the command fails and the bitmap stays."},
     {"block-dirty-bitmap-clear", &name_type, NULL, bitmap_clear, 0,
-     "Forget what a bitmap has recorded."},
-    {"block-dirty-bitmap-enable", &name_type, NULL, bitmap_enable, 0, "Record (again)."},
+     "Forget what a bitmap has recorded. " KEPT},
+    {"block-dirty-bitmap-enable", &name_type, NULL, bitmap_enable, 0, "Record (again). " KEPT},
     {"block-dirty-bitmap-disable", &name_type, NULL, bitmap_disable, 0,
-     "Do not record any more, and keep what was recorded."},
+     "Do not record any more, and keep what was recorded. " KEPT},
     {"block-dirty-bitmap-merge", &merge_type, NULL, bitmap_merge, 0,
-     "Add to a bitmap what others have recorded. Granularities may differ."},
+     "Add to a bitmap what others have recorded. Granularities may differ. " KEPT},
     {"x-debug-block-dirty-bitmap-sha256", &name_type, &sha256_type, bitmap_sha256, 0,
      "The SHA-256 of a bitmap's bits: one per granule, in little-endian words of 64 bits, the "
      "first "

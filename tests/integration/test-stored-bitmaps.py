@@ -154,9 +154,11 @@ def removed(test):
         {"type": "abort", "data": {}},
     ]
     expect_error(qmp, "abort", "transaction", actions=actions)
-    assert sorted(stored(test, image)) == ["a", "b"]
     assert sorted(bitmaps_of(qmp)) == ["a", "b"]
-    qmp.command("block-dirty-bitmap-remove", node=NODE, name="b")
+    server.stop()
+    assert stored(test, image) == {"a": ["auto"], "b": ["auto"]}
+    server = Server(test, [image], name="then")
+    server.qmp().command("block-dirty-bitmap-remove", node=NODE, name="b")
     server.kill()
     assert list(stored(test, image)) == ["a"]
     again = [

@@ -388,6 +388,48 @@ def test_version_2(test):
     disk.end()
 
 
+def change(verb, **data):
+    return {"type": "block-dirty-bitmap-" + verb, "data": {"node": "disk0", **data}}
+
+
+@promise("what a transaction did to persistent bitmaps is as it was after kill -9, or not at all")
+def test_transaction(test):
+    disk = Disk(test, "raw")
+    for name in "abc":
+        disk.bitmap("add", name=name, persistent=True)
+        disk.guest.pwrite(b"1" * 64 * KIB, MIB * "abc".index(name))
+    assert disk.granules() == {"a": 3, "b": 2, "c": 1}
+    actions = [
+        change("add", name="new", persistent=True, disabled=True),
+        change("merge", target="new", bitmaps=["b"]),
+        change("clear", name="a"),
+        change("merge", target="a", bitmaps=["c"]),
+        change("merge", target="b", bitmaps=[]),  # changes nothing
+        change("remove", name="c"),
+    ]
+    try:
+        disk.qmp.command("transaction", actions=[*actions, {"type": "abort", "data": {}}])
+        raise AssertionError("abort")
+    except QmpError as error:
+        assert "abort" in error.desc, error.desc
+    disk.kill()
+    assert disk.granules() == {"a": 3, "b": 2, "c": 1}
+    disk.qmp.command("transaction", actions=actions)
+    assert disk.granules() == {"new": 2, "a": 1, "b": 2}
+    disk.guest.pwrite(b"2" * 64 * KIB, 4 * MIB)
+    disk.kill()
+    assert disk.granules() == {"new": 2, "a": 2, "b": 3}
+    assert not disk.bitmaps()["new"]["recording"]
+    disk.end()
+
+
+def expect_modified(disk):
+    event = disk.qmp.wait_event("BLOCK_TRACKING_LOST", device="vda")
+    assert event["data"]["reason"] == "modified", event
+    assert disk.tracking_state() == ("lost", "modified")
+    disk.end()
+
+
 @promise("a device that is given a disk of other contents is tracked no more, and says so")
 def test_other_contents(test):
     disk = Disk(test, "raw")
