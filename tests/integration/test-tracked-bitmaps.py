@@ -439,6 +439,46 @@ def test_other_contents(test):
     expect_modified(disk)
 
 
+@promise("a mirror that did not copy all ends the tracking of the disk that goes there")
+def test_mirror_of_less(test):
+    disk = Disk(test, "raw")
+    disk.guest.pwrite(b"1" * 64 * KIB, 0)
+    disk.add_node("disk1", test.make_disk("another.raw", LENGTH), "raw")
+    disk.mirror("disk1", sync="none")
+    expect_modified(disk)
+    test.path("disk.raw.tracking").unlink()
+    bases = [test.path(f"base{number}.qcow2") for number in range(2)]
+    for base in bases:
+        test.run("qemu-img", "create", "-q", "-f", "qcow2", base, str(LENGTH))
+    test.run("qemu-io", "-f", "qcow2", "-c", "write 1M 64k", bases[1])
+    disk = Disk(test, "qcow2", "-F", "qcow2", "-b", bases[0])
+    top = test.path("top.qcow2")
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", bases[1], top)
+    disk.add_node("disk1", top, "qcow2")
+    disk.mirror("disk1", sync="top")  # above something else
+    expect_modified(disk)
+
+
+@promise("a disk that blockdev-reopen gives other layers is tracked no more; other options are none")
+def test_other_layers(test):
+    bases = [test.path(f"base{number}.qcow2") for number in range(2)]
+    for base in bases:
+        test.run("qemu-img", "create", "-q", "-f", "qcow2", base, str(LENGTH))
+    disk = Disk(test, "qcow2", "-F", "qcow2", "-b", bases[0])
+    nodes = disk.qmp.command("query-named-block-nodes", flat=True)
+    named = {node["file"]: node["node-name"] for node in nodes if node["drv"] == "file"}
+    below = next(it["node-name"] for it in nodes
+                 if it["drv"] == "qcow2" and it["file"] == str(bases[0]))  # fmt: skip
+    options = {"driver": "qcow2", "node-name": "disk0", "file": named[str(disk.path)]}
+    disk.add_node("base1", bases[1], "qcow2", **{"read-only": True})
+    disk.qmp.command_raw("blockdev-reopen", {
+        "options": [{**options, "backing": below, "detect-zeroes": "on"}],
+    })  # fmt: skip
+    assert disk.tracking_state() == ("exact", None)
+    disk.qmp.command_raw("blockdev-reopen", {"options": [{**options, "backing": "base1"}]})
+    expect_modified(disk)
+
+
 @promise("an overlay that is not empty ends the tracking of its disk")
 def test_full_overlay(test):
     disk = Disk(test, "raw")
