@@ -124,9 +124,8 @@ static _Atomic bool is_bad;
 
 static int write_or_fail(int fd, const void *bytes, uint64_t size, uint64_t offset)
 {
-    return atomic_load(&is_bad)
-               ? -ENOSPC
-               : tracking_rig_real_io()->write_durably(fd, bytes, size, offset);
+    return atomic_load(&is_bad) ? -ENOSPC
+                                : tracking_rig_real_io()->write_durably(fd, bytes, size, offset);
 }
 
 static bool is_kept(struct tracking_rig *rig)
