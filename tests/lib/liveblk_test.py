@@ -164,12 +164,26 @@ class Qmp:
         self.events = []
         self.buffer = b""
         self.next_id = 0
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(timeout)
-        self.socket.connect(str(path))
+        self.socket = self.connect(str(path), timeout)
         self.greeting = self.receive()["QMP"]
         if negotiate:
             self.command("qmp_capabilities")
+
+    @staticmethod
+    def connect(path, timeout):
+        """A program that has just made its socket may not listen yet."""
+        deadline = time.monotonic() + 5
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(timeout)
+            try:
+                connection.connect(path)
+                return connection
+            except ConnectionRefusedError:
+                connection.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def close(self):
         self.socket.close()
