@@ -19,10 +19,10 @@ BITMAP = "block-dirty-bitmap-"
 class Peer:
     """A server with a disk `vda` on the node `disk0`: ours, or QEMU's storage daemon."""
 
-    def __init__(self, test, ours, length=LENGTH):
+    def __init__(self, test, ours, length=LENGTH, attempt=0):
         self.test = test
         self.ours = ours
-        self.kind = "ours" if ours else "qemu"
+        self.kind = "ours" if ours else f"qemu{attempt}"
         self.disk = test.make_disk(f"{self.kind}.img", length)
         if ours:
             server = Server(test, [f"name=vda,node-name=disk0,format=raw,file={self.disk}"])
@@ -35,8 +35,8 @@ class Peer:
         self.jobs = itertools.count()
 
     def start_qemu(self):
-        admin, nbd = self.test.path("qemu.qmp"), self.test.path("qemu.nbd")
-        self.test.start(
+        admin, nbd = self.test.path(f"{self.kind}.qmp"), self.test.path(f"{self.kind}.nbd")
+        self.process = self.test.start(
             "qemu-storage-daemon",
             "--chardev", f"socket,id=qmp,path={admin},server=on,wait=off",
             "--monitor", "chardev=qmp",
@@ -97,12 +97,21 @@ class Peer:
         return [j["total-progress"] for j in self.qmp.command("query-jobs") if j["id"] == job]
 
 
+def ask_qemu(test, sequence, *arguments):
+    """QEMU 7.2 dies now and then of an assertion of its own, when two of its jobs end at once."""
+    for attempt in range(10):
+        peer = Peer(test, False, attempt=attempt)
+        try:
+            return sequence(peer, *arguments)
+        except ConnectionError:
+            if "bdrv_replace_child_noperm: Assertion" not in peer.process.log_path.read_text():
+                raise
+    raise AssertionError("qemu-storage-daemon dies each time")
+
+
 def side_by_side(test, sequence, *arguments):
     """Both do the same and say the same."""
-    said = []
-    for ours in (True, False):
-        with_errors = sequence(Peer(test, ours), *arguments)
-        said.append(with_errors)
+    said = [sequence(Peer(test, True), *arguments), ask_qemu(test, sequence, *arguments)]
     for mine, qemus in zip(*said):
         assert mine == qemus, f"{mine}\ninstead of\n{qemus}"
     assert len(said[0]) == len(said[1])

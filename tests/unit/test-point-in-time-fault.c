@@ -117,7 +117,8 @@ static void test_scratch_breaks(void)
     POINT_RIG_START(rig, .policy = POINT_IN_TIME_BREAK_SNAPSHOT);
     g_assert_cmpint(point_rig_write(rig, 0, UNIT), ==, 0);
     point_rig_wait_scratch(rig, UNIT);
-    FAULT(rig->scratch, .operations = FAULT_ON(WRITE), .error_number = EIO);
+    FAULT(rig->scratch, .operations = FAULT_ON(WRITE), .offset = 5 * UNIT, .bytes = UNIT,
+          .error_number = EIO);
     g_assert_cmpint(point_rig_write(rig, 5 * UNIT, 100), ==, 0);
     assert_broken(rig, EIO,
                   "Could not write to scratch node 'scratch' at offset 20480: Input/output error");

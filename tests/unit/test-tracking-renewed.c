@@ -57,7 +57,8 @@ static void test_old_file(void)
     tracking_rig_free(rig);
 }
 
-/* ---- Lost meanwhile ---------------------------------------------------------------------------- */
+/* ---- Lost meanwhile ----------------------------------------------------------------------------
+ */
 
 static struct change_tracker *victim;
 static unsigned syncs;
@@ -138,7 +139,8 @@ int main(int argc, char **argv)
     g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL);
     formats_register();
     g_test_add_func("/tracking-renewed/the-file-before-is-lost-by-any-name", test_old_file);
-    g_test_add_func("/tracking-renewed/one-that-may-have-the-name-is-lost-too", test_lost_meanwhile);
+    g_test_add_func("/tracking-renewed/one-that-may-have-the-name-is-lost-too",
+                    test_lost_meanwhile);
     g_test_add_func("/tracking-renewed/lost-at-any-time-is-lost", test_lost_at_any_time);
     return g_test_run();
 }
