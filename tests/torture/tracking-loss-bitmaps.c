@@ -32,7 +32,9 @@ static struct {
     unsigned next_number;
 } * shared;
 
-static uint64_t found[ENDINGS], dirty_bytes[ENDINGS], equal_bytes[ENDINGS];
+static struct counts {
+    uint64_t found, dirty_bytes, equal_bytes;
+} counts[KINDS][ENDINGS];
 
 static char *name_of(const struct loss_bitmap *bitmap)
 {
@@ -41,7 +43,7 @@ static char *name_of(const struct loss_bitmap *bitmap)
 
 static void note_moment(struct world *world, struct moment *moment)
 {
-    moment->length = loss_read_file(world->disk_path, moment->contents, DISK_MAX);
+    moment->length = loss_disk_read_open(world, moment->contents);
 }
 
 /* ---- Commands ---------------------------------------------------------------------------------
@@ -78,6 +80,7 @@ static void clear(struct world *world, struct loss_bitmap *bitmap)
     struct block_node *node = block_node_below_filters(world->root);
     g_autofree char *name = name_of(bitmap);
 
+    g_assert_cmpint(block_stored_bitmaps_begin_change(node, name, NULL), ==, 0);
     {
         AUTO(block_drain) drain = block_drain_begin(&world->root, 1, BLOCK_PERM_WRITE);
 
@@ -98,10 +101,12 @@ static void drop(struct world *world, struct loss_bitmap *bitmap)
     g_autofree char *name = name_of(bitmap);
     AUTO(dirty_bitmap) dirty = NULL;
 
+    bitmap->state = MAYBE_REMOVED;
+    g_assert_cmpint(block_stored_bitmaps_begin_change(node, name, NULL), ==, 0);
+    g_assert_cmpint(block_stored_bitmaps_remove(node, name, NULL), ==, 0);
     {
         AUTO(block_drain) drain = block_drain_begin(&world->root, 1, BLOCK_PERM_WRITE);
 
-        bitmap->state = MAYBE_REMOVED;
         dirty = block_node_find_bitmap(node, name);
         block_node_remove_bitmap(node, dirty);
     }
@@ -123,17 +128,58 @@ void loss_bitmaps_administer(struct world *world)
     }
 }
 
+/* ---- Loading ----------------------------------------------------------------------------------
+ */
+
+/* Whether all that differs from the moment is dirty; else *missing is a place that is not. */
+static bool holds(struct dirty_bitmap *dirty, const struct moment *moment, const uint8_t *disk,
+                  uint64_t *equal, uint64_t *missing)
+{
+    uint64_t length = dirty_bitmap_length(dirty);
+
+    *equal = 0;
+    for (uint64_t at = 0; at < length; at += SECTOR) {
+        uint64_t bytes = MIN_OF(SECTOR, length - at);
+        bool differs =
+            at + bytes > moment->length || memcmp(disk + at, moment->contents + at, bytes) != 0;
+
+        if (differs && !dirty_bitmap_get(dirty, at)) {
+            *missing = at;
+            return false;
+        }
+        *equal += !differs && dirty_bitmap_get(dirty, at) ? bytes : 0;
+    }
+    return true;
+}
+
+/* A bitmap that was loaded, from wherever: which moment is its own was found when it was judged. */
+static void judge_loaded(const struct world *world, struct dirty_bitmap *dirty,
+                         const struct loss_bitmap *bitmap, const uint8_t *disk)
+{
+    uint64_t equal, missing;
+
+    g_assert_false(dirty_bitmap_is_inconsistent(dirty));
+    if (!holds(dirty, &bitmap->moments[bitmap->moment], disk, &equal, &missing)) {
+        g_error("%s: bitmap %s lacks a change at %" PRIu64 " when it is loaded",
+                loss_kind_names[world->is_qcow2], dirty_bitmap_name(dirty), missing);
+    }
+}
+
 void loss_bitmaps_open(struct world *world)
 {
+    static uint8_t disk[DISK_MAX];
     struct block_node *node = block_node_below_filters(world->root);
 
     tracking_bitmaps_begin(world->tracker, world->device, world->root);
+    loss_disk_read_open(world, disk);
     for (unsigned i = 0; i < BITMAPS; i++) {
         g_autofree char *name = name_of(&shared->bitmaps[i]);
         struct dirty_bitmap *dirty = block_node_find_bitmap(node, name);
 
         g_assert_true(!dirty == (shared->bitmaps[i].state == ABSENT));
-        g_assert_false(dirty && dirty_bitmap_is_inconsistent(dirty));
+        if (dirty) {
+            judge_loaded(world, dirty, &shared->bitmaps[i], disk);
+        }
     }
 }
 
@@ -157,29 +203,9 @@ static struct dirty_bitmap *load(const struct tracking_file *file,
     return dirty;
 }
 
-/* Whether all that differs from the moment is dirty; else *missing is a place that is not. */
-static bool holds(struct dirty_bitmap *dirty, const struct moment *moment, const uint8_t *disk,
-                  uint64_t *equal, uint64_t *missing)
-{
-    uint64_t length = dirty_bitmap_length(dirty);
-
-    *equal = 0;
-    for (uint64_t at = 0; at < length; at += SECTOR) {
-        uint64_t bytes = MIN_OF(SECTOR, length - at);
-        bool differs =
-            at + bytes > moment->length || memcmp(disk + at, moment->contents + at, bytes) != 0;
-
-        if (differs && !dirty_bitmap_get(dirty, at)) {
-            *missing = at;
-            return false;
-        }
-        *equal += !differs && dirty_bitmap_get(dirty, at) ? bytes : 0;
-    }
-    return true;
-}
-
-static void judge(const struct tracking_file *file, const struct tracking_bitmap *record,
-                  struct loss_bitmap *bitmap, const uint8_t *disk, enum ending ending)
+static void judge(const struct world *world, const struct tracking_file *file,
+                  const struct tracking_bitmap *record, struct loss_bitmap *bitmap,
+                  const uint8_t *disk)
 {
     AUTO(dirty_bitmap) dirty = load(file, record);
     uint64_t equal, missing;
@@ -190,18 +216,21 @@ static void judge(const struct tracking_file *file, const struct tracking_bitmap
         bitmap->moment ^= bitmap->is_clearing;
         if (!bitmap->is_clearing ||
             !holds(dirty, &bitmap->moments[bitmap->moment], disk, &equal, &missing)) {
-            g_error("%s: bitmap %s lacks a change at %" PRIu64, loss_ending_names[ending],
+            g_error("%s, %s: bitmap %s lacks a change at %" PRIu64,
+                    loss_kind_names[world->is_qcow2], loss_ending_names[world->ending],
                     record->name, missing);
         }
     }
     bitmap->is_clearing = false;
     bitmap->state = ADDED;
-    found[ending]++;
-    dirty_bytes[ending] += dirty_bitmap_count(dirty);
-    equal_bytes[ending] += equal;
+    struct counts *sum = &counts[world->is_qcow2][world->ending];
+    sum->found++;
+    sum->dirty_bytes += dirty_bitmap_count(dirty);
+    sum->equal_bytes += equal;
 }
 
-void loss_bitmaps_judge(const struct tracking_file *file, const uint8_t *disk, enum ending ending)
+void loss_bitmaps_judge(const struct world *world, const struct tracking_file *file,
+                        const uint8_t *disk)
 {
     for (unsigned i = 0; i < BITMAPS; i++) {
         struct loss_bitmap *bitmap = &shared->bitmaps[i];
@@ -210,9 +239,10 @@ void loss_bitmaps_judge(const struct tracking_file *file, const uint8_t *disk, e
             bitmap->state == ABSENT ? NULL : tracking_directory_find_bitmap(file->directory, name);
 
         if (record) {
-            judge(file, record, bitmap, disk, ending);
+            judge(world, file, record, bitmap, disk);
         } else if (bitmap->state == ADDED) {
-            g_error("%s: bitmap %s is gone", loss_ending_names[ending], name);
+            g_error("%s, %s: bitmap %s is gone", loss_kind_names[world->is_qcow2],
+                    loss_ending_names[world->ending], name);
         } else {
             bitmap->state = ABSENT;
         }
@@ -221,10 +251,13 @@ void loss_bitmaps_judge(const struct tracking_file *file, const uint8_t *disk, e
 
 void loss_bitmaps_report(void)
 {
-    for (unsigned i = 0; i < ENDINGS; i++) {
-        g_test_message("%s: %" PRIu64 " bitmaps; dirty %" PRIu64 " KiB, of them %" PRIu64
+    for (unsigned i = 0; i < KINDS * ENDINGS; i++) {
+        const struct counts *sum = &counts[i / ENDINGS][i % ENDINGS];
+
+        g_test_message("%s, %s: %" PRIu64 " bitmaps; dirty %" PRIu64 " KiB, of them %" PRIu64
                        " KiB equal to their moments",
-                       loss_ending_names[i], found[i], dirty_bytes[i] / KIB, equal_bytes[i] / KIB);
+                       loss_kind_names[i / ENDINGS], loss_ending_names[i % ENDINGS], sum->found,
+                       sum->dirty_bytes / KIB, sum->equal_bytes / KIB);
     }
 }
 

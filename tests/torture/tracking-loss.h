@@ -11,6 +11,7 @@
 
 #include "block/align.h"
 #include "block/device.h"
+#include "block/node.h"
 #include "block/tracking-file.h"
 #include "block/tracking.h"
 #include "tests/lib/random.h"
@@ -22,6 +23,9 @@
 enum ending { END_CLEAN, END_KILL, END_POWER, END_DYING, ENDINGS };
 extern const char *const loss_ending_names[];
 
+#define KINDS 2 /* of disks */
+extern const char *const loss_kind_names[];
+
 /* What is known of a checkpoint or bitmap: a command that was not answered may have had its way. */
 enum loss_state { ABSENT, MAYBE_ADDED, ADDED, MAYBE_REMOVED };
 
@@ -31,7 +35,9 @@ struct world {
     struct tracking_geometry geometry;
     struct test_random random;
 
-    bool loses; /* its disk can lose writes, and then have no other length */
+    bool is_qcow2;      /* the disk; else it is raw. Also its index among kinds */
+    enum ending ending; /* of this session */
+    bool loses;         /* its disk can lose writes, and then have no other length */
     struct block_node *root;
     struct block_device *device;
     struct change_tracker *tracker;
@@ -68,16 +74,31 @@ void loss_put_remains(void);
 /* Read a file as far as it and the buffer go; returns how many bytes. */
 uint64_t loss_read_file(const char *path, uint8_t *buffer, uint64_t size);
 
+/* ---- Disks (tracking-loss-disk.c) ------------------------------------------------------------ */
+
+/* A new one, of zeroes; and its root for a session, new. */
+void loss_disk_make(struct world *world);
+struct block_node *loss_disk_open(struct world *world);
+
+/*
+ * What it holds, into a buffer of DISK_MAX; returns its length. While it is open and stands still
+ * and has lost nothing; or while it is closed, whatever it lost: an image must be openable and not
+ * corrupt then.
+ */
+uint64_t loss_disk_read_open(const struct world *world, uint8_t *buffer);
+uint64_t loss_disk_read_closed(const struct world *world, uint8_t *buffer);
+
 /* ---- Bitmaps (tracking-loss-bitmaps.c) ------------------------------------------------------- */
 
 void loss_bitmaps_begin(void);
 void loss_bitmaps_begin_world(void);
-/* The disk was opened and is tracked: its bitmaps are loaded. */
+/* The disk was opened and is tracked: its bitmaps are loaded, and hold what they must. */
 void loss_bitmaps_open(struct world *world);
 /* Something is done to them as commands do it; not drained. */
 void loss_bitmaps_administer(struct world *world);
 /* Each that was there holds every granule in which the disk differs from its moment. */
-void loss_bitmaps_judge(const struct tracking_file *file, const uint8_t *disk, enum ending ending);
+void loss_bitmaps_judge(const struct world *world, const struct tracking_file *file,
+                        const uint8_t *disk);
 void loss_bitmaps_report(void);
 
 #endif
