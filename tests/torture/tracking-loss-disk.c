@@ -42,9 +42,8 @@ void loss_disk_make(struct world *world)
 static struct block_node *open_qcow2(struct world *world)
 {
     /* A cache of one part: tables are written while guests write, not only by flushes. */
-    const char *cache = test_random_chance(&world->random, 50)
-                            ? "l2-cache-size=1,l2-cache-entry-size=512,"
-                            : "";
+    const char *cache =
+        test_random_chance(&world->random, 50) ? "l2-cache-size=1,l2-cache-entry-size=512," : "";
 
     return world->loses
                ? test_open("driver=qcow2,discard=unmap,%sfile.driver=lose-writes,"

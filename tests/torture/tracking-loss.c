@@ -33,7 +33,7 @@
 #include "tests/lib/disk.h"
 
 #define CHECKPOINTS 6
-#define WORLDS      6
+#define WORLDS      4
 #define SESSIONS    12
 
 const char *const loss_ending_names[] = {"clean end", "kill -9", "power loss",
@@ -550,9 +550,10 @@ static void test_worlds(void)
 {
     struct test_random random = test_random_new(test_seed());
     unsigned long worlds = test_cases(WORLDS);
+    unsigned first = (unsigned)test_random_below(&random, KINDS); /* there may be but one world */
 
     for (unsigned long i = 0; i < worlds; i++) {
-        run_world(&random, i % KINDS);
+        run_world(&random, (first + i) % KINDS);
     }
     for (unsigned i = 0; i < KINDS * ENDINGS; i++) {
         report(i / ENDINGS, i % ENDINGS);
