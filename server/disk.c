@@ -413,7 +413,8 @@ static void begin_tracking(const struct disk *disk, struct block_device *device,
                            const struct tracking_identity *identity)
 {
     const struct disk_values *values = &disk->values;
-    g_autofree char *usual = file ? g_strconcat(file, ".tracking", NULL) : NULL;
+    /* Named in the same way, with links followed, so that a name can be compared. */
+    g_autofree char *usual = file ? device_tracking_path("auto", file, NULL) : NULL;
     struct tracking_options options = {
         .device = values->name,
         .path = values->tracking ? values->tracking : usual,

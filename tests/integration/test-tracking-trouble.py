@@ -151,6 +151,18 @@ def make_layered(test, name, base_length, length):
     return disk
 
 
+@promise("a disk in a directory that is a link is not taken for one without its tracking file")
+def linked_directory(test):
+    test.path("real").mkdir()
+    test.path("link").symlink_to("real")
+    disk = TrackedDisk(test, LENGTH, name="link/disk")
+    disk.add("old")
+    disk.restart()
+    assert disk.info()["state"] == "exact" and disk.checkpoint("old"), disk.info()
+    assert "without its tracking file" not in disk.server.log(), disk.server.log()
+    disk.stop()
+
+
 @promise("a layered disk that was served without its tracking file, and not written, goes on exactly")
 def without_and_layered(test):
     disk = make_layered(test, "layered", LENGTH, LENGTH)
