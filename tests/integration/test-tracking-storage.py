@@ -93,15 +93,21 @@ def zeroes(test):
         disk.stop()
 
 
+def start_trimmed(test, device):
+    """A disk that was full at the checkpoint `old`, of which the copy is, and trimmed since."""
+    disk = StoredDisk(test, device)
+    disk.start()
+    fill(disk)
+    target = disk.full_backup("copy", "old")
+    trim_all(disk)
+    return disk, target
+
+
 @promise("what a guest writes while an increment takes the zeroes of the moment is not in it")
 def zeroes_of_the_moment(test):
     image = test.make_disk("image", LENGTH)
     with loop_device(test, image) as device:
-        disk = StoredDisk(test, device)
-        disk.start()
-        fill(disk)
-        target = disk.full_backup("copy", "old")
-        trim_all(disk)
+        disk, target = start_trimmed(test, device)
         disk.guest.pwrite(b"before" * 100, MIB)
         job = disk.begin_backup(target, since="old", speed=4 * MIB)
         for at in range(0, LENGTH, MIB // 2):
@@ -118,11 +124,7 @@ def zeroes_of_the_moment(test):
 def zeroes_after_a_kill(test):
     image = test.make_disk("image", LENGTH)
     with loop_device(test, image) as device:
-        disk = StoredDisk(test, device)
-        disk.start()
-        fill(disk)
-        target = disk.full_backup("copy", "old")
-        trim_all(disk)
+        disk, target = start_trimmed(test, device)
         disk.guest.pwrite(noise(test.random, MIB), 3 * MIB)
         disk.kill()
         # Zeroing that was answered and not flushed may be lost; here it is as if it had been.

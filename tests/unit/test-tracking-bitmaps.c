@@ -205,9 +205,8 @@ static void judge(struct tracking_rig *rig, const struct operation *command, uns
     }
 }
 
-/* Returns how many durable operations the command made. */
-static unsigned run_once(const struct operation *command, unsigned first, unsigned count,
-                         int status, bool is_killed)
+/* With a bitmap, and a write that is in it; nothing fails until it is armed. */
+static struct tracking_rig *faulty_rig(void)
 {
     struct tracking_rig *rig = tracking_rig_new(false);
 
@@ -218,6 +217,15 @@ static unsigned run_once(const struct operation *command, unsigned first, unsign
     tracking_bitmaps_begin(rig->tracker, rig->device, rig->root);
     add(rig, "b");
     write_granule(rig, 1);
+    return rig;
+}
+
+/* Returns how many durable operations the command made. */
+static unsigned run_once(const struct operation *command, unsigned first, unsigned count,
+                         int status, bool is_killed)
+{
+    struct tracking_rig *rig = faulty_rig();
+
     atomic_store(&warnings, 0);
     arm(first, count, status);
     command->run(rig);
@@ -311,15 +319,8 @@ static void put_back(const struct tracking_rig *rig)
 /* A disk with a bitmap, that has moved to another node of the same contents. */
 static struct tracking_rig *move_disk(const char *moved)
 {
-    struct tracking_rig *rig = tracking_rig_new(false);
+    struct tracking_rig *rig = faulty_rig();
 
-    tracking_io.write_durably = faulty_write;
-    tracking_io.sync_mapping = faulty_sync;
-    tracking_io.sync_file = faulty_sync_file;
-    arm(0, 0, 0);
-    tracking_bitmaps_begin(rig->tracker, rig->device, rig->root);
-    add(rig, "b");
-    write_granule(rig, 1);
     test_make_file(moved, TRACKING_RIG_DISK);
     AUTO(block_node) old = rig->root;
     rig->root = open_copy(moved);
