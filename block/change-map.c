@@ -220,14 +220,22 @@ static uint64_t find_changed(const struct change_map *map, uint16_t since, uint6
     return end;
 }
 
-static bool is_of_state(uint16_t value, uint16_t since, enum change_state state)
+static enum change_state state_of(uint16_t value, uint16_t until)
 {
-    return (value & CHANGE_MAP_EPOCH_MAX) > since &&
-           (state == CHANGE_ZERO) == ((value & CHANGE_MAP_ZERO) != 0);
+    return value & CHANGE_MAP_ZERO && (value & CHANGE_MAP_EPOCH_MAX) <= until ? CHANGE_ZERO
+                                                                              : CHANGE_DATA;
 }
 
 bool change_map_next(const struct change_map *map, uint16_t since, uint64_t offset, uint64_t end,
                      uint64_t *range_offset, uint64_t *range_bytes, enum change_state *state)
+{
+    return change_map_next_until(map, since, CHANGE_MAP_EPOCH_MAX, offset, end, range_offset,
+                                 range_bytes, state);
+}
+
+bool change_map_next_until(const struct change_map *map, uint16_t since, uint16_t until,
+                           uint64_t offset, uint64_t end, uint64_t *range_offset,
+                           uint64_t *range_bytes, enum change_state *state)
 {
     uint64_t limit = MIN_OF(end, map->length);
 
@@ -239,9 +247,14 @@ bool change_map_next(const struct change_map *map, uint16_t since, uint64_t offs
     if (first == granules_end) {
         return false;
     }
-    *state = load(map, first) & CHANGE_MAP_ZERO ? CHANGE_ZERO : CHANGE_DATA;
+    *state = state_of(load(map, first), until);
     uint64_t next = first + 1;
-    while (next < granules_end && is_of_state(load(map, next), since, *state)) {
+    while (next < granules_end) {
+        uint16_t value = load(map, next);
+
+        if ((value & CHANGE_MAP_EPOCH_MAX) <= since || state_of(value, until) != *state) {
+            break;
+        }
         next++;
     }
     *range_offset = MAX_OF(first << map->shift, offset);

@@ -98,6 +98,14 @@ uint16_t change_map_cut(struct change_map *map);
 bool change_map_next(const struct change_map *map, uint16_t since, uint64_t offset, uint64_t end,
                      uint64_t *range_offset, uint64_t *range_bytes, enum change_state *state);
 
+/*
+ * The same of the disk as it was at the end of the epoch `until`: what read as zeroes then is known
+ * where nothing changed since. What changed since is in the answer, too, as data.
+ */
+bool change_map_next_until(const struct change_map *map, uint16_t since, uint16_t until,
+                           uint64_t offset, uint64_t end, uint64_t *range_offset,
+                           uint64_t *range_bytes, enum change_state *state);
+
 /* Bytes that changed after the epoch: in all, and those of them that read as zeroes. */
 void change_map_count(const struct change_map *map, uint16_t since, uint64_t *changed,
                       uint64_t *zero);

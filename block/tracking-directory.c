@@ -67,11 +67,13 @@ static int leave_room(struct change_tracker *tracker, GError **error)
     return leave_epochs(tracker, error);
 }
 
-static struct tracking_checkpoint *new_checkpoint(const char *name, const struct change_map *map)
+static struct tracking_checkpoint *new_checkpoint(const char *name, bool is_pending,
+                                                  const struct change_map *map)
 {
     struct tracking_checkpoint *checkpoint = g_new0(struct tracking_checkpoint, 1);
 
     checkpoint->name = g_strdup(name);
+    checkpoint->is_pending = is_pending;
     tracking_uuid_generate(checkpoint->uuid);
     checkpoint->epoch = atomic_load(&map->epoch);
     checkpoint->length = map->length;
@@ -80,7 +82,8 @@ static struct tracking_checkpoint *new_checkpoint(const char *name, const struct
 }
 
 /* Lock held. An epoch that was begun for a checkpoint that cannot be stored does no harm. */
-static int add_locked(struct change_tracker *tracker, const char *name, GError **error)
+static int add_locked(struct change_tracker *tracker, const char *name, bool is_pending,
+                      GError **error)
 {
     struct tracking_directory *directory;
     int status = leave_room(tracker, error);
@@ -89,13 +92,13 @@ static int add_locked(struct change_tracker *tracker, const char *name, GError *
         return status;
     }
     directory = tracking_directory_copy(tracker->file->directory);
-    g_ptr_array_add(directory->checkpoints, new_checkpoint(name, &tracker->file->map));
+    g_ptr_array_add(directory->checkpoints, new_checkpoint(name, is_pending, &tracker->file->map));
     change_map_cut(&tracker->file->map);
     return store(tracker, directory, error);
 }
 
-int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
-                            const char *name, GError **error)
+static int add(struct change_tracker *tracker, struct block_node *root, const char *name,
+               bool is_pending, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
 
@@ -110,7 +113,19 @@ int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *r
         return block_error_errno(error, -status, "Disk '%s' cannot be flushed", tracker->device);
     }
     tracking_follow(tracker, root);
-    return add_locked(tracker, name, error);
+    return add_locked(tracker, name, is_pending, error);
+}
+
+int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
+                            const char *name, GError **error)
+{
+    return add(tracker, root, name, false, error);
+}
+
+int tracking_checkpoint_begin(struct change_tracker *tracker, struct block_node *root,
+                              const char *name, GError **error)
+{
+    return add(tracker, root, name, true, error);
 }
 
 void tracking_disk_moved(struct change_tracker *tracker, struct block_node *root)
@@ -152,6 +167,56 @@ static struct tracking_checkpoint *find(struct change_tracker *tracker, const ch
     return checkpoint;
 }
 
+int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+    const struct tracking_checkpoint *checkpoint = find(tracker, name, "", error);
+
+    if (!checkpoint) {
+        return -ENOENT;
+    }
+    if (!checkpoint->is_pending) {
+        return 0;
+    }
+    struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
+    tracking_directory_find(directory, name)->is_pending = false;
+    return store(tracker, directory, error);
+}
+
+static bool has_any(const struct tracking_directory *directory)
+{
+    for (guint i = 0; i < directory->checkpoints->len; i++) {
+        const struct tracking_checkpoint *checkpoint = g_ptr_array_index(directory->checkpoints, i);
+
+        if (!checkpoint->is_pending) {
+            return true;
+        }
+    }
+    return false;
+}
+
+enum tracking_parent tracking_judge_parent(struct change_tracker *tracker, const char *name,
+                                           enum tracking_loss *loss)
+{
+    SCOPE_LOCK(&tracker->lock);
+    const struct tracking_checkpoint *checkpoint = NULL;
+
+    pthread_mutex_lock(&tracker->loss_lock);
+    *loss = tracker->loss;
+    bool is_lost = atomic_load(&tracker->is_lost);
+    pthread_mutex_unlock(&tracker->loss_lock);
+    if (is_lost || !tracking_is_whole(tracker)) {
+        return TRACKING_PARENT_LOST;
+    }
+    *loss = tracker->file->header.previous_loss;
+    checkpoint = tracking_directory_find(tracker->file->directory, name);
+    if (!checkpoint || checkpoint->is_pending) {
+        return has_any(tracker->file->directory) ? TRACKING_PARENT_UNKNOWN
+                                                 : TRACKING_PARENT_NONE_AT_ALL;
+    }
+    return checkpoint->is_broken ? TRACKING_PARENT_LOST : TRACKING_PARENT_USABLE;
+}
+
 int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
@@ -179,13 +244,13 @@ static void set_zeroes(struct dirty_bitmap *zeroes, uint64_t start, uint64_t byt
 }
 
 /* zeroes may be NULL. */
-static void set_changes(const struct change_map *map, uint16_t since, struct dirty_bitmap *bitmap,
-                        struct dirty_bitmap *zeroes)
+static void set_changes(const struct change_map *map, uint16_t since, uint16_t until,
+                        struct dirty_bitmap *bitmap, struct dirty_bitmap *zeroes)
 {
     uint64_t offset = 0, start, bytes;
     enum change_state state;
 
-    while (change_map_next(map, since, offset, map->length, &start, &bytes, &state)) {
+    while (change_map_next_until(map, since, until, offset, map->length, &start, &bytes, &state)) {
         dirty_bitmap_set(bitmap, start, bytes);
         if (zeroes && state == CHANGE_ZERO) {
             set_zeroes(zeroes, start, bytes);
@@ -202,13 +267,26 @@ static struct dirty_bitmap *new_bitmap(const struct change_tracker *tracker, GEr
     return dirty_bitmap_new(NULL, map->length, UINT64_C(1) << map->shift, error);
 }
 
-/* zeroes may be NULL. */
+/* until: the name of a later checkpoint, or NULL: as it is now. zeroes may be NULL. */
 static struct dirty_bitmap *find_changes(struct change_tracker *tracker, const char *name,
-                                         struct dirty_bitmap **zeroes, GError **error)
+                                         const char *until, struct dirty_bitmap **zeroes,
+                                         GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
     const char *advice = ", take a full backup";
     struct tracking_checkpoint *checkpoint = find(tracker, name, advice, error);
+    struct tracking_checkpoint *end =
+        checkpoint && until ? find(tracker, until, advice, error) : NULL;
+
+    if (checkpoint && until && !end) {
+        return NULL;
+    }
+    if (checkpoint && checkpoint->is_pending) {
+        block_error(error, EBUSY,
+                    "Checkpoint '%s' of disk '%s' belongs to a session that has not been committed",
+                    name, tracker->device);
+        return NULL;
+    }
 
     if (checkpoint && checkpoint->is_broken) {
         block_error(error, EIO, "Checkpoint '%s' of disk '%s' is broken%s: %s", name,
@@ -221,7 +299,8 @@ static struct dirty_bitmap *find_changes(struct change_tracker *tracker, const c
     if (!bitmap || (zeroes && !zero)) {
         return NULL;
     }
-    set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch, bitmap, zero);
+    set_changes(&tracker->file->map, (uint16_t)checkpoint->epoch,
+                end ? (uint16_t)end->epoch : CHANGE_MAP_EPOCH_MAX, bitmap, zero);
     /* What is gone reads as unchanged. */
     if (!tracking_is_whole(tracker)) {
         tracking_check_advising(tracker, advice, error);
@@ -236,13 +315,20 @@ static struct dirty_bitmap *find_changes(struct change_tracker *tracker, const c
 struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, const char *name,
                                             GError **error)
 {
-    return find_changes(tracker, name, NULL, error);
+    return find_changes(tracker, name, NULL, NULL, error);
 }
 
 struct dirty_bitmap *tracking_changes_with_zeroes(struct change_tracker *tracker, const char *name,
                                                   struct dirty_bitmap **zeroes, GError **error)
 {
-    return find_changes(tracker, name, zeroes, error);
+    return find_changes(tracker, name, NULL, zeroes, error);
+}
+
+struct dirty_bitmap *tracking_changes_until(struct change_tracker *tracker, const char *name,
+                                            const char *until, struct dirty_bitmap **zeroes,
+                                            GError **error)
+{
+    return find_changes(tracker, name, until, zeroes, error);
 }
 
 /* ---- Bitmaps --------------------------------------------------------------------------------- */
@@ -263,7 +349,7 @@ int tracking_add_changes(struct change_tracker *tracker, uint32_t epoch,
     if (tracking_check(tracker, error) < 0) {
         return -EIO;
     }
-    set_changes(&tracker->file->map, (uint16_t)epoch, bitmap, NULL);
+    set_changes(&tracker->file->map, (uint16_t)epoch, CHANGE_MAP_EPOCH_MAX, bitmap, NULL);
     return tracking_is_whole(tracker) ? 0 : tracking_check(tracker, error);
 }
 
@@ -426,6 +512,7 @@ GArray *tracking_list_checkpoints(struct change_tracker *tracker)
         struct tracking_checkpoint_info info = {
             .name = g_strdup(checkpoint->name),
             .time_ns = checkpoint->time_ns,
+            .is_pending = checkpoint->is_pending,
             .is_broken = checkpoint->is_broken || atomic_load(&tracker->is_lost),
         };
 

@@ -345,7 +345,7 @@ int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slo
 /* ---- The directory --------------------------------------------------------------------------- */
 
 enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2, RECORD_LAYER = 3 };
-enum { CHECKPOINT_BROKEN = 1 };
+enum { CHECKPOINT_BROKEN = 1, CHECKPOINT_PENDING = 2 };
 enum { BITMAP_ENABLED = 1, BITMAP_BROKEN = 2 };
 #define RECORD_HEAD      8  /* type, bytes of what follows */
 #define CHECKPOINT_FIXED 48 /* before the name */
@@ -490,8 +490,20 @@ uint64_t tracking_recovered_bytes(const struct tracking_header *header,
     return is_older ? header->recovered_bytes : 0;
 }
 
+void tracking_directory_drop_pending(struct tracking_directory *directory)
+{
+    for (guint i = directory->checkpoints->len; i-- > 0;) {
+        const struct tracking_checkpoint *checkpoint = g_ptr_array_index(directory->checkpoints, i);
+
+        if (checkpoint->is_pending) {
+            g_ptr_array_remove_index(directory->checkpoints, i);
+        }
+    }
+}
+
 void tracking_directory_break(struct tracking_directory *directory)
 {
+    tracking_directory_drop_pending(directory);
     g_ptr_array_set_size(directory->layers, 0);
     for (guint i = 0; i < directory->checkpoints->len; i++) {
         struct tracking_checkpoint *checkpoint = g_ptr_array_index(directory->checkpoints, i);
@@ -531,7 +543,8 @@ static void encode_checkpoint(GByteArray *bytes, const struct tracking_checkpoin
 
     memcpy(fixed, checkpoint->uuid, sizeof(checkpoint->uuid));
     put_le32(fixed + 16, checkpoint->epoch);
-    put_le32(fixed + 20, checkpoint->is_broken ? CHECKPOINT_BROKEN : 0);
+    put_le32(fixed + 20, (checkpoint->is_broken ? CHECKPOINT_BROKEN : 0) |
+                             (checkpoint->is_pending ? CHECKPOINT_PENDING : 0));
     put_le64(fixed + 24, checkpoint->length);
     put_le64(fixed + 32, (uint64_t)checkpoint->time_ns);
     put_le32(fixed + 40, (uint32_t)strlen(checkpoint->name));
@@ -614,6 +627,7 @@ static bool decode_checkpoint(struct tracking_directory *directory, const uint8_
     checkpoint->name = STEAL(name);
     checkpoint->epoch = get_le32(bytes + 16);
     checkpoint->is_broken = get_le32(bytes + 20) & CHECKPOINT_BROKEN;
+    checkpoint->is_pending = get_le32(bytes + 20) & CHECKPOINT_PENDING;
     checkpoint->length = get_le64(bytes + 24);
     checkpoint->time_ns = (int64_t)get_le64(bytes + 32);
     g_ptr_array_add(directory->checkpoints, checkpoint);

@@ -157,6 +157,7 @@ struct tracking_checkpoint {
     uint64_t length; /* of the disk, then */
     int64_t time_ns; /* since 1970 */
     bool is_broken;  /* of a map that was lost: it says nothing */
+    bool is_pending; /* nobody has said yet that it is to stay: it goes when the file is opened */
 };
 
 /* A dirty bitmap: its bits at the end of an epoch, and, if it is enabled, all that changed since.
@@ -189,6 +190,9 @@ struct tracking_directory {
  */
 uint64_t tracking_recovered_bytes(const struct tracking_header *header,
                                   const struct tracking_directory *directory);
+
+/* Nobody can say any more that the pending checkpoints are to stay. */
+void tracking_directory_drop_pending(struct tracking_directory *directory);
 
 /* The map they go with is lost: only their names remain, so that their users learn of it. */
 void tracking_directory_break(struct tracking_directory *directory);

@@ -228,6 +228,7 @@ static struct tracking_file *adopt(int fd, const char *path, struct tracking_con
     file->header = contents->header;
     file->copy = contents->copy;
     file->directory = STEAL(contents->directory);
+    tracking_directory_drop_pending(file->directory);
     tracking_file_note_layout(file);
     return file;
 }

@@ -123,6 +123,24 @@ void tracking_disk_moved(struct change_tracker *tracker, struct block_node *root
 int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
                             const char *name, GError **error);
 
+/*
+ * The same for a while: who opens the file after a crash does not find it, unless it was committed
+ * (durably; a second time is no error). It cannot be a `since` before that.
+ */
+int tracking_checkpoint_begin(struct change_tracker *tracker, struct block_node *root,
+                              const char *name, GError **error);
+int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name, GError **error);
+
+enum tracking_parent {
+    TRACKING_PARENT_USABLE,
+    TRACKING_PARENT_UNKNOWN,     /* there are others */
+    TRACKING_PARENT_NONE_AT_ALL, /* the disk has no checkpoint */
+    TRACKING_PARENT_LOST,        /* *loss: why */
+};
+/* What there is to be said of a checkpoint as `since`. Any thread. */
+enum tracking_parent tracking_judge_parent(struct change_tracker *tracker, const char *name,
+                                           enum tracking_loss *loss);
+
 /* Forget it, durably. Not on the main thread. */
 int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error);
 
@@ -141,6 +159,14 @@ struct dirty_bitmap *tracking_changes_since(struct change_tracker *tracker, cons
  */
 struct dirty_bitmap *tracking_changes_with_zeroes(struct change_tracker *tracker, const char *name,
                                                   struct dirty_bitmap **zeroes, GError **error);
+
+/*
+ * The same as of the moment of a later checkpoint, not drained: what changed after that is in it as
+ * well, and not among the zeroes.
+ */
+struct dirty_bitmap *tracking_changes_until(struct change_tracker *tracker, const char *name,
+                                            const char *until, struct dirty_bitmap **zeroes,
+                                            GError **error);
 
 /* ---- Bitmaps (block/tracking-bitmaps.c) ------------------------------------------------------ */
 
@@ -192,6 +218,7 @@ struct tracking_checkpoint_info {
     char uuid[37];
     int64_t time_ns;
     bool is_broken;
+    bool is_pending;
     uint64_t changed_bytes; /* since then */
     uint64_t zero_bytes;    /* of them, those that read as zeroes */
 };

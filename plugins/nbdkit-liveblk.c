@@ -375,7 +375,7 @@ static int liveblk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t
 static uint32_t extent_type(const struct block_extent *extent)
 {
     if (!(extent->flags & BLOCK_STATUS_ZERO)) {
-        return 0;
+        return extent->flags & EXPORT_STATUS_UNCHANGED ? NBDKIT_EXTENT_HOLE : 0;
     }
     /* A hole takes no space: an explicit zero does not either. */
     return extent->flags & BLOCK_STATUS_DATA ? NBDKIT_EXTENT_ZERO

@@ -36,6 +36,8 @@ static const struct qmp_member checkpoint_members[] = {
     {"uuid", &qmp_type_string, .doc = "What no other checkpoint has."},
     {"time", &qmp_type_number, .doc = "When it was cut: seconds since 1970."},
     {"broken", &qmp_type_bool, .doc = "What changed since is not known: take everything."},
+    {"pending", &qmp_type_bool,
+     .doc = "It is that of an open session (checkpoint-begin), and goes unless that is committed."},
     {"changed-bytes", &qmp_type_int, .optional = true,
      .doc = "What changed since, in whole granules; absent if it is broken."},
     {"zero-bytes", &qmp_type_int, .optional = true,
@@ -101,8 +103,9 @@ static json_t *list_checkpoints(struct change_tracker *tracker)
     for (guint i = 0; i < list->len; i++) {
         const struct tracking_checkpoint_info *info =
             &g_array_index(list, struct tracking_checkpoint_info, i);
-        json_t *object = json_pack("{s:s, s:s, s:f, s:b}", "name", info->name, "uuid", info->uuid,
-                                   "time", (double)info->time_ns / 1e9, "broken", info->is_broken);
+        json_t *object = json_pack("{s:s, s:s, s:f, s:b, s:b}", "name", info->name, "uuid",
+                                   info->uuid, "time", (double)info->time_ns / 1e9, "broken",
+                                   info->is_broken, "pending", info->is_pending);
 
         if (!info->is_broken) {
             set_integer(object, "changed-bytes", info->changed_bytes);

@@ -2,16 +2,21 @@
 #include "server/export.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/device.h"
 #include "block/error.h"
+#include "server/sessions.h"
 #include "server/views.h"
 
 struct export_handle {
     struct block_device *device;
     struct view_device *view; /* what it is connected to, if the device is a view's; else NULL */
+    /* Of an export that tells changes apart; or NULL. */
+    struct session *session;
+    const struct session_device *changes;
     char *description;
     uint64_t length;
     bool read_only;
@@ -28,6 +33,23 @@ static char *describe(struct block_device *device)
                 : g_strdup_printf("%s: removed", block_device_name(device));
 }
 
+static void append_changes(GArray *list, const char *view_export)
+{
+    struct session *session = NULL;
+
+    if (session_changes_open(view_export, &session)) {
+        struct export_entry entry = {
+            .name = g_strconcat(view_export, SESSION_CHANGES_SUFFIX, NULL),
+            .description = g_strdup_printf("what session '%s' has to move: base:allocation is data "
+                                           "where it changed and a hole elsewhere",
+                                           session_name(session)),
+        };
+
+        g_array_append_val(list, entry);
+        session_unref(session);
+    }
+}
+
 static void append_views(GArray *list)
 {
     struct view_export *views = view_export_list();
@@ -36,6 +58,7 @@ static void append_views(GArray *list)
         struct export_entry entry = {.name = view->name, .description = view->description};
 
         g_array_append_val(list, entry);
+        append_changes(list, view->name);
     }
     g_free(views);
 }
@@ -76,6 +99,25 @@ char *export_default_name(void)
     return name;
 }
 
+static bool find_view(struct export_handle *handle, const char *name)
+{
+    handle->view = view_export_open(name);
+    if (!handle->view) {
+        return false;
+    }
+    handle->device = block_device_ref(view_export_device(handle->view));
+    handle->description = view_export_describe(handle->view);
+    return true;
+}
+
+static bool find_changes(struct export_handle *handle, const char *name)
+{
+    g_autofree char *view = g_strndup(name, strlen(name) - strlen(SESSION_CHANGES_SUFFIX));
+
+    handle->changes = session_changes_open(view, &handle->session);
+    return handle->changes && find_view(handle, view);
+}
+
 /* Find what the handle is for; false if there is none. */
 static bool find_export(struct export_handle *handle, const char *name)
 {
@@ -84,13 +126,8 @@ static bool find_export(struct export_handle *handle, const char *name)
         handle->description = describe(handle->device);
         return true;
     }
-    handle->view = view_export_open(name);
-    if (handle->view) {
-        handle->device = block_device_ref(view_export_device(handle->view));
-        handle->description = view_export_describe(handle->view);
-        return true;
-    }
-    return false;
+    return g_str_has_suffix(name, SESSION_CHANGES_SUFFIX) ? find_changes(handle, name)
+                                                          : find_view(handle, name);
 }
 
 /* Clients that may discard are told that they may write: NBD has no word for less. */
@@ -123,6 +160,7 @@ void export_close(struct export_handle *handle)
     if (handle->view) {
         view_export_close(handle->view);
     }
+    session_unref(handle->session);
     g_free(handle->description);
     g_free(handle);
 }
@@ -210,10 +248,28 @@ int export_prefetch(struct export_handle *handle, uint64_t offset, uint64_t byte
     return status < 0 ? status : block_device_prefetch(handle->device, offset, bytes);
 }
 
+static int changes_status(struct export_handle *handle, uint64_t offset, uint64_t bytes,
+                          struct block_extent *extent)
+{
+    enum session_change change;
+
+    *extent = (struct block_extent){.bytes = 0};
+    int status = session_changes_at(handle->changes, offset, bytes, &extent->bytes, &change);
+    if (status == 0) {
+        extent->flags = change == SESSION_UNCHANGED ? EXPORT_STATUS_UNCHANGED
+                        : change == SESSION_ZERO    ? BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO
+                                                    : BLOCK_STATUS_DATA;
+    }
+    return status;
+}
+
 int export_block_status(struct export_handle *handle, uint64_t offset, uint64_t bytes,
                         struct block_extent *extent)
 {
     int status = check(handle, false, offset, bytes);
 
+    if (status == 0 && handle->changes) {
+        return changes_status(handle, offset, bytes, extent);
+    }
     return status < 0 ? status : block_device_block_status(handle->device, offset, bytes, extent);
 }

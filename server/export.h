@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Exports: what a client connects to by name, whichever transport carries it: the devices, and the
- * views' DEVICE@VIEW (server/views.h). The first device is also the default export "".
+ * views' DEVICE@VIEW (server/views.h), and those of sessions once more as DEVICE@SESSION~changes,
+ * whose block status tells what changed (server/sessions.h). The first device is also the default
+ * export "".
  *
  * A connection holds a handle. Its functions are called from many threads at once and return 0
  * or a negative errno.
@@ -51,6 +53,11 @@ int export_write_zeroes(struct export_handle *handle, uint64_t offset, uint64_t 
 int export_discard(struct export_handle *handle, uint64_t offset, uint64_t bytes, bool fua);
 int export_flush(struct export_handle *handle);
 int export_prefetch(struct export_handle *handle, uint64_t offset, uint64_t bytes);
+/*
+ * Of DEVICE@SESSION~changes: what is to be moved is data, or zeroes; the rest is
+ * EXPORT_STATUS_UNCHANGED, a hole to clients, and holds what the view holds.
+ */
+#define EXPORT_STATUS_UNCHANGED (1u << 31)
 int export_block_status(struct export_handle *handle, uint64_t offset, uint64_t bytes,
                         struct block_extent *extent);
 

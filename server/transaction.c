@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "block/clock.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
@@ -21,6 +22,7 @@ struct transaction {
     GHashTable *plans; /* key -> whether it will exist */
     struct job_transaction *jobs;
     bool grouped;
+    int64_t held_ns;
 };
 
 static void free_action(void *data)
@@ -154,10 +156,11 @@ static void revert_changed(struct transaction *transaction, guint changed)
 static int apply_drained(struct transaction *transaction, GError **error)
 {
     struct moment moment = {.transaction = transaction, .error = error};
+    int64_t begun_ns = clock_now_ns();
     guint changed;
-    AUTO(block_drain)
-    drain = block_drain_begin((struct block_node *const *)transaction->nodes->pdata,
-                              transaction->nodes->len, transaction->drain_perms);
+    struct block_drain *drain =
+        block_drain_begin((struct block_node *const *)transaction->nodes->pdata,
+                          transaction->nodes->len, transaction->drain_perms);
 
     moment.status = change_all(transaction, &changed, error);
     if (moment.status == 0) {
@@ -166,6 +169,8 @@ static int apply_drained(struct transaction *transaction, GError **error)
     if (moment.status < 0) {
         revert_changed(transaction, changed);
     }
+    block_drain_end(drain);
+    transaction->held_ns = clock_now_ns() - begun_ns;
     return moment.status;
 }
 
@@ -234,6 +239,11 @@ int transaction_run(struct transaction *transaction, GError **error)
     }
     clean_touched(transaction, MIN(prepared + 1, transaction->actions->len));
     return status;
+}
+
+int64_t transaction_held_ns(const struct transaction *transaction)
+{
+    return transaction->held_ns;
 }
 
 json_t *transaction_run_single(const struct transaction_action_type *type, json_t *data,

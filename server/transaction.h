@@ -91,6 +91,9 @@ int transaction_add(struct transaction *transaction, const struct transaction_ac
 /* Run it, once. A negative errno with the error set: nothing has changed. */
 int transaction_run(struct transaction *transaction, GError **error);
 
+/* How long guests were held for it, at most: from when its drained section was asked for. */
+int64_t transaction_held_ns(const struct transaction *transaction);
+
 /* Run one action by itself: the answer of a command that returns nothing, or NULL. */
 json_t *transaction_run_single(const struct transaction_action_type *type, json_t *data,
                                GError **error);

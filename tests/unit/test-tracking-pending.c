@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Checkpoints of sessions: pending until they are committed, and what changed up to them. */
+#include <glib.h>
+
+#include "block/drain.h"
+#include "block/error.h"
+#include "formats/formats.h"
+#include "tests/lib/tracking-rig.h"
+
+#define GRANULE TRACKING_RIG_GRANULE
+
+static int begin(struct tracking_rig *rig, const char *name, GError **error)
+{
+    AUTO(block_drain) drain = block_drain_begin(&rig->root, 1, BLOCK_PERM_WRITE);
+
+    return tracking_checkpoint_begin(rig->tracker, rig->root, name, error);
+}
+
+static bool exists(struct tracking_rig *rig, const char *name)
+{
+    return tracking_rig_checkpoint(rig, name).name != NULL;
+}
+
+static enum tracking_parent judge(struct tracking_rig *rig, const char *name)
+{
+    enum tracking_loss loss;
+
+    return tracking_judge_parent(rig->tracker, name, &loss);
+}
+
+static void write_at(struct tracking_rig *rig, uint64_t granule)
+{
+    g_assert_cmpint(tracking_rig_write(rig, granule * GRANULE, 1), ==, 0);
+}
+
+/* Whoever opens the file next does not find it, however it was left. */
+static void test_open_at_the_end(void)
+{
+    void (*const ends[])(struct tracking_rig *) = {tracking_rig_kill, tracking_rig_finish};
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(ends); i++) {
+        struct tracking_rig *rig = tracking_rig_new(false);
+
+        g_assert_cmpint(tracking_rig_add(rig, "a", NULL), ==, 0);
+        write_at(rig, 1);
+        g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
+        write_at(rig, 2);
+        g_assert_true(exists(rig, "b"));
+        ends[i](rig);
+        tracking_rig_open(rig);
+        g_assert_false(exists(rig, "b"));
+        tracking_rig_assert_changed(rig, "a", 2 * GRANULE, 0);
+        /* The name is free, and nothing brings the old one back. */
+        g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
+        g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "b", NULL), ==, 0);
+        tracking_rig_kill(rig);
+        tracking_rig_open(rig);
+        tracking_rig_assert_changed(rig, "b", 0, 0);
+        tracking_rig_free(rig);
+    }
+}
+
+static void test_commit(void)
+{
+    struct tracking_rig *rig = tracking_rig_new(false);
+    g_autoptr(GError) error = NULL;
+
+    g_assert_cmpint(judge(rig, "a"), ==, TRACKING_PARENT_NONE_AT_ALL);
+    g_assert_cmpint(begin(rig, "a", NULL), ==, 0);
+    g_assert_cmpint(judge(rig, "a"), ==, TRACKING_PARENT_NONE_AT_ALL);
+    g_assert_null(tracking_changes_since(rig->tracker, "a", &error));
+    g_assert_nonnull(strstr(error->message, "has not been committed"));
+    g_clear_error(&error);
+    g_assert_cmpint(begin(rig, "a", &error), <, 0);
+    g_clear_error(&error);
+    write_at(rig, 3);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "b", &error), ==, -ENOENT);
+    g_assert_cmpint(judge(rig, "a"), ==, TRACKING_PARENT_USABLE);
+    g_assert_cmpint(judge(rig, "b"), ==, TRACKING_PARENT_UNKNOWN);
+    tracking_rig_kill(rig);
+    tracking_rig_open(rig);
+    tracking_rig_assert_changed(rig, "a", GRANULE, 0);
+    tracking_contents_changed(rig->tracker, "somebody");
+    g_assert_cmpint(judge(rig, "a"), ==, TRACKING_PARENT_LOST);
+    tracking_rig_free(rig);
+}
+
+/* What comes later counts as changed, and its zeroes are not those of the moment. */
+static void test_until(void)
+{
+    struct tracking_rig *rig = tracking_rig_new(false);
+    struct dirty_bitmap *zeroes = NULL;
+
+    g_assert_cmpint(tracking_rig_write(rig, 0, 8 * GRANULE), ==, 0);
+    g_assert_cmpint(tracking_rig_add(rig, "a", NULL), ==, 0);
+    write_at(rig, 1);
+    g_assert_cmpint(block_device_write_zeroes(rig->device, 2 * GRANULE, 2 * GRANULE, 0), ==, 0);
+    g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
+    write_at(rig, 3);
+    write_at(rig, 5);
+    g_assert_cmpint(block_device_write_zeroes(rig->device, 6 * GRANULE, GRANULE, 0), ==, 0);
+    AUTO(dirty_bitmap) changed = tracking_changes_until(rig->tracker, "a", "b", &zeroes, NULL);
+    g_assert_nonnull(changed);
+    for (unsigned i = 0; i < 8; i++) {
+        g_assert_cmpint(dirty_bitmap_get(changed, i * GRANULE), ==,
+                        i == 1 || i == 2 || i == 3 || i == 5 || i == 6);
+        g_assert_cmpint(dirty_bitmap_get(zeroes, i * GRANULE), ==, i == 2);
+    }
+    dirty_bitmap_free(zeroes);
+    tracking_rig_free(rig);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_log_set_always_fatal(G_LOG_FATAL_MASK | G_LOG_LEVEL_CRITICAL);
+    formats_register();
+    g_test_add_func("/tracking-pending/what-is-not-committed-is-gone", test_open_at_the_end);
+    g_test_add_func("/tracking-pending/what-is-committed-stays", test_commit);
+    g_test_add_func("/tracking-pending/zeroes-are-those-of-the-moment", test_until);
+    return g_test_run();
+}
