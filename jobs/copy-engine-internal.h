@@ -60,7 +60,7 @@ struct copy_engine {
 
 /*
  * Copy a run that is in flight, or the start of it; tells the source what is done and what is
- * not. The buffer is of buffer_bytes.
+ * not. The buffer is of buffer_bytes, or twice that if the source compares.
  */
 void copy_io_run(struct copy_engine *engine, struct copy_run *run, void *buffer,
                  uint64_t buffer_bytes);

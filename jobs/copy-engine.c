@@ -87,11 +87,17 @@ static bool may_start_any(struct copy_engine *engine, int64_t now_ns)
            copy_pace_may_start(&engine->pace, job_speed(engine->job), now_ns);
 }
 
-/* A worker keeps its buffer from run to run, as new memory costs more than what is copied. */
+/*
+ * A worker keeps its buffer from run to run, as new memory costs more than what is copied. Who
+ * compares has a second one behind it, for the other side.
+ */
 static bool have_buffer(struct copy_engine *engine, void **buffer)
 {
+    unsigned sides = engine->source->operations->compare ? 2 : 1;
+
     if (!*buffer) {
-        *buffer = block_node_alloc_buffer(engine->options.source_node, engine->options.max_chunk);
+        *buffer =
+            block_node_alloc_buffer(engine->options.source_node, sides * engine->options.max_chunk);
     }
     return *buffer;
 }

@@ -6,7 +6,8 @@
  * The engine has the workers, their pace and the rate limit, zero detection, copy offload, error
  * policies, pausing, draining of the target and cancellation. What is to be copied next, and what
  * it holds, the job's own copy source says: a backup takes it from a point in time, a mirror from
- * a dirty bitmap. Ranges being copied never overlap.
+ * a dirty bitmap. Ranges being copied never overlap. A job that verifies compares where others
+ * copy; all else is the same.
  *
  * Functions are called on the job's coordinating thread unless they say otherwise.
  */
@@ -26,6 +27,9 @@
 #define COPY_DEFAULT_CHUNK       (UINT64_C(1) << 20)
 #define COPY_DEFAULT_MAX_WORKERS 16
 #define COPY_MAX_WORKERS         1024
+
+/* What compare() returns, beside 0 and errors: the run is to be gone through once more. */
+#define COPY_LOOK_AGAIN 1
 
 struct copy_engine;
 struct copy_source;
@@ -66,6 +70,13 @@ struct copy_source_operations {
                  uint64_t offset, uint64_t bytes);
     int (*write_zeroes)(struct copy_source *source, struct block_node *target, uint64_t offset,
                         uint64_t bytes);
+    /*
+     * Instead of bringing data to the target: compare it with the target, which may be read into
+     * spare, memory for as many bytes. 0: done with; COPY_LOOK_AGAIN; or a negative errno: the
+     * target failed. What both sides say is zero is not asked about. NULL: it is copied.
+     */
+    int (*compare)(struct copy_source *source, struct block_node *target, const void *data,
+                   void *spare, uint64_t offset, uint64_t bytes);
     /*
      * A run that failed, and is to be copied again as done() was told, was to be ignored: the
      * source may take it off its list, and remember that. NULL: it is tried again. Engine lock not
@@ -116,6 +127,7 @@ struct copy_engine_options {
     bool target_is_in_use;          /* by guests: it is not cut off when it hangs */
     bool use_copy_range;            /* let the kernel copy where both ends can */
     bool compress;                  /* write whole clusters of the target compressed */
+    const char *target_action;      /* of messages; NULL: "write target" */
     bool keep_allocated;            /* write zeroes without unmapping, also where they are */
     /*
      * The target gets a backing file, or has one that may be exchanged: what is zero must be so in
@@ -151,6 +163,13 @@ void copy_engine_set_effort(struct copy_engine *engine, enum copy_effort effort)
  */
 bool copy_engine_find_busy(struct copy_engine *engine, uint64_t offset, uint64_t bytes,
                            uint64_t *busy_offset, uint64_t *busy_bytes);
+
+/*
+ * Bring data to the target as the engine does, zeroes as zeroes: for compare(), in a range of the
+ * run it is asked about. Returns a negative errno.
+ */
+int copy_engine_write(struct copy_engine *engine, const void *data, uint64_t offset,
+                      uint64_t bytes);
 
 /*
  * End the run because of an error, which is taken over; the first one counts. Any thread, engine

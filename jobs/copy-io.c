@@ -145,9 +145,10 @@ static int write_plain(struct copy_engine *engine, const char *buffer, uint64_t 
                : block_node_pwrite(engine->options.target, buffer, offset, bytes, 0);
 }
 
-static int write_data(struct copy_engine *engine, const char *buffer, uint64_t offset,
-                      uint64_t bytes)
+int copy_engine_write(struct copy_engine *engine, const void *data, uint64_t offset, uint64_t bytes)
 {
+    const char *buffer = data;
+
     while (bytes) {
         bool is_zero;
         uint64_t run = buffer_zero_run(buffer, bytes, ZERO_PIECE, &is_zero);
@@ -203,7 +204,10 @@ static void handle_error(struct copy_engine *engine, bool is_read, const struct 
         return;
     default:
         block_error_errno(&error, error_number, "Could not %s node '%s' at offset %" PRIu64,
-                          is_read ? "read source" : "write target", node->name, offset);
+                          is_read                  ? "read source"
+                          : options->target_action ? options->target_action
+                                                   : "write target",
+                          node->name, offset);
         copy_engine_fail(engine, error);
     }
 }
@@ -289,9 +293,55 @@ static bool extend(struct copy_engine *engine, struct copy_run *run)
     return more > 0;
 }
 
-static void copy_zeroes(struct copy_engine *engine, struct copy_run *run)
+/* Bring what was read to the target, or see whether that holds it. As compare() returns. */
+static int bring(struct copy_engine *engine, const void *data, uint64_t offset, uint64_t bytes)
 {
-    int status = write_zeroes(engine, run->offset, run->end - run->offset);
+    struct copy_source *source = engine->source;
+
+    if (!source->operations->compare) {
+        return copy_engine_write(engine, data, offset, bytes);
+    }
+    return source->operations->compare(source, engine->options.target, data,
+                                       (char *)data + engine->options.max_chunk, offset, bytes);
+}
+
+/* The source says that a run is zero, and the target of its start, too: it is cut to that. */
+static bool both_are_zero(struct copy_engine *engine, struct copy_run *run)
+{
+    uint64_t bytes = run->end - run->offset;
+    struct block_extent extent;
+
+    if (!is_zero_already(engine, run->offset, bytes, &extent)) {
+        return false;
+    }
+    uint64_t end = extent.bytes < bytes
+                       ? align_down(run->offset + extent.bytes, engine->options.unit)
+                       : run->end;
+    if (end <= run->offset) {
+        return false;
+    }
+    cut(engine, run, end);
+    return true;
+}
+
+/* As much as there is memory for, unless the target need not be read. */
+static int compare_zeroes(struct copy_engine *engine, struct copy_run *run, void *buffer,
+                          uint64_t buffer_bytes)
+{
+    if (both_are_zero(engine, run)) {
+        return 0;
+    }
+    cut(engine, run, run->offset + MIN_OF(run->end - run->offset, buffer_bytes));
+    memset(buffer, 0, run->end - run->offset);
+    return bring(engine, buffer, run->offset, run->end - run->offset);
+}
+
+static void copy_zeroes(struct copy_engine *engine, struct copy_run *run, void *buffer,
+                        uint64_t buffer_bytes)
+{
+    int status = engine->source->operations->compare
+                     ? compare_zeroes(engine, run, buffer, buffer_bytes)
+                     : write_zeroes(engine, run->offset, run->end - run->offset);
 
     finish(engine, run, status == 0);
     if (status < 0) {
@@ -324,7 +374,7 @@ static void end_reading(struct copy_engine *engine, struct copy_run *run)
     }
 }
 
-/* False if it failed; that is dealt with then. */
+/* False if that was not all; what failed is dealt with then. */
 static bool copy_piece(struct copy_engine *engine, struct copy_run *run, void *buffer,
                        uint64_t offset, uint64_t bytes)
 {
@@ -335,10 +385,12 @@ static bool copy_piece(struct copy_engine *engine, struct copy_run *run, void *b
         end_reading(engine, run);
     }
     if (status == 0) {
-        status = write_data(engine, buffer, offset, bytes);
+        status = bring(engine, buffer, offset, bytes);
+    }
+    if (status != 0) {
+        finish(engine, run, false);
     }
     if (status < 0) {
-        finish(engine, run, false);
         handle_error(engine, is_read, run, offset, -status);
     }
     return status == 0;
@@ -374,7 +426,7 @@ void copy_io_run(struct copy_engine *engine, struct copy_run *run, void *buffer,
     }
     if (is_zero) {
         end_reading(engine, run);
-        copy_zeroes(engine, run);
+        copy_zeroes(engine, run, buffer, buffer_bytes);
     } else {
         copy_data(engine, run, buffer, buffer_bytes);
     }
