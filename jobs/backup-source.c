@@ -166,24 +166,46 @@ static void cancel_in_flight(struct copy_source *copy)
     point_in_time_cancel_in_flight(backup_source_of(copy)->point);
 }
 
-static const struct copy_source_operations operations = {
-    .next = next_run,
-    .extend = extend_run,
-    .block_status = block_status,
-    .pread = read_data,
-    .copy_range = copy_range,
-    .done = done,
-    .is_finished = is_finished,
-    .cancel_in_flight = cancel_in_flight,
+#define COMMON_OPERATIONS                                                                          \
+    .next = next_run, .extend = extend_run, .block_status = block_status, .pread = read_data,      \
+    .copy_range = copy_range, .done = done, .is_finished = is_finished,                            \
+    .cancel_in_flight = cancel_in_flight
+
+static const struct copy_source_operations copying = {COMMON_OPERATIONS};
+
+/* ---- Comparing instead ----------------------------------------------------------------------- */
+
+static int compare(struct copy_source *copy, struct block_node *target, const void *data,
+                   void *spare, uint64_t offset, uint64_t bytes)
+{
+    return verify_compare(backup_source_of(copy)->verify, copy->engine, target, data, spare, offset,
+                          bytes);
+}
+
+/* Trying again for ever would tell nobody anything. */
+static void leave_out(struct copy_source *copy, uint64_t offset, uint64_t bytes, int error_number)
+{
+    struct backup_source *source = backup_source_of(copy);
+
+    verify_leave_out(source->verify, offset, bytes);
+    point_in_time_discard(source->point, offset, bytes);
+}
+
+static const struct copy_source_operations comparing = {
+    COMMON_OPERATIONS,
+    .compare = compare,
+    .ignore = leave_out,
 };
 
 void backup_source_init(struct backup_source *source, struct point_in_time *point,
-                        struct block_node *node, struct backup_bitmap *bitmap)
+                        struct block_node *node, struct backup_bitmap *bitmap,
+                        struct verify *verify)
 {
     *source = (struct backup_source){
-        .copy.operations = &operations,
+        .copy.operations = verify ? &comparing : &copying,
         .point = point,
         .node = node,
         .bitmap = bitmap,
+        .verify = verify,
     };
 }

@@ -39,6 +39,8 @@ struct backup {
     struct point_in_time *point;
     struct backup_source source;
     struct backup_bitmap bitmap;
+    struct verify
+        *_Atomic verify;        /* compares; NULL: it is copied. Reports ask for it at any time */
     struct copy_engine *engine; /* NULL with sync none: the point in time does it all */
     _Atomic bool is_held;       /* sync none: the target failed and the policy is to wait */
 };
@@ -98,6 +100,23 @@ static int run_none(struct job *job, GError **error)
 
 /* ---- Sync full, top and bitmap -------------------------------------------------------------- */
 
+/* What need not be compared. */
+static void narrow_verify(struct backup *backup)
+{
+    struct verify *verify = atomic_load(&backup->verify);
+    uint64_t length = point_in_time_length(backup->point), end = verify_end(verify);
+
+    if (verify_is_sample(verify)) {
+        verify_choose_sample(verify, backup_bitmap_limit(&backup->bitmap));
+    }
+    if (backup->bitmap.is_limit) {
+        backup_bitmap_narrow(&backup->bitmap, backup->point, COPY_UNIT);
+    }
+    if (end < length) {
+        point_in_time_discard(backup->point, end, length - end);
+    }
+}
+
 /*
  * What need not be copied. Guests save it until it is found: looking for it would keep them waiting
  * at the moment.
@@ -107,6 +126,10 @@ static int narrow(struct backup *backup, GError **error)
     uint64_t unit = sync_top_unit(backup->target, COPY_UNIT);
 
     job_set_phase(backup->job, "scanning");
+    if (atomic_load(&backup->verify)) {
+        narrow_verify(backup);
+        return 0;
+    }
     switch (backup->sync) {
     case BACKUP_SYNC_TOP:
         return sync_top_narrow(backup->job, backup->point, unit, error);
@@ -124,7 +147,7 @@ static int copy(struct backup *backup, GError **error)
 
     point_in_time_get_info(backup->point, &info);
     job_progress_set_total(backup->job, backup->length - info.discarded_bytes);
-    job_set_phase(backup->job, "copying");
+    job_set_phase(backup->job, atomic_load(&backup->verify) ? "comparing" : "copying");
     return copy_engine_run(backup->engine, error);
 }
 
@@ -138,9 +161,29 @@ static void secure_copied(struct backup *backup)
     }
 }
 
+/* Whether anything was brought to the target that is to be made safe there. */
+static bool has_written(struct backup *backup)
+{
+    struct verify *verify = atomic_load(&backup->verify);
+
+    return !verify || verify_has_repaired(verify);
+}
+
+static int make_safe(struct backup *backup, GError **error)
+{
+    if (!has_written(backup)) {
+        return 0;
+    }
+    job_set_phase(backup->job, "flushing");
+    int status = copy_engine_flush(backup->engine, INT64_MAX, error);
+    backup->bitmap.is_flushed = status == 0;
+    return status;
+}
+
 static int run_copy(struct job *job, GError **error)
 {
     struct backup *backup = job_state(job);
+    struct verify *verify = atomic_load(&backup->verify);
     int status = narrow(backup, error);
 
     if (status == 0) {
@@ -153,10 +196,8 @@ static int run_copy(struct job *job, GError **error)
     }
     /* From here on guests' writes owe us nothing; do not stay on their path while flushing. */
     point_in_time_uninstall(backup->point);
-    job_set_phase(job, "flushing");
-    status = copy_engine_flush(backup->engine, INT64_MAX, error);
-    backup->bitmap.is_flushed = status == 0;
-    return status;
+    status = make_safe(backup, error);
+    return status == 0 && verify ? verify_conclude(verify, backup->target->name, error) : status;
 }
 
 /* Nothing can be saved any more, or saved data wants to be taken. */
@@ -226,15 +267,42 @@ static void clean_backup(struct job *job)
     backup_bitmap_clear(&backup->bitmap);
 }
 
+#define BACKUP_FUNCTIONS                                                                           \
+    .is_block_job = true, .instance_size = sizeof(struct backup), .run = run_backup,               \
+    .wake = wake_backup, .commit = commit_backup, .abort = abort_backup, .clean = clean_backup
+
 static const struct job_driver backup_driver = {
     .type = "backup",
-    .is_block_job = true,
-    .instance_size = sizeof(struct backup),
-    .run = run_backup,
-    .wake = wake_backup,
-    .commit = commit_backup,
-    .abort = abort_backup,
-    .clean = clean_backup,
+    BACKUP_FUNCTIONS,
+};
+
+/* What was found can be asked for as long as the job is there. */
+static void get_verify_info(struct job *job, struct job_info *info)
+{
+    struct backup *backup = job_state(job);
+    struct verify *verify = atomic_load(&backup->verify);
+
+    if (verify) {
+        info->has_verify = true;
+        verify_get_report(verify, &info->verify);
+    }
+}
+
+static void free_verify(struct job *job)
+{
+    struct backup *backup = job_state(job);
+    struct verify *verify = atomic_load(&backup->verify);
+
+    if (verify) {
+        verify_free(verify);
+    }
+}
+
+static const struct job_driver verify_driver = {
+    .type = "verify",
+    .get_info = get_verify_info,
+    .free = free_verify,
+    BACKUP_FUNCTIONS,
 };
 
 static int check_performance_options(const struct backup_options *options, GError **error)
@@ -288,6 +356,9 @@ static int check_nodes(const struct backup_options *options, GError **error)
 {
     if (options->source == options->target) {
         return block_error(error, EINVAL, "Source and target cannot be the same");
+    }
+    if (options->verify && !options->verify->repair) {
+        return 0; /* nothing is written, and another length is a difference */
     }
     if (options->target->options.read_only) {
         return block_error(error, EACCES, "Target node '%s' is read-only", options->target->name);
@@ -356,6 +427,14 @@ static int new_point(struct job *job, const struct backup_options *options, GErr
     return backup->point ? 0 : -EIO;
 }
 
+/* Who only compares lets others do with the target all that nobody can see. */
+static const struct copy_claims reading_claims = {
+    .source_perms = BLOCK_PERM_READ,
+    .source_shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE,
+    .target_perms = BLOCK_PERM_READ,
+    .target_shared = BLOCK_PERM_READ | BLOCK_PERM_INVISIBLE,
+};
+
 static int new_engine(struct job *job, const struct backup_options *options, GError **error)
 {
     struct backup *backup = job_state(job);
@@ -368,18 +447,74 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
         .target = options->target,
         .use_copy_range = options->use_copy_range && !options->compress,
         .compress = options->compress,
-        .explicit_zeroes = backup->sync != BACKUP_SYNC_FULL,
+        .target_action = options->verify && options->verify->repair
+                             ? "compare with, or repair, target"
+                         : options->verify ? "read target"
+                                           : NULL,
+        .explicit_zeroes = !options->verify && backup->sync != BACKUP_SYNC_FULL,
         .max_workers = (unsigned)options->max_workers,
         .max_chunk = align_down((uint64_t)options->max_chunk, COPY_CLUSTER),
         .on_source_error = options->on_source_error,
         .on_target_error = options->on_target_error,
+        .claims = options->verify && !options->verify->repair ? &reading_claims : NULL,
         .guest = guest,
     };
 
     backup->target = options->target;
-    backup_source_init(&backup->source, backup->point, options->source, &backup->bitmap);
+    backup_source_init(&backup->source, backup->point, options->source, &backup->bitmap,
+                       atomic_load(&backup->verify));
     backup->engine = copy_engine_new(job, &engine_options, error);
     return backup->engine ? 0 : -EIO;
+}
+
+/* A sample of a whole disk: of a bitmap that has all of it. */
+static int limit_to_all(struct backup *backup, GError **error)
+{
+    struct dirty_bitmap *all = dirty_bitmap_new(NULL, backup->length, VERIFY_SAMPLE_CHUNK, error);
+
+    if (!all) {
+        return -ENOMEM;
+    }
+    if (backup->length > 0) {
+        dirty_bitmap_set(all, 0, backup->length);
+    }
+    backup->bitmap.owned = all;
+    backup->bitmap.is_limit = true;
+    return 0;
+}
+
+static int new_verify(struct job *job, const struct backup_options *options, GError **error)
+{
+    struct backup *backup = job_state(job);
+    struct verify *verify = verify_new(job, options->verify, point_in_time_length(backup->point),
+                                       block_node_length(options->target), error);
+
+    if (!verify) {
+        return -ENOMEM;
+    }
+    atomic_store(&backup->verify, verify);
+    return verify_is_sample(verify) && options->sync == BACKUP_SYNC_FULL
+               ? limit_to_all(backup, error)
+               : 0;
+}
+
+/* Once they are claimed: nobody resizes them any more. */
+static int check_lengths(const struct backup *backup, const struct verify *verify, GError **error)
+{
+    return verify_is_of(verify, point_in_time_length(backup->point),
+                        block_node_length(backup->target))
+               ? 0
+               : block_error(error, EBUSY, "Node '%s' is just being resized", backup->target->name);
+}
+
+static int set_up_verify(struct job *job, const struct backup_options *options, GError **error)
+{
+    struct backup *backup = job_state(job);
+
+    if (new_verify(job, options, error) < 0 || new_engine(job, options, error) < 0) {
+        return -EIO;
+    }
+    return check_lengths(backup, atomic_load(&backup->verify), error);
 }
 
 static int choose_sync(struct backup *backup, const struct backup_options *options, GError **error)
@@ -420,6 +555,9 @@ static int set_up(struct job *job, const struct backup_options *options, GError 
     if (new_point(job, &complete, error) < 0) {
         return -EIO;
     }
+    if (options->verify) {
+        return set_up_verify(job, &complete, error);
+    }
     return options->sync == BACKUP_SYNC_NONE ? 0 : new_engine(job, &complete, error);
 }
 
@@ -436,7 +574,8 @@ struct job *backup_new(const struct backup_options *given, GError **error)
         check_performance_options(options, error) < 0 || check_scratch(options, error) < 0) {
         return NULL;
     }
-    job = job_new(&backup_driver, options->job_id, options->job_flags, options->transaction, error);
+    job = job_new(options->verify ? &verify_driver : &backup_driver, options->job_id,
+                  options->job_flags, options->transaction, error);
     if (!job) {
         return NULL;
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The backup job: brings the contents a node has at the moment the job starts to a target, while
- * the guest goes on writing.
+ * the guest goes on writing. The verify job is the same but that it compares them with the target.
  */
 #ifndef LIVEBLK_JOBS_BACKUP_H
 #define LIVEBLK_JOBS_BACKUP_H
@@ -11,6 +11,7 @@
 #include "block/node.h"
 #include "jobs/backup-bitmap.h"
 #include "jobs/job.h"
+#include "jobs/verify.h"
 
 enum backup_sync {
     BACKUP_SYNC_FULL, /* everything */
@@ -48,7 +49,10 @@ struct backup_options {
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     bool use_copy_range;
-    bool compress;           /* the target's format compresses */
+    bool compress; /* the target's format compresses */
+    /* Compare with the target (sync full or bitmap); with ignore as a policy what cannot be read is
+     * left out, and the job fails at its end. NULL: copy to it. */
+    const struct verify_options *verify;
     int64_t max_workers;     /* 0: the default */
     int64_t max_chunk;       /* bytes; 0: the default */
     int64_t guest_timeout_s; /* how long a guest's write may wait for the job; 0: for ever */

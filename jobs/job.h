@@ -23,6 +23,7 @@
 #include "block/cleanup.h"
 #include "block/device.h"
 #include "block/node.h"
+#include "jobs/verify-report.h"
 
 enum job_status {
     JOB_STATUS_UNDEFINED,
@@ -93,7 +94,8 @@ struct job_driver {
     void (*commit)(struct job *job);
     void (*abort)(struct job *job);
     void (*clean)(struct job *job);
-    /* Add to a report what only this kind knows. Any thread, job lock held. May be NULL. */
+    /* Add to a report what only this kind knows. Any thread, job lock held: it may take a lock of
+     * the driver's under which nothing else is called. May be NULL. */
     void (*get_info)(struct job *job, struct job_info *info);
     /* Free the state's memory and nothing else, when the job itself is freed. May be NULL. */
     void (*free)(struct job *job);
@@ -268,6 +270,9 @@ struct job_info {
     /* Of mirrors only: whether a guest's write is answered only when it is on both sides. */
     bool has_actively_synced;
     bool actively_synced;
+    /* Of those that verify only: what they found. */
+    bool has_verify;
+    struct verify_report verify;
 };
 void job_get_info(struct job *job, struct job_info *info);
 void job_info_clear(struct job_info *info);

@@ -136,9 +136,8 @@ static int check_workers(json_t *performance, GError **error)
     return 0;
 }
 
-/* scratch_node: to hold the reference. */
-static int read_scratch(json_t *arguments, struct backup_options *options,
-                        struct block_node **scratch_node, GError **error)
+int backup_action_read_scratch(json_t *arguments, struct backup_options *options,
+                               struct block_node **scratch_node, GError **error)
 {
     const char *directory = json_string_value(json_object_get(arguments, "scratch"));
     const char *node = json_string_value(json_object_get(arguments, "scratch-node"));
@@ -192,18 +191,6 @@ static void read_options(json_t *arguments, struct block_node *source,
         .guest_timeout_s = lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
     };
 }
-
-/* ---- The actions ----------------------------------------------------------------------------- */
-
-struct backup_action {
-    struct job *job;
-    const char *device; /* as the arguments name it */
-    struct block_node *source;
-    struct bitmap_name bitmap;    /* without a name: none is used */
-    bool has_bitmap;              /* it was taken */
-    const char *since;            /* a checkpoint of the device, or NULL */
-    struct block_device *tracked; /* whose checkpoint that is */
-};
 
 /* ---- The bitmap ------------------------------------------------------------------------------ */
 
@@ -310,8 +297,7 @@ static int take_bitmap(struct backup_action *state, GError **error)
 
 /* ---- The checkpoint -------------------------------------------------------------------------- */
 
-/* In prepare: the device is tracked. What its checkpoint is worth is seen at the moment. */
-static int prepare_since(struct backup_action *state, const char *device, GError **error)
+int backup_action_prepare_since(struct backup_action *state, const char *device, GError **error)
 {
     struct dirty_bitmap *changes;
     struct change_tracker *tracker;
@@ -376,11 +362,11 @@ static int create_job(struct transaction_action *action, json_t *arguments,
         return block_error(error, ENOTSUP, "Compression is not supported for this drive %s",
                            target);
     }
-    if (read_scratch(arguments, options, &scratch_node, error) < 0) {
+    if (backup_action_read_scratch(arguments, options, &scratch_node, error) < 0) {
         return -EINVAL;
     }
     state->device = json_string_value(json_object_get(arguments, "device"));
-    if (prepare_since(state, state->device, error) < 0) {
+    if (backup_action_prepare_since(state, state->device, error) < 0) {
         return -EINVAL;
     }
     options->transaction = transaction_jobs(action);
@@ -436,7 +422,7 @@ static int prepare_drive_backup(struct transaction_action *action, json_t *argum
 /* ---- After the job is there, both are the same ----------------------------------------------- */
 
 /* The moment of a disk that has moved away is over. */
-static int apply(struct transaction_action *action, GError **error)
+int backup_action_apply(struct transaction_action *action, GError **error)
 {
     struct backup_action *state = transaction_state(action);
     int status = lookup_check_same(state->device, state->source, error);
@@ -444,7 +430,7 @@ static int apply(struct transaction_action *action, GError **error)
     return status == 0 && state->bitmap.name ? take_bitmap(state, error) : status;
 }
 
-static void undo(struct transaction_action *action)
+void backup_action_undo(struct transaction_action *action)
 {
     struct backup_action *state = transaction_state(action);
 
@@ -453,14 +439,14 @@ static void undo(struct transaction_action *action)
     }
 }
 
-static void activate(struct transaction_action *action)
+void backup_action_activate(struct transaction_action *action)
 {
     struct backup_action *state = transaction_state(action);
 
     backup_activate(state->job);
 }
 
-static void commit(struct transaction_action *action)
+void backup_action_commit(struct transaction_action *action)
 {
     struct backup_action *state = transaction_state(action);
 
@@ -471,14 +457,14 @@ static void commit(struct transaction_action *action)
     job_start_or_fail(state->job);
 }
 
-static void roll_back(struct transaction_action *action)
+void backup_action_abort(struct transaction_action *action)
 {
     struct backup_action *state = transaction_state(action);
 
     job_roll_back(state->job);
 }
 
-static void clean(struct transaction_action *action)
+void backup_action_clean(struct transaction_action *action)
 {
     struct backup_action *state = transaction_state(action);
 
@@ -495,12 +481,7 @@ const struct transaction_action_type blockdev_backup_action = {
     .supports_grouped = true,
     .prepare = prepare_blockdev_backup,
     .change = find_changes,
-    .apply = apply,
-    .undo = undo,
-    .activate = activate,
-    .commit = commit,
-    .abort = roll_back,
-    .clean = clean,
+    BACKUP_ACTION_END,
     .doc = "See the command blockdev-backup.",
 };
 
@@ -511,12 +492,7 @@ const struct transaction_action_type drive_backup_action = {
     .supports_grouped = true,
     .prepare = prepare_drive_backup,
     .change = find_changes,
-    .apply = apply,
-    .undo = undo,
-    .activate = activate,
-    .commit = commit,
-    .abort = roll_back,
-    .clean = clean,
+    BACKUP_ACTION_END,
     .doc = "See the command drive-backup.",
 };
 

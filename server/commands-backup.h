@@ -3,6 +3,9 @@
 #ifndef LIVEBLK_SERVER_COMMANDS_BACKUP_H
 #define LIVEBLK_SERVER_COMMANDS_BACKUP_H
 
+#include "block/device.h"
+#include "jobs/backup.h"
+#include "server/bitmap-name.h"
 #include "server/qmp/schema.h"
 #include "server/transaction.h"
 
@@ -18,5 +21,36 @@ json_t *drive_backup(struct qmp_request *request, json_t *arguments, GError **er
 
 extern const struct transaction_action_type blockdev_backup_action;
 extern const struct transaction_action_type drive_backup_action;
+
+/* ---- For actions that are backups of another kind: commands-verify.c ------------------------ */
+
+/* Their state. The steps after prepare are the same for all. */
+struct backup_action {
+    struct job *job;
+    const char *device; /* as the arguments name it */
+    struct block_node *source;
+    struct bitmap_name bitmap;    /* without a name: none is used */
+    bool has_bitmap;              /* it was taken */
+    const char *since;            /* a checkpoint of the device, or NULL */
+    struct block_device *tracked; /* whose checkpoint that is */
+};
+
+/* The arguments scratch, scratch-node and scratch-max. scratch_node: to hold the reference. */
+int backup_action_read_scratch(json_t *arguments, struct backup_options *options,
+                               struct block_node **scratch_node, GError **error);
+
+/* In prepare: the device is tracked. What its checkpoint is worth is seen at the moment. */
+int backup_action_prepare_since(struct backup_action *state, const char *device, GError **error);
+
+int backup_action_apply(struct transaction_action *action, GError **error);
+void backup_action_undo(struct transaction_action *action);
+void backup_action_activate(struct transaction_action *action);
+void backup_action_commit(struct transaction_action *action);
+void backup_action_abort(struct transaction_action *action);
+void backup_action_clean(struct transaction_action *action);
+
+#define BACKUP_ACTION_END                                                                          \
+    .apply = backup_action_apply, .undo = backup_action_undo, .activate = backup_action_activate,  \
+    .commit = backup_action_commit, .abort = backup_action_abort, .clean = backup_action_clean
 
 #endif

@@ -8,6 +8,7 @@
 #include "jobs/job.h"
 #include "server/commands-backup.h"
 #include "server/commands-mirror.h"
+#include "server/commands-verify.h"
 #include "server/commands.h"
 #include "server/lookup.h"
 #include "server/types.h"
@@ -88,6 +89,8 @@ static const struct qmp_member job_info_members[] = {
     {"total-progress", &qmp_type_int, .doc = "Bytes of work in all; may grow."},
     {"error", &qmp_type_string, .optional = true, .doc = "Why it failed."},
     {"phase", &qmp_type_string, .doc = "What it is doing, in a word."},
+    {"verify", &verify_info_type, .optional = true,
+     .doc = "Of blockdev-verify only: what it has found up to now. An extension of liveblk's."},
     {NULL},
 };
 static const struct qmp_type job_info_type = {
@@ -235,6 +238,9 @@ static json_t *job_object(const struct job_info *info)
                                (json_int_t)info->current_progress, "total-progress",
                                (json_int_t)info->total_progress, "phase", info->phase);
 
+    if (info->has_verify) {
+        json_object_set_new(object, "verify", verify_info_object(&info->verify));
+    }
     set_error(object, info);
     return object;
 }
@@ -293,6 +299,8 @@ const struct qmp_command job_commands[] = {
      "Copy a device or node to a node and follow its writes, to move it or to keep the copy."},
     {"drive-mirror", &drive_mirror_type, NULL, drive_mirror, 0,
      "Copy a device or node to a file and follow its writes, to move it or to keep the copy."},
+    {"blockdev-verify", &blockdev_verify_type, NULL, blockdev_verify, 0,
+     "Compare a device or node, as it is now, with a node. An extension of liveblk's."},
     {"job-pause", &id_type, NULL, job_pause_command, QMP_COMMAND_QUICK, "Pause a job."},
     {"job-resume", &id_type, NULL, job_resume_command, QMP_COMMAND_QUICK, "Let it go on."},
     {"job-cancel", &id_type, NULL, job_cancel_command, 0,
@@ -372,7 +380,9 @@ static const struct qmp_type pending_type = {
 };
 static const struct qmp_member error_members[] = {
     {"device", &qmp_type_string, .doc = "The job's ID."},
-    {"operation", &qmp_type_string, .doc = "read or write."},
+    {"operation", &qmp_type_string,
+     .doc = "read or write: of the job's source, or of its target, which blockdev-verify only "
+            "reads."},
     {"action", &qmp_type_string, .doc = "ignore, report or stop."},
     {NULL},
 };
@@ -389,5 +399,7 @@ const struct qmp_event_type job_events[] = {
     {"BLOCK_JOB_READY", &progress_type, "A job may be completed."},
     {"BLOCK_JOB_PENDING", &pending_type, "A job waits for job-finalize."},
     {"BLOCK_JOB_ERROR", &error_type, "An I/O of a job failed."},
+    {"VERIFY_DIFFERENCE", &verify_difference_event_type,
+     "blockdev-verify has found a difference. An extension of liveblk's."},
     {NULL},
 };

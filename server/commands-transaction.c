@@ -12,6 +12,7 @@
 #include "server/commands-chain.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-tracking.h"
+#include "server/commands-verify.h"
 #include "server/commands-views.h"
 #include "server/lookup.h"
 #include "server/transaction.h"
@@ -32,7 +33,7 @@ static const struct transaction_action_type *const action_types[] = {
     &abort_action,         &bitmap_add_action,     &bitmap_remove_action,   &bitmap_clear_action,
     &bitmap_enable_action, &bitmap_disable_action, &bitmap_merge_action,    &blockdev_backup_action,
     &drive_backup_action,  &view_create_action,    &snapshot_create_action, &overlay_action,
-    &overlay_file_action,  &checkpoint_add_action,
+    &overlay_file_action,  &checkpoint_add_action, &blockdev_verify_action,
 };
 
 static const struct transaction_action_type *find_type(const char *name)

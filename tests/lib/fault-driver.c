@@ -178,24 +178,42 @@ static void delay(struct fault_state *state, int64_t delay_ns)
     pthread_mutex_lock(&state->lock);
 }
 
-/* What becomes of a request: 0 to go on, or a negative errno. */
-static int meet(struct block_node *node, unsigned operation, uint64_t offset, uint64_t bytes)
+/* What becomes of a request: 0 to go on, or a negative errno. *rule: that which met it, or zeroes.
+ */
+static int meet_rule(struct block_node *node, unsigned operation, uint64_t offset, uint64_t bytes,
+                     struct fault_rule *rule)
 {
     struct fault_state *state = state_of(node);
-    struct fault_rule rule;
     SCOPE_LOCK(&state->lock);
 
+    *rule = (struct fault_rule){0};
     state->bytes[g_bit_nth_lsf(operation, -1)] += bytes;
-    if (!state->is_cut_off && !find_rule(state, operation, offset, bytes, &rule)) {
+    if (!state->is_cut_off && !find_rule(state, operation, offset, bytes, rule)) {
         return 0;
     }
-    if (!state->is_cut_off && rule.delay_ns) {
-        delay(state, rule.delay_ns);
+    if (!state->is_cut_off && rule->delay_ns) {
+        delay(state, rule->delay_ns);
     }
-    if (!state->is_cut_off && rule.hold) {
+    if (!state->is_cut_off && rule->hold) {
         hold(state);
     }
-    return state->is_cut_off ? -ESHUTDOWN : -rule.error_number;
+    return state->is_cut_off ? -ESHUTDOWN : -rule->error_number;
+}
+
+static int meet(struct block_node *node, unsigned operation, uint64_t offset, uint64_t bytes)
+{
+    struct fault_rule rule;
+
+    return meet_rule(node, operation, offset, bytes, &rule);
+}
+
+static void lie(const struct fault_rule *rule, char *buffer, uint64_t offset, uint64_t bytes)
+{
+    uint64_t at = MAX_OF(rule->offset, offset);
+
+    if (rule->lie && bytes) {
+        buffer[at - offset] ^= 1;
+    }
 }
 
 static int fault_open(struct block_node *node, void *values, GError **error)
@@ -229,9 +247,12 @@ static void fault_close(struct block_node *node)
 static int fault_pread(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes,
                        unsigned flags)
 {
-    int status = meet(node, FAULT_ON(READ), offset, bytes);
+    struct fault_rule rule;
+    int status = meet_rule(node, FAULT_ON(READ), offset, bytes, &rule);
 
-    return status ? status : block_node_pread(node->file, buffer, offset, bytes, flags);
+    status = status ? status : block_node_pread(node->file, buffer, offset, bytes, flags);
+    lie(&rule, buffer, offset, bytes);
+    return status;
 }
 
 static int fault_pwrite(struct block_node *node, const void *buffer, uint64_t offset,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A filter for tests ("fault", over its `file` child) that makes requests fail, late, or hang.
+ * A filter for tests ("fault", over its `file` child) that makes requests fail, late, or hang, and
+ * reads lie.
  *
  * A request is met by the first rule that fits it. Functions may be called from any thread.
  * Options: file; alignment, the request size the node asks for (default: its file's).
@@ -30,6 +31,7 @@ struct fault_rule {
     int64_t delay_ns;
     bool hold;        /* until fault_clear(), or cut off by the driver's cancel_in_flight */
     int error_number; /* positive; 0: the request goes on to the file */
+    bool lie;         /* of what is read, the first byte of the rule's range is another */
 };
 
 /* Add the driver to the registry; once. */
