@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "block/cleanup.h"
+#include "cli/comparison.h"
 #include "cli/follow.h"
 #include "cli/output.h"
 
@@ -81,6 +82,9 @@ enum exit_status follow_conclude(const struct follow_options *options, enum foll
     static const char *const names[] = {"success", "failed",   "cancelled",
                                         "ready",   "detached", "unknown"};
 
+    if (report->job) {
+        print_comparison(report->job, options->json);
+    }
     if (outcome == FOLLOW_SUCCEEDED && !options->json) {
         print_success(report, what);
     } else if (outcome == FOLLOW_READY && !options->json) {
@@ -98,5 +102,6 @@ enum exit_status follow_conclude(const struct follow_options *options, enum foll
         print_summary(options, names[outcome], report);
     }
     g_clear_pointer(&report->failure, g_free);
+    g_clear_pointer(&report->job, json_decref);
     return outcome == FOLLOW_LEFT ? EXIT_LEFT_RUNNING : EXIT_OK;
 }

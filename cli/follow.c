@@ -202,6 +202,7 @@ static bool take_query(struct follow *follow, const json_t *reply, GError **erro
         follow->report->is_commit = !strcmp(member_text(job, "type", ""), "commit");
         if (!strcmp(member_text(job, "status", ""), "concluded")) {
             follow->progress.done = MAX(member_integer(job, "current-progress", 0), 0);
+            follow->report->job = json_incref(job);
             job_concluded(follow, job);
             return true;
         }

@@ -42,6 +42,7 @@ struct follow_options {
 
 struct follow_report {
     char *failure;  /* why it failed; NULL otherwise; the caller frees */
+    json_t *job;    /* what query-jobs said of it when it had ended, or NULL; as failure */
     bool is_commit; /* of a disk's own image, if it got ready */
     uint64_t bytes_done;
     uint64_t bytes_seen; /* done while we followed; 0: says nothing about speed */

@@ -14,7 +14,7 @@ import cli_program
 from cli_program import FOLDER, PROGRAM, end, environment, expect, json_lines, path, run, spawn
 from fake_qmp import FakeQmp
 
-COMMANDS = ["serve", "status", "backup", "mirror", "view", "job", "bitmap", "tracking",
+COMMANDS = ["serve", "status", "backup", "mirror", "verify", "view", "job", "bitmap", "tracking",
             "checkpoint", "chain", "stream",
             "commit", "stats", "events", "qmp",
             "create", "info", "map", "check", "snapshot", "resize", "amend"]  # fmt: skip
