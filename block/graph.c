@@ -361,7 +361,8 @@ int block_node_check_resize(struct block_node *node, GError **error)
     return check_resize(node, NULL, error);
 }
 
-/* ---- Notifiers and bitmaps: NULL-terminated lists, or NULL for an empty one ----------------- */
+/* ---- Notifiers, followers, bitmaps: NULL-terminated lists, or NULL for an empty one
+ * ----------------- */
 
 static size_t list_length(void *const *list)
 {
@@ -421,6 +422,16 @@ void block_node_add_notifier(struct block_node *node, struct write_notifier *not
 void block_node_remove_notifier(struct block_node *node, struct write_notifier *notifier)
 {
     node->notifiers = list_remove(node->notifiers, list_find((void **)node->notifiers, notifier));
+}
+
+void block_node_add_follower(struct block_node *node, struct write_follower *follower)
+{
+    node->followers = list_insert(node->followers, follower, list_length((void **)node->followers));
+}
+
+void block_node_remove_follower(struct block_node *node, struct write_follower *follower)
+{
+    node->followers = list_remove(node->followers, list_find((void **)node->followers, follower));
 }
 
 void block_node_insert_bitmap(struct block_node *node, struct dirty_bitmap *bitmap, size_t position)

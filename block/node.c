@@ -130,6 +130,7 @@ void block_node_free(struct block_node *node)
     tracked_requests_destroy(&node->tracked);
     pthread_mutex_destroy(&node->operation_lock);
     g_free(node->notifiers);
+    g_free(node->followers);
     free_named_bitmaps(node);
     g_free(node->bitmaps);
     block_options_free(node->given);

@@ -125,6 +125,7 @@ struct block_child {
 
 struct dirty_bitmap;
 struct write_notifier;
+struct write_follower;
 
 struct block_node {
     char *name; /* unique; "#blockNNN" if nobody gave one */
@@ -161,11 +162,12 @@ struct block_node {
     struct tracked_requests tracked;
 
     /*
-     * Notifiers and bitmaps, as arrays that requests read without a lock; changed only on the
-     * main thread while the node is drained. Bitmaps with a name are users' and belong to the
-     * node; those without belong to the job that put them there.
+     * Notifiers, followers and bitmaps, as arrays that requests read without a lock; changed only
+     * on the main thread while the node is drained. Bitmaps with a name are users' and belong to
+     * the node; those without belong to the job that put them there.
      */
     struct write_notifier **notifiers; /* NULL-terminated; NULL if there are none */
+    struct write_follower **followers; /* NULL-terminated; NULL if there are none */
     struct dirty_bitmap **bitmaps;     /* NULL-terminated; NULL if there are none */
     uint64_t bitmap_length; /* main thread: theirs while the node is resized; 0: that of the node */
 
@@ -369,9 +371,11 @@ int block_claim_move(struct block_claim *claim, struct block_node *node, unsigne
 int block_claim_replace(struct block_claim *claim, struct block_claim *other, unsigned perms,
                         unsigned shared, GError **error);
 
-/* Bitmaps and notifiers of a node: main thread, node drained. */
+/* Bitmaps, notifiers and followers of a node: main thread, node drained. */
 void block_node_add_notifier(struct block_node *node, struct write_notifier *notifier);
 void block_node_remove_notifier(struct block_node *node, struct write_notifier *notifier);
+void block_node_add_follower(struct block_node *node, struct write_follower *follower);
+void block_node_remove_follower(struct block_node *node, struct write_follower *follower);
 void block_node_add_bitmap(struct block_node *node, struct dirty_bitmap *bitmap);
 /* Returns its position, for block_node_insert_bitmap to put it back. It is the caller's now. */
 size_t block_node_remove_bitmap(struct block_node *node, struct dirty_bitmap *bitmap);

@@ -238,6 +238,32 @@ static bool ignores_flushes(const struct block_node *node)
     return node->driver->is_protocol && node->options.cache_no_flush;
 }
 
+struct block_change_rest {
+    struct block_node *node;
+    const struct change *change;
+    unsigned flags;
+    struct write_follower **followers; /* NULL-terminated, or NULL */
+};
+
+int block_change_go_on(struct block_change_rest *rest)
+{
+    const struct change *change = rest->change;
+    struct write_follower *next = rest->followers ? *rest->followers : NULL;
+
+    if (G_LIKELY(!next)) {
+        return driver_change(rest->node, change, rest->flags);
+    }
+    const struct block_change seen = {
+        .operation = change->operation,
+        .buffer = change->buffer,
+        .offset = change->offset,
+        .bytes = change->bytes,
+    };
+    struct block_change_rest inner = *rest;
+    inner.followers++;
+    return next->follow(next, &seen, &inner);
+}
+
 /* The steps inside tracking: notifiers, driver, records, and forced unit access. */
 static int apply_change(struct block_node *node, const struct change *change)
 {
@@ -252,7 +278,8 @@ static int apply_change(struct block_node *node, const struct change *change)
     if (!durable || flush_after) {
         flags &= ~(unsigned)BLOCK_REQUEST_FUA;
     }
-    status = driver_change(node, change, flags);
+    struct block_change_rest rest = {node, change, flags, node->followers};
+    status = block_change_go_on(&rest);
     record_change(node, change);
     if (status == 0 && flush_after) {
         status = block_node_flush(node);

@@ -35,6 +35,29 @@ struct write_notifier {
                         uint64_t offset, uint64_t bytes);
 };
 
+/* A change as the driver gets it: after alignment. */
+struct block_change {
+    enum block_operation operation;
+    const void *buffer; /* of a write: the data; NULL if the kernel takes them from a file */
+    uint64_t offset;
+    uint64_t bytes;
+};
+
+/* What is left of a change to be made: those that follow it, too, and the driver. */
+struct block_change_rest;
+
+/* Sees a change through: before the driver has made it and after that. */
+struct write_follower {
+    /*
+     * Have the change made by block_change_go_on(), once, and return what that returns, so that
+     * the guest is answered. May block. Called from the writing thread, many at once, inside
+     * tracking and after the notifiers; several followers enclose each other, in their order.
+     */
+    int (*follow)(struct write_follower *follower, const struct block_change *change,
+                  struct block_change_rest *rest);
+};
+int block_change_go_on(struct block_change_rest *rest);
+
 int block_node_pread(struct block_node *node, void *buffer, uint64_t offset, uint64_t bytes,
                      unsigned flags);
 int block_node_pwrite(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,

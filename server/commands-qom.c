@@ -121,7 +121,7 @@ static bool follows_writes(const struct block_node *node)
             return true;
         }
     }
-    return node->notifiers != NULL;
+    return node->notifiers != NULL || node->followers != NULL;
 }
 
 /*

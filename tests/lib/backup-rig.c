@@ -147,7 +147,8 @@ static bool has_claims_beside(struct block_node *node, unsigned expected)
 
 static bool has_watchers(struct block_node *node)
 {
-    return (node->notifiers && node->notifiers[0]) || (node->bitmaps && node->bitmaps[0]);
+    return (node->notifiers && node->notifiers[0]) || (node->bitmaps && node->bitmaps[0]) ||
+           (node->followers && node->followers[0]);
 }
 
 /* Another thread of the test may just have looked the node up; a job's reference would stay. */
