@@ -5,17 +5,8 @@
 
 #include <pthread.h>
 
-#include "block/queue.h"
 #include "jobs/copy-engine.h"
 #include "jobs/copy-pace.h"
-
-/* A run in flight, on its worker's stack. */
-struct copy_run {
-    uint64_t offset;
-    uint64_t end;
-    bool is_reading; /* the source */
-    TAILQ_ENTRY(copy_run) entry;
-};
 
 struct copy_engine {
     struct copy_engine_options options;
@@ -36,9 +27,11 @@ struct copy_engine {
     pthread_cond_t changed; /* a run ended or is read, a drain ended, the engine is over */
     pthread_cond_t work;    /* workers: there may be something to do */
 
-    TAILQ_HEAD(, copy_run) runs; /* in flight */
-    unsigned active;             /* workers at work, and a flush in progress */
-    bool starved;                /* nothing was in flight, and the source had nothing to do */
+    /* In flight, those of workers on their stacks; and those who wait in copy_engine_enter(). */
+    TAILQ_HEAD(, copy_run) runs;
+    unsigned active;  /* workers at work, and a flush in progress */
+    unsigned entered; /* copy_engine_enter() */
+    bool starved;     /* nothing was in flight, and the source had nothing to do */
 
     unsigned target_drains;
     unsigned source_drains;

@@ -255,8 +255,11 @@ static void end_workers(struct copy_engine *engine)
  */
 static void pause_workers(struct copy_engine *engine)
 {
-    engine->is_pausing = true;
-    if (engine->active) {
+    if (!engine->is_pausing) {
+        engine->is_pausing = true;
+        pthread_cond_broadcast(&engine->changed); /* who waits to enter had better not */
+    }
+    if (engine->active || engine->entered) {
         return;
     }
     pthread_mutex_unlock(&engine->lock);
@@ -290,11 +293,16 @@ static bool coordinate(struct copy_engine *engine)
     return true;
 }
 
-static void cancel_in_flight(struct copy_engine *engine)
+void copy_engine_cut_off_target(struct copy_engine *engine)
 {
     if (!engine->options.target_is_in_use) {
         block_node_cancel_in_flight(engine->options.target);
     }
+}
+
+static void cancel_in_flight(struct copy_engine *engine)
+{
+    copy_engine_cut_off_target(engine);
     if (engine->source->operations->cancel_in_flight) {
         engine->source->operations->cancel_in_flight(engine->source);
     }
@@ -345,6 +353,7 @@ int copy_engine_run(struct copy_engine *engine, GError **error)
     come_to_rest(engine);
     end_workers(engine);
     SCOPE_LOCK(&engine->lock);
+    engine->is_pausing = false;
     if (engine->error) {
         int status = block_error_code(engine->error);
 
@@ -468,7 +477,7 @@ static void drain_wait(struct block_claim *claim)
     struct copy_engine *engine = engine_of_target(claim);
     SCOPE_LOCK(&engine->lock);
 
-    while (engine->active) {
+    while (engine->active || engine->entered) {
         pthread_cond_wait(&engine->changed, &engine->lock);
     }
 }
@@ -625,7 +634,7 @@ struct block_claim *copy_engine_target_claim(struct copy_engine *engine)
 
 void copy_engine_free(struct copy_engine *engine)
 {
-    g_assert(engine->workers->len == 0);
+    g_assert(engine->workers->len == 0 && TAILQ_EMPTY(&engine->runs));
     block_claim_release(&engine->source_claim);
     block_claim_release(&engine->target_claim);
     g_free(engine->source_claim.owner);

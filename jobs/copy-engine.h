@@ -21,6 +21,7 @@
 #include "block/cleanup.h"
 #include "block/device.h"
 #include "block/node.h"
+#include "block/queue.h"
 #include "jobs/copy-pace.h"
 #include "jobs/job.h"
 
@@ -117,6 +118,17 @@ struct copy_claims {
 /* The source is read, others may write it; the target is written, and others may read it. */
 extern const struct copy_claims copy_default_claims;
 
+/*
+ * A run in flight, or a range that somebody else brings to the target meanwhile (a guest's own
+ * write): no two of them overlap.
+ */
+struct copy_run {
+    uint64_t offset;
+    uint64_t end;
+    bool is_reading; /* the source */
+    TAILQ_ENTRY(copy_run) entry;
+};
+
 struct copy_engine_options {
     struct copy_source *source; /* the caller's, outlives the engine */
     uint64_t length;
@@ -165,11 +177,31 @@ bool copy_engine_find_busy(struct copy_engine *engine, uint64_t offset, uint64_t
                            uint64_t *busy_offset, uint64_t *busy_bytes);
 
 /*
- * Bring data to the target as the engine does, zeroes as zeroes: for compare(), in a range of the
- * run it is asked about. Returns a negative errno.
+ * For who brings a range to the target himself (jobs/write-through.h). From copy_engine_enter()
+ * to copy_engine_leave() nothing is in flight in [run->offset, run->end), which the caller has
+ * set, but what he does; who comes later to what overlaps it waits, in the order of coming, and
+ * the workers leave it out. Waits for what is in flight there, and while the target is drained.
+ * Returns 0; -EAGAIN at once if the job wants nothing to be written now (it has failed, is
+ * cancelled, pauses, or waits after an error); -ETIMEDOUT at deadline_ns (CLOCK_MONOTONIC). Any
+ * thread. It does not matter whether the engine runs.
  */
-int copy_engine_write(struct copy_engine *engine, const void *data, uint64_t offset,
+int copy_engine_enter(struct copy_engine *engine, struct copy_run *run, int64_t deadline_ns);
+void copy_engine_leave(struct copy_engine *engine, struct copy_run *run);
+
+/*
+ * Write to the target as a worker would, zeroes as zeroes, or zeroes if buffer is NULL: inside a
+ * range that was entered, or, for compare(), in the run it is asked about. Any thread. Returns a
+ * negative errno.
+ */
+int copy_engine_write(struct copy_engine *engine, const void *buffer, uint64_t offset,
                       uint64_t bytes);
+
+/* That has failed; the source has been told that it is to be copied again. The job's policy for
+ * the target decides what follows. error_number is positive. Any thread. */
+void copy_engine_write_failed(struct copy_engine *engine, uint64_t offset, int error_number);
+
+/* Make what hangs on the target fail soon, unless guests use that. Any thread. */
+void copy_engine_cut_off_target(struct copy_engine *engine);
 
 /*
  * End the run because of an error, which is taken over; the first one counts. Any thread, engine

@@ -145,10 +145,9 @@ static int write_plain(struct copy_engine *engine, const char *buffer, uint64_t 
                : block_node_pwrite(engine->options.target, buffer, offset, bytes, 0);
 }
 
-int copy_engine_write(struct copy_engine *engine, const void *data, uint64_t offset, uint64_t bytes)
+static int write_data(struct copy_engine *engine, const char *buffer, uint64_t offset,
+                      uint64_t bytes)
 {
-    const char *buffer = data;
-
     while (bytes) {
         bool is_zero;
         uint64_t run = buffer_zero_run(buffer, bytes, ZERO_PIECE, &is_zero);
@@ -196,6 +195,7 @@ static void handle_error(struct copy_engine *engine, bool is_read, const struct 
     case BLOCK_ERROR_POLICY_STOP:
         pthread_mutex_lock(&engine->lock);
         engine->is_held = true;
+        pthread_cond_broadcast(&engine->changed); /* who waits to enter had better not */
         pthread_mutex_unlock(&engine->lock);
         job_kick(engine->job);
         return;
@@ -299,7 +299,7 @@ static int bring(struct copy_engine *engine, const void *data, uint64_t offset, 
     struct copy_source *source = engine->source;
 
     if (!source->operations->compare) {
-        return copy_engine_write(engine, data, offset, bytes);
+        return write_data(engine, data, offset, bytes);
     }
     return source->operations->compare(source, engine->options.target, data,
                                        (char *)data + engine->options.max_chunk, offset, bytes);
@@ -430,4 +430,17 @@ void copy_io_run(struct copy_engine *engine, struct copy_run *run, void *buffer,
     } else {
         copy_data(engine, run, buffer, buffer_bytes);
     }
+}
+
+int copy_engine_write(struct copy_engine *engine, const void *buffer, uint64_t offset,
+                      uint64_t bytes)
+{
+    return buffer ? write_data(engine, buffer, offset, bytes) : write_zeroes(engine, offset, bytes);
+}
+
+void copy_engine_write_failed(struct copy_engine *engine, uint64_t offset, int error_number)
+{
+    const struct copy_run run = {.offset = offset, .end = offset};
+
+    handle_error(engine, false, &run, offset, error_number);
 }

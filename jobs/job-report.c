@@ -5,7 +5,8 @@
 #include "block/event.h"
 #include "jobs/job-internal.h"
 
-const char *const job_type_names[] = {"backup", "create", "mirror", "verify", NULL};
+const char *const job_type_names[] = {"commit", "stream", "mirror", "backup",
+                                      "create", "verify", NULL};
 
 void job_progress_set_total(struct job *job, uint64_t total)
 {
@@ -104,5 +105,6 @@ void job_info_clear(struct job_info *info)
     g_free(info->id);
     g_free(info->error);
     verify_report_clear(&info->verify);
+    g_free(info->copy_mode_reason);
     *info = (struct job_info){0};
 }

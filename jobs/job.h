@@ -267,9 +267,22 @@ struct job_info {
     bool auto_dismiss;
     char *error;       /* NULL: none */
     const char *phase; /* for people; never NULL */
-    /* Of mirrors only: whether a guest's write is answered only when it is on both sides. */
+    /* Of mirrors only: whether both sides are the same, and stay so with each answer to a guest. */
     bool has_actively_synced;
     bool actively_synced;
+    /* Of jobs that follow a guest, while they do: */
+    bool has_pace;
+    uint64_t bytes_left;
+    bool is_measured;      /* what follows is known */
+    uint64_t dirty_rate;   /* bytes per second that guests add to what is left */
+    uint64_t copy_rate;    /* bytes per second that are copied */
+    bool will_converge;    /* it gets less */
+    uint64_t seconds_left; /* if so */
+    /* Of mirrors, or NULL: how guests' writes are copied; whether they are on the target, too, when
+     * they are answered; and why that has changed last, or NULL. */
+    const char *copy_mode;
+    bool is_synchronous;
+    char *copy_mode_reason;
     /* Of those that verify only: what they found. */
     bool has_verify;
     struct verify_report verify;

@@ -40,7 +40,9 @@ static int converge(struct mirror *mirror, GError **error)
 
 static int flush_beside_guests(struct mirror *mirror, GError **error)
 {
-    mirror_gate_shut(&mirror->gate, clock_now_ns() + FLUSH_FIRM_NS);
+    if (!write_through_works(&mirror->through)) {
+        mirror_gate_shut(&mirror->gate, clock_now_ns() + FLUSH_FIRM_NS);
+    }
     job_set_phase(mirror->job, "flushing");
     atomic_store(&mirror->unflushed, 0);
     return copy_engine_flush(mirror->engine, INT64_MAX, error);
@@ -202,6 +204,7 @@ static int finish_drained(struct mirror *mirror, bool is_pivot, bool *again, GEr
     *again = taking.status == 0 && !is_clean(mirror);
     if (taking.status == 0 && !*again) {
         mirror_update_total(mirror);
+        mirror_mode_close(mirror); /* it is a copy of this moment */
         if (is_pivot) {
             return copy_engine_flush(mirror->engine, clock_now_ns() + FLUSH_MAX_NS, error);
         }

@@ -12,12 +12,41 @@
 #include "jobs/mirror-gate.h"
 #include "jobs/mirror.h"
 #include "jobs/work-list.h"
+#include "jobs/write-through.h"
 
 /* What the engine's present run is for. */
 enum mirror_step {
     MIRROR_FOLLOW,   /* copy, become ready, follow guests until somebody wants the end */
     MIRROR_CONVERGE, /* until little is left, guests being held back */
     MIRROR_FINISH,   /* what is left, guests being drained */
+};
+
+/*
+ * Whether the mirror gets nearer to its end, as it is measured twice a second; and the copy mode,
+ * which with MIRROR_AUTO follows from that.
+ */
+struct mirror_pace {
+    pthread_mutex_t lock; /* guards what follows; a leaf */
+    _Atomic bool is_live; /* mirror_mode_begin; read without: before there is nothing, no lock */
+    bool is_closed;       /* nothing is written through any more */
+    bool has_ended;       /* there is nothing left to look at */
+    bool is_measured;     /* there are rates */
+    enum mirror_copy_mode mode;
+    char *reason; /* for that guests' writes are written through, or are not any more; or NULL */
+
+    /* At the last look; 0: there was none since the beginning, or a pause. */
+    int64_t look_ns;
+    uint64_t look_left, look_copied, look_written;
+    /* Bytes per second, as means that fade: that became dirty, that were copied, and that guests
+     * wrote. */
+    double dirty_rate, copy_rate, write_rate;
+    double full_rate; /* the copy rate when there was enough to copy; 0: not known */
+
+    /* MIRROR_AUTO. */
+    unsigned outrun;          /* looks, one after the other, at which guests outran the copying */
+    int64_t calm_ns;          /* since then they would not; 0: they would */
+    int64_t calm_wanted_ns;   /* for so long, before they need not wait any more */
+    int64_t through_after_ns; /* they do not wait before: the target was too slow */
 };
 
 /*
@@ -37,7 +66,10 @@ struct mirror {
     struct dirty_bitmap *bitmap;
     struct work_list list; /* of the bitmap */
     struct mirror_gate gate;
-    bool is_installed;          /* bitmap and gate, on the source */
+    struct write_through through; /* sets the bitmap's bits */
+    struct mirror_pace pace;
+    enum copy_effort effort;    /* since it is ready. Coordinating thread */
+    bool is_installed;          /* gate and write-through, on the source */
     struct block_device *guest; /* which stood on the source when that was done, or NULL */
 
     _Atomic uint64_t copied;    /* bytes, ever */
@@ -65,8 +97,41 @@ struct mirror {
 
 /* ---- mirror.c ---- */
 
-/* Take bitmap and gate off the source. Main thread, the source's writers drained. */
+/* Take gate and write-through off the source. Main thread, the source's writers drained. */
 void mirror_uninstall(struct mirror *mirror);
+
+/* ---- mirror-mode.c: copy modes ---- */
+
+/* Before the mirror is installed; when its bitmap is about to be freed; and with the job. */
+void mirror_mode_begin(struct mirror *mirror, const struct mirror_options *options);
+void mirror_mode_end(struct mirror *mirror);
+void mirror_mode_free(struct mirror *mirror);
+
+/* From now on; -EAGAIN or -EBUSY with the error set if that is too early or too late. Any thread.
+ */
+int mirror_mode_set(struct mirror *mirror, enum mirror_copy_mode mode, GError **error);
+
+/* The target is what it is to be, with guests standing still: nothing is written through any more,
+ * whatever the mode. */
+void mirror_mode_close(struct mirror *mirror);
+
+/* Measure, and choose the mode if it is for us to choose. Coordinating thread, at every tick. */
+void mirror_mode_look(struct mirror *mirror);
+
+/* Whether guests wait for the copying, or would if it did not keep up with them. Any thread. */
+bool mirror_mode_is_prompt(struct mirror *mirror);
+
+/*
+ * Going through the disk again would leave hardly less dirty, and much is: if that is for us to do,
+ * have guests' writes written through from now on. Returns whether that is so.
+ */
+bool mirror_mode_outrun(struct mirror *mirror);
+
+/* A guest has waited for the target for too long. For struct write_through_options. */
+void mirror_mode_late(void *mirror, uint64_t offset);
+
+/* For job_info, has_actively_synced of which says whether it is a mirror. Job lock held. */
+void mirror_mode_report(struct mirror *mirror, struct job_info *info);
 
 /* ---- mirror-commit.c: MIRROR_SYNC_COMMIT ---- */
 

@@ -137,6 +137,18 @@ static bool close_run(struct mirror *mirror)
     return atomic_load(&mirror->list.in_flight) == 0;
 }
 
+/* Guests whose writes are written through make nothing dirty, and need not be held back. */
+static void tend_gate(struct mirror *mirror)
+{
+    bool is_wanted = !write_through_works(&mirror->through);
+
+    if (is_wanted && !atomic_load(&mirror->gate.is_shut)) {
+        mirror_gate_shut(&mirror->gate, 0);
+    } else if (!is_wanted && atomic_load(&mirror->gate.is_shut)) {
+        mirror_gate_open(&mirror->gate);
+    }
+}
+
 void mirror_begin_convergence(struct mirror *mirror)
 {
     atomic_store(&mirror->step, MIRROR_CONVERGE);
@@ -144,7 +156,8 @@ void mirror_begin_convergence(struct mirror *mirror)
     mirror->look_ns = clock_now_ns() + LOOK_NS;
     mirror->look_left = mirror_left(mirror);
     mirror->look_copied = atomic_load(&mirror->copied);
-    mirror_gate_shut(&mirror->gate, 0);
+    mirror_gate_open(&mirror->gate);
+    tend_gate(mirror);
     copy_engine_set_effort(mirror->engine, COPY_EFFORT_HIGH);
     job_set_phase(mirror->job, "converging");
 }
@@ -171,6 +184,7 @@ static bool is_close(struct mirror *mirror)
 {
     uint64_t left = mirror_left(mirror);
 
+    tend_gate(mirror);
     look_at_convergence(mirror);
     if (left > 2 * mirror_small(mirror)) {
         atomic_store(&mirror->is_closing, false); /* while the last runs took their time */
@@ -203,9 +217,25 @@ static bool is_copied(struct mirror *mirror)
     return mirror_left(mirror) == 0 || (taken_ns >= COPY_MAX_NS && close_run(mirror));
 }
 
+/*
+ * A mirror that is ready is in no hurry: but for one whose guests wait for it, or would have to if
+ * it did not keep up with them.
+ */
+static void choose_effort(struct mirror *mirror)
+{
+    bool is_behind = mirror_left(mirror) > mirror_small(mirror);
+    enum copy_effort effort =
+        is_behind && mirror_mode_is_prompt(mirror) ? COPY_EFFORT_NORMAL : COPY_EFFORT_LOW;
+
+    if (effort != mirror->effort) {
+        mirror->effort = effort;
+        copy_engine_set_effort(mirror->engine, effort);
+    }
+}
+
 static void become_ready(struct mirror *mirror)
 {
-    copy_engine_set_effort(mirror->engine, COPY_EFFORT_LOW);
+    choose_effort(mirror);
     job_set_phase(mirror->job, "following");
     job_set_ready(mirror->job);
 }
@@ -214,11 +244,14 @@ static void follow(struct mirror *mirror, bool is_idle)
 {
     struct job *job = mirror->job;
 
+    mirror_mode_look(mirror);
     if (job_get_status(job) == JOB_STATUS_RUNNING) {
-        if (is_idle || atomic_load(&mirror->is_settled)) {
+        if (is_idle || (atomic_load(&mirror->is_settled) && !mirror_mode_outrun(mirror))) {
             become_ready(mirror);
         }
-    } else if (job_completion_requested(job) || job_cancel_requested(job)) {
+    } else if (!job_completion_requested(job) && !job_cancel_requested(job)) {
+        choose_effort(mirror);
+    } else {
         mirror_begin_convergence(mirror);
     }
 }

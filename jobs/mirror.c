@@ -100,7 +100,8 @@ static int check_lengths(const struct mirror *mirror, GError **error)
     return check_target(mirror->source_node, mirror->target, error);
 }
 
-/* ---- Bitmap and gate on the source ---------------------------------------------------------- */
+/* ---- Gate and write-through on the source -------------------------------------------------------
+ */
 
 struct installation {
     struct mirror *mirror;
@@ -130,7 +131,7 @@ static void install(void *data)
     if (installation->status < 0) {
         return;
     }
-    block_node_add_bitmap(mirror->source_node, mirror->bitmap);
+    block_node_add_follower(mirror->source_node, &mirror->through.follower);
     block_node_add_notifier(mirror->source_node, &mirror->gate.notifier);
     mirror->is_installed = true;
     mirror->guest = block_device_find_by_root(mirror->source_node);
@@ -139,7 +140,7 @@ static void install(void *data)
 void mirror_uninstall(struct mirror *mirror)
 {
     block_node_remove_notifier(mirror->source_node, &mirror->gate.notifier);
-    block_node_remove_bitmap(mirror->source_node, mirror->bitmap);
+    block_node_remove_follower(mirror->source_node, &mirror->through.follower);
     mirror->is_installed = false;
 }
 
@@ -188,20 +189,29 @@ static void wake_mirror(struct job *job)
     copy_engine_wake(mirror->engine);
 }
 
-/* Writes are answered when they are on the source: a target in step is a matter of luck. */
 static void get_info(struct job *job, struct job_info *info)
 {
     info->has_actively_synced = true;
-    info->actively_synced = false;
+    mirror_mode_report(job_state(job), info);
+}
+
+static void get_commit_info(struct job *job, struct job_info *info)
+{
+    mirror_mode_report(job_state(job), info);
+    info->copy_mode = NULL; /* it has but one */
 }
 
 static void clean_mirror(struct job *job)
 {
     struct mirror *mirror = job_state(job);
 
+    if (mirror->bitmap) {
+        write_through_end(&mirror->through); /* or guests in it would keep the drain waiting */
+    }
     if (mirror->is_installed) {
         with_writers_drained(mirror, uninstall, mirror);
     }
+    mirror_mode_end(mirror);
     if (mirror->engine) {
         copy_engine_free(STEAL(mirror->engine));
     }
@@ -211,6 +221,7 @@ static void clean_mirror(struct job *job)
     block_device_unref(STEAL(mirror->guest));
     if (mirror->bitmap) {
         mirror_gate_destroy(&mirror->gate);
+        write_through_destroy(&mirror->through);
         dirty_bitmap_free(STEAL(mirror->bitmap));
     }
 }
@@ -220,6 +231,7 @@ static void free_mirror(struct job *job)
     struct mirror *mirror = job_state(job);
 
     pthread_mutex_destroy(&mirror->progress_lock);
+    mirror_mode_free(mirror);
 }
 
 #define MIRROR_FUNCTIONS                                                                           \
@@ -236,6 +248,7 @@ static const struct job_driver mirror_driver = {
 
 static const struct job_driver active_commit_driver = {
     .type = "commit",
+    .get_info = get_commit_info,
     MIRROR_FUNCTIONS,
 };
 
@@ -292,8 +305,24 @@ static struct copy_engine *new_engine(struct mirror *mirror, const struct mirror
     return copy_engine_new(mirror->job, &engine_options, error);
 }
 
+static void make_write_through(struct mirror *mirror, const struct mirror_options *options)
+{
+    const struct write_through_options through = {
+        .engine = mirror->engine,
+        .source = mirror->source_node,
+        .bitmap = mirror->bitmap,
+        .whole_granules = mirror->sync == MIRROR_SYNC_TOP,
+        .limit_ns = options->write_limit_ns ? options->write_limit_ns : MIRROR_WRITE_LIMIT_NS,
+        .is_late = mirror_mode_late,
+        .data = mirror,
+    };
+
+    write_through_init(&mirror->through, &through);
+    mirror_mode_begin(mirror, options);
+}
+
 /* Filled before anybody looks at it, as that takes a while for a large disk. */
-static int make_bitmap(struct mirror *mirror, GError **error)
+static int make_bitmap(struct mirror *mirror, const struct mirror_options *options, GError **error)
 {
     mirror->bitmap = dirty_bitmap_new(NULL, mirror->length, mirror->granularity, error);
     if (!mirror->bitmap) {
@@ -301,6 +330,7 @@ static int make_bitmap(struct mirror *mirror, GError **error)
     }
     mirror->list.bitmap = mirror->bitmap;
     mirror_gate_init(&mirror->gate, mirror->bitmap);
+    make_write_through(mirror, options);
     if (mirror->sync == MIRROR_SYNC_FULL && mirror->length > 0) {
         dirty_bitmap_set(mirror->bitmap, 0, mirror->length);
     }
@@ -353,7 +383,20 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
         (is_commit ? mirror_commit_hold(mirror, error) : check_lengths(mirror, error)) < 0) {
         return -EINVAL;
     }
-    return make_bitmap(mirror, error);
+    return make_bitmap(mirror, options, error);
+}
+
+int mirror_change_copy_mode(struct job *job, enum mirror_copy_mode mode, GError **error)
+{
+    int status = job_check_verb(job, JOB_VERB_CHANGE, error);
+
+    if (status == 0 && job_driver_of(job) != &mirror_driver) {
+        status = block_error(error, ENOTSUP, "Job type does not support change");
+    }
+    if (status == 0) {
+        status = mirror_mode_set(job_state(job), mode, error);
+    }
+    return status;
 }
 
 int mirror_start(const struct mirror_options *options, GError **error)

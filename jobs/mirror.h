@@ -14,6 +14,7 @@
 #ifndef LIVEBLK_JOBS_MIRROR_H
 #define LIVEBLK_JOBS_MIRROR_H
 
+#include "block/clock.h"
 #include "block/device.h"
 #include "block/node.h"
 #include "jobs/job.h"
@@ -26,6 +27,19 @@ enum mirror_sync {
     /* What the layers above the target hold, which is in the source's own chain: a commit. */
     MIRROR_SYNC_COMMIT,
 };
+
+/* When guests' writes reach the target. */
+enum mirror_copy_mode {
+    MIRROR_BACKGROUND,     /* later: they are marked, and copied */
+    MIRROR_WRITE_BLOCKING, /* before the guest is answered, beside what is copied */
+    /* Later, but before it is answered for as long as the mirror would not come to its end else:
+     * when guests dirty the disk as fast as it is copied. */
+    MIRROR_AUTO,
+};
+extern const char *const mirror_copy_mode_names[]; /* NULL-terminated */
+
+/* How long a guest's write waits for the target at the most, unless told otherwise. */
+#define MIRROR_WRITE_LIMIT_NS   (10 * NS_PER_SECOND)
 
 #define MIRROR_GRANULARITY_MIN  UINT64_C(512)
 #define MIRROR_GRANULARITY_MAX  (UINT64_C(64) << 20)
@@ -53,6 +67,13 @@ struct mirror_options {
     int64_t buf_size; /* most bytes in memory; 0: the default */
     bool keep_zeroes; /* write the source's zeroes as data */
     int64_t speed;    /* bytes per second; 0: unlimited */
+    enum mirror_copy_mode copy_mode;
+    /*
+     * How long a guest's write may wait for the target; 0: the default. Then the guest is answered,
+     * what has not arrived is copied later, and it is an error of the target (ETIMEDOUT); with
+     * MIRROR_AUTO the mirror copies in background again instead.
+     */
+    int64_t write_limit_ns;
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     unsigned job_flags; /* JOB_MANUAL_* */
@@ -71,6 +92,13 @@ uint64_t mirror_default_granularity(uint64_t length);
  * negative errno.
  */
 int mirror_start(const struct mirror_options *options, GError **error);
+
+/*
+ * Let a mirror copy in another mode from now on. What guests' writes are doing just then they do
+ * as in the mode before. Refused for other jobs, commits too ("Job type does not support change"),
+ * and for one that is ending. Any thread; does not block.
+ */
+int mirror_change_copy_mode(struct job *job, enum mirror_copy_mode mode, GError **error);
 
 /*
  * -EBUSY unless the node is a device's root, or has no parents: "Need a root block node". Commits

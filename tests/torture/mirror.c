@@ -2,8 +2,8 @@
 /*
  * Mirrors of a disk that many writers write to, several at once, while clients pause, resume,
  * throttle and cancel them, nodes are drained, and the guest is stopped; the disk pivots from
- * target to target. Each mirror that completes equals the disk, an old root is never written
- * again, and none leaves anything behind.
+ * target to target, and mirrors change their copy modes. Each mirror that completes equals the
+ * disk, an old root is never written again, and none leaves anything behind.
  */
 #include <errno.h>
 #include <string.h>
@@ -51,7 +51,7 @@ static void meddle_with_jobs(struct rig *rig, struct test_random *random)
     if (!job) {
         return;
     }
-    switch (test_random_below(random, 12)) {
+    switch (test_random_below(random, 16)) {
     case 0:
         job_user_pause(job, NULL);
         break;
@@ -65,6 +65,12 @@ static void meddle_with_jobs(struct rig *rig, struct test_random *random)
         if (test_random_chance(random, 5)) {
             job_cancel(job, true, test_random_chance(random, 50), NULL);
         }
+        break;
+    case 4:
+    case 5:
+    case 6:
+        mirror_change_copy_mode(
+            job, (enum mirror_copy_mode)test_random_below(random, MIRROR_AUTO + 1), NULL);
         break;
     default:
         job_user_resume(job, NULL);
@@ -162,6 +168,7 @@ static struct mirror_options choose_options(struct rig *rig, struct tried *tried
     options.granularity = MIRROR_GRANULARITY_MIN << test_random_below(random, 9);
     options.buf_size = (int64_t)test_random_between(random, 1, 4 * MIB);
     options.keep_zeroes = test_random_chance(random, 30);
+    options.copy_mode = (enum mirror_copy_mode)test_random_below(random, MIRROR_AUTO + 1);
     /* Alone, nobody would resume a job that an error has stopped. */
     options.on_target_error =
         (enum block_error_policy)(meddled ? test_random_below(random, BLOCK_ERROR_POLICY_ENOSPC + 1)
@@ -378,6 +385,79 @@ static void test_convergence(void)
     rig_free(rig);
 }
 
+/*
+ * Writers to a few granules, whose requests overlap and are no whole granules, with mirrors of all
+ * modes, switched all the time, and a source and targets that are late now and then: at any moment
+ * at which the writers stand still, and a mirror is in step, it equals the disk byte for byte.
+ */
+static void wait_in_step(struct job *job)
+{
+    struct job_info info;
+    bool is_in_step;
+
+    g_assert_cmpint(mirror_change_copy_mode(job, MIRROR_WRITE_BLOCKING, NULL), ==, 0);
+    do {
+        g_usleep(500);
+        job_get_info(job, &info);
+        is_in_step = info.actively_synced;
+        job_info_clear(&info);
+    } while (!is_in_step);
+}
+
+static void switch_modes(struct rig *rig, struct job **jobs)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        for (unsigned j = 0; j < MIRRORS; j++) {
+            enum mirror_copy_mode mode =
+                (enum mirror_copy_mode)test_random_below(&rig->random, MIRROR_AUTO + 1);
+
+            g_assert_cmpint(mirror_change_copy_mode(jobs[j], mode, NULL), ==, 0);
+        }
+        rig_wait_requests(rig, 4 * WRITERS);
+    }
+}
+
+static void test_overlaps(void)
+{
+    int64_t end_ns = clock_now_ns() + BUDGET_NS / 3;
+    struct rig *rig = rig_new(2 * MIB, 1);
+    struct block_node *targets[MIRRORS];
+    struct job *jobs[MIRRORS];
+
+    rig_fill(rig);
+    rig->max_bytes = 32 * KIB;
+    atomic_store(&rig->end, 96 * KIB);
+    FAULT(rig->source, .operations = FAULT_ON_CHANGES, .percent = 10, .delay_ns = NS_PER_MS);
+    for (unsigned i = 0; i < MIRRORS; i++) {
+        targets[i] = rig_target(rig, job_ids[i], true);
+        struct mirror_options options = rig_mirror_options(rig, job_ids[i], targets[i]);
+
+        options.granularity = MIRROR_GRANULARITY_MIN << (3 * i);
+        options.copy_mode = (enum mirror_copy_mode)i;
+        FAULT(targets[i], .operations = FAULT_ON_CHANGES, .percent = 10, .delay_ns = NS_PER_MS);
+        jobs[i] = rig_ready_mirror(&options);
+    }
+    do {
+        rig_write(rig, WRITERS);
+        switch_modes(rig, jobs);
+        rig_stop(rig);
+        g_autofree char *contents = rig_contents(rig->source);
+        for (unsigned i = 0; i < MIRRORS; i++) {
+            wait_in_step(jobs[i]);
+            rig_assert_contents(targets[i], contents);
+        }
+    } while (clock_now_ns() < end_ns);
+    for (unsigned i = 0; i < MIRRORS; i++) {
+        rig_cancel_softly(jobs[i]);
+        rig_end_well(jobs[i]);
+        fault_clear(targets[i]);
+        rig_assert_equal(rig->model, targets[i]);
+        rig_assert_unused(targets[i]);
+    }
+    g_assert_cmpuint(atomic_load(&rig->failed), ==, 0);
+    rig_free(rig);
+}
+
 /* A guest that writes to one place only, so that little is left for the last step. */
 static void *write_in_place(void *data)
 {
@@ -422,6 +502,7 @@ static void add_tests(void)
     g_test_add_func("/mirror/each-equals-the-disk-whatever-happens-beside", test_meddled);
     g_test_add_func("/mirror/each-equals-the-disk-with-unaligned-writes", test_unaligned);
     g_test_add_func("/mirror/comes-to-its-end-whatever-the-guest-writes", test_convergence);
+    g_test_add_func("/mirror/both-sides-are-equal-whoever-overlaps", test_overlaps);
     g_test_add_func("/mirror/guests-do-not-stand-still-for-ever", test_hang_in_the_last_step);
 }
 

@@ -25,14 +25,14 @@ static struct mirror_options top_mirror(struct rig *rig, struct block_node *targ
 }
 
 /* The disk moves to the target, and guests see what they saw, and write on. */
-static void test_pivot(gconstpointer data)
+static void pivot(const struct chain_shape *shape, enum mirror_copy_mode mode)
 {
-    const struct chain_shape *shape = data;
     struct rig *rig = chain_new(shape);
     struct block_node *target = chain_target(rig, shape);
     struct mirror_options options = top_mirror(rig, target);
     AUTO(block_node) middle = block_node_find("middle-layer");
 
+    options.copy_mode = mode;
     rig_write(rig, WRITERS);
     struct job *job = rig_ready_mirror(&options);
     rig_wait_requests(rig, 30);
@@ -48,6 +48,17 @@ static void test_pivot(gconstpointer data)
     block_node_unref(STEAL(middle));
     chain_check(rig, "disk");
     rig_free(rig);
+}
+
+static void test_pivot(gconstpointer data)
+{
+    pivot(data, MIRROR_BACKGROUND);
+}
+
+/* Parts of clusters are written through, and what is around them is not lost. */
+static void test_pivot_written_through(gconstpointer data)
+{
+    pivot(data, MIRROR_WRITE_BLOCKING);
 }
 
 static void test_kept_copy(gconstpointer data)
@@ -162,6 +173,7 @@ static void test_chain_is_kept(void)
 static void add_tests(void)
 {
     chain_add_shape_tests("/sync-top-mirror/pivot", test_pivot, 1);
+    chain_add_shape_tests("/sync-top-mirror/pivot-written-through", test_pivot_written_through, 1);
     chain_add_shape_tests("/sync-top-mirror/kept-copy", test_kept_copy, 3);
     chain_add_shape_tests("/sync-top-mirror/quiet", test_mirror_of_a_quiet_disk, 2);
     g_test_add_func("/sync-top-mirror/pivot-to-raw", test_pivot_to_raw);
