@@ -6,6 +6,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "jobs/job.h"
+#include "jobs/mirror.h"
 #include "server/commands-backup.h"
 #include "server/commands-mirror.h"
 #include "server/commands-verify.h"
@@ -70,6 +71,19 @@ static const struct qmp_type job_io_status_type = {
     .kind = QMP_KIND_ENUM,
     .values = block_io_status_names,
 };
+static const struct qmp_member change_mirror_members[] = {
+    {"copy-mode", &mirror_copy_mode_type, .doc = "The mode from now on, any of them."},
+    {NULL},
+};
+static const struct qmp_type change_mirror_type = {
+    .name = "BlockJobChangeOptionsMirror",
+    .kind = QMP_KIND_OBJECT,
+    .members = change_mirror_members,
+};
+static const struct qmp_variant change_variants[] = {
+    {"mirror", &change_mirror_type},
+    {NULL},
+};
 static const struct qmp_member change_members[] = {
     {"id", &qmp_type_string, .doc = "The job."},
     {"type", &job_type_type, .doc = "The job's type."},
@@ -79,6 +93,32 @@ static const struct qmp_type change_type = {
     .name = "BlockJobChangeOptions",
     .kind = QMP_KIND_OBJECT,
     .members = change_members,
+    .discriminator = "type",
+    .variants = change_variants,
+};
+
+/* An extension of liveblk's. */
+static const struct qmp_member job_pace_members[] = {
+    {"bytes-left", &qmp_type_int, .optional = true,
+     .doc = "Mirrors, and commits that follow a guest: bytes that the target has not got yet."},
+    {"dirty-rate", &qmp_type_int, .optional = true,
+     .doc = "Bytes per second that guests add to that, as a mean; known from half a second on."},
+    {"copy-rate", &qmp_type_int, .optional = true, .doc = "Bytes per second that are copied."},
+    {"will-converge", &qmp_type_bool, .optional = true,
+     .doc = "At these rates what is left gets less, or hardly anything is."},
+    {"seconds-left", &qmp_type_int, .optional = true,
+     .doc = "How long that takes, if it gets less."},
+    {"copy-mode", &mirror_copy_mode_type, .optional = true, .doc = "Mirrors: their copy mode."},
+    {"synchronous", &qmp_type_bool, .optional = true,
+     .doc = "Mirrors: guests' writes are answered when they are on the target, too, just now."},
+    {"copy-mode-reason", &qmp_type_string, .optional = true,
+     .doc = "Mirrors: why that changed last, for people."},
+    {NULL},
+};
+static const struct qmp_type job_pace_type = {
+    .name = "JobPace",
+    .kind = QMP_KIND_OBJECT,
+    .members = job_pace_members,
 };
 
 static const struct qmp_member job_info_members[] = {
@@ -96,6 +136,7 @@ static const struct qmp_member job_info_members[] = {
 static const struct qmp_type job_info_type = {
     .name = "JobInfo",
     .kind = QMP_KIND_OBJECT,
+    .base = &job_pace_type,
     .members = job_info_members,
 };
 static const struct qmp_type job_info_list_type = {
@@ -118,14 +159,15 @@ static const struct qmp_member block_job_info_members[] = {
     {"auto-finalize", &qmp_type_bool, .doc = "It finalizes by itself."},
     {"auto-dismiss", &qmp_type_bool, .doc = "It vanishes when it has ended."},
     {"actively-synced", &qmp_type_bool, .optional = true,
-     .doc = "Mirrors only: guests' writes are answered when they are on both sides; never with "
-            "copy-mode background."},
+     .doc = "Mirrors only: both sides are the same, and guests' writes are answered when they are "
+            "on both; never while the copy mode is background."},
     {"error", &qmp_type_string, .optional = true, .doc = "Why it failed."},
     {NULL},
 };
 static const struct qmp_type block_job_info_type = {
     .name = "BlockJobInfo",
     .kind = QMP_KIND_OBJECT,
+    .base = &job_pace_type,
     .members = block_job_info_members,
 };
 static const struct qmp_type block_job_info_list_type = {
@@ -214,12 +256,24 @@ static json_t *block_job_set_speed(struct qmp_request *request, json_t *argument
 
 static json_t *block_job_change(struct qmp_request *request, json_t *arguments, GError **error)
 {
+    const char *type = json_string_value(json_object_get(arguments, "type"));
     AUTO(job) job = find_block_job(arguments, "id", error);
 
-    if (job) {
-        block_error(error, ENOTSUP, "Job type does not support change");
+    if (job && strcmp(type, job_driver_of(job)->type)) {
+        block_error(error, EINVAL, "Job '%s' is '%s' job, not '%s'", job_id(job),
+                    job_driver_of(job)->type, type);
+        return NULL;
     }
-    return NULL;
+    if (job && strcmp(type, "mirror")) {
+        block_error(error, ENOTSUP, "Job type does not support change");
+        return NULL;
+    }
+    return job ? answer(mirror_change_copy_mode(
+                     job,
+                     (enum mirror_copy_mode)lookup_enum(json_object_get(arguments, "copy-mode"),
+                                                        mirror_copy_mode_names),
+                     error))
+               : NULL;
 }
 
 /* ---- Queries -------------------------------------------------------------------------------- */
@@ -228,6 +282,29 @@ static void set_error(json_t *object, const struct job_info *info)
 {
     if (info->error) {
         json_object_set_new(object, "error", json_string(info->error));
+    }
+}
+
+static void set_pace(json_t *object, const struct job_info *info)
+{
+    if (info->has_pace) {
+        json_object_set_new(object, "bytes-left", json_integer((json_int_t)info->bytes_left));
+    }
+    if (info->has_pace && info->is_measured) {
+        json_object_set_new(object, "dirty-rate", json_integer((json_int_t)info->dirty_rate));
+        json_object_set_new(object, "copy-rate", json_integer((json_int_t)info->copy_rate));
+        json_object_set_new(object, "will-converge", json_boolean(info->will_converge));
+        if (info->will_converge) {
+            json_object_set_new(object, "seconds-left",
+                                json_integer((json_int_t)info->seconds_left));
+        }
+    }
+    if (info->copy_mode) {
+        json_object_set_new(object, "copy-mode", json_string(info->copy_mode));
+        json_object_set_new(object, "synchronous", json_boolean(info->is_synchronous));
+    }
+    if (info->copy_mode && info->copy_mode_reason) {
+        json_object_set_new(object, "copy-mode-reason", json_string(info->copy_mode_reason));
     }
 }
 
@@ -241,6 +318,7 @@ static json_t *job_object(const struct job_info *info)
     if (info->has_verify) {
         json_object_set_new(object, "verify", verify_info_object(&info->verify));
     }
+    set_pace(object, info);
     set_error(object, info);
     return object;
 }
@@ -258,6 +336,7 @@ static json_t *block_job_object(const struct job_info *info)
     if (info->has_actively_synced) {
         json_object_set_new(object, "actively-synced", json_boolean(info->actively_synced));
     }
+    set_pace(object, info);
     set_error(object, info);
     return object;
 }
@@ -325,7 +404,7 @@ const struct qmp_command job_commands[] = {
     {"block-job-set-speed", &set_speed_type, NULL, block_job_set_speed, QMP_COMMAND_QUICK,
      "Limit a job's rate; takes effect at once."},
     {"block-job-change", &change_type, NULL, block_job_change, QMP_COMMAND_QUICK,
-     "Change a running job; no type of job supports it yet."},
+     "Change a running job: a mirror's copy mode, to any of them."},
     {"query-jobs", NULL, &job_info_list_type, query_jobs, QMP_COMMAND_QUICK,
      "All jobs, newest first."},
     {"query-block-jobs", NULL, &block_job_info_list_type, query_block_jobs, QMP_COMMAND_QUICK,

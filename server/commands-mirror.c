@@ -2,7 +2,6 @@
 #include "server/commands-mirror.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "block/chain.h"
 #include "block/cleanup.h"
@@ -14,12 +13,14 @@
 #include "server/target-file.h"
 #include "server/types.h"
 
-static const char *const copy_mode_names[] = {"background", "write-blocking", NULL};
-static const struct qmp_type copy_mode_type = {
+const struct qmp_type mirror_copy_mode_type = {
     .name = "MirrorCopyMode",
     .kind = QMP_KIND_ENUM,
-    .values = copy_mode_names,
-    .doc = "background: guests' writes are copied later; write-blocking: not supported yet.",
+    .values = mirror_copy_mode_names,
+    .doc = "background: guests' writes are copied later; write-blocking: they are on the target, "
+           "too, when they are answered, beside what is copied; auto (an extension of liveblk's): "
+           "background, but write-blocking for as long as the mirror would not come to its end "
+           "else, because guests write as fast as it is copied.",
 };
 
 static const struct qmp_member common_members[] = {
@@ -41,8 +42,12 @@ static const struct qmp_member common_members[] = {
     {"unmap", &qmp_type_bool, .optional = true, .default_text = "true",
      .doc = "Deallocate on the target what is zero on the source; else write zeroes. With "
             "blockdev-mirror an extension of liveblk's."},
-    {"copy-mode", &copy_mode_type, .optional = true, .default_text = "background",
-     .doc = "When guests' writes reach the target."},
+    {"copy-mode", &mirror_copy_mode_type, .optional = true, .default_text = "background",
+     .doc = "When guests' writes reach the target; block-job-change changes it."},
+    {"write-timeout", &qmp_type_uint32, .optional = true, .default_text = "10",
+     .doc = "Seconds that a guest's write waits for the target at the most, from 1 on, where it "
+            "does. Then it is answered and copied later, and that is an error of the target; with "
+            "copy-mode auto the mode goes back to background instead. An extension of liveblk's."},
     {"on-source-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when reading fails."},
     {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
@@ -104,20 +109,13 @@ static int check_replaces(const char *name, const struct block_node *source, GEr
     return 0;
 }
 
-static int check_copy_mode(json_t *arguments, GError **error)
-{
-    const char *copy_mode = json_string_value(json_object_get(arguments, "copy-mode"));
-
-    if (copy_mode && !strcmp(copy_mode, "write-blocking")) {
-        return block_error(error, ENOTSUP,
-                           "Copy mode 'write-blocking' is not supported yet; use 'background'");
-    }
-    return 0;
-}
-
 /* 0 would mean the default. */
-static int check_granularity(json_t *arguments, GError **error)
+static int check_numbers(json_t *arguments, GError **error)
 {
+    if (lookup_integer(arguments, "write-timeout", 1) == 0) {
+        return block_error(error, EINVAL,
+                           "Parameter 'write-timeout' expects a number of seconds, at least 1");
+    }
     if (lookup_integer(arguments, "granularity", 1) == 0) {
         return block_error(error, EINVAL,
                            "Parameter 'granularity' expects a value in range [512B, 64MB]");
@@ -136,6 +134,14 @@ static int check_sync(json_t *arguments, GError **error)
     return 0;
 }
 
+static enum mirror_copy_mode lookup_copy_mode(json_t *arguments)
+{
+    json_t *mode = json_object_get(arguments, "copy-mode");
+
+    return mode ? (enum mirror_copy_mode)lookup_enum(mode, mirror_copy_mode_names)
+                : MIRROR_BACKGROUND;
+}
+
 static int read_options(json_t *arguments, struct block_node *source,
                         struct mirror_options *options, GError **error)
 {
@@ -151,15 +157,14 @@ static int read_options(json_t *arguments, struct block_node *source,
         .buf_size = lookup_integer(arguments, "buf-size", 0),
         .keep_zeroes = !lookup_bool(arguments, "unmap", true),
         .speed = lookup_integer(arguments, "speed", 0),
+        .copy_mode = lookup_copy_mode(arguments),
+        .write_limit_ns = lookup_integer(arguments, "write-timeout", 0) * NS_PER_SECOND,
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
     };
     int status = check_sync(arguments, error);
     if (status == 0) {
-        status = check_copy_mode(arguments, error);
-    }
-    if (status == 0) {
-        status = check_granularity(arguments, error);
+        status = check_numbers(arguments, error);
     }
     return status < 0 ? status : check_replaces(replaces, source, error);
 }

@@ -7,6 +7,7 @@
 
 extern const struct qmp_type blockdev_mirror_type;
 extern const struct qmp_type drive_mirror_type;
+extern const struct qmp_type mirror_copy_mode_type;
 
 json_t *blockdev_mirror(struct qmp_request *request, json_t *arguments, GError **error);
 json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **error);

@@ -238,7 +238,8 @@ def refusals(test):
         ("Can't mirror node into itself", {"target": root}),
         ("Can't mirror node into itself", {"target": "vda"}),
         ("Source and target image have different sizes", {"target": "short"}),
-        ("Copy mode 'write-blocking' is not supported yet", {"copy_mode": "write-blocking"}),
+        ("Parameter 'copy-mode' does not accept value 'eager'", {"copy_mode": "eager"}),
+        ("Parameter 'write-timeout' expects a number of seconds", {"write_timeout": 0}),
         ("Failed to find node with node-name='zz'", {"replaces": "zz"}),
         (f"The target can only take the place of node '{root}'", {"replaces": "t"}),
         ("Parameter 'granularity' expects a value in range [512B, 64MB]", {"granularity": 0}),
@@ -262,6 +263,107 @@ def refusals(test):
     mirror(qmp, "t", replaces=root)
     qmp.wait_event("BLOCK_JOB_READY", device="m")
     qmp.command("job-cancel", _id="m")
+
+
+def mirror_info(qmp):
+    """What both queries say of the mirror; what they have in common they say alike."""
+    info = qmp.command("query-block-jobs")[0]
+    for name, value in qmp.command("query-jobs")[0].items():
+        if name in ("copy-mode", "status"):
+            assert info[name] == value, (info, name, value)
+    return info
+
+
+def change_mode(qmp, mode):
+    qmp.command("block-job-change", _id="m", type="mirror", copy_mode=mode)
+
+
+@promise("with copy-mode write-blocking what a client was answered is on the target")
+def write_blocking(test):
+    server, qmp, writers = world(test)
+    path = add_file(test, qmp, "t")
+    ready_mirror(qmp, "t", copy_mode="write-blocking")
+    assert mirror_info(qmp)["synchronous"] is True
+    writers.wait_done(100)
+    with writers.held() as moment:
+        wait_until(lambda: mirror_info(qmp)["actively-synced"], "both sides are the same")
+        moment.assert_equals_file(path)
+    writers.wait_done(100)
+    with writers.held() as moment:  # at once: nothing is copied afterwards
+        moment.assert_equals_file(path)
+        assert mirror_info(qmp)["bytes-left"] == 0
+        change_mode(qmp, "background")
+        assert mirror_info(qmp)["actively-synced"] is False
+    writers.wait_done(100)
+    change_mode(qmp, "write-blocking")
+    writers.wait_done(100)
+    wait_until(lambda: mirror_info(qmp)["actively-synced"], "they are again")
+    complete(qmp)
+    assert_guest_unharmed(server, writers)
+    writers.model.assert_equals_file(path)
+    server.stop()
+
+
+@promise("with copy-mode auto a mirror gets in step with a guest that writes faster than it is "
+         "copied, and says why it had it wait")  # fmt: skip
+def outrun(test):
+    server, qmp, writers = world(test, length=32 * MIB)
+    image = test.make_disk("far.img", 32 * MIB)
+    far = start_far(test, image, nbdkit=["--filter=delay"], parameters=["wdelay=40ms"])
+    add_far(qmp, far)
+    mirror(qmp, "t", copy_mode="auto", buf_size=256 * 1024)
+    info = mirror_info(qmp)
+    assert info["copy-mode"] == "auto" and info["synchronous"] is False, info
+    wait_until(lambda: mirror_info(qmp)["synchronous"], "guests wait for the target", 60)
+    info = mirror_info(qmp)
+    assert "copied" in info["copy-mode-reason"], info
+    wait_until(lambda: mirror_info(qmp)["actively-synced"], "the mirror is in step", 60)
+    info = mirror_info(qmp)
+    assert info["will-converge"] is True and info["seconds-left"] == 0, info
+    qmp.wait_event("BLOCK_JOB_READY", device="m")
+    complete(qmp)
+    assert_guest_unharmed(server, writers)
+    writers.model.assert_equals_file(image)
+    server.stop()
+    far.stop()
+
+
+@promise("a client waits for a target that hangs no longer than write-timeout: the job fails then")
+def write_timeout(test):
+    server, qmp, writers = world(test)
+    image = test.make_disk("far.img", 16 * MIB)
+    far = start_far(test, image)
+    add_far(qmp, far)
+    ready_mirror(qmp, "t", copy_mode="write-blocking", write_timeout=1)
+    writers.wait_done(50)
+    os.kill(far.process.pid, signal.SIGSTOP)
+    error = wait_completed(qmp)
+    os.kill(far.process.pid, signal.SIGCONT)
+    assert error and "timed out" in error, error
+    assert_guest_unharmed(server, writers)
+
+
+@promise("block-job-change is for mirrors, and says so")
+def change_refusals(test):
+    server = Server(test, [test.make_disk("disk.img", 16 * MIB)])
+    qmp = server.qmp()
+    add_file(test, qmp, "t")
+    ready_mirror(qmp, "t")
+    for text, arguments in (
+        ("Parameter 'copy-mode' is missing", {"type": "mirror"}),
+        ("Parameter 'copy-mode' does not accept value 'eager'",
+         {"type": "mirror", "copy-mode": "eager"}),
+        ("Job 'm' is 'mirror' job, not 'backup'", {"type": "backup"}),
+        ("Parameter 'type' does not accept value 'x'", {"type": "x"}),
+        ("Block job 'n' not found", {"id": "n", "type": "mirror", "copy-mode": "auto"}),
+    ):
+        try:
+            qmp.command_raw("block-job-change", {"id": "m"} | arguments)
+        except QmpError as error:
+            assert text in str(error), error
+        else:
+            raise AssertionError(f"{arguments} was accepted")
+    assert mirror_info(qmp)["copy-mode"] == "background"
 
 
 @promise("nbdkit ends well, and soon, while a mirror follows the guest")
