@@ -24,7 +24,7 @@ static const GOptionEntry options[] = {
 };
 
 static const struct command_words words[] = {
-    {NULL, 0, "list pause resume cancel complete speed finalize dismiss wait"},
+    {NULL, 0, "list pause resume cancel complete speed mode finalize dismiss wait"},
     {NULL, 1, "@job"},
     {NULL},
 };
@@ -87,6 +87,15 @@ static enum exit_status set_speed(const struct invocation *invocation, struct cl
         client, "block-job-set-speed",
         json_pack("{s:s, s:I}", "device", invocation->arguments[1], "speed", (json_int_t)speed),
         error);
+}
+
+static enum exit_status set_mode(const struct invocation *invocation, struct client *client,
+                                 GError **error)
+{
+    return simple_verb(client, "block-job-change",
+                       json_pack("{s:s, s:s, s:s}", "id", invocation->arguments[1], "type",
+                                 "mirror", "copy-mode", invocation->arguments[2]),
+                       error);
 }
 
 static enum exit_status dismiss(const struct invocation *invocation, struct client *client,
@@ -215,6 +224,7 @@ static const struct verb verbs[] = {
     {"cancel", NULL, 1, "cancel ID", false, cancel},
     {"complete", NULL, 1, "complete ID", false, complete},
     {"speed", NULL, 2, "speed ID BYTES", true, set_speed},
+    {"mode", NULL, 2, "mode ID MODE", true, set_mode},
     {"finalize", "job-finalize", 1, "finalize ID", true, NULL},
     {"dismiss", NULL, 1, "dismiss ID", true, dismiss},
     {"wait", NULL, 1, "wait ID", false, wait},
@@ -227,7 +237,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     if (!verb) {
         return usage_error(
             error, "What to do with jobs? Say list, pause, resume, cancel, complete, speed, "
-                   "finalize, dismiss or wait");
+                   "mode, finalize, dismiss or wait");
     }
     if (!check_arguments(invocation, 1 + verb->arguments, 1 + verb->arguments, verb->what, error)) {
         return EXIT_USAGE;
@@ -253,17 +263,20 @@ const struct command job_command = {
     .name = "job",
     .summary = "List jobs and steer them",
     .usage = "[OPTION...] list | VERB ID",
-    .notes = "  list            all jobs, those that have ended and were not read included\n"
-             "  pause ID        stop working until resumed\n"
-             "  resume ID       go on; after an error: try again\n"
-             "  cancel ID       end it, without a result; with --keep one that is ready, so\n"
-             "                  that its target is a complete copy\n"
-             "  complete ID     let one that is ready do what it is for: a mirror moves its\n"
-             "                  disk to the target, a commit to the base\n"
-             "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
-             "  finalize ID     let a job that waits for it take effect\n"
-             "  dismiss ID      forget one that has ended\n"
-             "  wait ID         follow it to its end as 'liveblk backup' does, and dismiss it\n",
+    .notes =
+        "  list            all jobs, those that have ended and were not read included\n"
+        "  pause ID        stop working until resumed\n"
+        "  resume ID       go on; after an error: try again\n"
+        "  cancel ID       end it, without a result; with --keep one that is ready, so\n"
+        "                  that its target is a complete copy\n"
+        "  complete ID     let one that is ready do what it is for: a mirror moves its\n"
+        "                  disk to the target, a commit to the base\n"
+        "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
+        "  mode ID MODE    of a mirror: have guests' writes copied in background, before they\n"
+        "                  are answered (write-blocking), or as it is needed (auto)\n"
+        "  finalize ID     let a job that waits for it take effect\n"
+        "  dismiss ID      forget one that has ended\n"
+        "  wait ID         follow it to its end as 'liveblk backup' does, and dismiss it\n",
     .flags = COMMAND_ADMIN | COMMAND_JSON,
     .options = options,
     .words = words,

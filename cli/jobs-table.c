@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "cli/jobs-table.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -56,15 +57,37 @@ static char *progress_text(const json_t *job)
                      : g_strdup("?");
 }
 
+/* "following, 1.5 MiB left for 2 s, guests wait for it" of a job that follows a guest. */
+static char *phase_text(const json_t *job)
+{
+    const json_t *converges = json_object_get(job, "will-converge");
+    int64_t left = member_integer(job, "bytes-left", 0);
+    GString *text = g_string_new(member_text(job, "phase", ""));
+
+    if (left > 0) {
+        g_autofree char *size = format_size(left);
+        g_string_append_printf(text, ", %s left", size);
+    }
+    if (left > 0 && json_is_true(converges)) {
+        g_string_append_printf(text, " for %" PRId64 " s", member_integer(job, "seconds-left", 0));
+    } else if (left > 0 && converges) {
+        g_string_append(text, " and not getting less");
+    }
+    if (json_is_true(json_object_get(job, "synchronous"))) {
+        g_string_append(text, ", guests wait for it");
+    }
+    return g_string_free(text, FALSE);
+}
+
 /* What a person wants to know beside the state: the error, or why it does not move. */
-static const char *remark(const json_t *job)
+static char *remark(const json_t *job)
 {
     const char *io_status = member_text(job, "io-status", "ok");
 
     if (member_text(job, "error", NULL)) {
-        return member_text(job, "error", NULL);
+        return g_strdup(member_text(job, "error", NULL));
     }
-    return strcmp(io_status, "ok") ? io_status : member_text(job, "phase", "");
+    return strcmp(io_status, "ok") ? g_strdup(io_status) : phase_text(job);
 }
 
 void print_jobs(const json_t *jobs)
@@ -86,13 +109,14 @@ void print_jobs(const json_t *jobs)
         g_autofree char *total = format_size(MAX(member_integer(job, "total-progress", 0), 0));
         g_autofree char *size = format_size(MAX(limit, 0));
         g_autofree char *speed = limit > 0 ? g_strconcat(size, "/s", NULL) : g_strdup("-");
+        g_autofree char *remarks = remark(job);
         const char *const cells[] = {member_text(job, "id", "?"),
                                      member_text(job, "type", "?"),
                                      member_text(job, "status", "?"),
                                      done,
                                      total,
                                      speed,
-                                     remark(job)};
+                                     remarks};
         table_add(table, cells);
     }
     table_print(table);

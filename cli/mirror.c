@@ -8,6 +8,8 @@ static struct {
     char *sync;
     char *granularity;
     char *buf_size;
+    char *copy_mode;
+    char *write_timeout;
     gboolean no_unmap;
     gboolean pivot;
     gboolean keep;
@@ -23,6 +25,10 @@ static const GOptionEntry options[] = {
     {"granularity", 0, 0, G_OPTION_ARG_STRING, &chosen.granularity,
      "Unit in which new writes are copied again", "BYTES"},
     {"buf-size", 0, 0, G_OPTION_ARG_STRING, &chosen.buf_size, "Memory to use", "BYTES"},
+    {"copy-mode", 'm', 0, G_OPTION_ARG_STRING, &chosen.copy_mode,
+     "background (default), write-blocking or auto", "MODE"},
+    {"write-timeout", 0, 0, G_OPTION_ARG_STRING, &chosen.write_timeout,
+     "How long a write waits for the target (10)", "SECONDS"},
     {"no-unmap", 0, 0, G_OPTION_ARG_NONE, &chosen.no_unmap, "Write zeroes where the disk has holes",
      NULL},
     {NULL},
@@ -30,19 +36,32 @@ static const GOptionEntry options[] = {
 
 static const struct command_words words[] = {
     {"sync", 0, "full top none"},
+    {"copy-mode", 0, "background write-blocking auto"},
     {NULL, 0, "@device"},
     {NULL},
 };
 
+static bool parse_timeout(guint64 *seconds)
+{
+    return g_ascii_string_to_unsigned(chosen.write_timeout, 10, 1, UINT32_MAX, seconds, NULL);
+}
+
 static bool check_options(GError **error)
 {
     static const char *const modes[] = {"full", "top", "none", NULL};
+    static const char *const copy_modes[] = {"background", "write-blocking", "auto", NULL};
 
     if (chosen.pivot && chosen.keep) {
         usage_error(error, "--pivot and --keep exclude each other");
         return false;
     }
-    return job_check_word("sync", chosen.sync, modes, error);
+    if (chosen.write_timeout && !parse_timeout(NULL)) {
+        usage_error(error, "'%s' is no number of seconds for --write-timeout, at least 1",
+                    chosen.write_timeout);
+        return false;
+    }
+    return job_check_word("sync", chosen.sync, modes, error) &&
+           job_check_word("copy-mode", chosen.copy_mode, copy_modes, error);
 }
 
 static bool set_size(json_t *arguments, const char *name, const char *value, GError **error)
@@ -60,7 +79,13 @@ static bool set_size(json_t *arguments, const char *name, const char *value, GEr
 
 static bool add_arguments(json_t *arguments, const struct target *target, GError **error)
 {
+    guint64 seconds;
+
     job_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
+    job_set_text(arguments, "copy-mode", chosen.copy_mode);
+    if (chosen.write_timeout && parse_timeout(&seconds)) {
+        json_object_set_new(arguments, "write-timeout", json_integer((json_int_t)seconds));
+    }
     if (chosen.no_unmap) {
         json_object_set_new(arguments, "unmap", json_false());
     }
@@ -96,6 +121,10 @@ const struct command mirror_command = {
              "image is no longer written. With --keep the job then ends: the target is a\n"
              "copy as of that moment. Without either the job goes on; 'liveblk job complete'\n"
              "and 'liveblk job cancel --keep' do the same later.\n"
+             "\n"
+             "With --copy-mode write-blocking the guest's writes are on the target, too, when\n"
+             "they are answered; with auto only while the mirror would not come to its end\n"
+             "else. 'liveblk job mode' changes it later.\n"
              "\n"
              "Ctrl-C and signals do what they do in 'liveblk backup'.\n",
     .flags = COMMAND_ADMIN | COMMAND_JSON,

@@ -263,3 +263,4 @@ class FakeQmp:
         return {}
 
     do_job_resume = do_job_finalize = do_block_job_set_speed = do_job_pause
+    do_block_job_change = do_job_pause

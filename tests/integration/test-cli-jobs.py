@@ -145,6 +145,9 @@ def test_job_verbs():
         assert server.arguments_of("job-" + verb) == {"id": "j"}
     expect(run("job", "speed", "j", "1.5M", "-a", server.path), 0)
     assert server.arguments_of("block-job-set-speed") == {"device": "j", "speed": 3 << 19}
+    expect(run("job", "mode", "j", "write-blocking", "-a", server.path), 0)
+    assert server.arguments_of("block-job-change") == {
+        "id": "j", "type": "mirror", "copy-mode": "write-blocking"}  # fmt: skip
     assert "5.0 MiB/s" in run("job", "list", "-a", server.path).stdout
     assert json.loads(run("job", "list", "--json", "-a", server.path).stdout)[0]["id"] == "j"
     done = json.loads(run("job", "resume", "j", "--json", "-a", server.path).stdout)
@@ -197,13 +200,14 @@ def start_mirror(*more, to=None):
 def test_mirror_arguments():
     """mirror asks for what its options say; without --pivot or --keep it ends when it is ready"""
     server, process = start_mirror("--speed", "50M", "--sync", "none", "--granularity", "64K",
-                                   "--buf-size", "1M", "--on-target-error", "stop", "--no-unmap")
+                                   "--buf-size", "1M", "--on-target-error", "stop", "--no-unmap",
+                                   "--copy-mode", "auto", "--write-timeout", "5")
     sent = server.arguments_of("drive-mirror")
     assert os.path.isabs(sent.pop("target"))
     assert sent == {"device": "vda", "sync": "none", "job-id": "mirror-vda", "speed": 50 << 20,
                     "auto-dismiss": False, "mode": "absolute-paths",
                     "granularity": 65536, "buf-size": 1 << 20, "unmap": False,
-                    "on-target-error": "stop"}
+                    "on-target-error": "stop", "copy-mode": "auto", "write-timeout": 5}
     server.ready()
     status, out, err = end(process)
     assert status == 0 and not err and "is ready and goes on" in out, (status, out, err)
