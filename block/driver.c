@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "block/request.h"
+
 const char *const block_preallocation_names[] = {
     [BLOCK_PREALLOCATION_OFF] = "off",
     [BLOCK_PREALLOCATION_METADATA] = "metadata",
@@ -75,4 +77,31 @@ void block_snapshot_list_free(struct block_snapshot_info *list, size_t count)
         g_free(list[i].name);
     }
     g_free(list);
+}
+
+/* ---- What is told to all below a node ------------------------------------------------------- */
+
+void block_node_cancel_in_flight(struct block_node *node)
+{
+    const struct block_child *child;
+
+    if (node->driver->cancel_in_flight) {
+        node->driver->cancel_in_flight(node);
+        return;
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role != BLOCK_ROLE_BACKING) { /* a backing file serves others, too */
+            block_node_cancel_in_flight(child->claim.node);
+        }
+    }
+}
+
+void block_node_debug_event(struct block_node *node, enum block_debug_event event)
+{
+    if (node->driver->debug_event) {
+        node->driver->debug_event(node, event);
+    }
+    if (node->file) {
+        block_node_debug_event(node->file, event);
+    }
 }

@@ -789,28 +789,3 @@ int block_node_copy_range(struct block_node *source, uint64_t source_offset,
     }
     return status == -EXDEV || status == -EOPNOTSUPP ? -ENOTSUP : status;
 }
-
-void block_node_cancel_in_flight(struct block_node *node)
-{
-    const struct block_child *child;
-
-    if (node->driver->cancel_in_flight) {
-        node->driver->cancel_in_flight(node);
-        return;
-    }
-    TAILQ_FOREACH (child, &node->children, entry) {
-        if (child->role != BLOCK_ROLE_BACKING) { /* a backing file serves others, too */
-            block_node_cancel_in_flight(child->claim.node);
-        }
-    }
-}
-
-void block_node_debug_event(struct block_node *node, enum block_debug_event event)
-{
-    if (node->driver->debug_event) {
-        node->driver->debug_event(node, event);
-    }
-    if (node->file) {
-        block_node_debug_event(node->file, event);
-    }
-}

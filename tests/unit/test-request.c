@@ -653,57 +653,6 @@ static void test_notifiers(void)
     g_assert_cmpint(block_node_pwrite(node, data, 0, 4096, 0), ==, 0);
 }
 
-struct seer {
-    struct write_follower follower;
-    GString *log;
-    char name;
-};
-
-/* What the node holds before and after. */
-static int see(struct write_follower *follower, const struct block_change *change,
-               struct block_change_rest *rest)
-{
-    struct seer *seer = (struct seer *)follower;
-
-    g_string_append_printf(seer->log, "%c%d:%d+%d ", seer->name, (int)change->operation,
-                           (int)change->offset, (int)change->bytes);
-    g_assert_cmpint(change->buffer != NULL, ==, change->operation == BLOCK_OPERATION_WRITE);
-    int status = block_change_go_on(rest);
-    g_string_append_printf(seer->log, "%c=%d ", seer->name, status);
-    return status;
-}
-
-static void test_followers(void)
-{
-    AUTO(block_node) node = test_open("driver=memory,request-alignment=4096,discard=unmap");
-    g_autoptr(GString) log = g_string_new(NULL);
-    struct recorder notified = {.notifier.before_write = record, .log = log, .name = 'n'};
-    struct seer a = {.follower.follow = see, .log = log, .name = 'a'};
-    struct seer b = {.follower.follow = see, .log = log, .name = 'b'};
-    uint8_t data[4096] = {1}, seen[4096];
-
-    block_node_add_notifier(node, &notified.notifier);
-    block_node_add_follower(node, &a.follower);
-    block_node_add_follower(node, &b.follower);
-    g_assert_cmpint(block_node_pwrite(node, data, 4096, 4096, 0), ==, 0);
-    g_assert_cmpint(block_node_pread(node, seen, 4096, 4096, 0), ==, 0);
-    g_assert_cmpmem(seen, 4096, data, 4096);
-    g_assert_cmpint(block_node_write_zeroes(node, 1, 1, 0), ==, 0);
-    g_assert_cmpint(block_node_discard(node, 0, 8192), ==, 0);
-    g_assert_cmpstr(log->str, ==,
-                    "n1:4096+4096 a1:4096+4096 b1:4096+4096 b=0 a=0 "
-                    "n1:0+4096 a1:0+4096 b1:0+4096 b=0 a=0 "
-                    "n3:0+8192 a3:0+8192 b3:0+8192 b=0 a=0 ");
-    g_string_truncate(log, 0);
-    notified.status = -EIO;
-    g_assert_cmpint(block_node_pwrite(node, data, 0, 4096, 0), ==, -EIO);
-    g_assert_cmpstr(log->str, ==, "n1:0+4096 ");
-    block_node_remove_notifier(node, &notified.notifier);
-    block_node_remove_follower(node, &a.follower);
-    block_node_remove_follower(node, &b.follower);
-    g_assert_null(node->followers);
-}
-
 static void test_bitmaps(void)
 {
     AUTO(block_node) node = test_open("driver=memory,request-alignment=512,discard=unmap");
@@ -804,7 +753,6 @@ int main(int argc, char **argv)
     g_test_add_func("/request/block-status-looks-through-filters-and-layers",
                     test_block_status_of_a_chain);
     g_test_add_func("/request/notifiers-run-in-order-and-can-refuse", test_notifiers);
-    g_test_add_func("/request/followers-enclose-the-change", test_followers);
     g_test_add_func("/request/bitmaps-record-failed-writes-too", test_bitmaps);
     g_test_add_func("/request/copies-inside-the-kernel", test_copy_range);
     return g_test_run();
