@@ -8,6 +8,7 @@
 
 #include "block/device.h"
 #include "block/graph.h"
+#include "block/guest-waits.h"
 #include "block/queue.h"
 #include "block/sharded-counter.h"
 
@@ -32,14 +33,16 @@ struct block_device {
      */
     _Atomic bool closed;
     struct sharded_counter in_flight;
+    struct sharded_counter not_counted; /* of these, what statistics do not know */
 
     /* Guards what follows and changes of `closed`. Innermost but for the event queue. */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     unsigned drains;
-    bool stopped;   /* by an error policy or by stop */
-    bool shut_down; /* requests that would wait fail instead */
-    bool removed;   /* all requests fail */
+    struct guest_waits *held_for; /* whose drains they are, a reference; NULL: nobody's */
+    bool stopped;                 /* by an error policy or by stop */
+    bool shut_down;               /* requests that would wait fail instead */
+    bool removed;                 /* all requests fail */
     enum block_io_status io_status;
 
     int references; /* devices_lock */

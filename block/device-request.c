@@ -45,15 +45,20 @@ static void leave(struct block_device *device, unsigned shard)
 /* Wait in front of the shut gate. 0 when it is worth trying again. */
 static int wait_for_gate(struct block_device *device)
 {
+    struct guest_wait wait = {0};
+    int status = 0;
     SCOPE_LOCK(&device->lock);
 
-    while (atomic_load(&device->closed)) {
+    while (status == 0 && atomic_load(&device->closed)) {
         if (device->removed || (device->shut_down && !device->drains)) {
-            return -ESHUTDOWN;
+            status = -ESHUTDOWN;
+        } else {
+            guest_wait_for(&wait, device->held_for);
+            pthread_cond_wait(&device->changed, &device->lock);
         }
-        pthread_cond_wait(&device->changed, &device->lock);
     }
-    return 0;
+    guest_wait_end(&wait);
+    return status;
 }
 
 /* *shard is for leave(). */
@@ -86,6 +91,9 @@ static void drain_begin(struct block_claim *claim)
     SCOPE_LOCK(&device->lock);
 
     device->drains++;
+    if (!device->held_for) {
+        device->held_for = guest_waits_ref(guest_waits_of_thread());
+    }
     device_update_closed(device);
 }
 
@@ -110,7 +118,15 @@ static void drain_end(struct block_claim *claim)
     SCOPE_LOCK(&device->lock);
 
     device->drains--;
+    if (!device->drains) {
+        guest_waits_unref(STEAL(device->held_for));
+    }
     device_update_closed(device);
+}
+
+bool block_device_is_busy(struct block_device *device)
+{
+    return sharded_counter_sum(&device->in_flight) > sharded_counter_sum(&device->not_counted);
 }
 
 const struct block_claim_operations block_device_claim_operations = {
@@ -409,14 +425,30 @@ int block_device_flush(struct block_device *device)
     return submit(device, &request);
 }
 
+static int admit_uncounted(struct block_device *device, unsigned *shard)
+{
+    int status = admit(device, shard);
+
+    if (status == 0) {
+        sharded_counter_add(&device->not_counted, *shard, 1);
+    }
+    return status;
+}
+
+static void leave_uncounted(struct block_device *device, unsigned shard)
+{
+    sharded_counter_add(&device->not_counted, shard, UINT64_MAX); /* -1 */
+    leave(device, shard);
+}
+
 int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t bytes)
 {
     unsigned shard;
-    int status = admit(device, &shard);
+    int status = admit_uncounted(device, &shard);
 
     if (status == 0) {
         status = block_node_prefetch(device->root.node, offset, bytes);
-        leave(device, shard);
+        leave_uncounted(device, shard);
     }
     return status;
 }
@@ -425,11 +457,11 @@ int block_device_block_status(struct block_device *device, uint64_t offset, uint
                               struct block_extent *extent)
 {
     unsigned shard;
-    int status = admit(device, &shard);
+    int status = admit_uncounted(device, &shard);
 
     if (status == 0) {
         status = block_node_block_status_chain(device->root.node, offset, bytes, extent, NULL);
-        leave(device, shard);
+        leave_uncounted(device, shard);
     }
     return status;
 }

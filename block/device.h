@@ -141,6 +141,9 @@ struct throttle *block_device_throttle(struct block_device *device);     /* borr
 struct statistics *block_device_statistics(struct block_device *device); /* borrowed */
 enum block_io_status block_device_io_status(struct block_device *device);
 
+/* True if requests of the guest are under way just now, not held at the gate. Cheap. */
+bool block_device_is_busy(struct block_device *device);
+
 /* True while guest requests are held (stop policy met an error, or block_device_stop_all). */
 bool block_device_is_stopped(struct block_device *device);
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "block/statistics.h"
 
+#include <string.h>
+
 #include "block/align.h"
 
 /*
@@ -48,7 +50,7 @@ unsigned statistics_bucket_of(uint64_t latency_ns)
     return MIN_OF(bucket, (unsigned)STATISTICS_BUCKETS - 1);
 }
 
-static void raise_to(_Atomic uint64_t *highest, uint64_t value)
+void statistics_raise(_Atomic uint64_t *highest, uint64_t value)
 {
     uint64_t seen = get(highest);
 
@@ -71,7 +73,7 @@ void statistics_record(struct statistics *statistics, enum block_operation opera
         add(&counters->operations, 1);
         add(&counters->bytes, bytes);
         if (operation == BLOCK_OPERATION_WRITE || operation == BLOCK_OPERATION_WRITE_ZEROES) {
-            raise_to(&shard->highest_written, offset + bytes);
+            statistics_raise(&shard->highest_written, offset + bytes);
         }
     }
     add(&counters->total_time_ns, latency_ns);
@@ -124,18 +126,25 @@ uint64_t statistics_count(struct statistics *statistics)
     return sum;
 }
 
-uint64_t statistics_percentile_ns(const struct statistics_snapshot *snapshot,
-                                  const struct statistics_snapshot *since,
-                                  enum block_operation operation, double share)
+void statistics_latencies(struct statistics *statistics, uint64_t *counts)
 {
-    uint64_t counts[STATISTICS_BUCKETS];
+    memset(counts, 0, STATISTICS_BUCKETS * sizeof(*counts));
+    for (unsigned i = 0; i < SHARDS; i++) {
+        for (unsigned operation = 0; operation < BLOCK_OPERATION_COUNT; operation++) {
+            const _Atomic uint64_t *buckets = statistics->shards[i].operations[operation].buckets;
+
+            for (unsigned bucket = 0; bucket < STATISTICS_BUCKETS; bucket++) {
+                counts[bucket] += get(&buckets[bucket]);
+            }
+        }
+    }
+}
+
+uint64_t statistics_percentile_of_ns(const uint64_t *counts, double share)
+{
     uint64_t total = 0, seen = 0;
 
     for (unsigned bucket = 0; bucket < STATISTICS_BUCKETS; bucket++) {
-        counts[bucket] = snapshot->operations[operation].buckets[bucket];
-        if (since) {
-            counts[bucket] -= since->operations[operation].buckets[bucket];
-        }
         total += counts[bucket];
     }
     if (!total) {
@@ -148,4 +157,19 @@ uint64_t statistics_percentile_ns(const struct statistics_snapshot *snapshot,
         }
     }
     return UINT64_MAX; /* a share above 1 */
+}
+
+uint64_t statistics_percentile_ns(const struct statistics_snapshot *snapshot,
+                                  const struct statistics_snapshot *since,
+                                  enum block_operation operation, double share)
+{
+    uint64_t counts[STATISTICS_BUCKETS];
+
+    for (unsigned bucket = 0; bucket < STATISTICS_BUCKETS; bucket++) {
+        counts[bucket] = snapshot->operations[operation].buckets[bucket];
+        if (since) {
+            counts[bucket] -= since->operations[operation].buckets[bucket];
+        }
+    }
+    return statistics_percentile_of_ns(counts, share);
 }

@@ -73,4 +73,13 @@ uint64_t statistics_percentile_ns(const struct statistics_snapshot *snapshot,
                                   const struct statistics_snapshot *since,
                                   enum block_operation operation, double share);
 
+/* The same of counts by bucket, STATISTICS_BUCKETS of them. */
+uint64_t statistics_percentile_of_ns(const uint64_t *counts, double share);
+
+/* How many requests of all kinds ended so far, well or not, by bucket: STATISTICS_BUCKETS sums. */
+void statistics_latencies(struct statistics *statistics, uint64_t *counts);
+
+/* Make a counter at least this large. */
+void statistics_raise(_Atomic uint64_t *highest, uint64_t value);
+
 #endif

@@ -114,6 +114,24 @@ static bool must_wait(struct tracked_requests *requests, const struct tracked_re
     return request->serialising && slot_overlaps(requests, request);
 }
 
+/* Whose work a request waits for that has to wait; NULL: a guest's. Called with the lock held. */
+static struct guest_waits *find_cause(struct tracked_requests *requests,
+                                      const struct tracked_request *request)
+{
+    const struct tracked_request *older;
+
+    TAILQ_FOREACH (older, &requests->queue, entry) {
+        if (older == request) {
+            break;
+        }
+        if (older->cause && (older->serialising || request->serialising) &&
+            overlaps(request, older->offset, older->end)) {
+            return older->cause;
+        }
+    }
+    return NULL;
+}
+
 /* Let those go that waited for something in this range alone. Called with the lock held. */
 static void admit_waiters(struct tracked_requests *requests, uint64_t offset, uint64_t end)
 {
@@ -158,7 +176,9 @@ static bool enter_slot(struct tracked_requests *requests, struct tracked_request
 static void enter_queue(struct tracked_requests *requests, struct tracked_request *request)
 {
     pthread_cond_t admitted = PTHREAD_COND_INITIALIZER;
+    struct guest_wait wait = {0};
 
+    request->cause = guest_waits_of_thread();
     {
         SCOPE_LOCK(&requests->lock);
         if (request->serialising) {
@@ -167,11 +187,13 @@ static void enter_queue(struct tracked_requests *requests, struct tracked_reques
         TAILQ_INSERT_TAIL(&requests->queue, request, entry);
         if (must_wait(requests, request)) {
             request->admitted = &admitted;
+            guest_wait_for(&wait, find_cause(requests, request));
         }
         while (request->admitted) {
             pthread_cond_wait(&admitted, &requests->lock);
         }
     }
+    guest_wait_end(&wait);
     pthread_cond_destroy(&admitted);
 }
 
@@ -194,6 +216,7 @@ void tracked_request_begin(struct tracked_requests *requests, struct tracked_req
     request->serialising = serialising;
     request->slot = NULL;
     request->admitted = NULL;
+    request->cause = NULL;
     if (serialising || !enter_slot(requests, request)) {
         enter_queue(requests, request);
     }

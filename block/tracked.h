@@ -7,6 +7,8 @@
  * later ones out until it has ended. As long as none serialises, entering and leaving cost one
  * compare-and-swap and two stores; the list is an array of slots that only a serialising request
  * scans.
+ *
+ * What a guest waits for a request that a job makes is recorded as that job's doing.
  */
 #ifndef LIVEBLK_BLOCK_TRACKED_H
 #define LIVEBLK_BLOCK_TRACKED_H
@@ -16,6 +18,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "block/guest-waits.h"
 #include "block/queue.h"
 
 #define TRACKED_SLOTS 64
@@ -33,6 +36,7 @@ struct tracked_request {
     bool serialising;
     struct tracked_slot *slot; /* NULL: in the queue */
     pthread_cond_t *admitted;  /* NULL: runs; else it waits in the queue, on this */
+    struct guest_waits *cause; /* whose work it is, borrowed; NULL: a guest's. In the queue only. */
     TAILQ_ENTRY(tracked_request) entry;
 };
 
