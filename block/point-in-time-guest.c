@@ -468,7 +468,11 @@ int point_in_time_before_write(struct point_in_time *point, enum block_operation
         copy_map_is_saved(point->saved, guest.start, guest.end - guest.start)) {
         return 0;
     }
-    return save_before_write(&guest);
+    struct guest_wait wait = {0};
+    guest_wait_for(&wait, point->options.waits);
+    int status = save_before_write(&guest);
+    guest_wait_end(&wait);
+    return status;
 }
 
 int point_notify_before_write(struct write_notifier *notifier, enum block_operation operation,

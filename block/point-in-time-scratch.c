@@ -12,6 +12,7 @@
 
 #include "block/clock.h"
 #include "block/error.h"
+#include "block/event.h"
 #include "block/point-in-time-internal.h"
 #include "block/thread.h"
 
@@ -19,6 +20,33 @@
 #define LAZY_NS (100 * NS_PER_MS)
 
 /* ---- The budget. Lock held. ----------------------------------------------------------------- */
+
+int scratch_budget_init(struct scratch_budget *budget, uint64_t max_bytes, int64_t high_percent,
+                        const char *kind, const char *name, GError **error)
+{
+    if (high_percent < 0 || high_percent > 100) {
+        return block_error(error, EINVAL,
+                           "Parameter 'scratch-high-water' expects a percentage of scratch-max, "
+                           "from 0 (none) to 100, not %" PRId64,
+                           high_percent);
+    }
+    budget->max_bytes = max_bytes;
+    uint64_t percent = (uint64_t)high_percent;
+    budget->high_bytes = max_bytes / 100 * percent + max_bytes % 100 * percent / 100;
+    budget->kind = kind;
+    budget->name = name;
+    return 0;
+}
+
+static void tell_if_high(struct scratch_budget *budget, uint64_t used)
+{
+    if (budget->high_bytes && used >= budget->high_bytes &&
+        !atomic_exchange(&budget->is_high, true)) {
+        event_emit("SCRATCH_HIGH_WATER", EVENT_STRING("kind", budget->kind),
+                   EVENT_STRING("name", budget->name), EVENT_INT("used", used),
+                   EVENT_INT("max", budget->max_bytes));
+    }
+}
 
 static bool charge(struct point_in_time *point, uint64_t bytes)
 {
@@ -31,6 +59,9 @@ static bool charge(struct point_in_time *point, uint64_t bytes)
             return false;
         }
     } while (budget && !atomic_compare_exchange_weak(&budget->used_bytes, &used, used + bytes));
+    if (budget) {
+        tell_if_high(budget, used + bytes);
+    }
     point->info.scratch_bytes += bytes;
     point->info.scratch_peak_bytes =
         MAX_OF(point->info.scratch_peak_bytes, point->info.scratch_bytes);
@@ -39,8 +70,10 @@ static bool charge(struct point_in_time *point, uint64_t bytes)
 
 void point_scratch_give_back(struct point_in_time *point, uint64_t bytes)
 {
-    if (point->options.budget) {
-        atomic_fetch_sub(&point->options.budget->used_bytes, bytes);
+    struct scratch_budget *budget = point->options.budget;
+
+    if (budget && atomic_fetch_sub(&budget->used_bytes, bytes) - bytes < budget->high_bytes / 2) {
+        atomic_store(&budget->is_high, false);
     }
     point->info.scratch_bytes -= bytes;
 }

@@ -236,6 +236,7 @@ static void destroy(struct point_in_time *point)
     pthread_cond_destroy(&point->work);
     pthread_cond_destroy(&point->quiet);
     g_free((char *)point->options.owner);
+    guest_waits_unref(point->options.waits);
     g_free(point);
 }
 
@@ -246,6 +247,7 @@ struct point_in_time *point_in_time_new(const struct point_in_time_options *opti
     point->options = *options;
     point->options.owner = g_strdup(options->owner);
     point->options.bitmap = NULL;
+    guest_waits_ref(options->waits);
     point->options.write_through = options->write_through && options->scratch;
     point->strict = options->scratch &&
                     (options->write_through || options->policy == POINT_IN_TIME_BREAK_GUEST_WRITE);

@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #include "block/cleanup.h"
+#include "block/guest-waits.h"
 #include "block/node.h"
 #include "block/request.h"
 
@@ -55,7 +56,25 @@ enum point_in_time_action {
 struct scratch_budget {
     uint64_t max_bytes; /* 0: no limit */
     _Atomic uint64_t used_bytes;
+    /*
+     * When use reaches this (0: never), there is the event SCRATCH_HIGH_WATER with kind and name
+     * ("job", "view"; borrowed), and then not before it has been below half of that.
+     */
+    uint64_t high_bytes;
+    const char *kind;
+    const char *name;
+    _Atomic bool is_high;
 };
+
+/* From which percentage of the limit on use is high. */
+#define SCRATCH_HIGH_PERCENT_DEFAULT 80
+
+/*
+ * Set a limit (0: none), and the percentage of it (0: none) from which on use is high; kind and
+ * name as above. Before it is used. -EINVAL: "Parameter 'scratch-high-water' expects ...".
+ */
+int scratch_budget_init(struct scratch_budget *budget, uint64_t max_bytes, int64_t high_percent,
+                        const char *kind, const char *name, GError **error);
 
 struct point_in_time_options {
     const char *owner;          /* in messages of claims: "view 'nightly'"; copied */
@@ -66,6 +85,8 @@ struct point_in_time_options {
     int64_t guest_timeout_ns;      /* the longest one guest request waits for us; 0: for ever */
     struct scratch_budget *budget; /* NULL: no limit */
     uint64_t memory_max;           /* bytes; 0: the default */
+    /* To record how long guests wait for it, a reference is taken; or NULL. */
+    struct guest_waits *waits;
     /*
      * Scratch is for others to look at, too (backup with sync none): zeroes are written to it,
      * and a guest's write waits until what it overwrites is there.

@@ -40,7 +40,9 @@ static char *word_of(const struct event *event)
         return g_strdup_printf("%s.ERROR:%s:%s", id, field(event, "operation"),
                                field(event, "action"));
     }
-    g_assert_true(g_str_has_prefix(event->name, "BLOCK_JOB_"));
+    if (!g_str_has_prefix(event->name, "BLOCK_JOB_")) {
+        return g_strdup(event->name);
+    }
     const char *error = field(event, "error");
     return g_strdup_printf("%s.%s%s%s%s", id, event->name + strlen("BLOCK_JOB_"), error ? "[" : "",
                            error ? error : "", error ? "]" : "");

@@ -2,7 +2,7 @@
 /*
  * The events of a test as words, in their order: "a.running" for a status change of job a,
  * "a.COMPLETED", "a.COMPLETED[Input/output error]", "a.CANCELLED", "a.READY", "a.PENDING",
- * "a.ERROR:write:stop", and "a.prepare()" for what event_log_call() reports.
+ * "a.ERROR:write:stop", "a.prepare()" for what event_log_call() reports, and others by their name.
  */
 #ifndef LIVEBLK_TESTS_EVENT_LOG_H
 #define LIVEBLK_TESTS_EVENT_LOG_H

@@ -8,6 +8,7 @@
 #include "block/error.h"
 #include "block/point-in-time.h"
 #include "tests/lib/disk.h"
+#include "tests/lib/event-log.h"
 #include "tests/lib/point-rig.h"
 
 #define UNIT POINT_RIG_UNIT
@@ -224,6 +225,24 @@ static void test_scratch_read_error(void)
 
 /* ---- The budget ----------------------------------------------------------------------------- */
 
+/* Units that a guest overwrites, brought to scratch. */
+static void write_to_scratch(struct point_rig *rig, uint64_t first, uint64_t count)
+{
+    g_assert_cmpint(point_rig_write(rig, first * UNIT, count * UNIT), ==, 0);
+    point_rig_wait_memory(rig, 0);
+}
+
+static void discard_units(struct point_rig *rig, uint64_t first, uint64_t count)
+{
+    g_assert_cmpint(point_in_time_discard(rig->point, first * UNIT, count * UNIT), ==, 0);
+}
+
+/* What the last event said, or NULL. The caller frees. */
+static char *high_water(void)
+{
+    return event_log_fields("SCRATCH_HIGH_WATER");
+}
+
 static void test_budget_breaks(void)
 {
     struct point_rig *rig = point_rig_new(MIB, true);
@@ -263,6 +282,74 @@ static void test_budget_fails_guest(void)
     atomic_fetch_sub(&rig->budget.used_bytes, 6 * UNIT);
     g_assert_cmpint(point_rig_write(rig, 8 * UNIT, 4 * UNIT), ==, 0);
     point_rig_check(rig, UNIT, MIB - UNIT);
+    point_rig_free(rig);
+}
+
+/* Once, however much more is used; and again after it fell below half of that. */
+static void test_budget_high_water(void)
+{
+    struct point_rig *rig = point_rig_new(MIB, true);
+
+    g_assert_cmpint(scratch_budget_init(&rig->budget, 100 * UNIT, 50, "view", "night", NULL), ==,
+                    0);
+    POINT_RIG_START(rig, .policy = POINT_IN_TIME_BREAK_SNAPSHOT);
+    event_log_start();
+    write_to_scratch(rig, 0, 49);
+    g_assert_null(high_water());
+    write_to_scratch(rig, 49, 1);
+    g_autofree char *first = high_water();
+    g_assert_cmpstr(first, ==, "kind=view name=night used=204800 max=409600");
+    write_to_scratch(rig, 50, 30);
+    discard_units(rig, 0, 50); /* to 30: more than 25 */
+    write_to_scratch(rig, 100, 30);
+    g_autofree char *still = high_water();
+    g_assert_cmpstr(still, ==, first);
+    discard_units(rig, 50, 30);
+    discard_units(rig, 100, 10); /* to 20 */
+    write_to_scratch(rig, 150, 35);
+    g_autofree char *second = high_water();
+    g_assert_cmpstr(second, ==, "kind=view name=night used=225280 max=409600");
+    event_log_stop();
+    g_assert_false(point_in_time_is_broken(rig->point, NULL));
+    point_rig_free(rig);
+}
+
+static void test_budget_high_water_bounds(void)
+{
+    struct scratch_budget budget = {0};
+    g_autoptr(GError) error = NULL;
+
+    g_assert_cmpint(scratch_budget_init(&budget, MIB, 101, "job", "j", &error), ==, -EINVAL);
+    g_assert_cmpstr(error->message, ==,
+                    "Parameter 'scratch-high-water' expects a percentage of scratch-max, from 0 "
+                    "(none) to 100, not 101");
+    g_assert_cmpint(scratch_budget_init(&budget, MIB, -1, "job", "j", NULL), ==, -EINVAL);
+    g_assert_cmpint(scratch_budget_init(&budget, UINT64_MAX, 100, "job", "j", NULL), ==, 0);
+    g_assert_cmpuint(budget.high_bytes, ==, UINT64_MAX);
+    g_assert_cmpint(scratch_budget_init(&budget, MIB, 0, "job", "j", NULL), ==, 0);
+    g_assert_cmpuint(budget.high_bytes, ==, 0);
+}
+
+/* What a guest waits for old data to be kept is told; what it need not save it does not wait for.
+ */
+static void test_waits_are_told(void)
+{
+    struct point_rig *rig = point_rig_new(MIB, true);
+    AUTO(guest_waits) waits = guest_waits_new();
+    struct guest_waits_report report;
+
+    POINT_RIG_START(rig, .policy = POINT_IN_TIME_BREAK_SNAPSHOT, .guest_timeout_ns = SOON,
+                    .memory_max = POINT_IN_TIME_MEMORY_MIN, .waits = waits);
+    g_assert_cmpint(point_rig_write(rig, 0, UNIT), ==, 0);
+    g_assert_cmpint(point_rig_write(rig, 0, UNIT), ==, 0); /* saved already */
+    guest_waits_read(waits, &report);
+    g_assert_cmpuint(report.count, ==, 1);
+    FAULT(rig->scratch, .operations = FAULT_ON(WRITE), .hold = true);
+    g_assert_cmpint(point_rig_write(rig, UNIT, MIB - UNIT), ==, 0);
+    guest_waits_read(waits, &report);
+    g_assert_cmpuint(report.count, ==, 2);
+    g_assert_cmpuint(report.longest_ns, >=, SOON);
+    fault_clear(rig->scratch);
     point_rig_free(rig);
 }
 
@@ -674,6 +761,9 @@ int main(int argc, char **argv)
     ADD("scratch/an-error-of-a-read-breaks-nothing", test_scratch_read_error);
     ADD("budget/used-up-breaks-it", test_budget_breaks);
     ADD("budget/used-up-fails-the-guest", test_budget_fails_guest);
+    ADD("budget/high-water-is-told-once", test_budget_high_water);
+    ADD("budget/high-water-is-a-percentage", test_budget_high_water_bounds);
+    ADD("guests/what-they-wait-is-told", test_waits_are_told);
     ADD("slow/scratch-breaks-it", test_slow_breaks);
     ADD("slow/scratch-fails-the-guest", test_slow_fails_guest);
     ADD("slow/full-memory-breaks-it", test_full_memory_breaks);
