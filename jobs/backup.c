@@ -343,6 +343,11 @@ static int check_scratch(const struct backup_options *options, GError **error)
                            "A backup with sync 'none' has no use for scratch: old data goes to "
                            "the target");
     }
+    if (options->sync == BACKUP_SYNC_NONE && options->guest_latency) {
+        return block_error(error, EINVAL,
+                           "A backup with sync 'none' does only what guests' writes make it do: it "
+                           "cannot do less to keep their latency");
+    }
     if (options->scratch == BACKUP_SCRATCH_NODE &&
         (node == options->source || node == options->target)) {
         return block_error(error, EINVAL,
@@ -399,13 +404,21 @@ static int open_scratch(const struct backup_options *options, struct block_node 
     return 0;
 }
 
+static int init_budget(struct job *job, const struct backup_options *options, GError **error)
+{
+    struct backup *backup = job_state(job);
+
+    return scratch_budget_init(&backup->budget, options->scratch_max, options->scratch_high_percent,
+                               "job", job_id(job), error);
+}
+
 static int new_point(struct job *job, const struct backup_options *options, GError **error)
 {
     struct backup *backup = job_state(job);
     g_autofree char *owner = g_strdup_printf("block job '%s'", job_id(job));
     AUTO(block_node) scratch = NULL;
 
-    if (open_scratch(options, &scratch, error) < 0) {
+    if (open_scratch(options, &scratch, error) < 0 || init_budget(job, options, error) < 0) {
         return -EIO;
     }
     struct point_in_time_options point_options = {
@@ -417,12 +430,12 @@ static int new_point(struct job *job, const struct backup_options *options, GErr
         .guest_timeout_ns = options->guest_timeout_s * NS_PER_SECOND,
         .budget = &backup->budget,
         .memory_max = memory_for_saved_data(options),
+        .waits = job_guest_waits(job),
         .write_through = options->sync == BACKUP_SYNC_NONE,
         .callback_data = backup,
         .on_change = on_change,
         .on_scratch_error = options->sync == BACKUP_SYNC_NONE ? on_target_error : NULL,
     };
-    backup->budget.max_bytes = options->scratch_max;
     backup->point = point_in_time_new(&point_options, error);
     return backup->point ? 0 : -EIO;
 }
@@ -543,6 +556,7 @@ static int set_up(struct job *job, const struct backup_options *options, GError 
     backup->bitmap.is_limit = options->sync == BACKUP_SYNC_BITMAP;
     backup->bitmap.node = options->source;
     if (job_set_initial_speed(job, options->speed, error) < 0 ||
+        job_set_initial_guest_latency(job, options->guest_latency, error) < 0 ||
         choose_sync(backup, options, error) < 0) {
         return -EINVAL;
     }

@@ -45,7 +45,9 @@ struct backup_options {
     const char *scratch_directory;       /* NULL: $TMPDIR or /var/tmp */
     struct block_node *scratch_node;     /* as source */
     uint64_t scratch_max;                /* most bytes on scratch; 0: no limit */
+    int64_t scratch_high_percent;        /* of scratch_max, when to tell; 0: never */
     int64_t speed;                       /* bytes per second; 0: unlimited */
+    int64_t guest_latency; /* nanoseconds the guest may have; 0: any (job_guest_latency) */
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     bool use_copy_range;

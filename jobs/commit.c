@@ -227,6 +227,7 @@ static int set_up(struct commit *commit, const struct commit_options *options, G
     uint64_t length = MAX_OF(block_node_length(commit->top), block_node_length(options->base));
 
     if (job_set_initial_speed(commit->job, options->speed, error) < 0 ||
+        job_set_initial_guest_latency(commit->job, options->guest_latency, error) < 0 ||
         chain_header_check(options->base, options->backing_file, error) < 0 ||
         commit_chain_find(&commit->chain, commit->top, options->base, error) < 0 ||
         chain_source_init(&commit->source, &chain_source_operations, commit->job, commit->top,
@@ -260,6 +261,7 @@ static int start(const struct commit_options *options, GError **error)
     if (!job) {
         return -EINVAL;
     }
+    GUEST_WAITS_SCOPE(job_guest_waits(job));
     init(job_state(job), job, options);
     int status = set_up(job_state(job), options, error);
     if (status == 0) {

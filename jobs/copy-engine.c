@@ -173,7 +173,7 @@ static bool work(struct copy_engine *engine, void **buffer, int account)
 /* Until something changes, or what is known to end has ended: there are no ticks in a pause. */
 static void wait_for_work(struct copy_engine *engine)
 {
-    int64_t until_ns = MAX_OF(engine->pace.rest_until_ns, engine->retry_after_ns);
+    int64_t until_ns = MAX_OF(copy_pace_next_start_ns(&engine->pace), engine->retry_after_ns);
 
     if (until_ns > clock_now_ns()) {
         clock_cond_wait_until(&engine->work, &engine->lock, until_ns);
@@ -187,6 +187,7 @@ static void *worker_thread(void *data)
     struct copy_engine *engine = data;
     void *buffer = NULL;
     int account = copy_pace_open_account();
+    GUEST_WAITS_SCOPE(job_guest_waits(engine->job));
 
     pthread_mutex_lock(&engine->lock);
     while (!engine->workers_end) {
@@ -281,7 +282,9 @@ static bool coordinate(struct copy_engine *engine)
     if (is_finished) {
         return false;
     }
+    copy_pace_set_guest_latency(&engine->pace, job_guest_latency(engine->job));
     copy_pace_look(&engine->pace, clock_now_ns());
+    job_tell_guest_pace(engine->job, engine->pace.latency.pace, engine->pace.latency.p99_ns);
     start_workers(engine); /* before a pause: guests may wait for them in it */
     pthread_cond_signal(&engine->work);
     if (job_should_pause(engine->job)) {
@@ -352,6 +355,7 @@ int copy_engine_run(struct copy_engine *engine, GError **error)
     } while (go_on);
     come_to_rest(engine);
     end_workers(engine);
+    job_tell_guest_pace(engine->job, GUEST_PACE_FREE, 0);
     SCOPE_LOCK(&engine->lock);
     engine->is_pausing = false;
     if (engine->error) {
@@ -584,6 +588,21 @@ static int claim_nodes(struct copy_engine *engine, GError **error)
     return status;
 }
 
+/* It is kept by who copies beside a guest. */
+static int check_guest_latency(struct copy_engine *engine, GError **error)
+{
+    if (engine->options.guest) {
+        job_accept_guest_latency(engine->job);
+        return 0;
+    }
+    return job_guest_latency(engine->job)
+               ? block_error(error, EINVAL,
+                             "There is no guest whose latency could be kept: no device is on node "
+                             "'%s'",
+                             engine->options.source_node->name)
+               : 0;
+}
+
 static void set_defaults(struct copy_engine_options *options)
 {
     if (!options->max_workers) {
@@ -617,7 +636,10 @@ struct copy_engine *copy_engine_new(struct job *job, const struct copy_engine_op
     if (options->guest) {
         block_device_ref(options->guest);
     }
-    int status = claim_nodes(engine, error);
+    int status = check_guest_latency(engine, error);
+    if (status == 0) {
+        status = claim_nodes(engine, error);
+    }
     engine->options.claims = NULL; /* it need not outlive this call */
     return status == 0 ? STEAL(engine) : NULL;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "block/align.h"
+#include "block/chain.h"
 #include "block/clock.h"
 #include "block/copy-map.h"
 #include "formats/snapshot-access.h"
@@ -31,7 +32,7 @@
 /* It rests when there is so much to rest: to sleep for less takes longer than one wants to. */
 #define REST_MIN_NS (300 * NS_PER_MS / 1000)
 
-static bool stands_on(struct block_device *device, const struct block_node *wanted)
+static bool stands_on(struct block_device *device, struct block_node *wanted)
 {
     AUTO(block_node) root = block_device_root(device);
     const struct block_node *node = root;
@@ -42,16 +43,34 @@ static bool stands_on(struct block_device *device, const struct block_node *want
     return node && node == wanted;
 }
 
+/* It is a layer of the device's chain. */
+static bool reaches(struct block_device *device, struct block_node *wanted)
+{
+    AUTO(block_node) root = block_device_root(device);
+
+    return root && block_chain_contains(root, wanted);
+}
+
+static struct block_device *find_first(struct block_device **list, struct block_node *node,
+                                       bool matches(struct block_device *, struct block_node *))
+{
+    for (struct block_device **device = list; *device; device++) {
+        if (matches(*device, node)) {
+            return block_device_ref(*device);
+        }
+    }
+    return NULL;
+}
+
 struct block_device *copy_pace_find_guest(struct block_node *source)
 {
     struct block_node *past_of = snapshot_access_source(source);
+    struct block_node *node = past_of ? past_of : source;
     struct block_device **list = block_device_list();
-    struct block_device *guest = NULL;
+    struct block_device *guest = find_first(list, node, stands_on);
 
-    for (struct block_device **device = list; *device && !guest; device++) {
-        if (stands_on(*device, past_of ? past_of : source)) {
-            guest = block_device_ref(*device);
-        }
+    if (!guest) {
+        guest = find_first(list, node, reaches);
     }
     block_device_list_free(list);
     return guest;
@@ -68,6 +87,7 @@ void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned
         .max_workers = max_workers,
         .workers = guest ? 1 : MIN_OF(max_workers, MAX_OF(processors, 2u)),
     };
+    guest_latency_init(&pace->latency, max_workers);
 }
 
 /*
@@ -135,6 +155,7 @@ void copy_pace_set_effort(struct copy_pace *pace, enum copy_effort effort)
 {
     pace->effort = effort;
     pace->rest_until_ns = 0;
+    pace->hold_until_ns = 0;
 }
 
 /*
@@ -147,6 +168,38 @@ static void forget(struct copy_pace *pace)
     pace->wall_ns *= 0.75;
     pace->processor_ns *= 0.75;
     pace->queued_ns *= 0.75;
+}
+
+void copy_pace_set_guest_latency(struct copy_pace *pace, uint64_t latency_ns)
+{
+    guest_latency_set_target(&pace->latency, latency_ns);
+    if (!latency_ns) {
+        pace->hold_until_ns = 0;
+    }
+}
+
+static void look_at_latency(struct copy_pace *pace, int64_t now_ns)
+{
+    struct guest_figures figures;
+
+    if (pace->guest && guest_latency_is_due(&pace->latency, now_ns)) {
+        statistics_latencies(block_device_statistics(pace->guest), figures.latencies);
+        figures.is_busy = block_device_is_busy(pace->guest);
+        guest_latency_feed(&pace->latency, &figures, pace->workers, now_ns);
+    }
+}
+
+/* What is too much for the guest ends at once; all else changes by one. */
+static void set_workers(struct copy_pace *pace, unsigned useful)
+{
+    if (pace->workers < useful) {
+        pace->workers++;
+    } else if (pace->workers > MAX_OF(useful, 1u)) {
+        pace->workers--;
+    }
+    if (pace->effort != COPY_EFFORT_HIGH) {
+        pace->workers = MIN_OF(pace->workers, guest_latency_workers(&pace->latency));
+    }
 }
 
 /*
@@ -171,18 +224,24 @@ void copy_pace_look(struct copy_pace *pace, int64_t now_ns)
         pace->rest_until_ns = 0;
     }
     unsigned useful = must_yield(pace) ? modest_workers(pace) : useful_workers(pace);
-    if (pace->workers < useful) {
-        pace->workers++;
-    } else if (pace->workers > MAX_OF(useful, 1u)) {
-        pace->workers--;
-    }
+    look_at_latency(pace, now_ns);
+    set_workers(pace, useful);
     forget(pace);
+}
+
+/* It has less than one worker's time. */
+static bool is_held_back(const struct copy_pace *pace)
+{
+    return pace->latency.allowance < 1 && pace->effort != COPY_EFFORT_HIGH;
 }
 
 uint64_t copy_pace_chunk(const struct copy_pace *pace, uint64_t max_chunk, uint64_t speed)
 {
     uint64_t chunk = must_yield(pace) ? MIN_OF(max_chunk, BUSY_CHUNK) : max_chunk;
 
+    if (is_held_back(pace)) {
+        chunk = MIN_OF(chunk, GUEST_LATENCY_CHUNK);
+    }
     if (speed) {
         uint64_t slice = align_down(speed / (NS_PER_SECOND / COPY_SLICE_NS), COPY_CLUSTER);
 
@@ -191,12 +250,17 @@ uint64_t copy_pace_chunk(const struct copy_pace *pace, uint64_t max_chunk, uint6
     return chunk;
 }
 
+int64_t copy_pace_next_start_ns(const struct copy_pace *pace)
+{
+    return MAX_OF(pace->rest_until_ns, pace->hold_until_ns);
+}
+
 bool copy_pace_may_start(struct copy_pace *pace, uint64_t speed, int64_t now_ns)
 {
     /* In floating point: neither tiny nor huge speeds may overflow or round to nothing. */
     double quota = (double)speed * COPY_SLICE_NS / NS_PER_SECOND;
 
-    if (now_ns < pace->rest_until_ns) {
+    if (now_ns < copy_pace_next_start_ns(pace)) {
         return false;
     }
     if (!speed) {
@@ -251,6 +315,9 @@ void copy_pace_measure(struct copy_pace *pace, int64_t start_ns, int64_t end_ns,
     pace->wall_ns += (double)(end_ns - start_ns);
     pace->processor_ns += (double)use.processor_ns;
     pace->queued_ns += (double)use.queued_ns;
+    if (is_held_back(pace)) {
+        pace->hold_until_ns = end_ns + guest_latency_rest_ns(&pace->latency, end_ns - start_ns);
+    }
     if (!must_yield(pace)) {
         return;
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * How fast a job copies: the rate limit a user set, and the share the guest leaves.
+ * How fast a job copies: the rate limit a user set, the share the guest leaves, and what its
+ * latency allows.
  *
  * Used by one thread at a time (under the copy engine's lock).
  */
@@ -11,6 +12,7 @@
 #include <stdint.h>
 
 #include "block/device.h"
+#include "jobs/guest-latency.h"
 
 /* The rate limit's slice and the interval in which the guest is looked at. */
 #define COPY_SLICE_NS (100 * NS_PER_MS)
@@ -38,6 +40,8 @@ struct copy_pace {
     bool guest_is_busy;
     int64_t rest_until_ns; /* beside a busy guest: nothing is begun before */
     double rest_ns;        /* what is still to be rested after that */
+    struct guest_latency latency;
+    int64_t hold_until_ns; /* for the guest's latency: nothing is begun before */
 
     /* How long pieces took, and how much of that was spent on a processor or waiting for one: sums
      * that fade with each tick, as does that of the time. */
@@ -53,12 +57,19 @@ struct copy_pace {
 
 /*
  * The device whose guest has precedence over a job that reads this node: its root, or what is
- * below its root's filters, or a view of that. A new reference, or NULL. Any thread.
+ * below its root's filters, or a view of that; else one that has it in its chain. A new reference,
+ * or NULL. Any thread.
  */
 struct block_device *copy_pace_find_guest(struct block_node *source);
 
 /* guest may be NULL; it is borrowed. */
 void copy_pace_init(struct copy_pace *pace, struct block_device *guest, unsigned max_workers);
+
+/*
+ * The latency its guest is to have at most; 0: any. Without a guest there is nothing to look at.
+ * Effort HIGH does not care.
+ */
+void copy_pace_set_guest_latency(struct copy_pace *pace, uint64_t latency_ns);
 
 /* Look at the guest, at most once per tick, and set the number of workers. */
 void copy_pace_look(struct copy_pace *pace, int64_t now_ns);
@@ -70,6 +81,9 @@ void copy_pace_set_effort(struct copy_pace *pace, enum copy_effort effort);
 
 /* True if the rate limit (bytes per second, 0: none) and the effort let something go now. */
 bool copy_pace_may_start(struct copy_pace *pace, uint64_t speed, int64_t now_ns);
+
+/* Nothing is begun before this time, whatever the rate. */
+int64_t copy_pace_next_start_ns(const struct copy_pace *pace);
 
 /* Count what was let go. */
 void copy_pace_account(struct copy_pace *pace, uint64_t bytes);

@@ -27,6 +27,11 @@ struct job {
     _Atomic uint64_t progress_total;
     _Atomic int64_t speed;
     const char *_Atomic phase;
+    struct guest_waits *guest_waits;
+    _Atomic uint64_t guest_latency_ns;
+    _Atomic enum guest_pace guest_pace;
+    _Atomic uint64_t guest_p99_ns;
+    bool has_guest; /* whose latency it keeps; constant once it has started */
 
     /* Written under the job lock, read without. */
     _Atomic bool force_cancelled;

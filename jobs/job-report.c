@@ -28,6 +28,27 @@ uint64_t job_speed(struct job *job)
     return (uint64_t)atomic_load(&job->speed);
 }
 
+struct guest_waits *job_guest_waits(struct job *job)
+{
+    return job->guest_waits;
+}
+
+uint64_t job_guest_latency(struct job *job)
+{
+    return atomic_load(&job->guest_latency_ns);
+}
+
+void job_accept_guest_latency(struct job *job)
+{
+    job->has_guest = true;
+}
+
+void job_tell_guest_pace(struct job *job, enum guest_pace pace, uint64_t p99_ns)
+{
+    atomic_store(&job->guest_p99_ns, p99_ns);
+    atomic_store(&job->guest_pace, pace);
+}
+
 void job_set_phase(struct job *job, const char *phase)
 {
     atomic_store(&job->phase, phase);
@@ -93,7 +114,11 @@ void job_get_info(struct job *job, struct job_info *info)
         .auto_dismiss = !(job->flags & JOB_MANUAL_DISMISS),
         .error = g_strdup(job->error),
         .phase = phase ? phase : job_status_names[job->status],
+        .guest_latency_ns = atomic_load(&job->guest_latency_ns),
+        .guest_pace = atomic_load(&job->guest_pace),
+        .guest_p99_ns = atomic_load(&job->guest_p99_ns),
     };
+    guest_waits_read(job->guest_waits, &info->guest_waits);
     if (job->driver->get_info) {
         job->driver->get_info(job, info);
     }

@@ -147,6 +147,8 @@ static void prepare_all(struct job_transaction *transaction)
 
 void job_clean(struct job *job)
 {
+    GUEST_WAITS_SCOPE(job->guest_waits);
+
     if (job->driver->clean) {
         job->driver->clean(job);
     }
@@ -169,6 +171,8 @@ static void conclude(struct job *job, bool commit)
     bool dismiss = !(job->flags & JOB_MANUAL_DISMISS);
 
     if (finish) {
+        GUEST_WAITS_SCOPE(job->guest_waits);
+
         finish(job);
     }
     job_clean(job);

@@ -223,6 +223,39 @@ int job_set_speed(struct job *job, int64_t speed, GError **error)
     return status;
 }
 
+int job_set_initial_guest_latency(struct job *job, int64_t latency_ns, GError **error)
+{
+    if (latency_ns < 0) {
+        return block_error(error, EINVAL, "Parameter 'guest-latency' expects a non-negative value");
+    }
+    atomic_store(&job->guest_latency_ns, (uint64_t)latency_ns);
+    return 0;
+}
+
+static int set_guest_latency_locked(struct job *job, int64_t latency_ns, GError **error)
+{
+    int status = job_check_verb_locked(job, JOB_VERB_SET_SPEED, error);
+
+    if (status == 0 && !job->has_guest) {
+        status = block_error(error, ENOTSUP,
+                             "Job '%s' does not copy beside a guest: there is no latency that it "
+                             "could keep",
+                             job->id);
+    }
+    return status == 0 ? job_set_initial_guest_latency(job, latency_ns, error) : status;
+}
+
+int job_set_guest_latency(struct job *job, int64_t latency_ns, GError **error)
+{
+    job_lock();
+    int status = set_guest_latency_locked(job, latency_ns, error);
+    if (status == 0) {
+        job_notify_locked(job);
+    }
+    job_unlock();
+    return status;
+}
+
 bool job_is_cancelled(struct job *job)
 {
     return atomic_load(&job->force_cancelled);

@@ -127,6 +127,7 @@ void job_unref(struct job *job)
     job_transaction_unref(job->transaction);
     pthread_cond_destroy(&job->wakeup);
     pthread_cond_destroy(&job->changed);
+    guest_waits_unref(job->guest_waits);
     g_free(job->error);
     g_free(job->id);
     g_free(job);
@@ -141,6 +142,7 @@ struct job *job_alloc(const struct job_driver *driver, const char *id, unsigned 
     job->driver = driver;
     job->id = g_strdup(id);
     job->flags = flags;
+    job->guest_waits = guest_waits_new();
     job->transaction = transaction && transaction->grouped ? job_transaction_ref(transaction)
                                                            : job_transaction_new(true);
     pthread_cond_init(&job->wakeup, NULL);
@@ -164,7 +166,9 @@ int job_prepare_locked(struct job *job, GError **error)
     }
     job->in_prepare = true;
     job_unlock();
+    struct guest_waits *before = guest_waits_enter(job->guest_waits);
     int result = job->driver->prepare(job, error);
+    guest_waits_leave(before);
     job_lock();
     job->in_prepare = false;
     atomic_store(&job->phase, NULL);
@@ -184,6 +188,8 @@ static int run_driver(struct job *job, GError **error)
     job_unlock();
 
     if (run) {
+        GUEST_WAITS_SCOPE(job->guest_waits);
+
         result = job->driver->run(job, error);
     }
 
@@ -303,6 +309,8 @@ void job_roll_back(struct job *job)
     job_set_status_locked(job, JOB_STATUS_ABORTING);
     job_unlock();
     if (job->driver->abort) {
+        GUEST_WAITS_SCOPE(job->guest_waits);
+
         job->driver->abort(job);
     }
     job_clean(job);

@@ -22,7 +22,9 @@
 
 #include "block/cleanup.h"
 #include "block/device.h"
+#include "block/guest-waits.h"
 #include "block/node.h"
+#include "jobs/guest-latency.h"
 #include "jobs/verify-report.h"
 
 enum job_status {
@@ -225,6 +227,23 @@ uint64_t job_speed(struct job *job);
  */
 int job_set_initial_speed(struct job *job, int64_t speed, GError **error);
 
+/* What guests' requests have waited for the job; borrowed. */
+struct guest_waits *job_guest_waits(struct job *job);
+
+/*
+ * The latency (99th percentile, nanoseconds; 0: any) that the guest on its source is to have at
+ * most: the job does less when it has more. Lock-free.
+ */
+uint64_t job_guest_latency(struct job *job);
+/* Before the job starts: "Parameter 'guest-latency' expects a non-negative value". */
+int job_set_initial_guest_latency(struct job *job, int64_t latency_ns, GError **error);
+/* As job_set_speed; -ENOTSUP if the job does not look at a guest. */
+int job_set_guest_latency(struct job *job, int64_t latency_ns, GError **error);
+/* The job looks at a guest: by who sees to it, before it starts. */
+void job_accept_guest_latency(struct job *job);
+/* What it does about it now, and the guest's latency in the last second. Lock-free. */
+void job_tell_guest_pace(struct job *job, enum guest_pace pace, uint64_t p99_ns);
+
 /*
  * An I/O of the job failed: says what to do (REPORT, IGNORE or STOP) and emits BLOCK_JOB_ERROR.
  * For STOP the job is now user-paused and its I/O status set; the driver gets quiet, passes a
@@ -267,6 +286,10 @@ struct job_info {
     bool auto_dismiss;
     char *error;       /* NULL: none */
     const char *phase; /* for people; never NULL */
+    struct guest_waits_report guest_waits;
+    uint64_t guest_latency_ns; /* 0: any; then of no use: */
+    enum guest_pace guest_pace;
+    uint64_t guest_p99_ns; /* of the last second; 0: no requests */
     /* Of mirrors only: whether both sides are the same, and stay so with each answer to a guest. */
     bool has_actively_synced;
     bool actively_synced;

@@ -74,6 +74,7 @@ int commit_start_active(const struct commit_options *options, GError **error)
         .sync = MIRROR_SYNC_COMMIT,
         .buf_size = (int64_t)(COPY_DEFAULT_MAX_WORKERS * CHAIN_CHUNK),
         .speed = options->speed,
+        .guest_latency = options->guest_latency,
         .on_source_error = options->on_error,
         .on_target_error = options->on_error,
         .job_flags = options->job_flags,

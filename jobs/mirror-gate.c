@@ -58,6 +58,7 @@ static int64_t deadline(const struct mirror_gate *gate, int64_t bytes)
 /* One waiter is woken at a time, and wakes the next if there is credit left. */
 static void pay(struct mirror_gate *gate, int64_t bytes)
 {
+    struct guest_wait wait = {0};
     SCOPE_LOCK(&gate->lock);
     int64_t deadline_ns = deadline(gate, bytes);
 
@@ -68,8 +69,10 @@ static void pay(struct mirror_gate *gate, int64_t bytes)
         if (clock_now_ns() >= until_ns) {
             break;
         }
+        guest_wait_for(&wait, gate->waits);
         clock_cond_wait_until(&gate->changed, &gate->lock, until_ns);
     }
+    guest_wait_end(&wait);
     gate->credit = MAX_OF(gate->credit - bytes, -DEBT_MAX);
     if (gate->credit > 0) {
         pthread_cond_signal(&gate->changed);

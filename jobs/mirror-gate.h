@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "block/dirty-bitmap.h"
+#include "block/guest-waits.h"
 #include "block/request.h"
 
 /* How long one request waits at first; it grows where that does not suffice. */
@@ -25,6 +26,7 @@
 struct mirror_gate {
     struct write_notifier notifier; /* the mirror puts it on its source */
     struct dirty_bitmap *bitmap;    /* borrowed */
+    struct guest_waits *waits;      /* to record what guests wait here, borrowed; NULL at first */
 
     _Atomic bool is_shut;
 

@@ -330,6 +330,7 @@ static int make_bitmap(struct mirror *mirror, const struct mirror_options *optio
     }
     mirror->list.bitmap = mirror->bitmap;
     mirror_gate_init(&mirror->gate, mirror->bitmap);
+    mirror->gate.waits = job_guest_waits(mirror->job);
     make_write_through(mirror, options);
     if (mirror->sync == MIRROR_SYNC_FULL && mirror->length > 0) {
         dirty_bitmap_set(mirror->bitmap, 0, mirror->length);
@@ -360,6 +361,7 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
     AUTO(block_node) opened = NULL;
 
     if (job_set_initial_speed(mirror->job, options->speed, error) < 0 ||
+        job_set_initial_guest_latency(mirror->job, options->guest_latency, error) < 0 ||
         mirror_top_choose(mirror, error) < 0) {
         return -EINVAL;
     }
@@ -416,6 +418,7 @@ int mirror_start(const struct mirror_options *options, GError **error)
     if (!job) {
         return -EINVAL;
     }
+    GUEST_WAITS_SCOPE(job_guest_waits(job));
     init(job_state(job), job, options);
     int status = set_up(job_state(job), options, error);
     if (status == 0) {

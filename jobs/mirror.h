@@ -67,6 +67,7 @@ struct mirror_options {
     int64_t buf_size; /* most bytes in memory; 0: the default */
     bool keep_zeroes; /* write the source's zeroes as data */
     int64_t speed;    /* bytes per second; 0: unlimited */
+    int64_t guest_latency; /* nanoseconds the guest may have; 0: any (job_guest_latency) */
     enum mirror_copy_mode copy_mode;
     /*
      * How long a guest's write may wait for the target; 0: the default. Then the guest is answered,

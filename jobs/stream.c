@@ -319,7 +319,8 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
 {
     g_autoptr(GPtrArray) nodes = chain_nodes(stream->node, stream->base, error);
 
-    if (!nodes || job_set_initial_speed(stream->job, options->speed, error) < 0) {
+    if (!nodes || job_set_initial_speed(stream->job, options->speed, error) < 0 ||
+        job_set_initial_guest_latency(stream->job, options->guest_latency, error) < 0) {
         return -EINVAL;
     }
     if (!nodes->len) {
@@ -383,6 +384,7 @@ int stream_start(const struct stream_options *options, GError **error)
     if (!job) {
         return -EINVAL;
     }
+    GUEST_WAITS_SCOPE(job_guest_waits(job));
     init(job_state(job), job, options);
     int status = set_up(job_state(job), options, error);
     if (status == 0) {

@@ -24,7 +24,8 @@ struct stream_options {
     /* The name of a copy-on-read node above the layer while the job runs, so that what guests read
      * is brought into it, too; NULL: there is none. */
     const char *filter_node_name;
-    int64_t speed; /* bytes per second; 0: unlimited */
+    int64_t speed;         /* bytes per second; 0: unlimited */
+    int64_t guest_latency; /* nanoseconds the guest may have; 0: any (job_guest_latency) */
     /* `ignore`: what cannot be read is left out; the job goes on, fails, and the chain stays. */
     enum block_error_policy on_error;
     unsigned job_flags; /* JOB_MANUAL_* */

@@ -90,6 +90,28 @@ static void test_patience(void)
     fixture_free(fixture);
 }
 
+/* Those who wait are counted, and those who pass are not. */
+static void test_waits(void)
+{
+    struct fixture *fixture = fixture_new();
+    AUTO(guest_waits) waits = guest_waits_new();
+    struct guest_waits_report report;
+
+    fixture->gate.waits = waits;
+    pass(fixture, 0, GRANULE);
+    mirror_gate_shut(&fixture->gate, 0);
+    mirror_gate_earn(&fixture->gate, 4 * GRANULE);
+    pass(fixture, 0, GRANULE);
+    guest_waits_read(waits, &report);
+    g_assert_cmpuint(report.count, ==, 0);
+    mirror_gate_shut(&fixture->gate, 0);
+    pass(fixture, 0, GRANULE);
+    guest_waits_read(waits, &report);
+    g_assert_cmpuint(report.count, ==, 1);
+    g_assert_cmpuint(report.longest_ns, >=, MIRROR_GATE_PATIENCE_NS);
+    fixture_free(fixture);
+}
+
 static void *write_once(void *data)
 {
     struct fixture *fixture = data;
@@ -185,6 +207,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/mirror-gate/only-what-gets-dirty-has-a-price", test_price);
     g_test_add_func("/mirror-gate/nobody-waits-for-ever", test_patience);
+    g_test_add_func("/mirror-gate/those-who-wait-are-counted", test_waits);
     g_test_add_func("/mirror-gate/those-who-wait-are-let-go", test_release);
     g_test_add_func("/mirror-gate/guests-do-not-outrun-the-copy", test_convergence);
     return g_test_run();
