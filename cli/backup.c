@@ -16,9 +16,10 @@ static struct {
     char *since;
     char *scratch;
     char *scratch_max;
+    int scratch_high_water;
     int max_workers;
     gboolean compress;
-} chosen;
+} chosen = {.scratch_high_water = -1};
 
 static const GOptionEntry options[] = {
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
@@ -33,6 +34,8 @@ static const GOptionEntry options[] = {
      "DIRECTORY or node:NAME for old data, or none", "WHERE"},
     {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max, "Keep at most so much there",
      "BYTES"},
+    {"scratch-high", 0, 0, G_OPTION_ARG_INT, &chosen.scratch_high_water,
+     "Tell when so much of that is used (80)", "PERCENT"},
     {"max-workers", 0, 0, G_OPTION_ARG_INT, &chosen.max_workers, "Copy at most N chunks at once",
      "N"},
     {"compress", 'c', 0, G_OPTION_ARG_NONE, &chosen.compress,
@@ -57,6 +60,11 @@ static bool check_options(GError **error)
         usage_error(error, "--max-workers expects a number above 0, not %d", chosen.max_workers);
         return false;
     }
+    if (chosen.scratch_high_water < -1) {
+        usage_error(error, "--scratch-high expects a percentage, or 0 for never, not %d",
+                    chosen.scratch_high_water);
+        return false;
+    }
     if (chosen.scratch && !g_utf8_validate(chosen.scratch, -1, NULL)) {
         usage_error(error, "The name of the scratch directory is not valid UTF-8");
         return false;
@@ -79,6 +87,10 @@ static bool add_scratch(json_t *arguments, GError **error)
     }
     if (chosen.scratch_max) {
         json_object_set_new(arguments, "scratch-max", json_integer(most));
+    }
+    if (chosen.scratch_high_water >= 0) {
+        json_object_set_new(arguments, "scratch-high-water",
+                            json_integer(chosen.scratch_high_water));
     }
     if (chosen.scratch && g_str_has_prefix(chosen.scratch, "node:")) {
         job_set_text(arguments, "scratch-node", chosen.scratch + strlen("node:"));

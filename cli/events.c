@@ -22,7 +22,7 @@ static const GOptionEntry options[] = {
 static const struct command_words words[] = {
     {"filter", 0,
      "BLOCK_IO_ERROR BLOCK_JOB_CANCELLED BLOCK_JOB_COMPLETED BLOCK_JOB_ERROR BLOCK_JOB_PENDING "
-     "BLOCK_JOB_READY JOB_STATUS_CHANGE VIEW_BROKEN"},
+     "BLOCK_JOB_READY JOB_STATUS_CHANGE SCRATCH_HIGH_WATER VIEW_BROKEN"},
     {NULL},
 };
 

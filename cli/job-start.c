@@ -34,6 +34,16 @@ bool job_check_size(const char *option, const char *value, int64_t *bytes, GErro
     return true;
 }
 
+bool job_check_latency(const char *option, const char *value, int64_t *ns, GError **error)
+{
+    if (value && !parse_milliseconds(value, ns)) {
+        usage_error(error, "--%s expects a number of milliseconds such as 2.5, not '%s'", option,
+                    value);
+        return false;
+    }
+    return true;
+}
+
 void job_set_text(json_t *arguments, const char *name, const char *value)
 {
     if (value) {
@@ -43,15 +53,18 @@ void job_set_text(json_t *arguments, const char *name, const char *value)
 
 json_t *job_start_arguments(const char *device, GError **error)
 {
-    int64_t speed = 0;
+    int64_t speed = 0, latency_ns = 0;
 
-    if (!job_check_size("speed", job_start_options.speed, &speed, error)) {
+    if (!job_check_size("speed", job_start_options.speed, &speed, error) ||
+        !job_check_latency("guest-latency", job_start_options.guest_latency, &latency_ns, error)) {
         return NULL;
     }
     json_t *arguments = json_pack("{s:s, s:b, s:I}", "device", device, "auto-dismiss", 0, "speed",
                                   (json_int_t)speed);
     if (!arguments) {
         usage_error(error, "The name of the device is not valid UTF-8");
+    } else if (latency_ns) {
+        json_object_set_new(arguments, "guest-latency", json_integer(latency_ns));
     }
     return arguments;
 }

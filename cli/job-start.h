@@ -17,6 +17,7 @@
 
 struct job_start_options {
     char *speed;
+    char *guest_latency;
     char *job_id;
     gboolean detach;
     gboolean quiet;
@@ -28,6 +29,8 @@ extern struct job_start_options job_start_options;
 #define JOB_START_OPTIONS                                                                          \
     {"speed", 0, 0, G_OPTION_ARG_STRING, &job_start_options.speed,                                 \
      "Limit per second, such as 50M", "BYTES"},                                                    \
+    {"guest-latency", 0, 0, G_OPTION_ARG_STRING, &job_start_options.guest_latency,                 \
+     "Copy less while the guest's p99 is above", "MS"},                                            \
     {"job-id", 'j', 0, G_OPTION_ARG_STRING, &job_start_options.job_id,                             \
      "Name of the job (TYPE-DEVICE)", "ID"},                                                       \
     {"detach", 'd', 0, G_OPTION_ARG_NONE, &job_start_options.detach,                               \
@@ -65,6 +68,8 @@ bool job_check_word(const char *option, const char *value, const char *const *al
                     GError **error);
 /* The same for a number of bytes; *bytes is left alone if it was not given. */
 bool job_check_size(const char *option, const char *value, int64_t *bytes, GError **error);
+/* The same for milliseconds, such as 2.5, in nanoseconds. */
+bool job_check_latency(const char *option, const char *value, int64_t *ns, GError **error);
 /* Add a text unless it is NULL. */
 void job_set_text(json_t *arguments, const char *name, const char *value);
 

@@ -24,7 +24,7 @@ static const GOptionEntry options[] = {
 };
 
 static const struct command_words words[] = {
-    {NULL, 0, "list pause resume cancel complete speed mode finalize dismiss wait"},
+    {NULL, 0, "list pause resume cancel complete speed latency mode finalize dismiss wait"},
     {NULL, 1, "@job"},
     {NULL},
 };
@@ -95,6 +95,21 @@ static enum exit_status set_mode(const struct invocation *invocation, struct cli
     return simple_verb(client, "block-job-change",
                        json_pack("{s:s, s:s, s:s}", "id", invocation->arguments[1], "type",
                                  "mirror", "copy-mode", invocation->arguments[2]),
+                       error);
+}
+
+static enum exit_status set_latency(const struct invocation *invocation, struct client *client,
+                                    GError **error)
+{
+    const char *text = invocation->arguments[2];
+    int64_t ns;
+
+    if (!parse_milliseconds(text, &ns)) {
+        return usage_error(error, "'%s' is no number of milliseconds such as 2.5, or 0", text);
+    }
+    return simple_verb(client, "block-job-set-guest-latency",
+                       json_pack("{s:s, s:I}", "device", invocation->arguments[1], "guest-latency",
+                                 (json_int_t)ns),
                        error);
 }
 
@@ -224,6 +239,7 @@ static const struct verb verbs[] = {
     {"cancel", NULL, 1, "cancel ID", false, cancel},
     {"complete", NULL, 1, "complete ID", false, complete},
     {"speed", NULL, 2, "speed ID BYTES", true, set_speed},
+    {"latency", NULL, 2, "latency ID MS", true, set_latency},
     {"mode", NULL, 2, "mode ID MODE", true, set_mode},
     {"finalize", "job-finalize", 1, "finalize ID", true, NULL},
     {"dismiss", NULL, 1, "dismiss ID", true, dismiss},
@@ -237,7 +253,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     if (!verb) {
         return usage_error(
             error, "What to do with jobs? Say list, pause, resume, cancel, complete, speed, "
-                   "mode, finalize, dismiss or wait");
+                   "latency, mode, finalize, dismiss or wait");
     }
     if (!check_arguments(invocation, 1 + verb->arguments, 1 + verb->arguments, verb->what, error)) {
         return EXIT_USAGE;
@@ -272,6 +288,7 @@ const struct command job_command = {
         "  complete ID     let one that is ready do what it is for: a mirror moves its\n"
         "                  disk to the target, a commit to the base\n"
         "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
+        "  latency ID MS   copy less while the guest's p99 is above that; 0: no limit\n"
         "  mode ID MODE    of a mirror: have guests' writes copied in background, before they\n"
         "                  are answered (write-blocking), or as it is needed (auto)\n"
         "  finalize ID     let a job that waits for it take effect\n"

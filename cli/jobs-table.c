@@ -79,21 +79,53 @@ static char *phase_text(const json_t *job)
     return g_string_free(text, FALSE);
 }
 
+/* How long guests have waited for the job: "4.10 ms/12.3 ms". */
+static char *waits_text(const json_t *job)
+{
+    const json_t *waits = json_object_get(job, "guest-waits");
+    g_autofree char *p99 = format_latency((double)member_integer(waits, "p99-ns", 0));
+    g_autofree char *longest = format_latency((double)member_integer(waits, "longest-ns", 0));
+
+    return member_integer(waits, "requests", 0) > 0 ? g_strdup_printf("%s/%s", p99, longest)
+                                                    : g_strdup("-");
+}
+
+/* Why it copies less than it could; NULL if it does not. */
+static char *pace_text(const json_t *job)
+{
+    const char *pace = member_text(job, "guest-pace", "free");
+    g_autofree char *p99 = format_latency((double)member_integer(job, "guest-p99", 0));
+    g_autofree char *target = format_latency((double)member_integer(job, "guest-latency", 0));
+
+    if (!strcmp(pace, "recovering")) {
+        return g_strdup_printf("speeding up (guest p99 %s, limit %s)", p99, target);
+    }
+    if (!strcmp(pace, "held-back") || !strcmp(pace, "floor")) {
+        return g_strdup_printf("held back%s (guest p99 %s, limit %s)",
+                               strcmp(pace, "floor") ? "" : " as far as possible", p99, target);
+    }
+    return NULL;
+}
+
 /* What a person wants to know beside the state: the error, or why it does not move. */
 static char *remark(const json_t *job)
 {
     const char *io_status = member_text(job, "io-status", "ok");
+    const char *error = member_text(job, "error", NULL);
+    char *pace = error || strcmp(io_status, "ok") ? NULL : pace_text(job);
 
-    if (member_text(job, "error", NULL)) {
-        return g_strdup(member_text(job, "error", NULL));
+    if (pace) {
+        return pace;
     }
-    return strcmp(io_status, "ok") ? g_strdup(io_status) : phase_text(job);
+    return error                     ? g_strdup(error)
+           : strcmp(io_status, "ok") ? g_strdup(io_status)
+                                     : phase_text(job);
 }
 
 void print_jobs(const json_t *jobs)
 {
-    static const char *const headings[] = {"JOB",    "TYPE",   "STATUS",  ">DONE",
-                                           ">TOTAL", ">SPEED", "REMARKS", NULL};
+    static const char *const headings[] = {"JOB",    "TYPE",           "STATUS",  ">DONE", ">TOTAL",
+                                           ">SPEED", ">WAITS P99/MAX", "REMARKS", NULL};
     struct libscols_table *table;
     const json_t *job;
     size_t i;
@@ -109,6 +141,7 @@ void print_jobs(const json_t *jobs)
         g_autofree char *total = format_size(MAX(member_integer(job, "total-progress", 0), 0));
         g_autofree char *size = format_size(MAX(limit, 0));
         g_autofree char *speed = limit > 0 ? g_strconcat(size, "/s", NULL) : g_strdup("-");
+        g_autofree char *waits = waits_text(job);
         g_autofree char *remarks = remark(job);
         const char *const cells[] = {member_text(job, "id", "?"),
                                      member_text(job, "type", "?"),
@@ -116,6 +149,7 @@ void print_jobs(const json_t *jobs)
                                      done,
                                      total,
                                      speed,
+                                     waits,
                                      remarks};
         table_add(table, cells);
     }

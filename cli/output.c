@@ -105,6 +105,19 @@ bool parse_size(const char *text, int64_t *bytes)
     return true;
 }
 
+bool parse_milliseconds(const char *text, int64_t *ns)
+{
+    const double most = 24 * 3600 * 1e3;
+    char *end;
+    double value = g_ascii_strtod(text, &end);
+
+    if (!g_ascii_isdigit(*text) || *end || !(value <= most)) {
+        return false;
+    }
+    *ns = (int64_t)(value * 1e6);
+    return true;
+}
+
 bool parse_length(const char *text, uint64_t now, uint64_t *length)
 {
     bool is_more = *text == '+', is_less = *text == '-';

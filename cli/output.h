@@ -27,6 +27,9 @@ char *format_latency(double ns);
  */
 bool parse_size(const char *text, int64_t *bytes);
 
+/* Parse milliseconds, such as "20" or "0.5", as nanoseconds; up to a day. */
+bool parse_milliseconds(const char *text, int64_t *ns);
+
 /*
  * A length relative to another one: as parse_size, after "+" more and after "-" less. Refuses what
  * is below 0 or does not fit in an int64_t.

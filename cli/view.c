@@ -15,11 +15,12 @@ static struct {
     char *scratch;
     char **scratch_nodes;
     char *scratch_max;
+    int scratch_high_water;
     int timeout;
     gboolean break_guest_write;
     gboolean discard;
     gboolean force;
-} chosen = {.timeout = -1};
+} chosen = {.timeout = -1, .scratch_high_water = -1};
 
 static const GOptionEntry options[] = {
     {"device", 0, 0, G_OPTION_ARG_STRING_ARRAY, &chosen.devices,
@@ -30,6 +31,8 @@ static const GOptionEntry options[] = {
      "create: or in a node; one for each disk", "DEVICE=NODE"},
     {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max,
      "create: the most old data to keep", "BYTES"},
+    {"scratch-high", 0, 0, G_OPTION_ARG_INT, &chosen.scratch_high_water,
+     "create: tell when so much of that is used (80)", "PERCENT"},
     {"timeout", 0, 0, G_OPTION_ARG_INT, &chosen.timeout,
      "create: longest wait of a guest's write (10)", "SECONDS"},
     {"break-guest-write", 0, 0, G_OPTION_ARG_NONE, &chosen.break_guest_write,
@@ -165,6 +168,11 @@ static bool check_create_options(int64_t *scratch_max, GError **error)
                     chosen.timeout);
         return false;
     }
+    if (chosen.scratch_high_water < -1) {
+        usage_error(error, "--scratch-high expects a percentage, or 0 for never, not %d",
+                    chosen.scratch_high_water);
+        return false;
+    }
     if (chosen.scratch_max && !parse_size(chosen.scratch_max, scratch_max)) {
         usage_error(error, "--scratch-max expects a number of bytes such as 50M, not '%s'",
                     chosen.scratch_max);
@@ -186,6 +194,10 @@ static json_t *make_create_arguments(const char *name, int64_t scratch_max)
     }
     if (chosen.scratch_max) {
         json_object_set_new(arguments, "scratch-max", json_integer(scratch_max));
+    }
+    if (chosen.scratch_high_water >= 0) {
+        json_object_set_new(arguments, "scratch-high-water",
+                            json_integer(chosen.scratch_high_water));
     }
     if (chosen.timeout >= 0) {
         json_object_set_new(arguments, "cbw-timeout", json_integer(chosen.timeout));
@@ -332,8 +344,8 @@ static const struct verb verbs[] = {
 static bool check_verb_options(const struct verb *verb, GError **error)
 {
     bool for_create = chosen.devices || chosen.scratch || chosen.scratch_nodes ||
-                      chosen.scratch_max || chosen.timeout != -1 || chosen.break_guest_write ||
-                      chosen.discard;
+                      chosen.scratch_max || chosen.scratch_high_water != -1 ||
+                      chosen.timeout != -1 || chosen.break_guest_write || chosen.discard;
 
     if (for_create && verb->function != create) {
         usage_error(error, "Only 'view create' has options beside --force");

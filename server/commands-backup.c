@@ -7,11 +7,13 @@
 #include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "block/point-in-time.h"
 #include "block/stored-bitmaps.h"
 #include "jobs/backup.h"
 #include "jobs/copy-engine.h"
 #include "server/bitmap-name.h"
 #include "server/device-tracking.h"
+#include "server/guest-figures.h"
 #include "server/lookup.h"
 #include "server/target-file.h"
 #include "server/types.h"
@@ -71,6 +73,7 @@ static const struct qmp_member common_members[] = {
             "it is on-success. With full and top not never."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
      .doc = "Limit in bytes per second; 0: none."},
+    GUEST_LATENCY_MEMBER,
     {"compress", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Compress; refused where the target's format cannot."},
     {"on-source-error", &on_error_type, .optional = true, .default_text = "report",
@@ -93,6 +96,9 @@ static const struct qmp_member common_members[] = {
     {"scratch-max", &qmp_type_size, .optional = true, .default_text = "0",
      .doc = "Most bytes on scratch; the job is given up if that does not suffice. 0: no limit. "
             "An extension of liveblk's."},
+    {"scratch-high-water", &qmp_type_int, .optional = true, .default_text = "80",
+     .doc = "Percentage of scratch-max: when so much is used there is SCRATCH_HIGH_WATER. 0: "
+            "never. An extension of liveblk's."},
     {"x-perf", &performance_type, .optional = true, .doc = "How to go about it."},
     {NULL},
 };
@@ -183,6 +189,9 @@ static void read_options(json_t *arguments, struct block_node *source,
         .source = source,
         .sync = sync_of(arguments),
         .speed = lookup_integer(arguments, "speed", 0),
+        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
+        .scratch_high_percent =
+            lookup_integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT),
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
         .use_copy_range = lookup_bool(performance, "use-copy-range", false),
@@ -375,6 +384,7 @@ static int create_job(struct transaction_action *action, json_t *arguments,
         return -EINVAL;
     }
     transaction_drain(action, options->source);
+    transaction_drain_for(action, state->job);
     return 0;
 }
 

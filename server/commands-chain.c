@@ -13,6 +13,7 @@
 #include "jobs/chain-header.h"
 #include "jobs/commit.h"
 #include "jobs/stream.h"
+#include "server/guest-figures.h"
 #include "server/lookup.h"
 #include "server/types.h"
 
@@ -27,6 +28,7 @@ static const struct qmp_member common_members[] = {
             "driver."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
      .doc = "Limit in bytes per second; 0: none."},
+    GUEST_LATENCY_MEMBER,
     {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
      .doc = "Finalize when the work is done; else wait for job-finalize."},
     {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
@@ -249,6 +251,7 @@ static json_t *block_stream(struct qmp_request *request, json_t *arguments, GErr
         .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", false),
         .filter_node_name = text(arguments, "filter-node-name"),
         .speed = lookup_integer(arguments, "speed", 0),
+        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
         .on_error = lookup_on_error(arguments, "on-error"),
         .job_flags = lookup_job_flags(arguments),
     };
@@ -326,6 +329,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
         .backing_file = text(arguments, "backing-file"),
         .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", false),
         .speed = lookup_integer(arguments, "speed", 0),
+        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
         .on_error = lookup_on_error(arguments, "on-error"),
         .job_flags = lookup_job_flags(arguments),
     };

@@ -11,6 +11,7 @@
 #include "server/commands-mirror.h"
 #include "server/commands-verify.h"
 #include "server/commands.h"
+#include "server/guest-figures.h"
 #include "server/lookup.h"
 #include "server/types.h"
 
@@ -54,6 +55,17 @@ static const struct qmp_type set_speed_type = {
     .name = "BlockJobSetSpeed",
     .kind = QMP_KIND_OBJECT,
     .members = set_speed_members,
+};
+
+static const struct qmp_member set_guest_latency_members[] = {
+    {"device", &qmp_type_string, .doc = "The job's ID."},
+    {"guest-latency", &qmp_type_int, .doc = "Nanoseconds; 0: none."},
+    {NULL},
+};
+static const struct qmp_type set_guest_latency_type = {
+    .name = "BlockJobSetGuestLatency",
+    .kind = QMP_KIND_OBJECT,
+    .members = set_guest_latency_members,
 };
 
 static const struct qmp_type job_type_type = {
@@ -131,6 +143,7 @@ static const struct qmp_member job_info_members[] = {
     {"phase", &qmp_type_string, .doc = "What it is doing, in a word."},
     {"verify", &verify_info_type, .optional = true,
      .doc = "Of blockdev-verify only: what it has found up to now. An extension of liveblk's."},
+    GUEST_FIGURES_MEMBERS,
     {NULL},
 };
 static const struct qmp_type job_info_type = {
@@ -161,6 +174,7 @@ static const struct qmp_member block_job_info_members[] = {
     {"actively-synced", &qmp_type_bool, .optional = true,
      .doc = "Mirrors only: both sides are the same, and guests' writes are answered when they are "
             "on both; never while the copy mode is background."},
+    GUEST_FIGURES_MEMBERS,
     {"error", &qmp_type_string, .optional = true, .doc = "Why it failed."},
     {NULL},
 };
@@ -254,6 +268,16 @@ static json_t *block_job_set_speed(struct qmp_request *request, json_t *argument
     return job ? answer(job_set_speed(job, speed, error)) : NULL;
 }
 
+static json_t *block_job_set_guest_latency(struct qmp_request *request, json_t *arguments,
+                                           GError **error)
+{
+    AUTO(job) job = find_block_job(arguments, "device", error);
+
+    return job ? answer(job_set_guest_latency(job, lookup_integer(arguments, "guest-latency", 0),
+                                              error))
+               : NULL;
+}
+
 static json_t *block_job_change(struct qmp_request *request, json_t *arguments, GError **error)
 {
     const char *type = json_string_value(json_object_get(arguments, "type"));
@@ -319,6 +343,7 @@ static json_t *job_object(const struct job_info *info)
         json_object_set_new(object, "verify", verify_info_object(&info->verify));
     }
     set_pace(object, info);
+    guest_figures_add(object, info);
     set_error(object, info);
     return object;
 }
@@ -337,6 +362,7 @@ static json_t *block_job_object(const struct job_info *info)
         json_object_set_new(object, "actively-synced", json_boolean(info->actively_synced));
     }
     set_pace(object, info);
+    guest_figures_add(object, info);
     set_error(object, info);
     return object;
 }
@@ -403,6 +429,10 @@ const struct qmp_command job_commands[] = {
      "As job-dismiss."},
     {"block-job-set-speed", &set_speed_type, NULL, block_job_set_speed, QMP_COMMAND_QUICK,
      "Limit a job's rate; takes effect at once."},
+    {"block-job-set-guest-latency", &set_guest_latency_type, NULL, block_job_set_guest_latency,
+     QMP_COMMAND_QUICK,
+     "Change the guest-latency a job was started with; takes effect at once. An extension of "
+     "liveblk's."},
     {"block-job-change", &change_type, NULL, block_job_change, QMP_COMMAND_QUICK,
      "Change a running job: a mirror's copy mode, to any of them."},
     {"query-jobs", NULL, &job_info_list_type, query_jobs, QMP_COMMAND_QUICK,

@@ -9,6 +9,7 @@
 #include "formats/raw.h"
 #include "jobs/mirror.h"
 #include "server/commands-backup.h"
+#include "server/guest-figures.h"
 #include "server/lookup.h"
 #include "server/target-file.h"
 #include "server/types.h"
@@ -33,6 +34,7 @@ static const struct qmp_member common_members[] = {
      .doc = "The node whose place the target takes; only the mirrored node itself."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
      .doc = "Limit in bytes per second; 0: none. It does not hold for the last moment."},
+    GUEST_LATENCY_MEMBER,
     {"granularity", &qmp_type_uint32, .optional = true, .default_text = "4096",
      .doc = "Bytes that are copied again when a guest writes some of them: a power of 2 from 512 "
             "to 64 MiB. The default is larger for disks of more than 2 TiB. With sync `top`, and a "
@@ -157,6 +159,7 @@ static int read_options(json_t *arguments, struct block_node *source,
         .buf_size = lookup_integer(arguments, "buf-size", 0),
         .keep_zeroes = !lookup_bool(arguments, "unmap", true),
         .speed = lookup_integer(arguments, "speed", 0),
+        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
         .copy_mode = lookup_copy_mode(arguments),
         .write_limit_ns = lookup_integer(arguments, "write-timeout", 0) * NS_PER_SECOND,
         .on_source_error = lookup_on_error(arguments, "on-source-error"),

@@ -165,6 +165,9 @@ static const struct qmp_member create_members[] = {
             "They are overwritten."},
     {"scratch-max", &qmp_type_size, .optional = true, .default_text = "0",
      .doc = "The most bytes to keep on scratch, of all devices; 0: no limit."},
+    {"scratch-high-water", &qmp_type_int, .optional = true, .default_text = "80",
+     .doc =
+         "Percentage of scratch-max: when so much is used there is SCRATCH_HIGH_WATER. 0: never."},
     {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10",
      .doc = "Seconds that a guest's write may wait for old data to be kept; 0: for ever."},
     {"on-cbw-error", &policy_type, .optional = true, .default_text = "break-snapshot",
@@ -219,6 +222,8 @@ static int prepare_create(struct transaction_action *action, json_t *arguments, 
         .scratch_directory = json_string_value(json_object_get(arguments, "scratch")),
         .scratch_nodes = scratch_nodes,
         .scratch_max = (uint64_t)integer(arguments, "scratch-max", 0),
+        .scratch_high_percent =
+            integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT),
         .timeout_s = integer(arguments, "cbw-timeout", DEFAULT_TIMEOUT_S),
         .policy = policy
                       ? (enum point_in_time_policy)lookup_enum(policy, point_in_time_policy_names)
@@ -369,7 +374,29 @@ static const struct qmp_type broken_type = {
     .members = broken_members,
 };
 
+static const char *const high_kinds[] = {"job", "view", NULL};
+static const struct qmp_type high_kind_type = {
+    .name = "ScratchUser",
+    .kind = QMP_KIND_ENUM,
+    .values = high_kinds,
+};
+static const struct qmp_member high_members[] = {
+    {"kind", &high_kind_type, .doc = "What has the scratch:"},
+    {"name", &qmp_type_string, .doc = "the job or view of this name."},
+    {"used", &qmp_type_size, .doc = "Bytes on scratch."},
+    {"max", &qmp_type_size, .doc = "Its scratch-max; when that is reached, it breaks."},
+    {NULL},
+};
+static const struct qmp_type high_type = {
+    .name = "ScratchHighWaterEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = high_members,
+};
+
 const struct qmp_event_type view_events[] = {
+    {"SCRATCH_HIGH_WATER", &high_type,
+     "Scratch with a limit is used up to scratch-high-water percent. It comes again only after use "
+     "was below half of that."},
     {"VIEW_BROKEN", &broken_type, "A view broke: reading it fails from now on."},
     {NULL},
 };

@@ -6,6 +6,7 @@
 #include "block/clock.h"
 #include "block/drain.h"
 #include "block/error.h"
+#include "block/guest-waits.h"
 #include "block/main-loop.h"
 
 struct transaction_action {
@@ -18,6 +19,7 @@ struct transaction_action {
 struct transaction {
     GPtrArray *actions; /* struct transaction_action, in order */
     GPtrArray *nodes;   /* to drain; references */
+    GPtrArray *waits;   /* struct guest_waits of the jobs that is for; references */
     unsigned drain_perms;
     GHashTable *plans; /* key -> whether it will exist */
     struct job_transaction *jobs;
@@ -39,6 +41,7 @@ struct transaction *transaction_new(bool grouped)
 
     transaction->actions = g_ptr_array_new_with_free_func(free_action);
     transaction->nodes = g_ptr_array_new_with_free_func((GDestroyNotify)block_node_unref);
+    transaction->waits = g_ptr_array_new_with_free_func((GDestroyNotify)guest_waits_unref);
     transaction->drain_perms = BLOCK_PERM_WRITE;
     transaction->plans = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     transaction->jobs = job_transaction_new(grouped);
@@ -51,6 +54,7 @@ void transaction_free(struct transaction *transaction)
     if (transaction) {
         g_ptr_array_unref(transaction->actions);
         g_ptr_array_unref(transaction->nodes);
+        g_ptr_array_unref(transaction->waits);
         g_hash_table_unref(transaction->plans);
         job_transaction_unref(transaction->jobs);
         g_free(transaction);
@@ -158,6 +162,10 @@ static int apply_drained(struct transaction *transaction, GError **error)
     struct moment moment = {.transaction = transaction, .error = error};
     int64_t begun_ns = clock_now_ns();
     guint changed;
+    AUTO(guest_waits)
+    waits = guest_waits_new_joint((struct guest_waits *const *)transaction->waits->pdata,
+                                  transaction->waits->len);
+    GUEST_WAITS_SCOPE(waits);
     struct block_drain *drain =
         block_drain_begin((struct block_node *const *)transaction->nodes->pdata,
                           transaction->nodes->len, transaction->drain_perms);
@@ -273,6 +281,11 @@ struct job_transaction *transaction_jobs(struct transaction_action *action)
 void transaction_drain(struct transaction_action *action, struct block_node *node)
 {
     g_ptr_array_add(action->transaction->nodes, block_node_ref(node));
+}
+
+void transaction_drain_for(struct transaction_action *action, struct job *job)
+{
+    g_ptr_array_add(action->transaction->waits, guest_waits_ref(job_guest_waits(job)));
 }
 
 void transaction_drain_readers(struct transaction_action *action)

@@ -108,6 +108,9 @@ struct job_transaction *transaction_jobs(struct transaction_action *action);
 /* In prepare: this node's writers are to be drained. Takes a reference. */
 void transaction_drain(struct transaction_action *action, struct block_node *node);
 
+/* In prepare: guests that are held by the drained section wait for this job, too. */
+void transaction_drain_for(struct transaction_action *action, struct job *job);
+
 /* In prepare, besides: the readers of all nodes, too. For actions that change images. */
 void transaction_drain_readers(struct transaction_action *action);
 

@@ -224,10 +224,13 @@ static int set_up(struct view *view, const struct view_options *options, GError 
     view->policy = options->policy;
     view->timeout_s = options->timeout_s;
     view->discard = options->discard;
-    view->budget.max_bytes = options->scratch_max;
     set_devices(view, guests);
     block_device_list_free(guests);
     status = check_count(view, options, error);
+    if (status == 0) {
+        status = scratch_budget_init(&view->budget, options->scratch_max,
+                                     options->scratch_high_percent, "view", view->name, error);
+    }
     for (size_t i = 0; i < view->count && status == 0; i++) {
         status = open_device(&view->devices[i], options, i, error);
     }

@@ -34,6 +34,7 @@ struct view_options {
     const char *scratch_directory; /* absolute; NULL: $TMPDIR or /var/tmp */
     const char *const *scratch_nodes; /* names, one for each device; NULL: files in the directory */
     uint64_t scratch_max;             /* bytes, for all devices together; 0: no limit */
+    int64_t scratch_high_percent;     /* of scratch_max: when to tell */
     int64_t timeout_s;                /* the longest one guest request waits; 0: for ever */
     enum point_in_time_policy policy;
     bool discard; /* clients may give ranges up */

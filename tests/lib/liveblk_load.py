@@ -4,6 +4,7 @@
 import random
 import subprocess
 import threading
+import time
 
 from liveblk_test import DiskModel, connect, wait_until
 
@@ -34,6 +35,7 @@ class Writers:
         self.hold = False
         self.over = False
         self.done = 0
+        self.slowest = 0.0  # seconds that a request took at most; tests may set it back
         self.errors = []
         if prefill:
             self.prefill(uri)
@@ -84,6 +86,7 @@ class Writers:
             while (request := self.begin(generator)) is not None:
                 sectors, data = request
                 at = sectors[0] * SECTOR
+                began = time.monotonic()
                 if data is None:
                     handle.zero(len(sectors) * SECTOR, at)
                 else:
@@ -91,6 +94,7 @@ class Writers:
                 with self.lock:
                     self.busy.difference_update(sectors)
                     self.done += 1
+                    self.slowest = max(self.slowest, time.monotonic() - began)
                     self.changed.notify_all()
             handle.shutdown()
         except Exception as error:
