@@ -76,9 +76,8 @@ struct command {
 extern const struct command serve_command, status_command, backup_command, mirror_command,
     view_command, job_command, tracking_command, checkpoint_command, session_command, chain_command,
     stream_command, commit_command, verify_command, stats_command, events_command, qmp_command,
-    create_command,
-    info_command, map_command, check_command, snapshot_command, resize_command, amend_command,
-    bitmap_command, complete_command;
+    create_command, info_command, map_command, check_command, snapshot_command, resize_command,
+    amend_command, bitmap_command, complete_command;
 
 /* All of them, NULL-terminated. */
 extern const struct command *const all_commands[];

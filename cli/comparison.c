@@ -35,9 +35,8 @@ static void print_found(const json_t *found)
     size_t i;
 
     json_array_foreach (json_object_get(found, "differences"), i, range) {
-        printf("%" PRId64 " +%" PRId64 ": %s\n",
-               member_integer(range, "offset", 0), member_integer(range, "length", 0),
-               kind_text(member_text(range, "kind", "?")));
+        printf("%" PRId64 " +%" PRId64 ": %s\n", member_integer(range, "offset", 0),
+               member_integer(range, "length", 0), kind_text(member_text(range, "kind", "?")));
     }
     if (omitted) {
         printf("... and %" PRId64 " bytes more\n", omitted);
@@ -46,8 +45,7 @@ static void print_found(const json_t *found)
         printf("%" PRId64 " bytes were written to the target\n", repaired);
     }
     if (json_object_get(found, "sample-seed")) {
-        printf("This was a sample of %" PRId64
-               " percent; --seed %" PRId64 " chooses it again\n",
+        printf("This was a sample of %" PRId64 " percent; --seed %" PRId64 " chooses it again\n",
                member_integer(found, "sample-percent", 0), member_integer(found, "sample-seed", 0));
     }
     fflush(stdout);
@@ -56,8 +54,8 @@ static void print_found(const json_t *found)
 /* The names of this program's messages have underscores. */
 static json_t *found_message(const json_t *job, const json_t *found)
 {
-    json_t *message = json_pack("{s:s, s:s}", "message_type", "comparison", "job_id",
-                                member_text(job, "id", ""));
+    json_t *message =
+        json_pack("{s:s, s:s}", "message_type", "comparison", "job_id", member_text(job, "id", ""));
     const char *key;
     json_t *value;
 

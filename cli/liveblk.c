@@ -11,12 +11,19 @@
 #include "cli/output.h"
 
 const struct command *const all_commands[] = {
-    &serve_command,   &status_command,   &backup_command, &mirror_command,   &verify_command,
-    &view_command,    &job_command,      &bitmap_command, &tracking_command, &checkpoint_command,
-    &session_command, &chain_command,    &stream_command, &commit_command,   &stats_command,
-    &events_command,  &qmp_command,      &create_command, &info_command,     &map_command,
-    &check_command,   &snapshot_command, &resize_command, &amend_command,    &complete_command,
-    NULL,
+    &serve_command,    &status_command,
+    &backup_command,   &mirror_command,
+    &verify_command,   &view_command,
+    &job_command,      &bitmap_command,
+    &tracking_command, &checkpoint_command,
+    &session_command,  &chain_command,
+    &stream_command,   &commit_command,
+    &stats_command,    &events_command,
+    &qmp_command,      &create_command,
+    &info_command,     &map_command,
+    &check_command,    &snapshot_command,
+    &resize_command,   &amend_command,
+    &complete_command, NULL,
 };
 
 static struct {

@@ -143,7 +143,8 @@ static bool check_target(const struct target *target, GError **error)
     return true;
 }
 
-/* ---- Starting it ------------------------------------------------------------------------------ */
+/* ---- Starting it ------------------------------------------------------------------------------
+ */
 
 struct verify_start {
     struct job_start how; /* first: it is cast back */
@@ -209,7 +210,8 @@ static bool start_job(const struct job_start *how, struct client *client, const 
     return done;
 }
 
-/* ---- The command ------------------------------------------------------------------------------ */
+/* ---- The command ------------------------------------------------------------------------------
+ */
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {

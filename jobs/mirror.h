@@ -64,9 +64,9 @@ struct mirror_options {
     /* Bytes that one write makes dirty; 0: mirror_default_granularity. With sync top more if that
      * is less than a cluster of a target without a backing file. */
     uint64_t granularity;
-    int64_t buf_size; /* most bytes in memory; 0: the default */
-    bool keep_zeroes; /* write the source's zeroes as data */
-    int64_t speed;    /* bytes per second; 0: unlimited */
+    int64_t buf_size;      /* most bytes in memory; 0: the default */
+    bool keep_zeroes;      /* write the source's zeroes as data */
+    int64_t speed;         /* bytes per second; 0: unlimited */
     int64_t guest_latency; /* nanoseconds the guest may have; 0: any (job_guest_latency) */
     enum mirror_copy_mode copy_mode;
     /*

@@ -29,7 +29,7 @@ struct verify_range {
 };
 
 struct verify_report {
-    GArray *ranges; /* struct verify_range, by offset; neighbours of one kind are one */
+    GArray *ranges;      /* struct verify_range, by offset; neighbours of one kind are one */
     unsigned max_ranges; /* of a copy */
     uint64_t bytes[VERIFY_KINDS]; /* in all */
     uint64_t omitted_bytes;       /* of these, in no range of the list */

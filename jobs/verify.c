@@ -186,10 +186,10 @@ static bool are_equal(const struct sides *sides)
 /* VERIFY_KINDS: they do not differ. */
 static enum verify_kind kind_of(const struct sides *sector)
 {
-    return are_equal(sector)                                ? VERIFY_KINDS
+    return are_equal(sector)                               ? VERIFY_KINDS
            : buffer_is_zero(sector->source, sector->bytes) ? VERIFY_SOURCE_ZERO
            : buffer_is_zero(sector->target, sector->bytes) ? VERIFY_TARGET_ZERO
-                                                            : VERIFY_DATA;
+                                                           : VERIFY_DATA;
 }
 
 /* All that differs and was not reported, sectors that follow each other and differ alike as one. */

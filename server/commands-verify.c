@@ -47,7 +47,8 @@ static const struct qmp_member members[] = {
      .doc = "Seconds that a guest's write may wait for the job before the job is given up; 0: for "
             "ever."},
     {"scratch", &qmp_type_string, .optional = true,
-     .doc = "Where old data goes that guests overwrite before the job gets to it, as for a backup."},
+     .doc =
+         "Where old data goes that guests overwrite before the job gets to it, as for a backup."},
     {"scratch-node", &qmp_type_string, .optional = true, .doc = "The same, a node."},
     {"scratch-max", &qmp_type_size, .optional = true, .default_text = "0",
      .doc = "Most bytes on scratch; the job is given up if that does not suffice. 0: no limit."},
@@ -130,10 +131,9 @@ static json_t *differences(const struct verify_report *report)
     for (guint i = 0; i < report->ranges->len; i++) {
         const struct verify_range *range = &g_array_index(report->ranges, struct verify_range, i);
 
-        json_array_append_new(list, json_pack("{s:I, s:I, s:s}", "offset",
-                                              (json_int_t)range->offset, "length",
-                                              (json_int_t)range->bytes, "kind",
-                                              verify_kind_names[range->kind]));
+        json_array_append_new(
+            list, json_pack("{s:I, s:I, s:s}", "offset", (json_int_t)range->offset, "length",
+                            (json_int_t)range->bytes, "kind", verify_kind_names[range->kind]));
     }
     return list;
 }
@@ -141,11 +141,11 @@ static json_t *differences(const struct verify_report *report)
 json_t *verify_info_object(const struct verify_report *report)
 {
     uint64_t different = verify_report_total(report) - report->bytes[VERIFY_UNREADABLE];
-    json_t *object = json_pack(
-        "{s:I, s:I, s:I, s:o, s:I}", "different-bytes", (json_int_t)different, "unreadable-bytes",
-        (json_int_t)report->bytes[VERIFY_UNREADABLE], "repaired-bytes",
-        (json_int_t)report->repaired_bytes, "differences", differences(report), "omitted-bytes",
-        (json_int_t)report->omitted_bytes);
+    json_t *object =
+        json_pack("{s:I, s:I, s:I, s:o, s:I}", "different-bytes", (json_int_t)different,
+                  "unreadable-bytes", (json_int_t)report->bytes[VERIFY_UNREADABLE],
+                  "repaired-bytes", (json_int_t)report->repaired_bytes, "differences",
+                  differences(report), "omitted-bytes", (json_int_t)report->omitted_bytes);
 
     if (report->sample_percent) {
         json_object_set_new(object, "sample-percent", json_integer(report->sample_percent));
@@ -175,7 +175,8 @@ static int check_numbers(json_t *arguments, GError **error)
         check_range(arguments, "max-workers", COPY_MAX_WORKERS, error) < 0) {
         return -EINVAL;
     }
-    if (json_object_get(arguments, "sample-seed") && !json_object_get(arguments, "sample-percent")) {
+    if (json_object_get(arguments, "sample-seed") &&
+        !json_object_get(arguments, "sample-percent")) {
         return block_error(error, EINVAL,
                            "Parameter 'sample-seed' chooses a sample: give 'sample-percent', too");
     }

@@ -55,8 +55,8 @@ static void *meddler_thread(void *data)
             break;
         case 2:
             if (job) {
-                job_set_speed(job, test_random_chance(&meddler->random, 30) ? (int64_t)(64 * MIB) : 0,
-                              NULL);
+                job_set_speed(
+                    job, test_random_chance(&meddler->random, 30) ? (int64_t)(64 * MIB) : 0, NULL);
             }
             break;
         default:

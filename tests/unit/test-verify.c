@@ -42,7 +42,8 @@ static void test_holes(void)
     rig_free(rig);
 }
 
-/* ---- Differences ------------------------------------------------------------------------------ */
+/* ---- Differences ------------------------------------------------------------------------------
+ */
 
 static void test_kinds(void)
 {
@@ -141,7 +142,8 @@ static void test_second_look(void)
     rig_free(rig);
 }
 
-/* ---- The moment ------------------------------------------------------------------------------- */
+/* ---- The moment -------------------------------------------------------------------------------
+ */
 
 static void test_guest_writes(void)
 {
@@ -164,7 +166,8 @@ static void test_guest_writes(void)
     rig_free(rig);
 }
 
-/* ---- Parts of a disk -------------------------------------------------------------------------- */
+/* ---- Parts of a disk --------------------------------------------------------------------------
+ */
 
 static char *sample(struct rig *rig, struct block_node *target, unsigned percent, uint64_t seed,
                     uint64_t *different)
@@ -232,8 +235,7 @@ static void test_changes(void)
     };
 
     rig_fill(rig);
-    struct job *job =
-        verify_rig_start(rig, target, &(struct verify_options){0}, two_changes(rig));
+    struct job *job = verify_rig_start(rig, target, &(struct verify_options){0}, two_changes(rig));
     verify_rig_end(job, "differs from the source in 2162688 bytes", wanted, 2);
 
     /* A sample of that: half of its nine chunks. */
@@ -250,7 +252,8 @@ static void test_changes(void)
     rig_free(rig);
 }
 
-/* ---- Trouble ---------------------------------------------------------------------------------- */
+/* ---- Trouble ----------------------------------------------------------------------------------
+ */
 
 static void test_errors_end_it(void)
 {
@@ -260,14 +263,12 @@ static void test_errors_end_it(void)
     struct block_node *target = verify_rig_copy(rig, "target");
     FAULT(target, .operations = FAULT_ON(READ), .offset = MIB, .bytes = 512, .error_number = EIO);
     verify_rig_expect(rig, target, &(struct verify_options){0},
-                      "Could not read target node 'target' at offset ",
-                      NULL, 0);
+                      "Could not read target node 'target' at offset ", NULL, 0);
     fault_clear(target);
     FAULT(rig->source, .operations = FAULT_ON(READ), .offset = MIB, .bytes = 512,
           .error_number = EIO);
     verify_rig_expect(rig, target, &(struct verify_options){0},
-                      "Could not read source node 'source' at offset ",
-                      NULL, 0);
+                      "Could not read source node 'source' at offset ", NULL, 0);
     rig_assert_unused(target);
     rig_free(rig);
 }
