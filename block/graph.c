@@ -361,8 +361,7 @@ int block_node_check_resize(struct block_node *node, GError **error)
     return check_resize(node, NULL, error);
 }
 
-/* ---- Notifiers, followers, bitmaps: NULL-terminated lists, or NULL for an empty one
- * ----------------- */
+/* ---- Lists that end with NULL: notifiers, followers, bitmaps --------------------------------- */
 
 static size_t list_length(void *const *list)
 {

@@ -65,8 +65,7 @@ static inline void cleanup_guest_waits_leave(struct guest_waits **before)
     CLEANUP(cleanup_guest_waits_leave)                                                             \
     __attribute__((unused)) struct guest_waits *SCOPE_LOCK_NAME(__LINE__) = guest_waits_enter(waits)
 
-/* ---- A request that waits ---------------------------------------------------------------------
- */
+/* ---- A request that waits -------------------------------------------------------------------- */
 
 /* On the stack of its thread, {0} at first. */
 struct guest_wait {
