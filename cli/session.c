@@ -419,7 +419,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
 
 const struct command session_command = {
     .name = "session",
-    .summary = "Cut checkpoints of several disks at once, and show what has to be backed up",
+    .summary = "Cut checkpoints of disks at one instant, for backups of what changed",
     .usage = "[OPTION...] list | VERB NAME",
     .notes = "  begin NAME      at one instant cut a checkpoint of each tracked disk, and keep\n"
              "                  what the disks hold, as the exports DEVICE@NAME\n"

@@ -15,7 +15,7 @@ from cli_program import FOLDER, PROGRAM, end, environment, expect, json_lines, p
 from fake_qmp import FakeQmp
 
 COMMANDS = ["serve", "status", "backup", "mirror", "verify", "view", "job", "bitmap", "tracking",
-            "checkpoint", "chain", "stream",
+            "checkpoint", "session", "chain", "stream",
             "commit", "stats", "events", "qmp",
             "create", "info", "map", "check", "snapshot", "resize", "amend"]  # fmt: skip
 
