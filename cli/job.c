@@ -279,21 +279,20 @@ const struct command job_command = {
     .name = "job",
     .summary = "List jobs and steer them",
     .usage = "[OPTION...] list | VERB ID",
-    .notes =
-        "  list            all jobs, those that have ended and were not read included\n"
-        "  pause ID        stop working until resumed\n"
-        "  resume ID       go on; after an error: try again\n"
-        "  cancel ID       end it, without a result; with --keep one that is ready, so\n"
-        "                  that its target is a complete copy\n"
-        "  complete ID     let one that is ready do what it is for: a mirror moves its\n"
-        "                  disk to the target, a commit to the base\n"
-        "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
-        "  latency ID MS   copy less while the guest's p99 is above that; 0: no limit\n"
-        "  mode ID MODE    of a mirror: have guests' writes copied in background, before they\n"
-        "                  are answered (write-blocking), or as it is needed (auto)\n"
-        "  finalize ID     let a job that waits for it take effect\n"
-        "  dismiss ID      forget one that has ended\n"
-        "  wait ID         follow it to its end as 'liveblk backup' does, and dismiss it\n",
+    .notes = "  list            all jobs, those that have ended and were not read included\n"
+             "  pause ID        stop working until resumed\n"
+             "  resume ID       go on; after an error: try again\n"
+             "  cancel ID       end it, without a result; with --keep one that is ready, so\n"
+             "                  that its target is a complete copy\n"
+             "  complete ID     let one that is ready do what it is for: a mirror moves its\n"
+             "                  disk to the target, a commit to the base\n"
+             "  speed ID BYTES  limit per second, such as 50M; 0: no limit\n"
+             "  latency ID MS   copy less while the guest's p99 is above that; 0: no limit\n"
+             "  mode ID MODE    of a mirror: have guests' writes copied in background, before\n"
+             "                  they are answered (write-blocking), or as it is needed (auto)\n"
+             "  finalize ID     let a job that waits for it take effect\n"
+             "  dismiss ID      forget one that has ended\n"
+             "  wait ID         follow it to its end as 'liveblk backup' does, and dismiss it\n",
     .flags = COMMAND_ADMIN | COMMAND_JSON,
     .options = options,
     .words = words,

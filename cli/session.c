@@ -24,14 +24,13 @@ static struct {
 
 static const GOptionEntry options[] = {
     {"device", 0, 0, G_OPTION_ARG_STRING_ARRAY, &chosen.devices,
-     "begin: of this disk (all of them), and since which checkpoint; may repeat",
-     "DEVICE[=CHECKPOINT]"},
+     "begin: this disk, since then; may repeat", "DEVICE[=CHECKPOINT]"},
     {"since", 0, 0, G_OPTION_ARG_STRING, &chosen.since, "begin: what changed since this checkpoint",
      "CHECKPOINT"},
-    {"lease", 0, 0, G_OPTION_ARG_INT, &chosen.lease,
-     "begin: abandon it after that time, unless 'begin' is said again", "SECONDS"},
+    {"lease", 0, 0, G_OPTION_ARG_INT, &chosen.lease, "begin: abandon it then, unless said again",
+     "SECONDS"},
     {"before-cut", 0, 0, G_OPTION_ARG_STRING, &chosen.before,
-     "begin: the server runs this before the instant", "COMMAND"},
+     "begin: the server runs it before the cut", "COMMAND"},
     {"after-cut", 0, 0, G_OPTION_ARG_STRING, &chosen.after, "begin: and this after it, in any case",
      "COMMAND"},
     {"hook-timeout", 0, 0, G_OPTION_ARG_INT, &chosen.hook_timeout,

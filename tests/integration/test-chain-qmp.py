@@ -184,6 +184,7 @@ def is_looked_at(test):
     [job] = wait_until(lambda: [j for j in chain.qmp.command("query-block-jobs") if j["len"]],
                        "the job knows how much there is")  # fmt: skip
     assert type(job.pop("busy")) is bool and 0 <= job.pop("offset") < LENGTH, job
+    assert set(job.pop("guest-waits")) == {"requests", "longest-ns", "p99-ns"}
     assert job == {
         "type": "stream", "device": "job", "len": LENGTH, "speed": 1, "paused": False,
         "ready": False, "status": "running", "io-status": "ok", "auto-finalize": True,
@@ -354,7 +355,10 @@ def makes_overlays(test):
 def is_in_the_schema(test):
     chain = Chain(test)
     schema = {entry["name"]: entry for entry in chain.qmp.command("query-qmp-schema")}
-    common = "job-id? backing-file? backing-mask-protocol? speed? auto-finalize? auto-dismiss? "
+    common = (
+        "job-id? backing-file? backing-mask-protocol? speed? guest-latency? auto-finalize? "
+        "auto-dismiss? "
+    )
     for command, wanted in {
         "block-stream": common
         + "device base? base-node? bottom? on-error? filter-node-name?",

@@ -104,8 +104,9 @@ def ask_qemu(test, sequence, *arguments):
         try:
             return sequence(peer, *arguments)
         except ConnectionError:
-            if "bdrv_replace_child_noperm: Assertion" not in peer.process.log_path.read_text():
-                raise
+            log = peer.process.log_path.read_text()
+            if ": Assertion `" not in log:
+                raise AssertionError(f"qemu-storage-daemon left, and said: {log}") from None
     raise AssertionError("qemu-storage-daemon dies each time")
 
 

@@ -470,7 +470,7 @@ def long_chain(test):
     disks = Disks(test, "raw", "qcow2")
     since, number = None, 0
     loads = {name: Load(test, disks.server.uri(name), threads=2) for name in disks.names}
-    for step in range(10):
+    for step in range(6):
         number += 1
         name = f"s{number}"
         for load in loads.values():
@@ -491,7 +491,7 @@ def long_chain(test):
         elif end == "expire":
             disks.qmp.wait_event("CHECKPOINT_EXPIRED")
             wait_until(lambda gone=name: gone not in disks.checkpoints(), "it is abandoned")
-        if end == "kill" or step % 5 == 4:
+        if end == "kill" or step % 3 == 2:
             for load in loads.values():
                 load.over = True
             disks.kill()

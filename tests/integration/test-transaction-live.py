@@ -712,8 +712,11 @@ def grouped_manual(test):
             return len(jobs) == 2 and all(job["status"] == "pending" for job in jobs)
 
         wait_until(all_pending, "both are pending")
-        pending = [e["data"]["id"] for e in qmp.events if e["event"] == "BLOCK_JOB_PENDING"]
-        assert pending == ["a"], pending
+        def pending():
+            qmp.command("query-jobs")  # events come before the answer
+            return [e["data"]["id"] for e in qmp.events if e["event"] == "BLOCK_JOB_PENDING"]
+
+        assert wait_until(pending, "the event says so") == ["a"], pending()
         qmp.command(f"job-{verb}", id="a")
         wait_gone(qmp, "a", "b")
         words = job_words(qmp, "a", "b")
