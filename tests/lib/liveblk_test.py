@@ -55,12 +55,16 @@ libc = ctypes.CDLL(None, use_errno=True)
 def sanitizer_library():
     """The sanitizer's library that nbdkit must be started with to load our plugin, or None."""
     options = json.loads((BUILD / "meson-info" / "intro-buildoptions.json").read_text())
-    chosen = next(option["value"] for option in options if option["name"] == "b_sanitize")
-    for word, library in (("address", "libasan.so"), ("thread", "libtsan.so")):
-        if word in chosen:
-            found = subprocess.check_output(["gcc", f"-print-file-name={library}"], text=True)
-            return found.strip()
-    return None
+    value = {option["name"]: option["value"] for option in options}
+    if "address" in value["b_sanitize"] and "-shared-libasan" in value["c_args"]:
+        question = ["clang", "-print-file-name=libclang_rt.asan-x86_64.so"]
+    elif "address" in value["b_sanitize"]:
+        question = ["gcc", "-print-file-name=libasan.so"]
+    elif "thread" in value["b_sanitize"]:
+        question = ["gcc", "-print-file-name=libtsan.so"]
+    else:
+        return None
+    return subprocess.check_output(question, text=True).strip()
 
 
 def die_with_parent():
