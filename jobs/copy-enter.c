@@ -27,13 +27,15 @@ static bool is_unwanted(const struct copy_engine *engine)
            job_is_cancelled(engine->job) || clock_now_ns() < engine->retry_after_ns;
 }
 
+/* What the guest waits meanwhile is the job's doing. */
 static int wait_for_turn(struct copy_engine *engine, const struct copy_run *run,
-                         int64_t deadline_ns)
+                         int64_t deadline_ns, struct guest_wait *wait)
 {
     while (!is_unwanted(engine)) {
         if (!engine->target_drains && !is_taken(engine, run)) {
             return 0;
         }
+        guest_wait_for(wait, job_guest_waits(engine->job));
         if (clock_cond_wait_until(&engine->changed, &engine->lock, deadline_ns) == ETIMEDOUT) {
             return -ETIMEDOUT;
         }
@@ -49,11 +51,13 @@ static void leave(struct copy_engine *engine, struct copy_run *run)
 
 int copy_engine_enter(struct copy_engine *engine, struct copy_run *run, int64_t deadline_ns)
 {
+    struct guest_wait wait = {0};
     SCOPE_LOCK(&engine->lock);
 
     run->is_reading = false;
     TAILQ_INSERT_TAIL(&engine->runs, run, entry);
-    int status = wait_for_turn(engine, run, deadline_ns);
+    int status = wait_for_turn(engine, run, deadline_ns, &wait);
+    guest_wait_end(&wait);
     if (status < 0) {
         leave(engine, run);
     } else {

@@ -313,6 +313,7 @@ static void make_write_through(struct mirror *mirror, const struct mirror_option
         .bitmap = mirror->bitmap,
         .whole_granules = mirror->sync == MIRROR_SYNC_TOP,
         .limit_ns = options->write_limit_ns ? options->write_limit_ns : MIRROR_WRITE_LIMIT_NS,
+        .waits = job_guest_waits(mirror->job),
         .is_late = mirror_mode_late,
         .data = mirror,
     };

@@ -196,8 +196,12 @@ static void leave(struct through_request *request)
 static void wait_until_done(struct through_request *request)
 {
     struct write_through *through = request->through;
+    struct guest_wait wait = {0};
 
     pthread_mutex_lock(&through->lock);
+    if (!request->is_done) {
+        guest_wait_for(&wait, through->options.waits);
+    }
     while (!request->is_done && clock_cond_wait_until(&request->done, &through->lock,
                                                       request->deadline_ns) != ETIMEDOUT) {
     }
@@ -206,6 +210,7 @@ static void wait_until_done(struct through_request *request)
         leave(request);
     }
     pthread_mutex_unlock(&through->lock);
+    guest_wait_end(&wait);
     if (is_late) {
         mark_all(request);
         tell_late(through, request->offset);

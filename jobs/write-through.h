@@ -38,7 +38,8 @@ struct write_through_options {
     /* The target must get whole granules or nothing: in a part of one it would hide what is to
      * come from below it. */
     bool whole_granules;
-    int64_t limit_ns; /* how long a guest waits at the most */
+    int64_t limit_ns;          /* how long a guest waits at the most */
+    struct guest_waits *waits; /* to record how long they do, when the source has it already */
     /* A guest has waited that long. error_number: ETIMEDOUT; offset: where. Any thread. */
     void (*is_late)(void *data, uint64_t offset);
     void *data;

@@ -108,6 +108,17 @@ static void wait_in_step(struct world *world)
     }
 }
 
+/* What guests have waited for the job. */
+static struct guest_waits_report waits_of(struct world *world)
+{
+    struct job_info info;
+
+    job_get_info(world->job, &info);
+    struct guest_waits_report waits = info.guest_waits;
+    job_info_clear(&info);
+    return waits;
+}
+
 static void expect_reason(struct world *world, const char *part)
 {
     struct job_info info;
@@ -504,12 +515,16 @@ static void test_hang_ignored(void)
     struct world world = start_with(MIRROR_WRITE_BLOCKING, SHORT_NS, BLOCK_ERROR_POLICY_IGNORE);
 
     wait_in_step(&world);
+    g_assert_cmpuint(waits_of(&world).count, ==, 0);
     FAULT(world.target, .operations = FAULT_ON_CHANGES, .count = 1, .hold = true);
     g_assert_cmpint(rig_pwrite(world.rig, 1, MIB, BLOCK), ==, 0);
     g_assert_false(is_synchronous(&world));
-    for (unsigned i = 0; i < 300; i++) { /* they do not wait, or it would take half a minute */
+    for (unsigned i = 0; i < 300; i++) {
         g_assert_cmpint(rig_pwrite(world.rig, 2, MIB, BLOCK), ==, 0);
     }
+    /* One has waited, as long as it may, and the job says so; the others have not. */
+    g_assert_cmpuint(waits_of(&world).count, ==, 1);
+    g_assert_cmpuint(waits_of(&world).longest_ns, >=, SHORT_NS / 2);
     g_assert_cmpuint(fault_held(world.target), ==, 1);
     g_assert_false(is_in_step(&world));
     fault_clear(world.target);
@@ -545,8 +560,11 @@ static void test_hanging_copy(void)
     g_assert_cmpint(rig_pwrite(world.rig, 1, MIB, BLOCK), ==, 0);
     fault_wait_held(world.target, 1);
     g_assert_cmpint(mirror_change_copy_mode(world.job, MIRROR_WRITE_BLOCKING, NULL), ==, 0);
+    g_assert_cmpuint(waits_of(&world).count, ==, 0);
     g_assert_cmpint(rig_pwrite(world.rig, 2, MIB, BLOCK), ==, 0);
     g_assert_cmpuint(fault_held(world.target), ==, 1);
+    g_assert_cmpuint(waits_of(&world).count, ==, 1);
+    g_assert_cmpuint(waits_of(&world).longest_ns, >=, SHORT_NS / 2);
     fault_clear(world.target);
     wait_in_step(&world);
     assert_equal_now(&world);
