@@ -97,8 +97,9 @@ static bool wait_for_end(pid_t pid, int64_t deadline_ns)
         int64_t left_ms = (deadline_ns - clock_now_ns() + NS_PER_MS - 1) / NS_PER_MS;
         siginfo_t information = {0};
 
-        if (waitid(P_PID, (id_t)pid, &information, WEXITED | WNOHANG | WNOWAIT) == 0 &&
-            information.si_pid == pid) {
+        int status = waitid(P_PID, (id_t)pid, &information, WEXITED | WNOHANG | WNOWAIT);
+
+        if ((status == 0 && information.si_pid == pid) || (status < 0 && errno == ECHILD)) {
             return true;
         }
         if (left_ms <= 0) {
@@ -123,6 +124,17 @@ static int report(const char *name, int wait_status, GError **error)
                                                 WTERMSIG(wait_status));
 }
 
+/* *wait_status: how it ended. False if nobody is told: the program around us ignores SIGCHLD. */
+static bool reap(pid_t pid, int *wait_status)
+{
+    pid_t reaped;
+
+    do {
+        reaped = waitpid(pid, wait_status, 0);
+    } while (reaped < 0 && errno == EINTR);
+    return reaped == pid;
+}
+
 int cut_hook_run(const char *const *arguments, const char *const *variables, int64_t limit_ns,
                  GError **error)
 {
@@ -137,12 +149,15 @@ int cut_hook_run(const char *const *arguments, const char *const *variables, int
     if (!has_ended) {
         kill(-pid, SIGKILL);
     }
-    while (waitpid(pid, &wait_status, 0) < 0 && errno == EINTR) {
-    }
+    bool is_known = reap(pid, &wait_status);
     if (!has_ended) {
         return block_error(error, ETIMEDOUT,
                            "'%s' did not end within %" PRId64 " ms and was killed", arguments[0],
                            limit_ns / NS_PER_MS);
     }
-    return report(arguments[0], wait_status, error);
+    return is_known ? report(arguments[0], wait_status, error)
+                    : block_error(error, ECHILD,
+                                  "'%s' has ended, and nobody knows how: the server was started "
+                                  "with SIGCHLD ignored",
+                                  arguments[0]);
 }

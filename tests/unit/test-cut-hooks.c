@@ -41,6 +41,16 @@ static void test_ends(void)
     g_assert_cmpint(cut_hook_run(nothing, none, NS_PER_SECOND, &error), ==, -ENOENT);
 }
 
+/* How it ends is not to be known then, and must not be taken for well. */
+static void test_ignored_children(void)
+{
+    void (*before)(int) = signal(SIGCHLD, SIG_IGN);
+
+    assert_fails("exit 3", 60 * NS_PER_SECOND, ECHILD, "SIGCHLD ignored");
+    assert_fails("sleep 1000", 300 * NS_PER_MS, ETIMEDOUT, "did not end within 300 ms");
+    signal(SIGCHLD, before);
+}
+
 /* Gone, or nobody has looked at its end yet. */
 static bool has_ended(const char *pid)
 {
@@ -71,5 +81,6 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/cut-hooks/says-how-it-ended", test_ends);
     g_test_add_func("/cut-hooks/is-killed-when-its-time-is-over", test_killed);
+    g_test_add_func("/cut-hooks/an-end-that-is-not-known-is-a-failure", test_ignored_children);
     return g_test_run();
 }
