@@ -79,17 +79,6 @@ static char *phase_text(const json_t *job)
     return g_string_free(text, FALSE);
 }
 
-/* How long guests have waited for the job: "4.10 ms/12.3 ms". */
-static char *waits_text(const json_t *job)
-{
-    const json_t *waits = json_object_get(job, "guest-waits");
-    g_autofree char *p99 = format_latency((double)member_integer(waits, "p99-ns", 0));
-    g_autofree char *longest = format_latency((double)member_integer(waits, "longest-ns", 0));
-
-    return member_integer(waits, "requests", 0) > 0 ? g_strdup_printf("%s/%s", p99, longest)
-                                                    : g_strdup("-");
-}
-
 /* Why it copies less than it could; NULL if it does not. */
 static char *pace_text(const json_t *job)
 {
@@ -141,7 +130,7 @@ void print_jobs(const json_t *jobs)
         g_autofree char *total = format_size(MAX(member_integer(job, "total-progress", 0), 0));
         g_autofree char *size = format_size(MAX(limit, 0));
         g_autofree char *speed = limit > 0 ? g_strconcat(size, "/s", NULL) : g_strdup("-");
-        g_autofree char *waits = waits_text(job);
+        g_autofree char *waits = guest_waits_text(job);
         g_autofree char *remarks = remark(job);
         const char *const cells[] = {member_text(job, "id", "?"),
                                      member_text(job, "type", "?"),

@@ -183,6 +183,16 @@ bool member_flag(const json_t *object, const char *name)
     return json_is_true(json_object_get(object, name));
 }
 
+char *guest_waits_text(const json_t *object)
+{
+    const json_t *waits = json_object_get(object, "guest-waits");
+    g_autofree char *p99 = format_latency((double)member_integer(waits, "p99-ns", 0));
+    g_autofree char *longest = format_latency((double)member_integer(waits, "longest-ns", 0));
+
+    return member_integer(waits, "requests", 0) > 0 ? g_strdup_printf("%s/%s", p99, longest)
+                                                    : g_strdup("-");
+}
+
 struct libscols_table *table_new(const char *const *headings)
 {
     struct libscols_table *table = scols_new_table();

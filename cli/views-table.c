@@ -57,6 +57,7 @@ static void add_view(struct libscols_table *table, const json_t *view)
     g_autofree char *clients = g_strdup_printf("%" G_GINT64_FORMAT, count_clients(view));
     g_autofree char *scratch = format_size(MAX(member_integer(view, "scratch-bytes", 0), 0));
     g_autofree char *most_text = most > 0 ? format_size(most) : g_strdup("-");
+    g_autofree char *waits = guest_waits_text(view);
     const char *const cells[] = {member_text(view, "name", "?"),
                                  member_text(view, "status", "?"),
                                  age_text,
@@ -64,6 +65,7 @@ static void add_view(struct libscols_table *table, const json_t *view)
                                  clients,
                                  scratch,
                                  most_text,
+                                 waits,
                                  member_text(view, "error", "")};
 
     table_add(table, cells);
@@ -71,8 +73,9 @@ static void add_view(struct libscols_table *table, const json_t *view)
 
 void print_views(const json_t *views)
 {
-    static const char *const headings[] = {"VIEW",     "STATUS",   ">AGE",    "EXPORTS", ">CLIENTS",
-                                           ">SCRATCH", ">MAXIMUM", "REMARKS", NULL};
+    static const char *const headings[] = {"VIEW",     "STATUS",   ">AGE",     "EXPORTS",
+                                           ">CLIENTS", ">SCRATCH", ">MAXIMUM", ">WAITS P99/MAX",
+                                           "REMARKS",  NULL};
     struct libscols_table *table;
     const json_t *view;
     size_t i;

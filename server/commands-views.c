@@ -6,8 +6,10 @@
 
 #include "block/clock.h"
 #include "block/error.h"
+#include "server/guest-figures.h"
 #include "server/lookup.h"
 #include "server/qmp/json-value.h"
+#include "server/sessions.h"
 #include "server/views.h"
 
 #define DEFAULT_TIMEOUT_S 10
@@ -73,6 +75,8 @@ static const struct qmp_member info_members[] = {
     {"scratch-bytes", &qmp_type_size, .doc = "Old data on scratch, of all devices."},
     {"scratch-max", &qmp_type_size, .doc = "The most there may be; 0: no limit."},
     {"discard", &qmp_type_bool, .doc = "See view-create."},
+    {"guest-waits", &guest_waits_type,
+     .doc = "How long writes of guests have been held to keep what they overwrite."},
     {"devices", &devices_type, .doc = "Its devices, in the order they were named in."},
     {NULL},
 };
@@ -120,6 +124,7 @@ static json_t *view_object(const struct view_info *view)
     json_object_set_new(object, "scratch-bytes", json_value_from_u64(view->scratch_bytes));
     json_object_set_new(object, "scratch-max", json_value_from_u64(view->scratch_max));
     json_object_set_new(object, "discard", json_boolean(view->discard));
+    json_object_set_new(object, "guest-waits", guest_waits_object(&view->guest_waits));
     for (size_t i = 0; i < view->device_count; i++) {
         json_array_append_new(devices, device_object(&view->devices[i]));
     }
@@ -319,7 +324,15 @@ static const struct qmp_type drop_type = {
 static json_t *drop(struct qmp_request *request, json_t *arguments, GError **error)
 {
     const char *name = json_string_value(json_object_get(arguments, "name"));
+    AUTO(session) session = session_find(name);
 
+    if (session) {
+        block_error(error, EBUSY,
+                    "View '%s' is that of an open session: 'checkpoint-commit' and "
+                    "'checkpoint-abandon' end it",
+                    name);
+        return NULL;
+    }
     return view_drop(name, lookup_bool(arguments, "force", false), error) < 0 ? NULL
                                                                               : json_object();
 }

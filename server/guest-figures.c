@@ -5,8 +5,9 @@
 
 static const struct qmp_member waits_members[] = {
     {"requests", &qmp_type_int,
-     .doc = "Waits there were, for old data to be kept, at a mirror's gate, for a range that is "
-            "being copied, or while the job changed the disk's nodes."},
+     .doc = "Waits there were: for old data to be kept, at a mirror's gate, for a range that is "
+            "being copied, for a target that is written at the same time, or while the job changed "
+            "the disk's nodes."},
     {"longest-ns", &qmp_type_int, .doc = "The longest, in nanoseconds."},
     {"p99-ns", &qmp_type_int,
      .doc = "99 of 100 were no longer than this; up to a quarter too high."},
@@ -28,13 +29,16 @@ const struct qmp_type guest_pace_type = {
            "it, and the job copies more, step by step.",
 };
 
+json_t *guest_waits_object(const struct guest_waits_report *waits)
+{
+    return json_pack("{s:o, s:o, s:o}", "requests", json_value_from_u64(waits->count), "longest-ns",
+                     json_value_from_u64(waits->longest_ns), "p99-ns",
+                     json_value_from_u64(waits->p99_ns));
+}
+
 void guest_figures_add(json_t *object, const struct job_info *info)
 {
-    json_object_set_new(object, "guest-waits",
-                        json_pack("{s:o, s:o, s:o}", "requests",
-                                  json_value_from_u64(info->guest_waits.count), "longest-ns",
-                                  json_value_from_u64(info->guest_waits.longest_ns), "p99-ns",
-                                  json_value_from_u64(info->guest_waits.p99_ns)));
+    json_object_set_new(object, "guest-waits", guest_waits_object(&info->guest_waits));
     if (info->guest_latency_ns) {
         json_object_set_new(object, "guest-latency",
                             json_integer((json_int_t)info->guest_latency_ns));

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What a job costs its guest, as QMP has it: the option of the commands, and what queries tell. */
+/* What a job or view costs guests, as QMP has it: the option of the commands, and what queries
+ * tell. */
 #ifndef LIVEBLK_SERVER_GUEST_FIGURES_H
 #define LIVEBLK_SERVER_GUEST_FIGURES_H
 
@@ -31,6 +32,9 @@ extern const struct qmp_type guest_pace_type;
     {"guest-pace", &guest_pace_type, .optional = true,                                             \
      .doc = "Only with guest-latency: what the job does about it."}
 /* clang-format on */
+
+/* A new object of guest_waits_type. */
+json_t *guest_waits_object(const struct guest_waits_report *waits);
 
 /* Add them. */
 void guest_figures_add(json_t *object, const struct job_info *info);

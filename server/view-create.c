@@ -163,6 +163,7 @@ static int open_point(struct view_device *device, GError **error)
         .policy = view->policy,
         .guest_timeout_ns = view->timeout_s * NS_PER_SECOND,
         .budget = &view->budget,
+        .waits = view->waits,
         .callback_data = device,
         .on_change = view_on_change,
     };

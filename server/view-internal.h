@@ -33,6 +33,7 @@ struct view {
     int64_t timeout_s;
     bool discard;
     struct scratch_budget budget;
+    struct guest_waits *waits; /* what it has cost guests */
     int64_t created_ns;
     struct view_device *devices;
     struct block_node **sources; /* of the devices, borrowed */
@@ -42,8 +43,9 @@ struct view {
     enum view_state state;
     bool broken;      /* by a failure, or because it is dropped */
     bool is_breaking; /* somebody breaks its devices */
-    char *error;      /* why it broke */
-    int references;   /* the list's, each open node's, each client's */
+    char *error;      /* why it broke, and the name of the device that did: */
+    const char *culprit;
+    int references; /* the list's, each open node's, each client's */
     TAILQ_ENTRY(view) entry;
 };
 

@@ -50,6 +50,7 @@ struct view *view_reserve(const char *name, GError **error)
     struct view *view = g_new0(struct view, 1);
     view->name = g_strdup(name);
     view->references = 1;
+    view->waits = guest_waits_new();
     TAILQ_INSERT_TAIL(&views, view, entry);
     return view;
 }
@@ -66,6 +67,7 @@ static void free_view(struct view *view)
         g_free(device->export_name);
         g_free(device->name);
     }
+    guest_waits_unref(view->waits);
     g_free(view->devices);
     g_free(view->sources);
     g_free(view->error);
@@ -150,6 +152,7 @@ void view_on_change(void *data)
     break_others(view, device);
     pthread_mutex_lock(&views_lock);
     view->error = g_strdup(reason->message);
+    view->culprit = device->name;
     pthread_mutex_unlock(&views_lock);
     g_warning("View '%s' broke: device '%s': %s", view->name, device->name, reason->message);
     event_emit("VIEW_BROKEN", EVENT_STRING("name", view->name),
@@ -369,6 +372,7 @@ static void fill(struct view_info *info, const struct view *view)
     *info = (struct view_info){
         .name = g_strdup(view->name),
         .error = g_strdup(view->error),
+        .culprit = g_strdup(view->culprit),
         .created_ns = view->created_ns,
         .policy = view->policy,
         .timeout_s = view->timeout_s,
@@ -378,6 +382,7 @@ static void fill(struct view_info *info, const struct view *view)
         .devices = g_new0(struct view_device_info, view->count),
         .device_count = view->count,
     };
+    guest_waits_read(view->waits, &info->guest_waits);
     for (size_t i = 0; i < view->count; i++) {
         fill_device(&info->devices[i], &view->devices[i]);
     }
@@ -411,6 +416,7 @@ void view_info_list_free(struct view_info *list, size_t count)
         }
         g_free(list[i].devices);
         g_free(list[i].error);
+        g_free(list[i].culprit);
         g_free(list[i].name);
     }
     g_free(list);

@@ -93,12 +93,14 @@ struct view_device_info {
 struct view_info {
     char *name;
     char *error;        /* why it broke; NULL: it did not */
+    char *culprit;      /* then: the device that did */
     int64_t created_ns; /* since 1970 */
     enum point_in_time_policy policy;
     int64_t timeout_s;
     uint64_t scratch_bytes;
     uint64_t scratch_max;
     bool discard;
+    struct guest_waits_report guest_waits; /* for old data to be kept */
     struct view_device_info *devices;
     size_t device_count;
 };
