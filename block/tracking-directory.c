@@ -81,24 +81,32 @@ static struct tracking_checkpoint *new_checkpoint(const char *name, bool is_pend
     return checkpoint;
 }
 
-/* Lock held. An epoch that was begun for a checkpoint that cannot be stored does no harm. */
-static int add_locked(struct change_tracker *tracker, const char *name, bool is_pending,
+/*
+ * Lock held. An epoch that was begun for a checkpoint that cannot be stored does no harm. uuid: of
+ * a pending one, to be filled in; NULL: it stays.
+ */
+static int add_locked(struct change_tracker *tracker, const char *name, uint8_t *uuid,
                       GError **error)
 {
     struct tracking_directory *directory;
+    struct tracking_checkpoint *checkpoint;
     int status = leave_room(tracker, error);
 
     if (status < 0) {
         return status;
     }
     directory = tracking_directory_copy(tracker->file->directory);
-    g_ptr_array_add(directory->checkpoints, new_checkpoint(name, is_pending, &tracker->file->map));
+    checkpoint = new_checkpoint(name, uuid != NULL, &tracker->file->map);
+    if (uuid) {
+        memcpy(uuid, checkpoint->uuid, TRACKING_UUID_BYTES);
+    }
+    g_ptr_array_add(directory->checkpoints, checkpoint);
     change_map_cut(&tracker->file->map);
     return store(tracker, directory, error);
 }
 
 static int add(struct change_tracker *tracker, struct block_node *root, const char *name,
-               bool is_pending, GError **error)
+               uint8_t *uuid, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
 
@@ -113,19 +121,19 @@ static int add(struct change_tracker *tracker, struct block_node *root, const ch
         return block_error_errno(error, -status, "Disk '%s' cannot be flushed", tracker->device);
     }
     tracking_follow(tracker, root);
-    return add_locked(tracker, name, is_pending, error);
+    return add_locked(tracker, name, uuid, error);
 }
 
 int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *root,
                             const char *name, GError **error)
 {
-    return add(tracker, root, name, false, error);
+    return add(tracker, root, name, NULL, error);
 }
 
 int tracking_checkpoint_begin(struct change_tracker *tracker, struct block_node *root,
-                              const char *name, GError **error)
+                              const char *name, uint8_t *uuid, GError **error)
 {
-    return add(tracker, root, name, true, error);
+    return add(tracker, root, name, uuid, error);
 }
 
 void tracking_disk_moved(struct change_tracker *tracker, struct block_node *root)
@@ -167,13 +175,24 @@ static struct tracking_checkpoint *find(struct change_tracker *tracker, const ch
     return checkpoint;
 }
 
-int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name, GError **error)
+static bool has_uuid(const struct tracking_checkpoint *checkpoint, const uint8_t *uuid)
+{
+    return !memcmp(checkpoint->uuid, uuid, TRACKING_UUID_BYTES);
+}
+
+int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name,
+                               const uint8_t *uuid, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
     const struct tracking_checkpoint *checkpoint = find(tracker, name, "", error);
 
     if (!checkpoint) {
         return -ENOENT;
+    }
+    if (!has_uuid(checkpoint, uuid)) {
+        return block_error(error, ESTALE,
+                           "Checkpoint '%s' of disk '%s' is another one, which took its place",
+                           name, tracker->device);
     }
     if (!checkpoint->is_pending) {
         return 0;
@@ -217,17 +236,58 @@ enum tracking_parent tracking_judge_parent(struct change_tracker *tracker, const
     return checkpoint->is_broken ? TRACKING_PARENT_LOST : TRACKING_PARENT_USABLE;
 }
 
+/* Lock held. It is there. */
+static int forget(struct change_tracker *tracker, const char *name, GError **error)
+{
+    struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
+
+    g_ptr_array_remove(directory->checkpoints, tracking_directory_find(directory, name));
+    return store(tracker, directory, error);
+}
+
+/* Lock held. Also of a map that is lost, which goes on listing them. */
+static struct tracking_checkpoint *look_up(struct change_tracker *tracker, const char *name)
+{
+    return tracker->file ? tracking_directory_find(tracker->file->directory, name) : NULL;
+}
+
 int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
-    struct tracking_directory *directory;
+    const struct tracking_checkpoint *checkpoint = look_up(tracker, name);
 
-    if (!find(tracker, name, "", error)) {
-        return -ENOENT;
+    if (!checkpoint && atomic_load(&tracker->is_lost)) {
+        return block_error(error, ENOENT, "Checkpoint '%s' of disk '%s' not found", name,
+                           tracker->device);
     }
-    directory = tracking_directory_copy(tracker->file->directory);
-    g_ptr_array_remove(directory->checkpoints, tracking_directory_find(directory, name));
-    return store(tracker, directory, error);
+    if (!find(tracker, name, "", error)) {
+        return checkpoint ? -EIO : -ENOENT;
+    }
+    if (checkpoint->is_pending) {
+        return block_error(
+            error, EBUSY,
+            "Checkpoint '%s' of disk '%s' is that of an open session, which is to be "
+            "committed or abandoned",
+            name, tracker->device);
+    }
+    return forget(tracker, name, error);
+}
+
+int tracking_checkpoint_drop(struct change_tracker *tracker, const char *name, const uint8_t *uuid,
+                             GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+    struct tracking_checkpoint *checkpoint = look_up(tracker, name);
+
+    if (!checkpoint || !checkpoint->is_pending || (uuid && !has_uuid(checkpoint, uuid))) {
+        return 0;
+    }
+    if (atomic_load(&tracker->is_lost)) {
+        /* Nobody reads the file's any more but for names to break, and then not those. */
+        g_ptr_array_remove(tracker->file->directory->checkpoints, checkpoint);
+        return 0;
+    }
+    return forget(tracker, name, error);
 }
 
 /* Only what is zero as a whole: a bitmap of a long disk may be coarser than the map. */

@@ -125,11 +125,21 @@ int tracking_checkpoint_add(struct change_tracker *tracker, struct block_node *r
 
 /*
  * The same for a while: who opens the file after a crash does not find it, unless it was committed
- * (durably; a second time is no error). It cannot be a `since` before that.
+ * (durably; a second time is no error). It cannot be a `since` before that, and is not removed by
+ * others. Who begins it is given its UUID (TRACKING_UUID_BYTES): what has the name later, and is
+ * another moment, is neither committed nor dropped by him.
  */
 int tracking_checkpoint_begin(struct change_tracker *tracker, struct block_node *root,
-                              const char *name, GError **error);
-int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name, GError **error);
+                              const char *name, uint8_t *uuid, GError **error);
+int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name,
+                               const uint8_t *uuid, GError **error);
+
+/*
+ * Forget it instead, durably; none of this name and UUID that is pending is no error, nor is a map
+ * that is lost. uuid may be NULL: whichever it is, as nobody knows of it any more.
+ */
+int tracking_checkpoint_drop(struct change_tracker *tracker, const char *name, const uint8_t *uuid,
+                             GError **error);
 
 enum tracking_parent {
     TRACKING_PARENT_USABLE,
@@ -141,7 +151,7 @@ enum tracking_parent {
 enum tracking_parent tracking_judge_parent(struct change_tracker *tracker, const char *name,
                                            enum tracking_loss *loss);
 
-/* Forget it, durably. Not on the main thread. */
+/* Forget it, durably. -ENOENT: there is none; -EBUSY: it is pending. Not on the main thread. */
 int tracking_checkpoint_remove(struct change_tracker *tracker, const char *name, GError **error);
 
 /*

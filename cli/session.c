@@ -20,7 +20,8 @@ static struct {
     int hook_timeout;
     char *scratch;
     char *scratch_max;
-} chosen;
+    int scratch_high_water;
+} chosen = {.scratch_high_water = -1};
 
 static const GOptionEntry options[] = {
     {"device", 0, 0, G_OPTION_ARG_STRING_ARRAY, &chosen.devices,
@@ -39,6 +40,8 @@ static const GOptionEntry options[] = {
      "begin: keep old data here (/var/tmp)", "DIRECTORY"},
     {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max,
      "begin: the most old data to keep", "BYTES"},
+    {"scratch-high", 0, 0, G_OPTION_ARG_INT, &chosen.scratch_high_water,
+     "begin: tell when so much of that is used (80)", "PERCENT"},
     {NULL},
 };
 
@@ -112,6 +115,15 @@ static bool add_scratch(json_t *arguments, GError **error)
         }
         json_object_set_new(arguments, "scratch-max", json_integer(bytes));
     }
+    if (chosen.scratch_high_water < -1) {
+        usage_error(error, "--scratch-high expects a percentage, or 0 for never, not %d",
+                    chosen.scratch_high_water);
+        return false;
+    }
+    if (chosen.scratch_high_water >= 0) {
+        json_object_set_new(arguments, "scratch-high-water",
+                            json_integer(chosen.scratch_high_water));
+    }
     return true;
 }
 
@@ -168,8 +180,14 @@ static void print_session(const json_t *session)
     const json_t *device;
     size_t i;
 
-    printf("Session '%s': guests were held for %.1f ms.\n", member_text(session, "name", "?"),
+    printf("Session '%s': guests were held for %.1f ms", member_text(session, "name", "?"),
            (double)member_integer(session, "held-ns", 0) / 1e6);
+    if (member_integer(json_object_get(session, "guest-waits"), "requests", 0)) {
+        g_autofree char *waits = guest_waits_text(session);
+
+        printf(", and for old data to be kept %s (99 of 100/longest)", waits);
+    }
+    printf(".\n");
     json_array_foreach (json_object_get(session, "devices"), i, device) {
         const char *reason = member_text(device, "reason", NULL);
         g_autofree char *mode = reason ? g_strdup_printf("full (%s)", reason)
@@ -384,7 +402,8 @@ static const struct verb verbs[] = {
 static bool check(const struct invocation *invocation, const struct verb *verb, GError **error)
 {
     bool for_begin = chosen.devices || chosen.since || chosen.lease || chosen.before ||
-                     chosen.after || chosen.hook_timeout || chosen.scratch || chosen.scratch_max;
+                     chosen.after || chosen.hook_timeout || chosen.scratch || chosen.scratch_max ||
+                     chosen.scratch_high_water != -1;
 
     if (for_begin && verb->function != begin) {
         usage_error(error, "Only 'session begin' has these options");

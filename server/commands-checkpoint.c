@@ -10,6 +10,7 @@
 #include "block/error.h"
 #include "block/point-in-time.h"
 #include "block/tracking.h"
+#include "server/guest-figures.h"
 #include "server/lookup.h"
 #include "server/qmp/json-value.h"
 #include "server/sessions.h"
@@ -84,6 +85,8 @@ static const struct qmp_member session_members[] = {
      .doc = "Seconds until it is abandoned, unless checkpoint-begin is said again."},
     {"hook-error", &qmp_type_string, .optional = true,
      .doc = "How the command after the cut failed: the guest may still be frozen."},
+    {"guest-waits", &guest_waits_type,
+     .doc = "How long writes of guests have been held since, to keep what they overwrite."},
     {"broken", &qmp_type_string, .optional = true, .doc = "Why it is of no use any more."},
     {"was-open", &qmp_type_bool, .optional = true,
      .doc = "In the answer to checkpoint-begin: this session was there, and nothing was cut."},
@@ -123,11 +126,14 @@ static json_t *session_object(struct session *session)
 {
     g_autofree char *broken = session_broken(session);
     double lease_left = session_lease_left(session);
+    struct guest_waits_report waits;
     json_t *devices = json_array();
     json_t *object = json_pack("{s:s, s:f, s:I}", "name", session_name(session), "time",
                                (double)session_created_ns(session) / 1e9, "held-ns",
                                (json_int_t)session_held_ns(session));
 
+    session_guest_waits(session, &waits);
+    json_object_set_new(object, "guest-waits", guest_waits_object(&waits));
     if (lease_left >= 0) {
         json_object_set_new(object, "lease-left", json_real(lease_left));
     }
@@ -189,6 +195,8 @@ static const struct qmp_member begin_members[] = {
     {"scratch", &qmp_type_string, .optional = true, .doc = "See view-create, as the rest."},
     {"scratch-nodes", &names_type, .optional = true, .doc = "One for each device."},
     {"scratch-max", &qmp_type_size, .optional = true, .default_text = "0", .doc = "Bytes."},
+    {"scratch-high-water", &qmp_type_int, .optional = true, .default_text = "80",
+     .doc = "Percentage of scratch-max: when so much is used there is SCRATCH_HIGH_WATER."},
     {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10", .doc = "Seconds."},
     {"on-cbw-error", &policy_type, .optional = true, .default_text = "break-snapshot",
      .doc = "What happens when old data cannot be kept."},
@@ -261,8 +269,9 @@ static int check_begin(json_t *arguments, const struct session_options *options,
 /* What view-create takes; a new object. */
 static json_t *view_arguments(json_t *arguments)
 {
-    static const char *const keys[] = {"scratch",     "scratch-nodes", "scratch-max",
-                                       "cbw-timeout", "on-cbw-error",  "discard"};
+    static const char *const keys[] = {
+        "scratch",     "scratch-nodes", "scratch-max", "scratch-high-water",
+        "cbw-timeout", "on-cbw-error",  "discard"};
     json_t *view = json_object();
 
     for (size_t i = 0; i < G_N_ELEMENTS(keys); i++) {
@@ -360,17 +369,16 @@ static json_t *checkpoint_abandon(struct qmp_request *request, json_t *arguments
     return session_abandon(name, error) < 0 ? NULL : json_object();
 }
 
-static int delete_from(struct block_device *device, const char *name, GError **error)
+/* The first error is kept. */
+static void delete_from(struct block_device *device, const char *name, GError **error)
 {
     struct change_tracker *tracker = block_device_tracker(device);
     g_autoptr(GError) why = NULL;
 
-    if (!tracker || tracking_checkpoint_remove(tracker, name, &why) == 0 ||
-        block_error_code(why) == -ENOENT) {
-        return 0;
+    if (tracker && tracking_checkpoint_remove(tracker, name, &why) < 0 &&
+        block_error_code(why) != -ENOENT && !*error) {
+        g_propagate_prefixed_error(error, STEAL(why), "Checkpoint '%s' stays where it was: ", name);
     }
-    g_propagate_error(error, STEAL(why));
-    return -EIO;
 }
 
 static json_t *checkpoint_delete(struct qmp_request *request, json_t *arguments, GError **error)
@@ -378,7 +386,7 @@ static json_t *checkpoint_delete(struct qmp_request *request, json_t *arguments,
     const char *name = json_string_value(json_object_get(arguments, "name"));
     AUTO(session) session = session_find(name);
     struct block_device **devices;
-    int status = 0;
+    GError *why = NULL;
 
     if (session) {
         block_error(error, EBUSY,
@@ -388,11 +396,14 @@ static json_t *checkpoint_delete(struct qmp_request *request, json_t *arguments,
         return NULL;
     }
     devices = block_device_list();
-    for (struct block_device **device = devices; *device && status == 0; device++) {
-        status = delete_from(*device, name, error);
+    for (struct block_device **device = devices; *device; device++) {
+        delete_from(*device, name, &why);
     }
     block_device_list_free(devices);
-    return status == 0 ? json_object() : NULL;
+    if (why) {
+        g_propagate_error(error, why);
+    }
+    return why ? NULL : json_object();
 }
 
 /* ---- query-checkpoints ---------------------------------------------------------------------- */
@@ -475,7 +486,13 @@ static void append_of_device(json_t *list, struct block_device *device)
                                 json_integer((json_int_t)info->changed_bytes));
             json_object_set_new(object, "zero-bytes", json_integer((json_int_t)info->zero_bytes));
         }
-        json_array_append_new(json_object_get(entry_of(list, info->name), "devices"), object);
+        json_t *entry = entry_of(list, info->name);
+
+        json_array_append_new(json_object_get(entry, "devices"), object);
+        /* Also while the session is just being begun or ended: it does not stay yet. */
+        if (info->is_pending) {
+            json_object_set_new(entry, "state", json_string(state_names[0]));
+        }
     }
 }
 
@@ -633,7 +650,9 @@ const struct qmp_command checkpoint_commands[] = {
      "End a session as if it had not been. None of that name is no error, unless it was "
      "committed."},
     {"checkpoint-delete", &name_type, NULL, checkpoint_delete, 0,
-     "Forget a checkpoint on all devices that have it. None of that name is no error."},
+     "Forget a checkpoint on all devices that have it. None of that name is no error. One that a "
+     "device cannot forget (its map was lost since the server was started, and the checkpoint is "
+     "broken) is an error, and it is forgotten on the others."},
     {"query-checkpoints", NULL, &info_list_type, query_checkpoints, 0,
      "The checkpoints of all devices by name, and the open sessions."},
     {"query-changes", &changes_type, &answer_type, query_changes, 0,

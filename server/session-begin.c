@@ -150,6 +150,10 @@ static int prepare_device(struct transaction_action *action, struct session_devi
                            "name, or forget that with 'checkpoint-delete'",
                            device->name, device->session->name);
     }
+    /* One that could not be dropped when its session ended: the name is ours now. */
+    if (tracking_checkpoint_drop(device->tracker, device->session->name, NULL, error) < 0) {
+        return -EIO;
+    }
     device->root = lookup_device_or_node(device->name, error);
     if (!device->root) {
         return -ENOENT;
@@ -192,8 +196,8 @@ static int cut(struct session_device *device, GError **error)
     int status = lookup_check_same(device->name, device->root, error);
 
     if (status == 0) {
-        status =
-            tracking_checkpoint_begin(device->tracker, device->root, device->session->name, error);
+        status = tracking_checkpoint_begin(device->tracker, device->root, device->session->name,
+                                           device->uuid, error);
     }
     device->is_cut = status == 0;
     return status;
@@ -204,12 +208,8 @@ static void revert(struct transaction_action *action)
     struct begin_action *state = transaction_state(action);
 
     for (size_t i = 0; i < state->session->count; i++) {
-        struct session_device *device = &state->session->devices[i];
-
-        if (device->is_cut) {
-            tracking_checkpoint_remove(device->tracker, state->session->name, NULL);
-            device->is_cut = false;
-        }
+        session_drop_checkpoint(&state->session->devices[i]);
+        state->session->devices[i].is_cut = false;
     }
 }
 
@@ -321,6 +321,7 @@ static int find_view_nodes(struct session *session, GError **error)
         device->length = view->devices[i].length;
         device->view = block_node_find_or_error(view->devices[i].node_name, error);
         status = device->view ? 0 : -ENOENT;
+        device->node_name = g_strdup(view->devices[i].node_name);
     }
     view_info_list_free(view, count);
     return status;
@@ -393,7 +394,10 @@ static void find_changes(struct session_device *device)
     if (!device->reason) {
         device->changed = tracking_changes_until(device->tracker, device->since,
                                                  device->session->name, &device->zeroes, &error);
-        device->reason = device->changed ? NULL : "tracking-lost";
+        if (!device->changed) {
+            device->reason = judge(device); /* it was forgotten, or lost, just now */
+            device->reason = device->reason ? device->reason : "tracking-lost";
+        }
     }
     if (device->reason) {
         g_clear_pointer(&device->since, g_free);
@@ -405,11 +409,9 @@ static void find_changes(struct session_device *device)
 
 static void take_back(struct session *session)
 {
-    view_drop(session->name, true, NULL);
+    session_drop_view(session);
     for (size_t i = 0; i < session->count; i++) {
-        if (session->devices[i].is_cut) {
-            tracking_checkpoint_remove(session->devices[i].tracker, session->name, NULL);
-        }
+        session_drop_checkpoint(&session->devices[i]);
     }
 }
 

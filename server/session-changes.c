@@ -12,8 +12,10 @@
 static int ask_view(const struct session_device *device, uint64_t offset, uint64_t bytes,
                     uint64_t *range_bytes, enum session_change *change)
 {
+    AUTO(block_node) view = session_view(device);
     struct block_extent extent;
-    int status = block_node_block_status_chain(device->view, offset, bytes, &extent, NULL);
+    int status =
+        view ? block_node_block_status_chain(view, offset, bytes, &extent, NULL) : -ESHUTDOWN;
 
     if (status == 0) {
         *range_bytes = extent.bytes;

@@ -17,7 +17,7 @@ enum session_state {
     SESSION_ENDING, /* belongs to who ends it */
 };
 
-/* Constant once the session is open. */
+/* Constant once the session is open, but for its view. */
 struct session_device {
     struct session *session;
     struct block_device *guest;
@@ -25,9 +25,11 @@ struct session_device {
     char *since;                    /* NULL: all counts as changed */
     const char *reason;             /* then: why */
     struct change_tracker *tracker; /* borrowed; NULL: it is not tracked */
-    bool is_cut;                    /* its checkpoint is there */
-    struct block_node *root;        /* drained at the instant; a reference until then */
-    struct block_node *view;        /* a reference: what it held */
+    bool is_cut;                    /* its checkpoint is there, and has this UUID: */
+    uint8_t uuid[TRACKING_UUID_BYTES];
+    struct block_node *root; /* drained at the instant; a reference until then */
+    char *node_name;         /* of its view: */
+    struct block_node *view; /* what it held, a reference; NULL once the session ends */
     /* Since then, and what of it reads as zeroes; NULL: all counts as changed. */
     struct dirty_bitmap *changed, *zeroes;
     uint64_t length, data_bytes, zero_bytes;
@@ -48,13 +50,19 @@ struct session {
     TAILQ_ENTRY(session) entry;
 };
 
-/* Guards the list and what is said above; nothing blocks under it, and no other lock is taken. */
+/* Guards the list, what is said above and views; nothing blocks under it. Before the graph lock. */
 extern pthread_mutex_t sessions_lock;
 
 /* One in state NEW with its name in the list; or the open one; or NULL: it is begun or ended. */
 struct session *session_reserve(const char *name, bool *was_open, GError **error);
 /* Open it, with its lease. */
 void session_publish(struct session *session);
+/* A new reference; or NULL: the session has ended. */
+struct block_node *session_view(const struct session_device *device);
+/* Drop its view, and first of all the session's references to that, for which it would wait. */
+void session_drop_view(struct session *session);
+/* Drop its checkpoint, if it has one, durably; what cannot be is said in the log. */
+void session_drop_checkpoint(struct session_device *device);
 /* Out of the list, with the list's reference. */
 void session_forget(struct session *session);
 

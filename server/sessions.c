@@ -15,6 +15,11 @@
 pthread_mutex_t sessions_lock = PTHREAD_MUTEX_INITIALIZER;
 static TAILQ_HEAD(, session) sessions = TAILQ_HEAD_INITIALIZER(sessions); /* oldest first */
 
+/* Under the lock. */
+static pthread_t lease_thread;
+static pthread_cond_t leases_changed = PTHREAD_COND_INITIALIZER;
+static bool has_lease_thread, is_ending;
+
 /* ---- The list ------------------------------------------------------------------------------- */
 
 static void free_device(struct session_device *device)
@@ -26,6 +31,7 @@ static void free_device(struct session_device *device)
     dirty_bitmap_free(device->zeroes);
     g_free(device->name);
     g_free(device->export_name);
+    g_free(device->node_name);
     g_free(device->since);
 }
 
@@ -139,6 +145,97 @@ GPtrArray *session_list(void)
     return list;
 }
 
+/* ---- What breaks ---------------------------------------------------------------------------- */
+
+static const char *field(const struct event *event, const char *key)
+{
+    for (const struct event_field *at = event->fields; at->key; at++) {
+        if (!strcmp(at->key, key)) {
+            return at->string;
+        }
+    }
+    return NULL;
+}
+
+/* Lock held. */
+static void break_session(struct session *session, const char *device, const char *reason,
+                          const char *message)
+{
+    if (session->state == SESSION_OPEN && !session->broken) {
+        session->broken = g_strdup_printf("Device '%s': %s", device, message);
+        event_emit("CHECKPOINT_BROKEN", EVENT_STRING("name", session->name),
+                   EVENT_STRING("device", device), EVENT_STRING("reason", reason),
+                   EVENT_STRING("message", message));
+    }
+}
+
+static bool has_cut(const struct session *session, const char *device)
+{
+    for (size_t i = 0; i < session->count; i++) {
+        if (session->devices[i].is_cut && !strcmp(session->devices[i].name, device)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Of what has no event, or was not heard as the session was just being begun or ended. */
+static void look_for_breaks(struct session *session)
+{
+    size_t count;
+    struct view_info *view = view_info_list(session->name, &count);
+
+    pthread_mutex_lock(&sessions_lock);
+    if (count == 0) {
+        break_session(session, session->devices[0].name, "view-broken", "its view was dropped");
+    } else if (view->error) {
+        break_session(session, view->culprit, "view-broken", view->error);
+    }
+    pthread_mutex_unlock(&sessions_lock);
+    view_info_list_free(view, count);
+    for (size_t i = 0; i < session->count; i++) {
+        const struct session_device *device = &session->devices[i];
+        g_autoptr(GError) why = NULL;
+
+        if (device->is_cut && tracking_check(device->tracker, &why) < 0) {
+            SCOPE_LOCK(&sessions_lock);
+            break_session(session, device->name, "tracking-lost", why->message);
+        }
+    }
+}
+
+/* What a session that is being begun is of is not known yet; it looks when it is open. */
+static bool is_concerned(const struct session *session, const struct event *event, bool is_view)
+{
+    return session->state != SESSION_NEW &&
+           (is_view ? !g_strcmp0(session->name, field(event, "name"))
+                    : has_cut(session, field(event, "device")));
+}
+
+static void hear(const struct event *event, void *data)
+{
+    bool is_view = !strcmp(event->name, "VIEW_BROKEN");
+    bool is_map = !strcmp(event->name, "BLOCK_TRACKING_LOST");
+    const char *device = is_view || is_map ? field(event, "device") : NULL;
+    SCOPE_LOCK(&sessions_lock);
+    struct session *session;
+
+    if (!device) {
+        return;
+    }
+    TAILQ_FOREACH (session, &sessions, entry) {
+        if (is_concerned(session, event, is_view)) {
+            break_session(session, device, is_view ? "view-broken" : "tracking-lost",
+                          field(event, is_view ? "reason" : "message"));
+        }
+    }
+}
+
+void sessions_init(void)
+{
+    event_add_listener(hear, NULL);
+}
+
 /* ---- The end of one ------------------------------------------------------------------------- */
 
 /* In state ENDING, a new reference; or NULL: *is_busy tells whether somebody begins or ends it. */
@@ -158,15 +255,39 @@ static struct session *take(const char *name, bool *is_busy)
 
 static void give_back(struct session *session)
 {
-    SCOPE_LOCK(&sessions_lock);
-
+    pthread_mutex_lock(&sessions_lock);
     session->state = SESSION_OPEN;
+    pthread_cond_broadcast(&leases_changed);
+    pthread_mutex_unlock(&sessions_lock);
+    look_for_breaks(session);
 }
 
-/* Whatever clients read of the view fails from here. Somebody may have dropped it before. */
+struct block_node *session_view(const struct session_device *device)
+{
+    SCOPE_LOCK(&sessions_lock);
+
+    return device->view ? block_node_ref(device->view) : NULL;
+}
+
+static struct block_node *take_view(struct session_device *device)
+{
+    SCOPE_LOCK(&sessions_lock);
+
+    return STEAL(device->view);
+}
+
+void session_drop_view(struct session *session)
+{
+    for (size_t i = 0; i < session->count; i++) {
+        block_node_unref(take_view(&session->devices[i]));
+    }
+    view_drop(session->name, true, NULL);
+}
+
+/* Whatever clients read of the view fails from here. */
 static void end(struct session *session)
 {
-    view_drop(session->name, true, NULL);
+    session_drop_view(session);
     session_forget(session);
 }
 
@@ -175,24 +296,30 @@ static int refuse_busy(const char *name, GError **error)
     return block_error(error, EBUSY, "Session '%s' is being begun or ended; try again", name);
 }
 
-/* Not of another map, which took its place since. */
-static void drop_checkpoint(struct session_device *device)
+void session_drop_checkpoint(struct session_device *device)
 {
     g_autoptr(GError) error = NULL;
 
-    if (device->is_cut && tracking_check(device->tracker, NULL) == 0 &&
-        tracking_checkpoint_remove(device->tracker, device->session->name, &error) < 0) {
-        g_warning("Device '%s': the checkpoint '%s' of an abandoned session could not be removed, "
-                  "and goes when the tracking file is opened next: %s",
+    if (device->is_cut && tracking_checkpoint_drop(device->tracker, device->session->name,
+                                                   device->uuid, &error) < 0) {
+        g_warning("Device '%s': the checkpoint '%s' of a session that has ended could not be "
+                  "removed. It goes when a session of that name is begun, or the tracking file is "
+                  "opened next: %s",
                   device->name, device->session->name, error->message);
+    }
+}
+
+/* What was committed before is not dropped. */
+static void drop_checkpoints(struct session *session)
+{
+    for (size_t i = 0; i < session->count; i++) {
+        session_drop_checkpoint(&session->devices[i]);
     }
 }
 
 static void abandon(struct session *session)
 {
-    for (size_t i = 0; i < session->count; i++) {
-        drop_checkpoint(&session->devices[i]);
-    }
+    drop_checkpoints(session);
     end(session);
 }
 
@@ -267,7 +394,8 @@ static size_t commit_each(struct session *session, GArray *results, GError **err
         if (!device->is_cut) {
             continue;
         }
-        if (tracking_checkpoint_commit(device->tracker, session->name, &reason) == 0) {
+        if (tracking_checkpoint_commit(device->tracker, session->name, device->uuid, &reason) ==
+            0) {
             committed++;
         } else if (error && !*error) {
             g_propagate_error(error, g_error_copy(reason));
@@ -299,6 +427,7 @@ GArray *session_commit(const char *name, GError **error)
                                    "Session '%s' cannot be committed: ", name);
         return NULL;
     }
+    drop_checkpoints(session);
     end(session);
     return results;
 }
@@ -324,10 +453,6 @@ int session_abandon(const char *name, GError **error)
 }
 
 /* ---- Leases --------------------------------------------------------------------------------- */
-
-static pthread_t lease_thread;
-static pthread_cond_t leases_changed = PTHREAD_COND_INITIALIZER;
-static bool has_lease_thread, is_ending; /* under sessions_lock */
 
 /* Lock held. The open session whose lease ends first, or NULL. */
 static struct session *first_to_end(void)
@@ -373,23 +498,31 @@ static void *watch_leases(void *data)
     return NULL;
 }
 
+/* Lock held. */
+static void need_lease_thread(const struct session *session)
+{
+    int error_number =
+        has_lease_thread || is_ending ? 0 : thread_create(&lease_thread, watch_leases, NULL);
+
+    if (error_number) {
+        g_warning("The lease of session '%s' does not end by itself: there is no thread to be had "
+                  "(%s)",
+                  session->name, block_strerror(error_number));
+    }
+    has_lease_thread = !is_ending && error_number == 0;
+}
+
 void session_publish(struct session *session)
 {
-    SCOPE_LOCK(&sessions_lock);
-
+    pthread_mutex_lock(&sessions_lock);
     session->state = SESSION_OPEN;
     session->deadline_ns = deadline_of(session);
-    if (session->lease_ns && !has_lease_thread && !is_ending) {
-        int error_number = thread_create(&lease_thread, watch_leases, NULL);
-
-        has_lease_thread = error_number == 0;
-        if (error_number) {
-            g_warning("The lease of session '%s' does not end by itself: there is no thread to be "
-                      "had (%s)",
-                      session->name, block_strerror(error_number));
-        }
+    if (session->lease_ns) {
+        need_lease_thread(session);
     }
     pthread_cond_broadcast(&leases_changed);
+    pthread_mutex_unlock(&sessions_lock);
+    look_for_breaks(session);
 }
 
 static char *any_session(void)
@@ -424,64 +557,6 @@ void sessions_end_all(void)
     is_ending = false;
 }
 
-/* ---- What breaks ---------------------------------------------------------------------------- */
-
-static const char *field(const struct event *event, const char *key)
-{
-    for (const struct event_field *at = event->fields; at->key; at++) {
-        if (!strcmp(at->key, key)) {
-            return at->string;
-        }
-    }
-    return NULL;
-}
-
-/* Lock held. */
-static void break_session(struct session *session, const char *device, const char *reason,
-                          const char *message)
-{
-    if (session->state == SESSION_OPEN && !session->broken) {
-        session->broken = g_strdup_printf("Device '%s': %s", device, message);
-        event_emit("CHECKPOINT_BROKEN", EVENT_STRING("name", session->name),
-                   EVENT_STRING("device", device), EVENT_STRING("reason", reason),
-                   EVENT_STRING("message", message));
-    }
-}
-
-static bool has_cut(const struct session *session, const char *device)
-{
-    for (size_t i = 0; i < session->count; i++) {
-        if (session->devices[i].is_cut && !strcmp(session->devices[i].name, device)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void hear(const struct event *event, void *data)
-{
-    bool is_view = !strcmp(event->name, "VIEW_BROKEN");
-    bool is_map = !strcmp(event->name, "BLOCK_TRACKING_LOST");
-    const char *device = is_view || is_map ? field(event, "device") : NULL;
-    SCOPE_LOCK(&sessions_lock);
-    struct session *session;
-
-    if (!device) {
-        return;
-    }
-    TAILQ_FOREACH (session, &sessions, entry) {
-        if (is_view ? !g_strcmp0(session->name, field(event, "name")) : has_cut(session, device)) {
-            break_session(session, device, is_view ? "view-broken" : "tracking-lost",
-                          field(event, is_view ? "reason" : "message"));
-        }
-    }
-}
-
-void sessions_init(void)
-{
-    event_add_listener(hear, NULL);
-}
-
 /* ---- What there is to know ------------------------------------------------------------------ */
 
 const char *session_name(const struct session *session)
@@ -512,8 +587,18 @@ double session_lease_left(struct session *session)
     return session->deadline_ns == INT64_MAX ? -1 : (double)MAX(left, 0) / 1e9;
 }
 
+void session_guest_waits(struct session *session, struct guest_waits_report *waits)
+{
+    size_t count;
+    struct view_info *view = view_info_list(session->name, &count);
+
+    *waits = count ? view->guest_waits : (struct guest_waits_report){0};
+    view_info_list_free(view, count);
+}
+
 char *session_broken(struct session *session)
 {
+    look_for_breaks(session);
     SCOPE_LOCK(&sessions_lock);
 
     return g_strdup(session->broken);
@@ -547,7 +632,7 @@ void session_device_get_info(const struct session_device *device, struct session
         .device = device->name,
         .export_name = device->export_name,
         .since = device->since,
-        .node_name = g_strdup(device->view->name),
+        .node_name = g_strdup(device->node_name),
         .has_checkpoint = device->is_cut,
         .reason = device->reason,
         .length = device->length,

@@ -21,6 +21,7 @@
 
 #include "block/cleanup.h"
 #include "block/driver.h"
+#include "block/guest-waits.h"
 
 struct session;
 struct session_device;
@@ -90,6 +91,8 @@ int64_t session_held_ns(const struct session *session);    /* guests were, at mo
 const char *session_hook_error(const struct session *session);
 /* Seconds until the lease ends; -1: it has none. */
 double session_lease_left(struct session *session);
+/* How long guests have been held to keep what they overwrite, so far; the instant is apart. */
+void session_guest_waits(struct session *session, struct guest_waits_report *waits);
 /* Why it is of no use any more, or NULL. The caller frees. */
 char *session_broken(struct session *session);
 

@@ -181,6 +181,47 @@ def mirror_waits(test):
     guest_goes_on(server, writers)
 
 
+@promise("a target that hangs keeps no guest of a mirror in background waiting, and in write-blocking "
+         "one request for write-timeout, which guest-waits says")  # fmt: skip
+def mirror_hangs(test):
+    server, qmp, target = world(test, 2 * MIB)
+    writers = writers_on(test, server, 2 * MIB)
+    qmp.command_raw("blockdev-mirror", {
+        "job-id": "j", "device": "vda", "target": "t", "sync": "full", "write-timeout": 1,
+        "copy-mode": "background", "on-target-error": "ignore", "guest-latency": SECOND})  # fmt: skip
+    qmp.wait_event("BLOCK_JOB_READY", device="j")
+    before = job(qmp)["guest-waits"]["requests"]
+    qmp.command_raw("blkdebug-break", {"node-name": "t", "tag": "hang", "iotype": "write"})
+    qmp.wait_event("BLKDEBUG_SUSPENDED", tag="hang")
+    writers.wait_done(300)
+    assert job(qmp)["guest-waits"]["requests"] == before, job(qmp)
+    with writers.held():
+        make_late(qmp, "t")
+        qmp.command_raw("blkdebug-resume", {"node-name": "t", "tag": "hang"})
+
+        def is_in_step():
+            return job(qmp)["bytes-left"] == 0
+
+        wait_until(is_in_step, "the mirror has caught up")
+        test.liveblk("job", "--admin", server.admin, "mode", "j", "write-blocking")
+        wait_until(lambda: job(qmp).get("synchronous"), "guests wait for the target")
+        qmp.command_raw("blkdebug-break", {"node-name": "t", "tag": "hang", "iotype": "write"})
+    writers.wait_done(300)
+    waits = job(qmp)["guest-waits"]
+    # Those that were on their way to the target when it stopped; there are two writers.
+    assert before < waits["requests"] <= before + 4, (before, waits)
+    assert waits["longest-ns"] >= SECOND // 2, waits
+    shown = test.liveblk("job", "--admin", server.admin, "list").stdout
+    assert "WAITS P99/MAX" in shown, shown
+    qmp.command_raw("blkdebug-resume", {"node-name": "t", "tag": "hang"})
+    with writers.held() as moment:
+        wait_until(is_in_step, "the mirror has caught up again")
+        qmp.command("block-job-cancel", device="j")  # a ready mirror ends with a copy
+        qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")
+        moment.assert_equals_file(target)
+    guest_goes_on(server, writers)
+
+
 def bound_is_hit(test, prepare, words, **options):
     """A backup to a target that stands still, whose bound is hit: it fails, and the guest goes on."""
     server, qmp, _ = world(test)
@@ -234,6 +275,56 @@ def bound_view(test):
     assert "scratch" in qmp.wait_event("VIEW_BROKEN", name="night")["data"]["reason"]
     guest_goes_on(server, writers)
     qmp.command("view-drop", name="night")
+
+
+@promise("a session's scratch-max breaks the session and not the guest; SCRATCH_HIGH_WATER said so "
+         "before, and what guests waited for it is told")  # fmt: skip
+def bound_session(test):
+    server, qmp, _ = world(test)
+    writers = writers_on(test, server)
+    test.liveblk("session", "--admin", server.admin, "begin", "night", "--scratch-max", "2M",
+                 "--scratch-high", "50")  # fmt: skip
+    event = qmp.wait_event("SCRATCH_HIGH_WATER")["data"]
+    assert event["kind"] == "view" and event["name"] == "night" and event["max"] == 2 * MIB, event
+    event = qmp.wait_event("CHECKPOINT_BROKEN", name="night")["data"]
+    assert event["reason"] == "view-broken" and event["device"] == "vda", event
+    (entry,) = qmp.command("query-checkpoints")
+    assert "scratch" in entry["session"]["broken"], entry
+    waits = entry["session"]["guest-waits"]
+    assert waits["requests"] > 0 and 0 < waits["p99-ns"] <= waits["longest-ns"], waits
+    (view,) = qmp.command("query-views")
+    assert view["guest-waits"] == waits, view
+    guest_goes_on(server, writers, 200)
+    (view,) = qmp.command("query-views")
+    assert view["guest-waits"]["requests"] == waits["requests"], "what is broken costs nothing more"
+    for words in (("session", "list"), ("view", "list"), ("status",)):
+        shown = test.liveblk(*words, "--admin", server.admin).stdout
+        assert "WAITS P99/MAX" in shown or "for old data to be kept" in shown, shown
+    qmp.command("checkpoint-abandon", name="night")
+    assert qmp.command("query-views") == qmp.command("query-checkpoints") == []
+
+
+@promise("scratch that is slower than cbw-timeout breaks the session and not the guest, which waits "
+         "for it no longer")  # fmt: skip
+def bound_session_timeout(test):
+    length = 24 * MIB  # more than fits into memory
+    server, qmp, _ = world(test, length)
+    qmp.command_raw("blockdev-add", slow_node("s", test.make_disk("s.img", length)))
+    qmp.command_raw("blkdebug-break", {"node-name": "s", "tag": "hang", "iotype": "write"})
+    handle = server.connect()
+    for at in range(0, length, MIB):
+        handle.pwrite(b"x" * MIB, at)
+    qmp.command("checkpoint-begin", name="night", scratch_nodes=["s"], cbw_timeout=1)
+    for at in range(0, length, MIB):
+        handle.pwrite(b"y" * MIB, at)
+    event = qmp.wait_event("CHECKPOINT_BROKEN", name="night")["data"]
+    assert "'s' is too slow" in event["message"], event
+    (entry,) = qmp.command("query-checkpoints")
+    assert 0 < entry["session"]["guest-waits"]["requests"] < 24, entry
+    qmp.command_raw("blkdebug-resume", {"node-name": "s", "tag": "hang"})
+    qmp.command("checkpoint-abandon", name="night")
+    assert handle.pread(length, 0) == b"y" * length
+    handle.shutdown()
 
 
 def refusal(qmp, command, **arguments):

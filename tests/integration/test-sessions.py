@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import threading
 import time
 
 import nbd
@@ -427,6 +428,187 @@ def hooks(test):
     disks.stop()
 
 
+def in_thread(test, server, command, **arguments):
+    """Say it by another connection: (thread, the list that gets the answer or error)."""
+    qmp, answers = server.qmp(), []
+
+    def run():
+        try:
+            answers.append(qmp.command(command, **arguments))
+        except QmpError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, answers
+
+
+@promise("of those who begin one name at the same time one does, and the others find it or try again; "
+         "nobody else gets at its checkpoint or view")  # fmt: skip
+def same_name(test):
+    disks = Disks(test, "raw", "raw")
+    gate = test.path("gate")
+    os.mkfifo(gate)
+    wait = make_program(test, "wait", f"read word < {gate}")
+    first, begun = in_thread(test, disks.server, "checkpoint-begin", name="one",
+                             after_cut=[wait], hook_timeout=60000)  # fmt: skip
+    with open(gate, "w") as file:  # the cut was made, and the session is not open yet
+        assert disks.checkpoints() == {"one": {"vda", "vdb"}}
+        states = [entry["state"] for entry in disks.qmp.command("query-checkpoints")]
+        assert states == ["open"], states
+        for command in ("checkpoint-begin", "checkpoint-commit", "checkpoint-abandon"):
+            expect_error("try again", disks.qmp, command, name="one")
+        expect_error("open session", disks.qmp, "checkpoint-delete", name="one")
+        expect_error("open session", disks.qmp, "block-checkpoint-remove", device="vda", name="one")
+        expect_error("already exists", disks.qmp, "block-checkpoint-add", device="vda", name="one")
+        file.write("on\n")
+    first.join(60)
+    assert not begun[0]["was-open"], begun
+    several = [in_thread(test, disks.server, "checkpoint-begin", name="two") for _ in range(6)]
+    for thread, _ in several:
+        thread.join(60)
+    answers = [answers[0] for _, answers in several]
+    sessions = [answer for answer in answers if isinstance(answer, dict)]
+    assert sum(not session["was-open"] for session in sessions) == 1, answers
+    assert all("try again" in str(answer) for answer in answers if isinstance(answer, QmpError))
+    for name in ("one", "two"):
+        expect_error("open session", disks.qmp, "view-drop", name=name, force=True)
+        expect_error("exists already", disks.qmp, "view-create", name=name)
+        expect_error("open session", disks.qmp, "block-checkpoint-remove", device="vda", name=name)
+    ends = [in_thread(test, disks.server, f"checkpoint-{end}", name=name)
+            for name in ("one", "two") for end in ("commit", "abandon", "commit")]  # fmt: skip
+    for thread, _ in ends:
+        thread.join(60)
+    for name in ("one", "two"):
+        is_kept = name in disks.checkpoints()
+        results = [answers[0] for _, answers in ends[:3] if name == "one"] or [
+            answers[0] for _, answers in ends[3:]
+        ]
+        for result in (results[0], results[2]):
+            assert is_kept or not isinstance(result, list), f"{name} was committed and is not kept"
+        if is_kept:
+            assert len(disks.commit(name)) == 2
+            disks.qmp.command("checkpoint-delete", name=name)
+    disks.assert_no_session()
+    disks.stop()
+
+
+@promise("a map or view that is lost while a session is just being begun is told when it is open")
+def broken_early(test):
+    disks = Disks(test, "raw", "raw")
+    for name in disks.names:
+        disks.write(name, 0, LENGTH)
+    gate = test.path("gate")
+    os.mkfifo(gate)
+    wait = make_program(test, "wait", f"read word < {gate}")
+    for reason, device in (("view-broken", "vda"), ("tracking-lost", "vdb")):
+        first, begun = in_thread(test, disks.server, "checkpoint-begin", name="one",
+                                 after_cut=[wait], scratch_max=64 * KIB, hook_timeout=60000)  # fmt: skip
+        with open(gate, "w") as file:
+            if reason == "view-broken":
+                disks.write(device, 0, LENGTH)
+                disks.qmp.wait_event("VIEW_BROKEN")
+            else:
+                os.truncate(f"{disks.paths[device]}.tracking", 0)
+                disks.write(device, MIB)
+                disks.qmp.wait_event("BLOCK_TRACKING_LOST")
+            file.write("on\n")
+        first.join(60)
+        assert f"Device '{device}'" in begun[0]["broken"], begun
+        event = disks.qmp.wait_event("CHECKPOINT_BROKEN", name="one")
+        assert (event["data"]["reason"], event["data"]["device"]) == (reason, device), event
+        disks.abandon("one")
+        disks.qmp.events.clear()
+    disks.assert_no_session()
+    disks.stop()
+
+
+@promise("what is done to a disk of an open session keeps its promises: resized it cannot be, moved, "
+         "untracked and tracked anew it may, and what is not known any more is not said")  # fmt: skip
+def disturbed(test):
+    disks = Disks(test, "raw", "raw")
+    disks.write("vda", MIB, MIB)
+    for entry in disks.begin("zero")["devices"]:
+        move(disks, "zero", entry)
+    disks.commit("zero")
+    disks.write("vda", 2 * MIB)
+    session = disks.begin("one", since="zero")
+    expect_error("view", disks.qmp, "block_resize", device="vda", size=2 * LENGTH)
+    overlay = test.path("overlay.qcow2")
+    disks.qmp.command("blockdev-snapshot-sync", device="vda", snapshot_file=str(overlay),
+                      format="qcow2")  # fmt: skip
+    disks.write("vda", 5 * MIB)
+    for entry in session["devices"]:
+        move(disks, "one", entry)
+    disks.commit("one")
+    session = disks.begin("two", since="one")
+    assert session["devices"][0]["mode"] == "incremental", session
+    target = test.make_disk("target.img", LENGTH)
+    disks.qmp.command("drive-mirror", job_id="m", device="vda", target=str(target), format="raw",
+                      sync="full", mode="existing")  # fmt: skip
+    disks.qmp.wait_event("BLOCK_JOB_READY", device="m")
+    disks.qmp.command("job-complete", _id="m")
+    disks.qmp.wait_event("BLOCK_JOB_COMPLETED", device="m")
+    disks.write("vda", 6 * MIB)
+    for entry in session["devices"]:
+        move(disks, "two", entry)
+    disks.commit("two")
+    session = disks.begin("three", since="two")
+    for entry in session["devices"]:
+        assert entry["mode"] == "incremental" and entry["data-bytes"] <= GRANULE, entry
+        move(disks, "three", entry)
+    disks.qmp.command("block-tracking-stop", device="vdb")
+    disks.qmp.command("block-tracking-start", device="vdb")
+    disks.qmp.command("block-checkpoint-add", device="vdb", name="three")
+    disks.write("vdb", 3 * MIB)
+    (entry,) = (entry for entry in disks.qmp.command("query-checkpoints")
+                if entry["name"] == "three")  # fmt: skip
+    assert "vdb" in entry["session"]["broken"], entry
+    results = {result["device"]: result["committed"] for result in disks.commit("three")}
+    assert results == {"vda": True, "vdb": False}, results
+    disks.qmp.command("checkpoint-delete", name="three")
+    for name in ("zero", "one", "two"):
+        disks.qmp.command("checkpoint-delete", name=name)
+    disks.assert_no_session()
+    disks.stop()
+
+
+@promise("a commit that fails for all disks leaves the session as it was, with its lease")
+def lease_after_refusal(test):
+    disks = Disks(test, "raw")
+    disks.begin("one", lease=2)
+    os.truncate(f"{disks.paths['vda']}.tracking", 0)
+    disks.write("vda", MIB)
+    disks.qmp.wait_event("BLOCK_TRACKING_LOST")
+    expect_error("cannot be committed", disks.qmp, "checkpoint-commit", name="one")
+    disks.qmp.wait_event("CHECKPOINT_EXPIRED", name="one")
+    wait_until(lambda: disks.qmp.command("query-views") == [], "it is abandoned")
+    disks.stop()
+
+
+@promise("a checkpoint is forgotten by all disks that can, also if one has lost its map")
+def deletes(test):
+    disks = Disks(test, "raw", "raw", "raw")
+    disks.begin("one", devices=[{"device": "vda"}, {"device": "vdc"}])
+    disks.commit("one")
+    disks.begin("two")
+    disks.commit("two")
+    for name in ("vdb", "vda"):
+        os.truncate(f"{disks.paths[name]}.tracking", 0)
+        disks.write(name, MIB)
+        disks.qmp.wait_event("BLOCK_TRACKING_LOST", device=name)
+        if name == "vdb":
+            disks.qmp.command("checkpoint-delete", name="three")
+            disks.begin("four", devices=[{"device": "vda"}])
+            disks.commit("four")
+            disks.qmp.command("checkpoint-delete", name="four")
+    expect_error("Checkpoint 'two' stays where it was", disks.qmp, "checkpoint-delete", name="two")
+    assert disks.checkpoints()["two"] == set(), "the third disk could forget it"
+    (entry,) = (entry for entry in disks.qmp.command("query-checkpoints") if entry["name"] == "two")
+    assert {found["device"] for found in entry["devices"]} == {"vda", "vdb"}, entry
+    disks.stop()
+
+
 @promise("what makes no sense is refused by a sentence, and nothing is left behind")
 def refused(test):
     disks = Disks(test, "raw")
@@ -578,6 +760,8 @@ def command_line(test):
         (("changes", "one"), 2, "changes NAME DEVICE"),
         (("commit", "one", "--lease", "1"), 2, "Only 'session begin' has these options"),
         (("begin", "x", "--scratch-max", "y"), 2, "--scratch-max expects"),
+        (("begin", "x", "--scratch-high", "-5"), 2, "--scratch-high expects"),
+        (("commit", "x", "--scratch-high", "5"), 2, "Only 'session begin' has these options"),
         (("begin", "x", "--before-cut", "'"), 2, "--before-cut expects a command"),
         (("begin", "x", "--device", "nope"), 1, "Device 'nope' not found"),
         (("begin", "x", "--before-cut", "false"), 1, "exit status 1"),

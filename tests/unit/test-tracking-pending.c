@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Checkpoints of sessions: pending until they are committed, and what changed up to them. */
+#include <errno.h>
 #include <glib.h>
+#include <string.h>
 
 #include "block/drain.h"
 #include "block/error.h"
@@ -9,11 +11,13 @@
 
 #define GRANULE TRACKING_RIG_GRANULE
 
+static uint8_t uuid[TRACKING_UUID_BYTES]; /* of the one that was begun last */
+
 static int begin(struct tracking_rig *rig, const char *name, GError **error)
 {
     AUTO(block_drain) drain = block_drain_begin(&rig->root, 1, BLOCK_PERM_WRITE);
 
-    return tracking_checkpoint_begin(rig->tracker, rig->root, name, error);
+    return tracking_checkpoint_begin(rig->tracker, rig->root, name, uuid, error);
 }
 
 static bool exists(struct tracking_rig *rig, const char *name)
@@ -52,7 +56,7 @@ static void test_open_at_the_end(void)
         tracking_rig_assert_changed(rig, "a", 2 * GRANULE, 0);
         /* The name is free, and nothing brings the old one back. */
         g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
-        g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "b", NULL), ==, 0);
+        g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "b", uuid, NULL), ==, 0);
         tracking_rig_kill(rig);
         tracking_rig_open(rig);
         tracking_rig_assert_changed(rig, "b", 0, 0);
@@ -74,9 +78,9 @@ static void test_commit(void)
     g_assert_cmpint(begin(rig, "a", &error), <, 0);
     g_clear_error(&error);
     write_at(rig, 3);
-    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", NULL), ==, 0);
-    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", NULL), ==, 0);
-    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "b", &error), ==, -ENOENT);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", uuid, NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", uuid, NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "b", uuid, &error), ==, -ENOENT);
     g_assert_cmpint(judge(rig, "a"), ==, TRACKING_PARENT_USABLE);
     g_assert_cmpint(judge(rig, "b"), ==, TRACKING_PARENT_UNKNOWN);
     tracking_rig_kill(rig);
@@ -112,6 +116,55 @@ static void test_until(void)
     tracking_rig_free(rig);
 }
 
+/* Or a backup would be said to be of a later moment than it is, and changes between be missed. */
+static void test_another(void)
+{
+    struct tracking_rig *rig = tracking_rig_new(false);
+    uint8_t other[TRACKING_UUID_BYTES];
+    g_autoptr(GError) error = NULL;
+
+    g_assert_cmpint(begin(rig, "a", NULL), ==, 0);
+    memcpy(other, uuid, sizeof(other));
+    g_assert_cmpint(tracking_checkpoint_remove(rig->tracker, "a", &error), ==, -EBUSY);
+    g_assert_nonnull(strstr(error->message, "that of an open session"));
+    g_clear_error(&error);
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "a", uuid, NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "a", uuid, NULL), ==, 0);
+    g_assert_false(exists(rig, "a"));
+    write_at(rig, 1);
+    g_assert_cmpint(begin(rig, "a", NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", other, &error), ==, -ESTALE);
+    g_assert_nonnull(strstr(error->message, "is another one"));
+    g_assert_cmpint(judge(rig, "a"), !=, TRACKING_PARENT_USABLE);
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "a", other, NULL), ==, 0);
+    g_assert_true(exists(rig, "a"));
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, "a", uuid, NULL), ==, 0);
+    /* What stays is nobody's to drop. */
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "a", uuid, NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "a", NULL, NULL), ==, 0);
+    g_assert_cmpint(judge(rig, "a"), ==, TRACKING_PARENT_USABLE);
+    g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "b", NULL, NULL), ==, 0);
+    g_assert_false(exists(rig, "b"));
+    tracking_rig_free(rig);
+}
+
+/* It says which of them it has, so that who deletes one everywhere need not fail for this disk. */
+static void test_lost(void)
+{
+    struct tracking_rig *rig = tracking_rig_new(false);
+
+    g_assert_cmpint(tracking_rig_add(rig, "a", NULL), ==, 0);
+    g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
+    tracking_contents_changed(rig->tracker, "somebody");
+    g_assert_cmpint(tracking_checkpoint_remove(rig->tracker, "c", NULL), ==, -ENOENT);
+    g_assert_cmpint(tracking_checkpoint_remove(rig->tracker, "a", NULL), ==, -EIO);
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "b", uuid, NULL), ==, 0);
+    g_assert_false(exists(rig, "b"));
+    g_assert_cmpint(tracking_checkpoint_drop(rig->tracker, "c", uuid, NULL), ==, 0);
+    tracking_rig_free(rig);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -120,5 +173,7 @@ int main(int argc, char **argv)
     g_test_add_func("/tracking-pending/what-is-not-committed-is-gone", test_open_at_the_end);
     g_test_add_func("/tracking-pending/what-is-committed-stays", test_commit);
     g_test_add_func("/tracking-pending/zeroes-are-those-of-the-moment", test_until);
+    g_test_add_func("/tracking-pending/no-other-moment-is-taken-for-it", test_another);
+    g_test_add_func("/tracking-pending/a-lost-map-says-what-it-cannot-forget", test_lost);
     return g_test_run();
 }
