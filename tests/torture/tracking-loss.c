@@ -5,7 +5,8 @@
  * file, sector by sector, what was not durable), ends in order, or dies in the middle of opening,
  * of a checkpoint or of a resize, at a durable operation of the tracking file. Afterwards "changed
  * since C" holds, for each checkpoint C whose command was answered, every granule in which the disk
- * differs from what it was at C, and what it calls zero is zero; and each persistent bitmap every
+ * differs from what it was at C, and what it calls zero is zero (also where C is that of a session,
+ * which was committed; one that was not is never there); and each persistent bitmap every
  * granule in which the disk differs from what it was when the bitmap was added or cleared.
  *
  * Every other disk is a qcow2 image, in which also what a process had not written yet of its tables
@@ -44,6 +45,7 @@ const char *const loss_kind_names[] = {"raw", "qcow2"};
 struct record {
     enum loss_state state;
     unsigned number;
+    uint8_t uuid[TRACKING_UUID_BYTES]; /* of a pending one */
     uint64_t length;
     uint8_t contents[DISK_MAX];
 };
@@ -208,24 +210,87 @@ static void remove_one(struct world *world)
     }
 }
 
-/* Drained. */
-static void add_one(struct world *world)
+/* Unless all was over before. */
+static void note_answer(struct record *record, int status, const GError *error,
+                        enum loss_state state)
 {
-    struct record *record = find_record(ABSENT);
-    g_autoptr(GError) error = NULL;
-
-    if (!record) {
-        return;
-    }
-    record->number = ++shared->next_number;
-    record->length = loss_disk_read_open(world, record->contents);
-    record->state = MAYBE_ADDED;
-    g_autofree char *name = record_name(record);
-    int status = tracking_checkpoint_add(world->tracker, world->root, name, &error);
     if (!loss_has_happened()) {
         g_assert_no_error(error);
         g_assert_cmpint(status, ==, 0);
-        record->state = ADDED;
+        record->state = state;
+    }
+}
+
+/* The disk as it is now; NULL: there are enough. */
+static struct record *new_record(struct world *world, enum loss_state state)
+{
+    struct record *record = find_record(ABSENT);
+
+    if (record) {
+        record->number = ++shared->next_number;
+        record->length = loss_disk_read_open(world, record->contents);
+        record->state = state;
+    }
+    return record;
+}
+
+/* Drained. */
+static void add_one(struct world *world)
+{
+    struct record *record = new_record(world, MAYBE_ADDED);
+    g_autoptr(GError) error = NULL;
+
+    if (record) {
+        g_autofree char *name = record_name(record);
+        int status = tracking_checkpoint_add(world->tracker, world->root, name, &error);
+
+        note_answer(record, status, error, ADDED);
+    }
+}
+
+/* Drained. As a session does. */
+static void begin_one(struct world *world)
+{
+    struct record *record = new_record(world, PENDING);
+    g_autoptr(GError) error = NULL;
+
+    if (record) {
+        g_autofree char *name = record_name(record);
+        int status =
+            tracking_checkpoint_begin(world->tracker, world->root, name, record->uuid, &error);
+
+        note_answer(record, status, error, PENDING);
+    }
+}
+
+/* The end of a session, if there is one. */
+static void end_one(struct world *world)
+{
+    struct record *record = find_record(PENDING);
+    g_autofree char *name = record ? record_name(record) : NULL;
+    g_autoptr(GError) error = NULL;
+
+    if (record && test_random_chance(&world->random, 70)) {
+        record->state = MAYBE_ADDED;
+        int status = tracking_checkpoint_commit(world->tracker, name, record->uuid, &error);
+        note_answer(record, status, error, ADDED);
+    } else if (record) {
+        int status = tracking_checkpoint_drop(world->tracker, name, record->uuid, &error);
+        note_answer(record, status, error, ABSENT);
+    }
+}
+
+static void change_checkpoints(struct world *world)
+{
+    switch (test_random_below(&world->random, 3)) {
+    case 0:
+        add_one(world);
+        break;
+    case 1:
+        begin_one(world);
+        break;
+    default:
+        end_one(world);
     }
 }
 
@@ -260,14 +325,20 @@ static void administer(struct world *world)
         remove_one(world);
         return;
     }
-    if (dice < 55) {
+    if (dice < 45) {
         loss_bitmaps_administer(world);
+        return;
+    }
+    if (dice < 55) {
+        end_one(world);
         return;
     }
     /* Also where a checkpoint comes in between. */
     uint64_t length = new_length(world);
     AUTO(block_drain) drain = block_drain_begin(&world->root, 1, BLOCK_PERM_WRITE);
-    if (dice < 85 || world->loses) {
+    if (dice < 70) {
+        begin_one(world);
+    } else if (dice < 88 || world->loses) {
         add_one(world);
     } else {
         resize(world, length);
@@ -382,8 +453,8 @@ static void end_dying(struct world *world)
         loss_arm(with_power, operations);
         if (test_random_chance(&world->random, 40)) {
             loss_bitmaps_administer(world);
-        } else if (test_random_chance(&world->random, 50) || world->loses) {
-            add_one(world);
+        } else if (test_random_chance(&world->random, 60) || world->loses) {
+            change_checkpoints(world);
         } else {
             resize(world, new_length(world));
         }
@@ -444,6 +515,10 @@ static void judge_record(const struct world *world, const struct tracking_file *
     g_autofree char *name = record_name(record);
     struct tracking_checkpoint *checkpoint = tracking_directory_find(file->directory, name);
 
+    if (checkpoint && record->state == PENDING) {
+        g_error("%s, %s: checkpoint %s was never committed, and is there",
+                loss_kind_names[world->is_qcow2], loss_ending_names[world->ending], name);
+    }
     if (!checkpoint) {
         if (record->state == ADDED) {
             g_error("%s, %s: checkpoint %s is gone", loss_kind_names[world->is_qcow2],

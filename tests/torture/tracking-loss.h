@@ -26,8 +26,11 @@ extern const char *const loss_ending_names[];
 #define KINDS 2 /* of disks */
 extern const char *const loss_kind_names[];
 
-/* What is known of a checkpoint or bitmap: a command that was not answered may have had its way. */
-enum loss_state { ABSENT, MAYBE_ADDED, ADDED, MAYBE_REMOVED };
+/*
+ * What is known of a checkpoint or bitmap: a command that was not answered may have had its way. A
+ * pending one (a session's) is never there afterwards.
+ */
+enum loss_state { ABSENT, PENDING, MAYBE_ADDED, ADDED, MAYBE_REMOVED };
 
 struct world {
     char *directory, *disk_path;
