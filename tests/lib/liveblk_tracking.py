@@ -33,6 +33,33 @@ def choose_range(generator, length):
     return generator.randrange(0, length - size + 1, 512), size
 
 
+def drop_unsynced(path, generator, chance=1.0):
+    """What a loss of power may leave of a tracking file whose server was killed.
+
+    The values of granules of active extents are gone, each with this chance: all of those extents
+    count as changed.
+    """
+    contents = bytearray(pathlib.Path(path).read_bytes())
+    header = max((0, 4096), key=lambda at: struct.unpack_from("<Q", contents, at + 24))
+    length, granule, extent, slots = struct.unpack_from("<QIII", contents, header + 48)
+    (map_offset,) = struct.unpack_from("<Q", contents, header + 72)
+    for slot in range(slots):
+        at = 12288 + slot // 60 * 512 + 24 + slot % 60 * 8
+        (active,) = struct.unpack_from("<Q", contents, at)
+        first = active << extent - granule
+        end = min((active + 1) << extent - granule, -(-length >> granule))
+        for value in range(map_offset + 2 * first, map_offset + 2 * end, 2):
+            if chance == 1.0 or generator.random() < chance:
+                contents[value : value + 2] = bytes(2)
+    for at in (0, 4096):
+        contents[at + 112 : at + 128] = generator.randbytes(16)  # the boot
+        contents[at + 12 : at + 16] = bytes(4)
+        checksum = zlib.crc32(contents[at : at + 4096])
+        contents[at + 12 : at + 16] = checksum.to_bytes(4, "little")
+    with open(path, "r+b") as file:
+        file.write(contents)
+
+
 class TrackedDisk:
     """The disk vda of a server that can be ended in two ways and started again."""
 
@@ -68,28 +95,8 @@ class TrackedDisk:
         self.qmp.close()
 
     def lose_power(self):
-        """After a kill: the host was restarted, and of the map only what had to be durable is left.
-
-        The values of all granules of active extents are gone: all of them count as changed.
-        """
-        contents = bytearray(self.tracking.read_bytes())
-        header = max((0, 4096), key=lambda at: struct.unpack_from("<Q", contents, at + 24))
-        length, granule, extent, slots = struct.unpack_from("<QIII", contents, header + 48)
-        (map_offset,) = struct.unpack_from("<Q", contents, header + 72)
-        for slot in range(slots):
-            at = 12288 + slot // 60 * 512 + 24 + slot % 60 * 8
-            (active,) = struct.unpack_from("<Q", contents, at)
-            first = active << extent - granule
-            end = min((active + 1) << extent - granule, -(-length >> granule))
-            if first < end:
-                contents[map_offset + 2 * first : map_offset + 2 * end] = bytes(2 * (end - first))
-        for at in (0, 4096):
-            contents[at + 112 : at + 128] = self.test.random.randbytes(16)  # the boot
-            contents[at + 12 : at + 16] = bytes(4)
-            checksum = zlib.crc32(contents[at : at + 4096])
-            contents[at + 12 : at + 16] = checksum.to_bytes(4, "little")
-        with open(self.tracking, "r+b") as file:
-            file.write(contents)
+        """After a kill: the host was restarted, and of the map only what had to be durable is left."""
+        drop_unsynced(self.tracking, self.test.random)
 
     def restart(self):
         self.stop()
