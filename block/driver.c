@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "block/driver.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "block/request.h"
@@ -94,6 +95,32 @@ void block_node_cancel_in_flight(struct block_node *node)
             block_node_cancel_in_flight(child->claim.node);
         }
     }
+}
+
+bool block_node_has_lost_writes(struct block_node *node)
+{
+    const struct block_child *child;
+
+    if (node->driver->has_lost_writes) {
+        return node->driver->has_lost_writes(node);
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role != BLOCK_ROLE_BACKING && block_node_has_lost_writes(child->claim.node)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int block_node_accept_lost_writes(struct block_node *node)
+{
+    if (node->driver->accept_lost_writes) {
+        return node->driver->accept_lost_writes(node);
+    }
+    if (node->driver->is_filter && node->file) {
+        return block_node_accept_lost_writes(node->file);
+    }
+    return block_node_has_lost_writes(node) ? -ENOTSUP : 0;
 }
 
 void block_node_debug_event(struct block_node *node, enum block_debug_event event)

@@ -343,6 +343,15 @@ struct block_driver {
      * but `backing`.
      */
     void (*cancel_in_flight)(struct block_node *node);
+    /*
+     * Whether writes that were answered, and not flushed since, may be gone because the server that
+     * answered them is. Flushes fail from then on, until who wrote them accepts that: he writes all
+     * of it anew, and has nothing in flight. NULL: a filter asks its child, and others that have
+     * one, too, but nobody can accept it for them: what they keep in memory says otherwise. Any
+     * thread.
+     */
+    bool (*has_lost_writes)(struct block_node *node);
+    int (*accept_lost_writes)(struct block_node *node);
     /* Advise that a range will be read soon. NULL: does nothing. */
     int (*prefetch)(struct block_node *node, uint64_t offset, uint64_t bytes);
 

@@ -129,6 +129,15 @@ int block_node_pwrite_compressed(struct block_node *node, const void *buffer, ui
  */
 void block_node_cancel_in_flight(struct block_node *node);
 
+/*
+ * Whether what was written to the node and not flushed since may be lost, with the server that had
+ * answered it; flushes fail then. Who is the only one to write there may accept it when he has
+ * nothing in flight: he writes all of it anew, and flushes succeed again. -ENOTSUP: the image's
+ * format has something in memory that may be lost, too, so it has to be opened again. Any thread.
+ */
+bool block_node_has_lost_writes(struct block_node *node);
+int block_node_accept_lost_writes(struct block_node *node);
+
 /* A buffer fit for the node's requests: aligned to its memory alignment. Free with free(). */
 void *block_node_alloc_buffer(struct block_node *node, size_t bytes);
 

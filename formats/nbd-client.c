@@ -92,9 +92,11 @@ static void doubt_writes(struct nbd_client *client)
     }
     client->doubtful = answered;
     if (!has_voucher(client) && !atomic_exchange(&client->writes_lost, true)) {
-        g_message("Writes to '%s' that were not flushed may be lost with the connection: flushes "
-                  "fail from now on, until the node is closed and opened again",
-                  client->description);
+        g_message(
+            "Writes to '%s' that were not flushed may be lost with the connection: flushes "
+            "fail from now on, until they are written anew by a mirror, or the node is closed "
+            "and opened again",
+            client->description);
     }
 }
 
@@ -359,6 +361,14 @@ int nbd_client_flush(struct nbd_client *client)
     }
     note_flushed(client, covered);
     return 0;
+}
+
+void nbd_client_accept_loss(struct nbd_client *client)
+{
+    SCOPE_LOCK(&client->lock);
+
+    note_flushed(client, atomic_load(&client->answered));
+    atomic_store(&client->writes_lost, false);
 }
 
 static void init_link(struct nbd_client *client, struct nbd_link *link)

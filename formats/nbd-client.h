@@ -83,6 +83,12 @@ int nbd_client_run(struct nbd_client *client, struct nbd_request *request);
  */
 void nbd_client_cancel(struct nbd_client *client);
 
+/*
+ * Who wrote what may be lost, and has nothing in flight, writes it anew: flushes succeed again, for
+ * what is answered from now on. Any thread.
+ */
+void nbd_client_accept_loss(struct nbd_client *client);
+
 /* Make durable what was answered before the call, or fail. Any thread. */
 int nbd_client_flush(struct nbd_client *client);
 

@@ -336,6 +336,21 @@ static void nbd_node_cancel_in_flight(struct block_node *node)
     nbd_client_cancel(&state->client);
 }
 
+static bool nbd_node_has_lost_writes(struct block_node *node)
+{
+    struct nbd_state *state = block_node_state(node);
+
+    return atomic_load(&state->client.writes_lost);
+}
+
+static int nbd_node_accept_lost_writes(struct block_node *node)
+{
+    struct nbd_state *state = block_node_state(node);
+
+    nbd_client_accept_loss(&state->client);
+    return 0;
+}
+
 const struct block_driver nbd_driver = {
     .name = "nbd",
     .description = "An export of an NBD server",
@@ -359,4 +374,6 @@ const struct block_driver nbd_driver = {
     .block_status = nbd_node_block_status,
     .prefetch = nbd_node_prefetch,
     .cancel_in_flight = nbd_node_cancel_in_flight,
+    .has_lost_writes = nbd_node_has_lost_writes,
+    .accept_lost_writes = nbd_node_accept_lost_writes,
 };

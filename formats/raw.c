@@ -324,6 +324,17 @@ static int raw_prefetch(struct block_node *node, uint64_t offset, uint64_t bytes
     return block_node_prefetch(node->file, shifted(node, offset), bytes);
 }
 
+static bool raw_has_lost_writes(struct block_node *node)
+{
+    return block_node_has_lost_writes(node->file);
+}
+
+/* Nothing of it is in memory. */
+static int raw_accept_lost_writes(struct block_node *node)
+{
+    return block_node_accept_lost_writes(node->file);
+}
+
 const struct block_driver raw_driver = {
     .name = "raw",
     .description = "A disk stored byte for byte",
@@ -351,4 +362,6 @@ const struct block_driver raw_driver = {
     .host_range = raw_host_range,
     .pwrite_from_fd = raw_pwrite_from_fd,
     .prefetch = raw_prefetch,
+    .has_lost_writes = raw_has_lost_writes,
+    .accept_lost_writes = raw_accept_lost_writes,
 };
