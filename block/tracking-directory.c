@@ -202,6 +202,62 @@ int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name,
     return store(tracker, directory, error);
 }
 
+int tracking_checkpoint_note(struct change_tracker *tracker, const char *name, GBytes *note,
+                             GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (!find(tracker, name, "", error)) {
+        return -ENOENT;
+    }
+    g_assert(g_bytes_get_size(note) <= TRACKING_NOTE_MAX);
+    struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
+    struct tracking_checkpoint *checkpoint = tracking_directory_find(directory, name);
+    g_clear_pointer(&checkpoint->note, g_bytes_unref);
+    checkpoint->note = g_bytes_ref(note);
+    return store(tracker, directory, error);
+}
+
+GBytes *tracking_checkpoint_get_note(struct change_tracker *tracker, const char *name,
+                                     uint64_t *length, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+    const struct tracking_checkpoint *checkpoint = find(tracker, name, "", error);
+
+    if (!checkpoint) {
+        return NULL;
+    }
+    if (checkpoint->is_broken || !checkpoint->note) {
+        enum tracking_loss loss = tracker->file->header.previous_loss;
+
+        block_error(error, ENOENT, "What checkpoint '%s' of disk '%s' said is lost%s%s", name,
+                    tracker->device, loss ? ": " : "", loss ? tracking_loss_text(loss) : "");
+        return NULL;
+    }
+    *length = checkpoint->length;
+    return g_bytes_ref(checkpoint->note);
+}
+
+int tracking_checkpoint_replace(struct change_tracker *tracker, const char *name, const char *with,
+                                GBytes *note, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+
+    if (!find(tracker, name, "", error) || !find(tracker, with, "", error)) {
+        return -ENOENT;
+    }
+    g_assert(g_bytes_get_size(note) <= TRACKING_NOTE_MAX);
+    struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
+    g_ptr_array_remove(directory->checkpoints, tracking_directory_find(directory, name));
+    struct tracking_checkpoint *next = tracking_directory_find(directory, with);
+    g_free(next->name);
+    next->name = g_strdup(name);
+    next->is_pending = false;
+    g_clear_pointer(&next->note, g_bytes_unref);
+    next->note = g_bytes_ref(note);
+    return store(tracker, directory, error);
+}
+
 static bool has_any(const struct tracking_directory *directory)
 {
     for (guint i = 0; i < directory->checkpoints->len; i++) {

@@ -344,17 +344,19 @@ int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slo
 
 /* ---- The directory --------------------------------------------------------------------------- */
 
-enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2, RECORD_LAYER = 3 };
+enum { RECORD_CHECKPOINT = 1, RECORD_BITMAP = 2, RECORD_LAYER = 3, RECORD_NOTE = 4 };
 enum { CHECKPOINT_BROKEN = 1, CHECKPOINT_PENDING = 2 };
 enum { BITMAP_ENABLED = 1, BITMAP_BROKEN = 2 };
 #define RECORD_HEAD      8  /* type, bytes of what follows */
 #define CHECKPOINT_FIXED 48 /* before the name */
 #define BITMAP_FIXED     32 /* before name and bits */
 #define LAYER_FIXED      48 /* before path and name */
+#define NOTE_FIXED       8  /* before the name of the checkpoint and the note */
 
 void tracking_checkpoint_free(struct tracking_checkpoint *checkpoint)
 {
     if (checkpoint) {
+        g_clear_pointer(&checkpoint->note, g_bytes_unref);
         g_free(checkpoint->name);
         g_free(checkpoint);
     }
@@ -434,6 +436,7 @@ static struct tracking_checkpoint *copy_checkpoint(const struct tracking_checkpo
     struct tracking_checkpoint *copy = g_memdup2(checkpoint, sizeof(*checkpoint));
 
     copy->name = g_strdup(checkpoint->name);
+    copy->note = checkpoint->note ? g_bytes_ref(checkpoint->note) : NULL;
     return copy;
 }
 
@@ -510,6 +513,7 @@ void tracking_directory_break(struct tracking_directory *directory)
 
         checkpoint->is_broken = true;
         checkpoint->epoch = 0;
+        g_clear_pointer(&checkpoint->note, g_bytes_unref);
     }
     for (guint i = 0; i < directory->bitmaps->len; i++) {
         struct tracking_bitmap *bitmap = g_ptr_array_index(directory->bitmaps, i);
@@ -549,6 +553,12 @@ static void encode_checkpoint(GByteArray *bytes, const struct tracking_checkpoin
     put_le64(fixed + 32, (uint64_t)checkpoint->time_ns);
     put_le32(fixed + 40, (uint32_t)strlen(checkpoint->name));
     append_record(bytes, RECORD_CHECKPOINT, fixed, sizeof(fixed), checkpoint->name, NULL);
+    if (checkpoint->note) {
+        uint8_t note[NOTE_FIXED] = {0};
+
+        put_le32(note, (uint32_t)strlen(checkpoint->name));
+        append_record(bytes, RECORD_NOTE, note, sizeof(note), checkpoint->name, checkpoint->note);
+    }
 }
 
 static void encode_bitmap(GByteArray *bytes, const struct tracking_bitmap *bitmap)
@@ -687,6 +697,24 @@ static bool decode_layer(struct tracking_directory *directory, const uint8_t *by
     return true;
 }
 
+/* It follows its checkpoint. */
+static bool decode_note(struct tracking_directory *directory, const uint8_t *bytes, uint32_t size)
+{
+    uint32_t name_bytes = size >= NOTE_FIXED ? get_le32(bytes) : UINT32_MAX;
+
+    if (size < NOTE_FIXED || name_bytes > size - NOTE_FIXED ||
+        size - NOTE_FIXED - name_bytes > TRACKING_NOTE_MAX) {
+        return false;
+    }
+    g_autofree char *name = decode_name(bytes + NOTE_FIXED, name_bytes);
+    struct tracking_checkpoint *checkpoint = name ? tracking_directory_find(directory, name) : NULL;
+    if (!checkpoint || checkpoint->note) {
+        return false;
+    }
+    checkpoint->note = g_bytes_new(bytes + NOTE_FIXED + name_bytes, size - NOTE_FIXED - name_bytes);
+    return true;
+}
+
 static bool decode_record(struct tracking_directory *directory, uint32_t type, const uint8_t *bytes,
                           uint32_t size, uint32_t epoch)
 {
@@ -697,6 +725,8 @@ static bool decode_record(struct tracking_directory *directory, uint32_t type, c
         return decode_bitmap(directory, bytes, size, epoch);
     case RECORD_LAYER:
         return decode_layer(directory, bytes, size);
+    case RECORD_NOTE:
+        return decode_note(directory, bytes, size);
     default:
         return false;
     }

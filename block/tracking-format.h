@@ -148,6 +148,9 @@ void tracking_log_encode(const uint8_t *uuid, const uint64_t *slots, uint8_t *by
 /* -EIO if it is damaged or belongs to another file. */
 int tracking_log_decode(const uint8_t *bytes, const uint8_t *uuid, uint64_t *slots);
 
+/* Bytes that a checkpoint's user may keep with it. */
+#define TRACKING_NOTE_MAX (64 << 10)
+
 /* ---- The directory --------------------------------------------------------------------------- */
 
 struct tracking_checkpoint {
@@ -158,6 +161,7 @@ struct tracking_checkpoint {
     int64_t time_ns; /* since 1970 */
     bool is_broken;  /* of a map that was lost: it says nothing */
     bool is_pending; /* nobody has said yet that it is to stay: it goes when the file is opened */
+    GBytes *note;    /* of who uses it, at most TRACKING_NOTE_MAX bytes; or NULL */
 };
 
 /* A dirty bitmap: its bits at the end of an epoch, and, if it is enabled, all that changed since.

@@ -141,6 +141,24 @@ int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name,
 int tracking_checkpoint_drop(struct change_tracker *tracker, const char *name, const uint8_t *uuid,
                              GError **error);
 
+/*
+ * For who keeps a record with a checkpoint of his: a note of at most TRACKING_NOTE_MAX bytes, which
+ * is there durably, or as it was before. It goes with the checkpoint, and with the map. Not on the
+ * main thread.
+ */
+int tracking_checkpoint_note(struct change_tracker *tracker, const char *name, GBytes *note,
+                             GError **error);
+/* A reference, and the disk's length at the checkpoint; NULL with the error set: there is none. Any
+ * thread. */
+GBytes *tracking_checkpoint_get_note(struct change_tracker *tracker, const char *name,
+                                     uint64_t *length, GError **error);
+/*
+ * At once and durably, a checkpoint goes, and a later one, which may have been pending, has its
+ * name from here, and this note. Not on the main thread.
+ */
+int tracking_checkpoint_replace(struct change_tracker *tracker, const char *name, const char *with,
+                                GBytes *note, GError **error);
+
 enum tracking_parent {
     TRACKING_PARENT_USABLE,
     TRACKING_PARENT_UNKNOWN,     /* there are others */
