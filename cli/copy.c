@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "cli/copy.h"
 
+#include <string.h>
+
 #include "cli/job-start.h"
 #include "cli/target-node.h"
 
@@ -64,6 +66,16 @@ static bool check_target(const struct target *target, GError **error)
     return true;
 }
 
+/* Whether a file that is the target is there already, and meant to be. */
+static bool is_existing(const struct copy *copy)
+{
+    const char *path =
+        g_str_has_prefix(chosen.to, "file:") ? chosen.to + strlen("file:") : chosen.to;
+
+    return chosen.existing || copy->updates ||
+           (copy->resumes && g_file_test(path, G_FILE_TEST_EXISTS));
+}
+
 /* All but the target and the job's id, which come later. NULL: error. */
 static json_t *make_arguments(const struct copy *copy, const char *device,
                               const struct target *target, GError **error)
@@ -77,7 +89,7 @@ static json_t *make_arguments(const struct copy *copy, const char *device,
     job_set_text(arguments, "on-target-error", chosen.on_target_error);
     if (target->kind == TARGET_FILE) {
         job_set_text(arguments, "format", chosen.format);
-        job_set_text(arguments, "mode", chosen.existing ? "existing" : "absolute-paths");
+        job_set_text(arguments, "mode", is_existing(copy) ? "existing" : "absolute-paths");
     }
     if (!copy->add_arguments(arguments, target, error)) {
         json_decref(arguments);
@@ -133,7 +145,7 @@ enum exit_status copy_run(const struct copy *copy, const struct invocation *invo
         !check_options(copy, error)) {
         return EXIT_USAGE;
     }
-    AUTO_TARGET target = target_parse(chosen.to, chosen.existing, error);
+    AUTO_TARGET target = target_parse(chosen.to, is_existing(copy), error);
     if (!target || !check_target(target, error)) {
         return EXIT_USAGE;
     }

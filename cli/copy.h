@@ -23,6 +23,8 @@ struct copy {
     const char *file_command; /* starts the job, for a target that is a file */
     const char *node_command; /* and for one that is a node */
     enum follow_at_ready at_ready;
+    bool updates;        /* the target is there, and what it lacks is copied: --existing is meant */
+    bool resumes;        /* so it may be there */
     bool never_complete; /* the copy is not meant to be one of the whole disk */
     /* Add what only this kind has; NULL if the options make no sense for this target. */
     bool (*add_arguments)(json_t *arguments, const struct target *target, GError **error);

@@ -10,6 +10,11 @@ static struct {
     char *buf_size;
     char *copy_mode;
     char *write_timeout;
+    char *since;
+    char *bitmap;
+    char *target_retry;
+    char *checkpoint;
+    gboolean resume;
     gboolean no_unmap;
     gboolean pivot;
     gboolean keep;
@@ -22,6 +27,10 @@ static const GOptionEntry options[] = {
      "When ready, end with a copy as of that moment", NULL},
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
      "full (default), top (no backing file) or none", "MODE"},
+    {"since", 0, 0, G_OPTION_ARG_STRING, &chosen.since,
+     "TARGET is a copy as of this checkpoint: only what changed", "NAME"},
+    {"bitmap", 0, 0, G_OPTION_ARG_STRING, &chosen.bitmap,
+     "The same, as of when this bitmap began to record", "NAME"},
     {"granularity", 0, 0, G_OPTION_ARG_STRING, &chosen.granularity,
      "Unit in which new writes are copied again", "BYTES"},
     {"buf-size", 0, 0, G_OPTION_ARG_STRING, &chosen.buf_size, "Memory to use", "BYTES"},
@@ -29,6 +38,12 @@ static const GOptionEntry options[] = {
      "background (default), write-blocking or auto", "MODE"},
     {"write-timeout", 0, 0, G_OPTION_ARG_STRING, &chosen.write_timeout,
      "How long a write waits for the target (10)", "SECONDS"},
+    {"target-retry", 0, 0, G_OPTION_ARG_STRING, &chosen.target_retry,
+     "How long a lost target is looked for (0)", "SECONDS"},
+    {"resume", 0, 0, G_OPTION_ARG_NONE, &chosen.resume,
+     "Go on where an earlier one to TARGET ended, if one did", NULL},
+    {"checkpoint", 0, 0, G_OPTION_ARG_STRING, &chosen.checkpoint,
+     "At the end, name that moment of the disk", "NAME"},
     {"no-unmap", 0, 0, G_OPTION_ARG_NONE, &chosen.no_unmap, "Write zeroes where the disk has holes",
      NULL},
     {NULL},
@@ -41,9 +56,9 @@ static const struct command_words words[] = {
     {NULL},
 };
 
-static bool parse_timeout(guint64 *seconds)
+static bool parse_seconds(const char *text, guint64 least, guint64 *seconds)
 {
-    return g_ascii_string_to_unsigned(chosen.write_timeout, 10, 1, UINT32_MAX, seconds, NULL);
+    return g_ascii_string_to_unsigned(text, 10, least, UINT32_MAX, seconds, NULL);
 }
 
 static bool check_options(GError **error)
@@ -55,9 +70,22 @@ static bool check_options(GError **error)
         usage_error(error, "--pivot and --keep exclude each other");
         return false;
     }
-    if (chosen.write_timeout && !parse_timeout(NULL)) {
+    if (chosen.write_timeout && !parse_seconds(chosen.write_timeout, 1, NULL)) {
         usage_error(error, "'%s' is no number of seconds for --write-timeout, at least 1",
                     chosen.write_timeout);
+        return false;
+    }
+    if (chosen.target_retry && !parse_seconds(chosen.target_retry, 0, NULL)) {
+        usage_error(error, "'%s' is no number of seconds for --target-retry", chosen.target_retry);
+        return false;
+    }
+    if (chosen.since && chosen.bitmap) {
+        usage_error(error, "--since and --bitmap exclude each other");
+        return false;
+    }
+    if (chosen.sync && (chosen.since || chosen.bitmap)) {
+        usage_error(error, "With --%s only what changed is copied: leave --sync out",
+                    chosen.since ? "since" : "bitmap");
         return false;
     }
     return job_check_word("sync", chosen.sync, modes, error) &&
@@ -81,11 +109,25 @@ static bool add_arguments(json_t *arguments, const struct target *target, GError
 {
     guint64 seconds;
 
-    job_set_text(arguments, "sync", chosen.sync ? chosen.sync : "full");
+    bool is_incremental = chosen.since || chosen.bitmap;
+
+    job_set_text(arguments, "sync",
+                 is_incremental ? "incremental"
+                 : chosen.sync  ? chosen.sync
+                                : "full");
+    job_set_text(arguments, "since", chosen.since);
+    job_set_text(arguments, "bitmap", chosen.bitmap);
     job_set_text(arguments, "copy-mode", chosen.copy_mode);
-    if (chosen.write_timeout && parse_timeout(&seconds)) {
+    if (chosen.write_timeout && parse_seconds(chosen.write_timeout, 1, &seconds)) {
         json_object_set_new(arguments, "write-timeout", json_integer((json_int_t)seconds));
     }
+    if (chosen.target_retry && parse_seconds(chosen.target_retry, 0, &seconds)) {
+        json_object_set_new(arguments, "target-retry", json_integer((json_int_t)seconds));
+    }
+    if (chosen.resume) {
+        json_object_set_new(arguments, "resume", json_true());
+    }
+    job_set_text(arguments, "checkpoint", chosen.checkpoint);
     if (chosen.no_unmap) {
         json_object_set_new(arguments, "unmap", json_false());
     }
@@ -106,6 +148,8 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
                     : chosen.keep ? FOLLOW_KEEP_AT_READY
                                   : FOLLOW_RETURN_AT_READY,
         .add_arguments = add_arguments,
+        .updates = chosen.since || chosen.bitmap,
+        .resumes = chosen.resume,
     };
 
     return check_options(error) ? copy_run(&copy, invocation, error) : EXIT_USAGE;
@@ -125,6 +169,14 @@ const struct command mirror_command = {
              "With --copy-mode write-blocking the guest's writes are on the target, too, when\n"
              "they are answered; with auto only while the mirror would not come to its end\n"
              "else. 'liveblk job mode' changes it later.\n"
+             "\n"
+             "With --since or --bitmap TARGET, a FILE too, is there already and holds what the\n"
+             "disk held then: what changed since is copied.\n"
+             "\n"
+             "With --resume a mirror that died is gone on with by the same command: what TARGET\n"
+             "has already is not copied again. With --target-retry a target whose server or\n"
+             "connection is lost is waited for; the guest goes on meanwhile. With --checkpoint\n"
+             "the old disk, or the copy, can be brought up to date later by --since NAME.\n"
              "\n"
              "Ctrl-C and signals do what they do in 'liveblk backup'.\n",
     .flags = COMMAND_ADMIN | COMMAND_JSON,

@@ -38,7 +38,14 @@ struct copy_engine {
     bool is_pausing;        /* the job wants to pause: start only what is urgent */
     bool is_urgent;         /* something urgent was found since the last look */
     bool is_held;           /* something failed and the policy is to wait: start nothing */
+    bool is_away;           /* the source waits for the target to come back: start nothing */
     int64_t retry_after_ns; /* the policy is to try again, but not at once */
+
+    copy_errand *errand; /* NULL: there is none; changed by the coordinator only */
+    void *errand_data;
+    pthread_t errand_thread;
+    bool errand_runs;
+    int errand_status;
 
     struct copy_pace pace;
     GError *error; /* the first; the engine is over */

@@ -76,8 +76,9 @@ void copy_engine_set_effort(struct copy_engine *engine, enum copy_effort effort)
 /* Lock held, as in the functions that follow. Whether anything at all may be begun. */
 static bool may_start(const struct copy_engine *engine, int64_t now_ns)
 {
-    return !engine->is_held && !engine->target_drains && !engine->source_drains &&
-           !atomic_load(&engine->over) && now_ns >= engine->retry_after_ns;
+    return !engine->is_held && !engine->is_away && !engine->target_drains &&
+           !engine->source_drains && !atomic_load(&engine->over) &&
+           now_ns >= engine->retry_after_ns;
 }
 
 /* Whether also what nobody waits for may be. */
@@ -314,12 +315,15 @@ static void cancel_in_flight(struct copy_engine *engine)
 /* Wait for what is in flight; a request that hangs on a dead target of our own is cut off. */
 static void come_to_rest(struct copy_engine *engine)
 {
-    int64_t deadline_ns = clock_now_ns() + END_GRACE_NS;
+    int64_t deadline_ns = clock_now_ns();
     SCOPE_LOCK(&engine->lock);
 
+    if (!engine->is_away) { /* there is nothing to be hoped for from one that is */
+        deadline_ns += END_GRACE_NS;
+    }
     atomic_store(&engine->over, true);
     wake_all(engine);
-    while (engine->active) {
+    while (engine->active || engine->errand_runs) {
         if (clock_cond_wait_until(&engine->changed, &engine->lock, deadline_ns) == ETIMEDOUT) {
             pthread_mutex_unlock(&engine->lock);
             cancel_in_flight(engine);
@@ -327,6 +331,14 @@ static void come_to_rest(struct copy_engine *engine)
             deadline_ns = clock_now_ns() + CUT_OFF_AGAIN_NS;
         }
     }
+}
+
+/* What it found is of no use any more. */
+static void forget_errand(struct copy_engine *engine)
+{
+    int status;
+
+    copy_engine_take_errand(engine, &status);
 }
 
 /* Lock held. A run that is not the first begins where the last one ended. */
@@ -354,6 +366,7 @@ int copy_engine_run(struct copy_engine *engine, GError **error)
         }
     } while (go_on);
     come_to_rest(engine);
+    forget_errand(engine);
     end_workers(engine);
     job_tell_guest_pace(engine->job, GUEST_PACE_FREE, 0);
     SCOPE_LOCK(&engine->lock);
@@ -365,6 +378,75 @@ int copy_engine_run(struct copy_engine *engine, GError **error)
         return status;
     }
     return job_is_cancelled(engine->job) ? -ECANCELED : 0;
+}
+
+/* ---- Errands --------------------------------------------------------------------------------- */
+
+static void *errand_thread(void *data)
+{
+    struct copy_engine *engine = data;
+    int status = engine->errand(engine->errand_data);
+    SCOPE_LOCK(&engine->lock);
+
+    engine->errand_status = status;
+    engine->errand_runs = false;
+    pthread_cond_broadcast(&engine->changed);
+    job_kick(engine->job);
+    return NULL;
+}
+
+bool copy_engine_start_errand(struct copy_engine *engine, copy_errand *errand, void *data)
+{
+    SCOPE_LOCK(&engine->lock);
+
+    if (engine->target_drains || atomic_load(&engine->over)) {
+        return false;
+    }
+    engine->errand = errand;
+    engine->errand_data = data;
+    engine->errand_runs = thread_create(&engine->errand_thread, errand_thread, engine) == 0;
+    if (!engine->errand_runs) {
+        engine->errand = NULL;
+    }
+    return engine->errand_runs;
+}
+
+bool copy_engine_take_errand(struct copy_engine *engine, int *status)
+{
+    pthread_mutex_lock(&engine->lock);
+    bool is_over = engine->errand && !engine->errand_runs;
+    pthread_mutex_unlock(&engine->lock);
+    if (is_over) {
+        pthread_join(engine->errand_thread, NULL);
+        engine->errand = NULL;
+        *status = engine->errand_status;
+    }
+    return is_over;
+}
+
+bool copy_engine_is_quiet(struct copy_engine *engine)
+{
+    SCOPE_LOCK(&engine->lock);
+
+    return !engine->active && !engine->entered;
+}
+
+void copy_engine_target_is_away(struct copy_engine *engine)
+{
+    SCOPE_LOCK(&engine->lock);
+
+    engine->is_away = true;
+    pthread_cond_broadcast(&engine->changed); /* who waits to enter had better not */
+}
+
+void copy_engine_target_is_back(struct copy_engine *engine)
+{
+    SCOPE_LOCK(&engine->lock);
+
+    engine->is_away = false;
+    engine->retry_after_ns = 0;
+    engine->starved = false;
+    wake_all(engine);
 }
 
 /* ---- Flushing the target -------------------------------------------------------------------- */
@@ -481,7 +563,7 @@ static void drain_wait(struct block_claim *claim)
     struct copy_engine *engine = engine_of_target(claim);
     SCOPE_LOCK(&engine->lock);
 
-    while (engine->active || engine->entered) {
+    while (engine->active || engine->entered || engine->errand_runs) {
         pthread_cond_wait(&engine->changed, &engine->lock);
     }
 }

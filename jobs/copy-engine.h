@@ -85,6 +85,11 @@ struct copy_source_operations {
      */
     void (*ignore)(struct copy_source *source, uint64_t offset, uint64_t bytes, int error_number);
     /*
+     * The target has failed. True: the source sees to it, soon, by copy_engine_target_is_away().
+     * NULL, or false: the policy decides. Engine lock not held; any thread.
+     */
+    bool (*target_failed)(struct copy_source *source, int error_number);
+    /*
      * A run, or whole units of one, leaves flight right after this: it is on the target
      * (is_copied), or has still to be copied. Engine lock not held; may block.
      */
@@ -199,6 +204,28 @@ int copy_engine_write(struct copy_engine *engine, const void *buffer, uint64_t o
 /* That has failed; the source has been told that it is to be copied again. The job's policy for
  * the target decides what follows. error_number is positive. Any thread. */
 void copy_engine_write_failed(struct copy_engine *engine, uint64_t offset, int error_number);
+
+/*
+ * The target is not there: nothing is begun, and what guests write is not brought there, until it
+ * is back. Or it cannot be awaited any longer: the policy decides, and the sentence, which is taken
+ * over, says what has happened. Coordinating thread.
+ */
+void copy_engine_target_is_away(struct copy_engine *engine);
+void copy_engine_target_is_back(struct copy_engine *engine);
+void copy_engine_target_is_gone(struct copy_engine *engine, int error_number, GError *error);
+
+/* Nothing that the engine knows of is on its way to the target. Any thread. */
+bool copy_engine_is_quiet(struct copy_engine *engine);
+
+/*
+ * Something to be done with the target beside copying (to flush it, to see whether it is there), on
+ * a thread of its own, one at a time. False: not now, as the target is drained or there is no
+ * thread. Then, when it is over, what it returned, once. A run does not end before it has, and cuts
+ * it off at the end as it does what is copied. Coordinating thread, while the engine runs.
+ */
+typedef int copy_errand(void *data);
+bool copy_engine_start_errand(struct copy_engine *engine, copy_errand *errand, void *data);
+bool copy_engine_take_errand(struct copy_engine *engine, int *status);
 
 /* Make what hangs on the target fail soon, unless guests use that. Any thread. */
 void copy_engine_cut_off_target(struct copy_engine *engine);

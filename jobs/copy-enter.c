@@ -23,7 +23,7 @@ static bool is_taken(const struct copy_engine *engine, const struct copy_run *ru
 
 static bool is_unwanted(const struct copy_engine *engine)
 {
-    return engine->error || engine->is_held || engine->is_pausing ||
+    return engine->error || engine->is_held || engine->is_away || engine->is_pausing ||
            job_is_cancelled(engine->job) || clock_now_ns() < engine->retry_after_ns;
 }
 

@@ -176,20 +176,31 @@ static void ignore(struct copy_engine *engine, const struct copy_run *run, int e
     engine->retry_after_ns = clock_now_ns() + RETRY_NS;
 }
 
-/*
- * An I/O of the job failed: ask the job what to do. What failed is still to be copied, so all
- * there is to do is to end, or to hold the workers for a while. Lock not held.
- */
-static void handle_error(struct copy_engine *engine, bool is_read, const struct copy_run *run,
-                         uint64_t offset, int error_number)
+static GError *describe_error(struct copy_engine *engine, bool is_read, uint64_t offset,
+                              int error_number)
 {
     const struct copy_engine_options *options = &engine->options;
     const struct block_node *node = is_read ? options->source_node : options->target;
     GError *error = NULL;
 
-    if (atomic_load(&engine->over)) {
-        return; /* cancelled, or failed already: nobody wants to hear of it */
-    }
+    block_error_errno(&error, error_number, "Could not %s node '%s' at offset %" PRIu64,
+                      is_read                  ? "read source"
+                      : options->target_action ? options->target_action
+                                               : "write target",
+                      node->name, offset);
+    return error;
+}
+
+/*
+ * An I/O of the job failed: ask the job what to do. What failed is still to be copied, so all
+ * there is to do is to end with the error, which is taken over, or to hold the workers for a while.
+ * Lock not held.
+ */
+static void follow_policy(struct copy_engine *engine, bool is_read, const struct copy_run *run,
+                          int error_number, GError *error)
+{
+    const struct copy_engine_options *options = &engine->options;
+
     switch (job_io_error(engine->job, is_read ? options->on_source_error : options->on_target_error,
                          is_read, error_number)) {
     case BLOCK_ERROR_POLICY_STOP:
@@ -198,17 +209,42 @@ static void handle_error(struct copy_engine *engine, bool is_read, const struct 
         pthread_cond_broadcast(&engine->changed); /* who waits to enter had better not */
         pthread_mutex_unlock(&engine->lock);
         job_kick(engine->job);
-        return;
+        break;
     case BLOCK_ERROR_POLICY_IGNORE:
         ignore(engine, run, error_number);
-        return;
+        break;
     default:
-        block_error_errno(&error, error_number, "Could not %s node '%s' at offset %" PRIu64,
-                          is_read                  ? "read source"
-                          : options->target_action ? options->target_action
-                                                   : "write target",
-                          node->name, offset);
-        copy_engine_fail(engine, error);
+        copy_engine_fail(engine, STEAL(error));
+    }
+    g_clear_error(&error);
+}
+
+/* Nothing is begun until the source has seen to it, or has not. */
+static bool is_awaited(struct copy_engine *engine, int error_number)
+{
+    struct copy_source *source = engine->source;
+
+    if (!source->operations->target_failed ||
+        !source->operations->target_failed(source, error_number)) {
+        return false;
+    }
+    pthread_mutex_lock(&engine->lock);
+    engine->retry_after_ns = clock_now_ns() + RETRY_NS;
+    pthread_cond_broadcast(&engine->changed); /* who waits to enter had better not */
+    pthread_mutex_unlock(&engine->lock);
+    job_kick(engine->job);
+    return true;
+}
+
+static void handle_error(struct copy_engine *engine, bool is_read, const struct copy_run *run,
+                         uint64_t offset, int error_number)
+{
+    if (atomic_load(&engine->over)) {
+        return; /* cancelled, or failed already: nobody wants to hear of it */
+    }
+    if (is_read || !is_awaited(engine, error_number)) {
+        follow_policy(engine, is_read, run, error_number,
+                      describe_error(engine, is_read, offset, error_number));
     }
 }
 
@@ -443,4 +479,11 @@ void copy_engine_write_failed(struct copy_engine *engine, uint64_t offset, int e
     const struct copy_run run = {.offset = offset, .end = offset};
 
     handle_error(engine, false, &run, offset, error_number);
+}
+
+void copy_engine_target_is_gone(struct copy_engine *engine, int error_number, GError *error)
+{
+    const struct copy_run run = {0};
+
+    follow_policy(engine, false, &run, error_number, error);
 }

@@ -131,5 +131,7 @@ void job_info_clear(struct job_info *info)
     g_free(info->error);
     verify_report_clear(&info->verify);
     g_free(info->copy_mode_reason);
+    g_free(info->target_lost_reason);
+    g_free(info->full_copy_reason);
     *info = (struct job_info){0};
 }

@@ -271,10 +271,18 @@ bool job_completion_requested(struct job *job)
     return atomic_load(&job->completion_requested);
 }
 
+static _Atomic bool is_shutting_down;
+
+bool job_is_shutting_down(void)
+{
+    return atomic_load(&is_shutting_down);
+}
+
 void job_cancel_all(void)
 {
     struct job **jobs;
 
+    atomic_store(&is_shutting_down, true);
     for (jobs = job_list(); jobs[0]; jobs = job_list()) {
         for (size_t i = 0; jobs[i]; i++) {
             job_cancel(jobs[i], true, false, NULL); /* refused if it is ending anyway */
@@ -287,4 +295,5 @@ void job_cancel_all(void)
     }
     job_list_free(jobs);
     job_join_threads();
+    atomic_store(&is_shutting_down, false);
 }

@@ -186,6 +186,9 @@ int job_set_speed(struct job *job, int64_t speed, GError **error);
 /* Cancel all jobs by force and wait until none is left running; dismisses them. At shutdown. */
 void job_cancel_all(void);
 
+/* That is going on: who cancels is not the job's user. Any thread. */
+bool job_is_shutting_down(void);
+
 /* What a driver's run() uses. */
 void *job_state(const struct job *job);
 const char *job_id(const struct job *job);
@@ -306,6 +309,15 @@ struct job_info {
     const char *copy_mode;
     bool is_synchronous;
     char *copy_mode_reason;
+    /* Of mirrors: the target is lost, and looked for. */
+    bool is_target_lost;
+    int64_t target_lost_ns;   /* for so long */
+    unsigned target_retries;  /* looks in vain */
+    int64_t target_next_ns;   /* until the next one */
+    char *target_lost_reason; /* for people */
+    /* Of mirrors that can be resumed later, or NULL: "changes", or "all" with the reason. */
+    const char *resumed;
+    char *full_copy_reason;
     /* Of those that verify only: what they found. */
     bool has_verify;
     struct verify_report verify;

@@ -6,6 +6,7 @@
  * guests write to the source freely and the bitmap takes note.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "block/align.h"
 #include "block/clock.h"
@@ -189,6 +190,74 @@ static void wait_for_readers(struct mirror *mirror)
     }
 }
 
+/* ---- A checkpoint of the end ----------------------------------------------------------------- */
+
+int mirror_end_check(struct mirror *mirror, const struct mirror_options *options, GError **error)
+{
+    const char *name = options->checkpoint;
+    AUTO(block_device) device = block_device_find_by_root(options->source);
+    enum tracking_loss loss;
+
+    if (!name) {
+        return 0;
+    }
+    if (options->sync != MIRROR_SYNC_FULL && options->sync != MIRROR_SYNC_INCREMENTAL) {
+        return block_error(
+            error, EINVAL,
+            "Parameter 'checkpoint' is for sync modes 'full' and 'incremental': else "
+            "the target is no copy of that moment");
+    }
+    struct change_tracker *tracker =
+        mirror_tracker(options->device ? options->device : device, "checkpoint", error);
+    if (!tracker) {
+        return -ENOENT;
+    }
+    if (!tracking_name_is_valid(name, strlen(name))) {
+        return block_error(error, EINVAL, "'%s' cannot be the name of a checkpoint", name);
+    }
+    if (tracking_judge_parent(tracker, name, &loss) == TRACKING_PARENT_USABLE) {
+        return block_error(error, EEXIST, "Checkpoint already exists: %s", name);
+    }
+    mirror->checkpoint = g_strdup(name);
+    mirror->tracked = block_device_ref(options->device ? options->device : device);
+    return 0;
+}
+
+/* Drained, and both sides are the same. Until the end is one it is pending. */
+static int cut_checkpoint(struct mirror *mirror, GError **error)
+{
+    struct change_tracker *tracker =
+        mirror->checkpoint ? mirror_tracker(mirror->tracked, "checkpoint", error) : NULL;
+
+    if (!mirror->checkpoint) {
+        return 0;
+    }
+    if (!tracker ||
+        tracking_checkpoint_begin(tracker, mirror->source_node, mirror->checkpoint, error) < 0) {
+        return -EIO;
+    }
+    mirror->has_checkpoint = true;
+    return 0;
+}
+
+static void end_checkpoint(struct mirror *mirror, bool stays)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!mirror->has_checkpoint) {
+        return;
+    }
+    mirror->has_checkpoint = false;
+    struct change_tracker *tracker = mirror_tracker(mirror->tracked, "checkpoint", &error);
+    int status = !tracker ? -ENOENT
+                 : stays  ? tracking_checkpoint_commit(tracker, mirror->checkpoint, &error)
+                          : tracking_checkpoint_remove(tracker, mirror->checkpoint, &error);
+    if (status < 0 && stays) {
+        g_warning("There is no checkpoint '%s' of the end of mirror '%s': %s", mirror->checkpoint,
+                  job_id(mirror->job), error->message);
+    }
+}
+
 /* ---- The last step --------------------------------------------------------------------------- */
 
 /* Guests stand still. *again: it took too long, so they are to go on first. */
@@ -205,7 +274,8 @@ static int finish_drained(struct mirror *mirror, bool is_pivot, bool *again, GEr
     if (taking.status == 0 && !*again) {
         mirror_update_total(mirror);
         mirror_mode_close(mirror); /* it is a copy of this moment */
-        if (is_pivot) {
+        taking.status = cut_checkpoint(mirror, error);
+        if (taking.status == 0 && is_pivot) {
             return copy_engine_flush(mirror->engine, clock_now_ns() + FLUSH_MAX_NS, error);
         }
     }
@@ -235,6 +305,8 @@ int mirror_prepare(struct job *job, GError **error)
     struct mirror *mirror = job_state(job);
     bool is_pivot = job_completion_requested(job) && !job_cancel_requested(job);
     bool again = true;
+
+    atomic_store(&mirror->is_finalizing, true);
     int status = is_pivot ? mirror_top_attach(mirror, error) : 0;
 
     for (unsigned tries = 0; status == 0 && again && tries < TRIES_MAX; tries++) {
@@ -252,10 +324,14 @@ int mirror_prepare(struct job *job, GError **error)
     return status;
 }
 
-/* Else it is the user's word that the target reads as the source does. */
+/*
+ * Else nobody says that the target reads as the source does. Of an incremental one it was asked
+ * for: what the target held before is what the source did then.
+ */
 static bool is_whole_copy(const struct mirror *mirror)
 {
     return mirror->sync == MIRROR_SYNC_FULL || mirror->sync == MIRROR_SYNC_COMMIT ||
+           mirror->sync == MIRROR_SYNC_INCREMENTAL ||
            (mirror->sync == MIRROR_SYNC_TOP && mirror->has_attached);
 }
 
@@ -342,6 +418,8 @@ void mirror_commit(struct job *job)
         block_drain_end(STEAL(mirror->drain));
     }
     tell_trackers(moved);
+    end_checkpoint(mirror, true);
+    mirror->has_ended = true;
 }
 
 void mirror_abort(struct job *job)
@@ -353,4 +431,5 @@ void mirror_abort(struct job *job)
         block_drain_end(STEAL(mirror->drain));
     }
     mirror_top_detach(mirror);
+    end_checkpoint(mirror, false);
 }

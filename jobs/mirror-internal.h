@@ -10,6 +10,8 @@
 #include "jobs/commit-internal.h"
 #include "jobs/copy-engine.h"
 #include "jobs/mirror-gate.h"
+#include "jobs/mirror-record.h"
+#include "jobs/mirror-target.h"
 #include "jobs/mirror.h"
 #include "jobs/work-list.h"
 #include "jobs/write-through.h"
@@ -26,7 +28,7 @@ enum mirror_step {
  * which with MIRROR_AUTO follows from that.
  */
 struct mirror_pace {
-    pthread_mutex_t lock; /* guards what follows; a leaf */
+    pthread_mutex_t lock; /* guards what follows; before the event queue's only */
     _Atomic bool is_live; /* mirror_mode_begin; read without: before there is nothing, no lock */
     bool is_closed;       /* nothing is written through any more */
     bool has_ended;       /* there is nothing left to look at */
@@ -68,6 +70,8 @@ struct mirror {
     struct mirror_gate gate;
     struct write_through through; /* sets the bitmap's bits */
     struct mirror_pace pace;
+    struct mirror_target safe;
+    struct mirror_record record;
     enum copy_effort effort;    /* since it is ready. Coordinating thread */
     bool is_installed;          /* gate and write-through, on the source */
     struct block_device *guest; /* which stood on the source when that was done, or NULL */
@@ -75,20 +79,29 @@ struct mirror {
     _Atomic uint64_t copied;    /* bytes, ever */
     _Atomic uint64_t unflushed; /* of these, since the last flush of the target began */
     _Atomic enum mirror_step step;
-    _Atomic bool is_closing; /* the engine's run is to end: take nothing more */
-    _Atomic bool is_settled; /* going through the disk once more would be of no use */
+    _Atomic bool is_finalizing; /* prepare() has begun, in which guests may stand still */
+    _Atomic bool is_closing;    /* the engine's run is to end: take nothing more */
+    _Atomic bool is_settled;    /* going through the disk once more would be of no use */
 
     uint64_t pass_bytes; /* what was dirty when going through the disk began. Engine lock. */
 
     pthread_mutex_t progress_lock; /* orders setting the total; a leaf */
 
     /* Used by the thread in run() or prepare() only. */
+    bool has_run;
+    bool has_ended;            /* well */
+    int64_t converge_ns;       /* when MIRROR_CONVERGE began */
     int64_t finish_ns;         /* when MIRROR_FINISH began */
     int64_t look_ns;           /* of MIRROR_CONVERGE: when to look again, */
     uint64_t look_left;        /* what was left at the last look, */
     uint64_t look_copied;      /* and copied */
     GPtrArray *moving;         /* devices with block_device_begin_move, references; or NULL */
     struct block_drain *drain; /* guests stand still until the pivot is done or given up */
+
+    /* A checkpoint of the end, or NULL; where, a reference; and whether it is there, pending. */
+    char *checkpoint;
+    struct block_device *tracked;
+    bool has_checkpoint;
 
     struct commit_chain chain; /* of MIRROR_SYNC_COMMIT */
     bool has_pivoted;
@@ -149,6 +162,19 @@ int mirror_commit_scan(struct mirror *mirror, GError **error);
 /* Just before the disks move to the target. Main thread, drained. */
 void mirror_commit_pivot(struct mirror *mirror);
 
+/* ---- mirror-changes.c: MIRROR_SYNC_INCREMENTAL ---- */
+
+/* Whether what the options say of it makes sense, and seems to be there. Not the main thread. */
+int mirror_changes_check(const struct mirror_options *options, GError **error);
+
+/* At the moment the mirror starts, drained: what is to be copied. Not the main thread. */
+int mirror_changes_take(struct mirror *mirror, const struct mirror_options *options,
+                        GError **error);
+
+/* The device's tracker, which notes changes; NULL with the error set. name: who asks for it. */
+struct change_tracker *mirror_tracker(struct block_device *device, const char *name,
+                                      GError **error);
+
 /* ---- mirror-source.c ---- */
 
 extern const struct copy_source_operations mirror_source_operations;
@@ -182,6 +208,9 @@ int mirror_top_attach(struct mirror *mirror, GError **error);
 void mirror_top_detach(struct mirror *mirror);
 
 /* ---- mirror-end.c ---- */
+
+/* Whether there can be a checkpoint of the end, if that is wanted. */
+int mirror_end_check(struct mirror *mirror, const struct mirror_options *options, GError **error);
 
 /* struct job_driver's functions for the end. */
 int mirror_prepare(struct job *job, GError **error);

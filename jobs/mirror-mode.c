@@ -7,6 +7,7 @@
 #include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/error.h"
+#include "block/event.h"
 #include "jobs/mirror-internal.h"
 
 const char *const mirror_copy_mode_names[] = {"background", "write-blocking", "auto", NULL};
@@ -35,7 +36,7 @@ static double mean(double old, double rate)
     return old + LOOK_WEIGHT * (rate - old);
 }
 
-/* Lock held. The format names what happened, and is for people. */
+/* Lock held. The format names what happened, and is for people. Says it to the world, too. */
 G_GNUC_PRINTF(3, 4)
 static void switch_mode(struct mirror *mirror, bool is_through, const char *format, ...)
 {
@@ -49,6 +50,9 @@ static void switch_mode(struct mirror *mirror, bool is_through, const char *form
     pace->outrun = 0;
     pace->calm_ns = 0;
     write_through_set(&mirror->through, is_through);
+    event_emit("MIRROR_COPY_MODE_CHANGE", EVENT_STRING("id", job_id(mirror->job)),
+               EVENT_STRING("copy-mode", mirror_copy_mode_names[pace->mode]),
+               EVENT_BOOL("synchronous", is_through), EVENT_STRING("reason", pace->reason));
 }
 
 /* Lock held. */

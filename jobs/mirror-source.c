@@ -67,7 +67,7 @@ static bool next(struct copy_source *source, bool urgent_only, uint64_t max_byte
 {
     struct mirror *mirror = mirror_of(source);
 
-    if (atomic_load(&mirror->is_closing) ||
+    if (atomic_load(&mirror->is_closing) || atomic_load(&mirror->record.is_resting) ||
         (urgent_only && atomic_load(&mirror->step) != MIRROR_FINISH)) {
         return false;
     }
@@ -87,7 +87,7 @@ static uint64_t extend(struct copy_source *source, uint64_t end, uint64_t max_by
 {
     struct mirror *mirror = mirror_of(source);
 
-    if (atomic_load(&mirror->is_closing)) {
+    if (atomic_load(&mirror->is_closing) || atomic_load(&mirror->record.is_resting)) {
         return 0;
     }
     uint64_t bytes = work_list_extend(&mirror->list, source->engine, end, max_bytes);
@@ -119,10 +119,16 @@ static void done(struct copy_source *source, uint64_t offset, uint64_t bytes, bo
         atomic_fetch_add(&mirror->unflushed, bytes);
         mirror_gate_earn(&mirror->gate, bytes);
     }
+    mirror_target_written(mirror, offset, bytes, is_copied);
     work_list_done(&mirror->list, offset, bytes, is_copied);
     if (atomic_load(&mirror->step) == MIRROR_FINISH && mirror_left(mirror) == 0) {
         job_kick(mirror->job); /* guests wait for it to be noticed */
     }
+}
+
+static bool target_failed(struct copy_source *source, int error_number)
+{
+    return mirror_target_failed(mirror_of(source), error_number);
 }
 
 /* ---- When it is enough. Coordinating thread. ------------------------------------------------- */
@@ -153,6 +159,8 @@ void mirror_begin_convergence(struct mirror *mirror)
 {
     atomic_store(&mirror->step, MIRROR_CONVERGE);
     atomic_store(&mirror->is_closing, false);
+    atomic_store(&mirror->record.is_resting, false); /* nobody cuts a checkpoint any more */
+    mirror->converge_ns = clock_now_ns();
     mirror->look_ns = clock_now_ns() + LOOK_NS;
     mirror->look_left = mirror_left(mirror);
     mirror->look_copied = atomic_load(&mirror->copied);
@@ -189,7 +197,8 @@ static bool is_close(struct mirror *mirror)
     if (left > 2 * mirror_small(mirror)) {
         atomic_store(&mirror->is_closing, false); /* while the last runs took their time */
     }
-    return (left <= mirror_small(mirror) || atomic_load(&mirror->is_closing)) && close_run(mirror);
+    return (left <= mirror_small(mirror) || atomic_load(&mirror->is_closing)) &&
+           mirror_target_is_safe(mirror, mirror->converge_ns) && close_run(mirror);
 }
 
 void mirror_begin_finish(struct mirror *mirror)
@@ -251,6 +260,7 @@ static void follow(struct mirror *mirror, bool is_idle)
         }
     } else if (!job_completion_requested(job) && !job_cancel_requested(job)) {
         choose_effort(mirror);
+        mirror_record_tend(mirror);
     } else {
         mirror_begin_convergence(mirror);
     }
@@ -261,6 +271,10 @@ static bool is_finished(struct copy_source *source, bool is_idle)
     struct mirror *mirror = mirror_of(source);
 
     mirror_update_total(mirror);
+    if (!mirror_target_tend(mirror)) {
+        job_set_phase(mirror->job, "reconnecting");
+        return false;
+    }
     switch (atomic_load(&mirror->step)) {
     case MIRROR_FOLLOW:
         follow(mirror, is_idle);
@@ -278,6 +292,7 @@ const struct copy_source_operations mirror_source_operations = {
     .extend = extend,
     .block_status = block_status,
     .pread = source_pread,
+    .target_failed = target_failed,
     .done = done,
     .is_finished = is_finished,
 };

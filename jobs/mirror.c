@@ -149,20 +149,51 @@ static void uninstall(void *data)
     mirror_uninstall(data);
 }
 
-static void with_writers_drained(struct mirror *mirror, main_loop_function *change, void *data)
+static void uninstall_drained(struct mirror *mirror)
 {
     AUTO(block_drain) drain = block_drain_begin(&mirror->source_node, 1, BLOCK_PERM_WRITE);
 
-    main_loop_call_wait(change, data);
+    main_loop_call_wait(uninstall, mirror);
 }
 
 /* The moment the mirror starts. */
-static int begin(struct mirror *mirror, struct block_device *device, GError **error)
+static int begin(struct mirror *mirror, const struct mirror_options *options, GError **error)
 {
-    struct installation installation = {.mirror = mirror, .device = device, .error = error};
+    struct installation installation = {
+        .mirror = mirror,
+        .device = options->device,
+        .error = error,
+    };
+    AUTO(block_drain) drain = block_drain_begin(&mirror->source_node, 1, BLOCK_PERM_WRITE);
 
-    with_writers_drained(mirror, install, &installation);
-    return installation.status;
+    main_loop_call_wait(install, &installation);
+    int status = installation.status;
+    if (status == 0 && !mirror_record_is_found(mirror)) {
+        status = mirror_changes_take(mirror, options, error);
+    }
+    if (status == 0) {
+        status = mirror_record_begin(mirror, error);
+    }
+    mirror->pass_bytes = mirror_left(mirror); /* the engine does not run yet */
+    mirror_update_total(mirror);
+    return status;
+}
+
+/* What a checkpoint would keep guests waiting for is done before they stand still. */
+static int begin_prepared(struct mirror *mirror, const struct mirror_options *options,
+                          GError **error)
+{
+    struct change_tracker *tracker = mirror->record.tracker;
+
+    if (tracker) {
+        tracking_prepare_checkpoint(tracker);
+        block_node_flush(mirror->source_node); /* the checkpoint finds out what is wrong */
+    }
+    int status = begin(mirror, options, error);
+    if (tracker) {
+        tracking_forget_prepared(tracker);
+    }
+    return status;
 }
 
 /* ---- The job's functions -------------------------------------------------------------------- */
@@ -173,6 +204,7 @@ static int run_mirror(struct job *job, GError **error)
     int status = mirror->sync == MIRROR_SYNC_COMMIT ? mirror_commit_scan(mirror, error)
                                                     : mirror_top_scan(mirror, error);
 
+    mirror->has_run = true;
     if (status < 0) {
         return status;
     }
@@ -193,12 +225,23 @@ static void get_info(struct job *job, struct job_info *info)
 {
     info->has_actively_synced = true;
     mirror_mode_report(job_state(job), info);
+    mirror_target_report(job_state(job), info);
+    mirror_record_report(job_state(job), info);
 }
 
 static void get_commit_info(struct job *job, struct job_info *info)
 {
     mirror_mode_report(job_state(job), info);
     info->copy_mode = NULL; /* it has but one */
+}
+
+/* Whether somebody may want to go on with it: unless he has ended it, or it never began. */
+static bool is_record_of_use(struct mirror *mirror)
+{
+    bool was_ended =
+        mirror->has_ended || (job_is_cancelled(mirror->job) && !job_is_shutting_down());
+
+    return !was_ended && (mirror->has_run || !mirror->record.is_new);
 }
 
 static void clean_mirror(struct job *job)
@@ -209,16 +252,20 @@ static void clean_mirror(struct job *job)
         write_through_end(&mirror->through); /* or guests in it would keep the drain waiting */
     }
     if (mirror->is_installed) {
-        with_writers_drained(mirror, uninstall, mirror);
+        uninstall_drained(mirror);
     }
     mirror_mode_end(mirror);
     if (mirror->engine) {
+        mirror_record_end(mirror, is_record_of_use(mirror));
         copy_engine_free(STEAL(mirror->engine));
     }
     if (mirror->chain.nodes) {
         commit_chain_release(&mirror->chain, mirror->has_pivoted);
     }
     block_device_unref(STEAL(mirror->guest));
+    block_device_unref(STEAL(mirror->tracked));
+    block_device_unref(STEAL(mirror->record.device));
+    mirror_target_end(mirror);
     if (mirror->bitmap) {
         mirror_gate_destroy(&mirror->gate);
         write_through_destroy(&mirror->through);
@@ -232,6 +279,9 @@ static void free_mirror(struct job *job)
 
     pthread_mutex_destroy(&mirror->progress_lock);
     mirror_mode_free(mirror);
+    mirror_target_free(mirror);
+    mirror_record_free(mirror);
+    g_free(mirror->checkpoint);
 }
 
 #define MIRROR_FUNCTIONS                                                                           \
@@ -305,6 +355,11 @@ static struct copy_engine *new_engine(struct mirror *mirror, const struct mirror
     return copy_engine_new(mirror->job, &engine_options, error);
 }
 
+static void note_written(void *data, uint64_t offset, uint64_t bytes, bool is_there)
+{
+    mirror_target_written(data, offset, bytes, is_there);
+}
+
 static void make_write_through(struct mirror *mirror, const struct mirror_options *options)
 {
     const struct write_through_options through = {
@@ -314,6 +369,7 @@ static void make_write_through(struct mirror *mirror, const struct mirror_option
         .whole_granules = mirror->sync == MIRROR_SYNC_TOP,
         .limit_ns = options->write_limit_ns ? options->write_limit_ns : MIRROR_WRITE_LIMIT_NS,
         .waits = job_guest_waits(mirror->job),
+        .written = note_written,
         .is_late = mirror_mode_late,
         .data = mirror,
     };
@@ -333,10 +389,10 @@ static int make_bitmap(struct mirror *mirror, const struct mirror_options *optio
     mirror_gate_init(&mirror->gate, mirror->bitmap);
     mirror->gate.waits = job_guest_waits(mirror->job);
     make_write_through(mirror, options);
-    if (mirror->sync == MIRROR_SYNC_FULL && mirror->length > 0) {
+    if (mirror->sync == MIRROR_SYNC_FULL && mirror->length > 0 && !mirror_record_is_found(mirror)) {
         dirty_bitmap_set(mirror->bitmap, 0, mirror->length);
     }
-    return 0;
+    return mirror_target_begin(mirror, options, error);
 }
 
 static void init(struct mirror *mirror, struct job *job, const struct mirror_options *options)
@@ -363,7 +419,8 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
 
     if (job_set_initial_speed(mirror->job, options->speed, error) < 0 ||
         job_set_initial_guest_latency(mirror->job, options->guest_latency, error) < 0 ||
-        mirror_top_choose(mirror, error) < 0) {
+        mirror_record_choose(mirror, options, error) < 0 ||
+        mirror_end_check(mirror, options, error) < 0 || mirror_top_choose(mirror, error) < 0) {
         return -EINVAL;
     }
     mirror->target = options->target;
@@ -386,7 +443,14 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
         (is_commit ? mirror_commit_hold(mirror, error) : check_lengths(mirror, error)) < 0) {
         return -EINVAL;
     }
-    return make_bitmap(mirror, options, error);
+    /* What an earlier user of it wrote and had not flushed is written anew, or was not counted on.
+     */
+    bool is_begun_anew = mirror->sync == MIRROR_SYNC_FULL || options->resume;
+    if (is_begun_anew && block_node_has_lost_writes(mirror->target)) {
+        block_node_accept_lost_writes(mirror->target);
+    }
+    int status = mirror_record_find(mirror, error);
+    return status < 0 ? status : make_bitmap(mirror, options, error);
 }
 
 int mirror_change_copy_mode(struct job *job, enum mirror_copy_mode mode, GError **error)
@@ -409,7 +473,7 @@ int mirror_start(const struct mirror_options *options, GError **error)
 
     if (mirror_check_is_root(options->source, error) < 0 ||
         block_node_check_sees_writes(options->source, error) < 0 ||
-        check_numbers(options, error) < 0 ||
+        check_numbers(options, error) < 0 || mirror_changes_check(options, error) < 0 ||
         (options->target && !is_commit &&
          check_target(options->source, options->target, error) < 0)) {
         return -EINVAL;
@@ -423,7 +487,7 @@ int mirror_start(const struct mirror_options *options, GError **error)
     init(job_state(job), job, options);
     int status = set_up(job_state(job), options, error);
     if (status == 0) {
-        status = begin(job_state(job), options->device, error);
+        status = begin_prepared(job_state(job), options, error);
     }
     if (status == 0) {
         status = job_start(job, error);

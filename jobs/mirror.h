@@ -24,6 +24,8 @@ enum mirror_sync {
     /* What the source's top layer holds itself; everything if there is none below. */
     MIRROR_SYNC_TOP,
     MIRROR_SYNC_NONE, /* only what guests write from now on */
+    /* What changed since the target was a copy of the source, which is the user's word. */
+    MIRROR_SYNC_INCREMENTAL,
     /* What the layers above the target hold, which is in the source's own chain: a commit. */
     MIRROR_SYNC_COMMIT,
 };
@@ -61,6 +63,13 @@ struct mirror_options {
     struct block_node *(*open_target)(void *data, GError **error);
     void *open_target_data;
     enum mirror_sync sync;
+    /*
+     * Of MIRROR_SYNC_INCREMENTAL, one of them: a checkpoint of the device, or a bitmap of the
+     * source, which is left as it is. What either says, and what is written from the moment the
+     * mirror starts, is copied. Borrowed.
+     */
+    const char *since;
+    const char *bitmap;
     /* Bytes that one write makes dirty; 0: mirror_default_granularity. With sync top more if that
      * is less than a cluster of a target without a backing file. */
     uint64_t granularity;
@@ -75,6 +84,22 @@ struct mirror_options {
      * MIRROR_AUTO the mirror copies in background again instead.
      */
     int64_t write_limit_ns;
+    /*
+     * How long a target that was lost (a connection, say) is looked for before it is an error; 0:
+     * not at all; negative: for ever if that would be ignored, else not at all.
+     */
+    int64_t target_retry_ns;
+    /*
+     * Go on where an earlier mirror of the device to the target was that did not come to its end,
+     * whatever ended it; else copy all, which job_info says and why. Either way what is needed for
+     * going on is kept from here, until this one ends by somebody's will. Needs a tracked device.
+     */
+    bool resume;
+    /*
+     * At the end, a disk that has moved to the target or a copy that is kept, a checkpoint of that
+     * moment, with this name; or NULL. Needs a tracked device, and that all is copied.
+     */
+    const char *checkpoint;
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     unsigned job_flags; /* JOB_MANUAL_* */

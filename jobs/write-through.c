@@ -83,8 +83,10 @@ static void release(struct through_request *request)
 static void perform(struct through_request *request)
 {
     struct copy_engine *engine = request->through->options.engine;
+    const struct write_through_options *options = &request->through->options;
     int status = copy_engine_write(engine, request->buffer, request->offset, request->bytes);
 
+    options->written(options->data, request->offset, request->bytes, status == 0);
     if (status < 0) {
         mark_all(request);
         copy_engine_write_failed(engine, request->offset, -status);

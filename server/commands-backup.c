@@ -26,9 +26,10 @@ const struct qmp_type mirror_sync_mode_type = {
     .doc = "full: everything. top: what the disk's top layer holds itself, data and explicit "
            "zeroes, for a target that has the same layers below or gets them later; everything if "
            "the disk has no backing file. none: of a backup, only what the guest overwrites, until "
-           "cancelled; of a mirror, only what it writes from now on. incremental and bitmap, of "
-           "backups only: what a bitmap says has changed, for a target that has the backup before "
-           "below; incremental is bitmap with bitmap-mode on-success.",
+           "cancelled; of a mirror, only what it writes from now on. incremental and bitmap: "
+           "what a bitmap says has changed, of a backup for a target that has the one before "
+           "below; incremental is bitmap with bitmap-mode on-success. Mirrors have no bitmap, and "
+           "with incremental a target that is the copy itself.",
 };
 
 static const struct qmp_type bitmap_mode_type = {

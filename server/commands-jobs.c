@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "block/cleanup.h"
+#include "block/clock.h"
 #include "block/error.h"
 #include "jobs/job.h"
 #include "jobs/mirror.h"
@@ -109,6 +110,27 @@ static const struct qmp_type change_type = {
     .variants = change_variants,
 };
 
+static const struct qmp_member target_lost_members[] = {
+    {"seconds", &qmp_type_int, .doc = "For how long."},
+    {"retries", &qmp_type_int, .doc = "How often it was looked for in vain."},
+    {"next-ms", &qmp_type_int, .doc = "Milliseconds until it is looked for again."},
+    {"reason", &qmp_type_string, .doc = "What has happened, for people."},
+    {NULL},
+};
+static const struct qmp_type target_lost_type = {
+    .name = "MirrorTargetLost",
+    .kind = QMP_KIND_OBJECT,
+    .members = target_lost_members,
+};
+static const char *const resumed_names[] = {"changes", "all", NULL};
+static const struct qmp_type resumed_type = {
+    .name = "MirrorResumed",
+    .kind = QMP_KIND_ENUM,
+    .values = resumed_names,
+    .doc = "changes: an earlier mirror was gone on with, and what the target lacked was to be "
+           "copied; all: there was nothing to go on with.",
+};
+
 /* An extension of liveblk's. */
 static const struct qmp_member job_pace_members[] = {
     {"bytes-left", &qmp_type_int, .optional = true,
@@ -125,6 +147,12 @@ static const struct qmp_member job_pace_members[] = {
      .doc = "Mirrors: guests' writes are answered when they are on the target, too, just now."},
     {"copy-mode-reason", &qmp_type_string, .optional = true,
      .doc = "Mirrors: why that changed last, for people."},
+    {"target-lost", &target_lost_type, .optional = true,
+     .doc = "Mirrors: the target is lost, and looked for."},
+    {"resumed", &resumed_type, .optional = true,
+     .doc = "Mirrors with `resume`: how much was to be copied."},
+    {"full-copy-reason", &qmp_type_string, .optional = true,
+     .doc = "Mirrors with `resume`: why that was all."},
     {NULL},
 };
 static const struct qmp_type job_pace_type = {
@@ -332,6 +360,25 @@ static void set_pace(json_t *object, const struct job_info *info)
     }
 }
 
+/* A target that is lost, and what a mirror was begun with. */
+static void set_target(json_t *object, const struct job_info *info)
+{
+    if (info->is_target_lost) {
+        json_object_set_new(object, "target-lost",
+                            json_pack("{s:I, s:i, s:I, s:s}", "seconds",
+                                      (json_int_t)(info->target_lost_ns / NS_PER_SECOND), "retries",
+                                      (int)info->target_retries, "next-ms",
+                                      (json_int_t)(info->target_next_ns / NS_PER_MS), "reason",
+                                      info->target_lost_reason));
+    }
+    if (info->resumed) {
+        json_object_set_new(object, "resumed", json_string(info->resumed));
+    }
+    if (info->full_copy_reason) {
+        json_object_set_new(object, "full-copy-reason", json_string(info->full_copy_reason));
+    }
+}
+
 static json_t *job_object(const struct job_info *info)
 {
     json_t *object = json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "id", info->id, "type", info->type,
@@ -343,6 +390,7 @@ static json_t *job_object(const struct job_info *info)
         json_object_set_new(object, "verify", verify_info_object(&info->verify));
     }
     set_pace(object, info);
+    set_target(object, info);
     guest_figures_add(object, info);
     set_error(object, info);
     return object;
@@ -362,6 +410,7 @@ static json_t *block_job_object(const struct job_info *info)
         json_object_set_new(object, "actively-synced", json_boolean(info->actively_synced));
     }
     set_pace(object, info);
+    set_target(object, info);
     guest_figures_add(object, info);
     set_error(object, info);
     return object;
@@ -501,6 +550,45 @@ static const struct qmp_type error_type = {
     .members = error_members,
 };
 
+static const struct qmp_member copy_mode_change_members[] = {
+    {"id", &qmp_type_string, .doc = "The job."},
+    {"copy-mode", &mirror_copy_mode_type, .doc = "Its copy mode, as it was asked for."},
+    {"synchronous", &qmp_type_bool,
+     .doc = "Whether guests' writes are written through to the target from now on."},
+    {"reason", &qmp_type_string, .doc = "Why, for people."},
+    {NULL},
+};
+static const struct qmp_type copy_mode_change_type = {
+    .name = "MirrorCopyModeChangeEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = copy_mode_change_members,
+};
+
+static const struct qmp_member target_lost_event_members[] = {
+    {"id", &qmp_type_string, .doc = "The job."},
+    {"target", &qmp_type_string, .doc = "The target's node."},
+    {"reason", &qmp_type_string, .doc = "What has happened, for people."},
+    {NULL},
+};
+static const struct qmp_type target_lost_event_type = {
+    .name = "MirrorTargetLostEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = target_lost_event_members,
+};
+static const struct qmp_member target_back_members[] = {
+    {"id", &qmp_type_string, .doc = "The job."},
+    {"target", &qmp_type_string, .doc = "The target's node."},
+    {"retries", &qmp_type_int, .doc = "How often it was looked for in vain."},
+    {"marked-bytes", &qmp_type_int,
+     .doc = "Bytes that it had not flushed before it was lost, and that are copied again."},
+    {NULL},
+};
+static const struct qmp_type target_back_type = {
+    .name = "MirrorTargetBackEvent",
+    .kind = QMP_KIND_OBJECT,
+    .members = target_back_members,
+};
+
 const struct qmp_event_type job_events[] = {
     {"JOB_STATUS_CHANGE", &status_change_type, "A job changed its state."},
     {"BLOCK_JOB_COMPLETED", &completed_type, "A job ended, well or with an error."},
@@ -508,6 +596,13 @@ const struct qmp_event_type job_events[] = {
     {"BLOCK_JOB_READY", &progress_type, "A job may be completed."},
     {"BLOCK_JOB_PENDING", &pending_type, "A job waits for job-finalize."},
     {"BLOCK_JOB_ERROR", &error_type, "An I/O of a job failed."},
+    {"MIRROR_COPY_MODE_CHANGE", &copy_mode_change_type,
+     "A mirror with copy-mode auto began or ceased to write through, or somebody changed the mode. "
+     "An extension of liveblk's."},
+    {"MIRROR_TARGET_LOST", &target_lost_event_type,
+     "A mirror's target was lost, and is looked for. An extension of liveblk's."},
+    {"MIRROR_TARGET_BACK", &target_back_type,
+     "It is back, and what it lacks is copied. An extension of liveblk's."},
     {"VERIFY_DIFFERENCE", &verify_difference_event_type,
      "blockdev-verify has found a difference. An extension of liveblk's."},
     {NULL},

@@ -29,7 +29,18 @@ static const struct qmp_member common_members[] = {
      .doc = "The new job's ID; the device's name by default."},
     {"device", &qmp_type_string,
      .doc = "What to mirror: a device, its root node, or a node without parents."},
-    {"sync", &mirror_sync_mode_type, .doc = "How much of it."},
+    {"sync", &mirror_sync_mode_type,
+     .doc =
+         "How much of it. incremental (an extension of liveblk's): what changed since the target "
+         "was a copy, which is taken to be so."},
+    {"since", &qmp_type_string, .optional = true,
+     .doc =
+         "For sync `incremental`: the checkpoint of the device as of which the target is a copy. "
+         "An extension of liveblk's."},
+    {"bitmap", &qmp_type_string, .optional = true,
+     .doc =
+         "The same, a bitmap of the mirrored node that has recorded since then. It is left as it "
+         "is. An extension of liveblk's."},
     {"replaces", &qmp_type_string, .optional = true,
      .doc = "The node whose place the target takes; only the mirrored node itself."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
@@ -50,6 +61,21 @@ static const struct qmp_member common_members[] = {
      .doc = "Seconds that a guest's write waits for the target at the most, from 1 on, where it "
             "does. Then it is answered and copied later, and that is an error of the target; with "
             "copy-mode auto the mode goes back to background instead. An extension of liveblk's."},
+    {"target-retry", &qmp_type_uint32, .optional = true,
+     .doc =
+         "Seconds for which a target that was lost, with a connection or a server, is looked for "
+         "before that is an error of the target. Meanwhile guests go on. 0: not at all. By "
+         "default for ever with on-target-error `ignore`, and else not at all. An extension of "
+         "liveblk's."},
+    {"resume", &qmp_type_bool, .optional = true, .default_text = "false",
+     .doc =
+         "Go on with an earlier mirror of the device to this target that died, if it was begun "
+         "with this, too, and copy all if there was none or it cannot be gone on with (query-jobs "
+         "says why). The device must be tracked. An extension of liveblk's."},
+    {"checkpoint", &qmp_type_string, .optional = true,
+     .doc = "The name of a checkpoint of the moment at which the disk moves to the target, or the "
+            "target is kept as a copy (block-job-cancel when ready): since then the two sides "
+            "differ. The device must be tracked. An extension of liveblk's."},
     {"on-source-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when reading fails."},
     {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
@@ -129,7 +155,7 @@ static int check_sync(json_t *arguments, GError **error)
 {
     int sync = lookup_enum(json_object_get(arguments, "sync"), mirror_sync_mode_names);
 
-    if (sync > MIRROR_SYNC_NONE) {
+    if (sync > MIRROR_SYNC_INCREMENTAL) {
         return block_error(error, ENOTSUP, "Sync mode '%s' not supported",
                            mirror_sync_mode_names[sync]);
     }
@@ -144,6 +170,11 @@ static enum mirror_copy_mode lookup_copy_mode(json_t *arguments)
                 : MIRROR_BACKGROUND;
 }
 
+static const char *lookup_text(json_t *arguments, const char *name)
+{
+    return json_string_value(json_object_get(arguments, name));
+}
+
 static int read_options(json_t *arguments, struct block_node *source,
                         struct mirror_options *options, GError **error)
 {
@@ -155,6 +186,8 @@ static int read_options(json_t *arguments, struct block_node *source,
         .source = source,
         .sync = (enum mirror_sync)lookup_enum(json_object_get(arguments, "sync"),
                                               mirror_sync_mode_names),
+        .since = lookup_text(arguments, "since"),
+        .bitmap = lookup_text(arguments, "bitmap"),
         .granularity = (uint64_t)lookup_integer(arguments, "granularity", 0),
         .buf_size = lookup_integer(arguments, "buf-size", 0),
         .keep_zeroes = !lookup_bool(arguments, "unmap", true),
@@ -162,6 +195,9 @@ static int read_options(json_t *arguments, struct block_node *source,
         .guest_latency = lookup_integer(arguments, "guest-latency", 0),
         .copy_mode = lookup_copy_mode(arguments),
         .write_limit_ns = lookup_integer(arguments, "write-timeout", 0) * NS_PER_SECOND,
+        .target_retry_ns = lookup_integer(arguments, "target-retry", -1) * NS_PER_SECOND,
+        .resume = lookup_bool(arguments, "resume", false),
+        .checkpoint = lookup_text(arguments, "checkpoint"),
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
     };
@@ -198,6 +234,18 @@ json_t *blockdev_mirror(struct qmp_request *request, json_t *arguments, GError *
     return mirror_start(&options, error) == 0 ? json_object() : NULL;
 }
 
+/* Nothing could have been copied there before. */
+static int check_mode(json_t *arguments, const struct mirror_options *options, GError **error)
+{
+    bool creates = target_file_is_created(json_object_get(arguments, "mode"));
+
+    return creates && options->sync == MIRROR_SYNC_INCREMENTAL
+               ? block_error(error, EINVAL,
+                             "Sync mode 'incremental' brings a target up to date that is there: "
+                             "use mode 'existing'")
+               : 0;
+}
+
 /* So that a name that is taken does not empty a file. */
 static int check_node_name(const char *name, GError **error)
 {
@@ -215,7 +263,7 @@ json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **er
     struct mirror_options options;
 
     if (!source || read_options(arguments, source, &options, error) < 0 ||
-        check_node_name(node_name, error) < 0) {
+        check_mode(arguments, &options, error) < 0 || check_node_name(node_name, error) < 0) {
         return NULL;
     }
     struct target_file file = target_file_from_arguments(arguments, block_node_length(source));
