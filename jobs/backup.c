@@ -45,6 +45,14 @@ struct backup {
     _Atomic bool is_held;       /* sync none: the target failed and the policy is to wait */
 };
 
+/* Of a mirror whose target is compared, or NULL. */
+static struct mirror_watch *watch_of(struct backup *backup)
+{
+    struct verify *verify = atomic_load(&backup->verify);
+
+    return verify ? verify_get_watch(verify) : NULL;
+}
+
 /* Nobody takes saved data any more: no guest may wait for that. */
 static void let_guests_go(struct backup *backup)
 {
@@ -259,6 +267,9 @@ static void clean_backup(struct job *job)
         point_in_time_stop(backup->point, END_GRACE_NS);
         point_in_time_uninstall(backup->point);
     }
+    if (watch_of(backup)) {
+        mirror_watch_end(watch_of(backup));
+    }
     point_in_time_free(backup->point); /* before the engine, which it may call */
     backup->point = NULL;
     if (backup->engine) {
@@ -448,6 +459,23 @@ static const struct copy_claims reading_claims = {
     .target_shared = BLOCK_PERM_READ | BLOCK_PERM_INVISIBLE,
 };
 
+/* The mirror writes there, and repairs what differs. */
+static const struct copy_claims watching_claims = {
+    .source_perms = BLOCK_PERM_READ,
+    .source_shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE,
+    .target_perms = BLOCK_PERM_READ,
+    .target_shared = BLOCK_PERM_READ | BLOCK_PERM_WRITE | BLOCK_PERM_INVISIBLE,
+};
+
+static const struct copy_claims *claims_of(struct backup *backup,
+                                           const struct backup_options *options)
+{
+    if (watch_of(backup)) {
+        return &watching_claims;
+    }
+    return options->verify && !options->verify->repair ? &reading_claims : NULL;
+}
+
 static int new_engine(struct job *job, const struct backup_options *options, GError **error)
 {
     struct backup *backup = job_state(job);
@@ -460,6 +488,7 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
         .target = options->target,
         .use_copy_range = options->use_copy_range && !options->compress,
         .compress = options->compress,
+        .target_is_in_use = watch_of(backup),
         .target_action = options->verify && options->verify->repair
                              ? "compare with, or repair, target"
                          : options->verify ? "read target"
@@ -469,7 +498,7 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
         .max_chunk = align_down((uint64_t)options->max_chunk, COPY_CLUSTER),
         .on_source_error = options->on_source_error,
         .on_target_error = options->on_target_error,
-        .claims = options->verify && !options->verify->repair ? &reading_claims : NULL,
+        .claims = claims_of(backup, options),
         .guest = guest,
     };
 
@@ -520,11 +549,25 @@ static int check_lengths(const struct backup *backup, const struct verify *verif
                : block_error(error, EBUSY, "Node '%s' is just being resized", backup->target->name);
 }
 
+/* If the target is that of a mirror. */
+static int watch_mirror(struct backup *backup, const struct backup_options *options, GError **error)
+{
+    bool is_mirrored;
+    struct mirror_watch *watch =
+        mirror_watch_new(options->source, options->target, &is_mirrored, error);
+
+    if (watch) {
+        verify_watch(atomic_load(&backup->verify), watch);
+    }
+    return watch || !is_mirrored ? 0 : -EBUSY;
+}
+
 static int set_up_verify(struct job *job, const struct backup_options *options, GError **error)
 {
     struct backup *backup = job_state(job);
 
-    if (new_verify(job, options, error) < 0 || new_engine(job, options, error) < 0) {
+    if (new_verify(job, options, error) < 0 || watch_mirror(backup, options, error) < 0 ||
+        new_engine(job, options, error) < 0) {
         return -EIO;
     }
     return check_lengths(backup, atomic_load(&backup->verify), error);
@@ -637,4 +680,8 @@ void backup_activate(struct job *job)
         job_progress_set_total(job, dirty_bitmap_count(backup_bitmap_limit(&backup->bitmap)));
     }
     point_in_time_install(backup->point);
+    struct mirror_watch *watch = watch_of(backup);
+    if (watch) {
+        mirror_watch_begin(watch);
+    }
 }

@@ -63,6 +63,19 @@ bool copy_engine_find_busy(struct copy_engine *engine, uint64_t offset, uint64_t
     return first;
 }
 
+/* A run is taken off the list, and back, under the lock, or is in flight meanwhile. */
+void copy_engine_find_unsettled(struct copy_engine *engine, struct dirty_bitmap *list,
+                                struct dirty_bitmap *unsettled)
+{
+    const struct copy_run *run;
+    SCOPE_LOCK(&engine->lock);
+
+    TAILQ_FOREACH (run, &engine->runs, entry) {
+        dirty_bitmap_set(unsettled, run->offset, run->end - run->offset);
+    }
+    dirty_bitmap_merge(unsettled, list, NULL); /* of the same length */
+}
+
 void copy_engine_set_effort(struct copy_engine *engine, enum copy_effort effort)
 {
     SCOPE_LOCK(&engine->lock);

@@ -20,6 +20,7 @@
 
 #include "block/cleanup.h"
 #include "block/device.h"
+#include "block/dirty-bitmap.h"
 #include "block/node.h"
 #include "block/queue.h"
 #include "jobs/copy-pace.h"
@@ -180,6 +181,14 @@ void copy_engine_set_effort(struct copy_engine *engine, enum copy_effort effort)
  */
 bool copy_engine_find_busy(struct copy_engine *engine, uint64_t offset, uint64_t bytes,
                            uint64_t *busy_offset, uint64_t *busy_bytes);
+
+/*
+ * Set in unsettled what is dirty in the source's list of work, or on its way to the target: all
+ * that the target may lack, with nothing that is just being taken or given back left out. Any
+ * thread.
+ */
+void copy_engine_find_unsettled(struct copy_engine *engine, struct dirty_bitmap *list,
+                                struct dirty_bitmap *unsettled);
 
 /*
  * For who brings a range to the target himself (jobs/write-through.h). From copy_engine_enter()

@@ -274,6 +274,7 @@ static int finish_drained(struct mirror *mirror, bool is_pivot, bool *again, GEr
     if (taking.status == 0 && !*again) {
         mirror_update_total(mirror);
         mirror_mode_close(mirror); /* it is a copy of this moment */
+        mirror_watch_part(mirror);
         taking.status = cut_checkpoint(mirror, error);
         if (taking.status == 0 && is_pivot) {
             return copy_engine_flush(mirror->engine, clock_now_ns() + FLUSH_MAX_NS, error);

@@ -12,6 +12,7 @@
 #include "jobs/mirror-gate.h"
 #include "jobs/mirror-record.h"
 #include "jobs/mirror-target.h"
+#include "jobs/mirror-watch.h"
 #include "jobs/mirror.h"
 #include "jobs/work-list.h"
 #include "jobs/write-through.h"
@@ -86,6 +87,10 @@ struct mirror {
     uint64_t pass_bytes; /* what was dirty when going through the disk began. Engine lock. */
 
     pthread_mutex_t progress_lock; /* orders setting the total; a leaf */
+    /* Before the engine's. Who compares both sides uses bitmap and engine while it is not parted.
+     */
+    pthread_mutex_t watch_lock;
+    bool is_parted; /* the target is not, or need not be, what the source is any more */
 
     /* Used by the thread in run() or prepare() only. */
     bool has_run;
@@ -206,6 +211,12 @@ int mirror_top_scan(struct mirror *mirror, GError **error);
  */
 int mirror_top_attach(struct mirror *mirror, GError **error);
 void mirror_top_detach(struct mirror *mirror);
+
+/* ---- mirror-watch.c: who compares both sides ---- */
+
+/* When it has begun, and when the sides part; also if it was not admitted. */
+void mirror_watch_admit(struct mirror *mirror);
+void mirror_watch_part(struct mirror *mirror);
 
 /* ---- mirror-end.c ---- */
 

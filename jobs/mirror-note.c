@@ -23,8 +23,7 @@ static json_t *encode_samples(const struct mirror_note *note)
     json_t *list = json_array();
 
     for (guint i = 0; i < note->samples->len; i++) {
-        const struct mirror_sample *sample =
-            &g_array_index(note->samples, struct mirror_sample, i);
+        const struct mirror_sample *sample = &g_array_index(note->samples, struct mirror_sample, i);
         g_autofree char *hash = g_base64_encode(sample->hash, sizeof(sample->hash));
 
         json_array_append_new(
@@ -36,11 +35,11 @@ static json_t *encode_samples(const struct mirror_note *note)
 GBytes *mirror_note_encode(const struct mirror_note *note)
 {
     g_autofree char *done = g_base64_encode(note->done->data, note->done->len);
-    json_t *object = json_pack(
-        "{s:i, s:s, s:I, s:I, s:I, s:I, s:s, s:o}", "version", VERSION, "target", note->target,
-        "device", (json_int_t)note->device, "inode", (json_int_t)note->inode, "length",
-        (json_int_t)note->length, "chunk", (json_int_t)note->chunk, "done", done, "samples",
-        encode_samples(note));
+    json_t *object =
+        json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:s, s:o}", "version", VERSION, "target",
+                  note->target, "device", (json_int_t)note->device, "inode",
+                  (json_int_t)note->inode, "length", (json_int_t)note->length, "chunk",
+                  (json_int_t)note->chunk, "done", done, "samples", encode_samples(note));
     char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
 
     json_decref(object);

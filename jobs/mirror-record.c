@@ -19,7 +19,7 @@
 #define ROLL_SHARE    1000
 
 /* What is claimed is claimed in pieces, not too many for a note. */
-#define CHUNKS_MAX 16384
+#define CHUNKS_MAX  16384
 #define CHUNK_LEAST (64 * KIB)
 
 /* How long a target that cannot be read is tried before nobody knows what it holds. */
@@ -122,8 +122,7 @@ static char *check_samples(struct mirror *mirror, const struct mirror_note *note
         return g_strdup(problem->message);
     }
     for (guint i = 0; i < note->samples->len; i++) {
-        const struct mirror_sample *sample =
-            &g_array_index(note->samples, struct mirror_sample, i);
+        const struct mirror_sample *sample = &g_array_index(note->samples, struct mirror_sample, i);
         uint64_t end = MIN_OF(sample->offset + MIRROR_SAMPLE_BYTES, mirror->length);
 
         if (!is_done(note, sample->offset) || !is_done(note, end - 1) ||
@@ -132,10 +131,11 @@ static char *check_samples(struct mirror *mirror, const struct mirror_note *note
         }
         int status = check_sample(mirror, sample);
         if (status == -EBADMSG) {
-            return g_strdup_printf("the target does not hold at offset %" PRIu64
-                                   " what it had flushed: somebody has written it, or it is another "
-                                   "one",
-                                   sample->offset);
+            return g_strdup_printf(
+                "the target does not hold at offset %" PRIu64
+                " what it had flushed: somebody has written it, or it is another "
+                "one",
+                sample->offset);
         }
         if (status < 0) {
             block_error_errno(error, -status, "Could not read target node '%s'",
@@ -292,8 +292,7 @@ static int begin_anew(struct mirror *mirror, GError **error)
     }
     /* One that is there, broken perhaps, is of no use. */
     tracking_checkpoint_remove(record->tracker, record->name, NULL);
-    int status =
-        tracking_checkpoint_add(record->tracker, mirror->source_node, record->name, error);
+    int status = tracking_checkpoint_add(record->tracker, mirror->source_node, record->name, error);
     record->is_new = status == 0;
     if (status == 0) {
         status = tracking_checkpoint_note(record->tracker, record->name, note, error);
@@ -384,10 +383,10 @@ static GByteArray *claim_done(struct mirror *mirror)
     uint64_t chunk = chunk_of(mirror), at = 0, offset, bytes;
     GByteArray *claims = claim_all(mirror->length, chunk, 0xff);
 
-    while (dirty_bitmap_next_range(mirror->record.todo, at, mirror->length, chunk, &offset,
-                                   &bytes)) {
+    while (
+        dirty_bitmap_next_range(mirror->record.todo, at, mirror->length, chunk, &offset, &bytes)) {
         for (at = align_down(offset, chunk); at < offset + bytes; at += chunk) {
-            claims->data[at / chunk / 8] &= (uint8_t)~(1u << at / chunk % 8);
+            claims->data[at / chunk / 8] &= (uint8_t) ~(1u << at / chunk % 8);
         }
     }
     return claims;

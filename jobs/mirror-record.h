@@ -6,8 +6,8 @@
  * The note may claim only what the target has flushed, of a moment when it said so: what is copied
  * after a flush began is claimed by the next one. At first it claims the parts that were gone
  * through, since the checkpoint that was cut when the mirror began. When all of it is there, the
- * checkpoint rolls: at an instant another one is cut; when all that was to be copied at that instant
- * is copied and flushed, it takes the place of the first, at once and durably.
+ * checkpoint rolls: at an instant another one is cut; when all that was to be copied at that
+ * instant is copied and flushed, it takes the place of the first, at once and durably.
  *
  * Who goes on copies what is not claimed, and what changed since the checkpoint.
  */
@@ -59,14 +59,14 @@ struct mirror_record {
     bool may_roll;             /* with that flush the next one takes the place */
 
     /* Coordinating thread or its errand, never both. */
-    bool is_kept;    /* the checkpoint is there, and the note may be written */
-    bool is_new;     /* made by this mirror */
-    bool is_whole;   /* the note claims all */
-    bool has_next;   /* the next checkpoint is cut */
-    GBytes *written; /* the note, as it is */
-    int64_t cut_ns, held_ns; /* the last cut, and how long guests were held for it */
+    bool is_kept;                     /* the checkpoint is there, and the note may be written */
+    bool is_new;                      /* made by this mirror */
+    bool is_whole;                    /* the note claims all */
+    bool has_next;                    /* the next checkpoint is cut */
+    GBytes *written;                  /* the note, as it is */
+    int64_t cut_ns, held_ns;          /* the last cut, and how long guests were held for it */
     uint64_t cut_copied, cut_written; /* what there was then */
-    _Atomic bool is_resting; /* nothing is to be begun: a checkpoint is about to be cut */
+    _Atomic bool is_resting;          /* nothing is to be begun: a checkpoint is about to be cut */
 };
 
 /* Whether the options make sense for this device; then note what there is. Before the target is

@@ -81,9 +81,9 @@ int mirror_sample_check(struct mirror *mirror, const struct mirror_sample *sampl
 {
     void *piece = block_node_alloc_buffer(mirror->target, MIRROR_SAMPLE_BYTES);
     uint8_t hash[MIRROR_HASH_BYTES];
-    int status = piece ? block_node_pread(mirror->target, piece, sample->offset,
-                                          MIRROR_SAMPLE_BYTES, 0)
-                       : -ENOMEM;
+    int status =
+        piece ? block_node_pread(mirror->target, piece, sample->offset, MIRROR_SAMPLE_BYTES, 0)
+              : -ENOMEM;
 
     if (status == 0) {
         hash_piece(piece, hash);
@@ -131,13 +131,12 @@ static bool take_sample(struct mirror *mirror, uint64_t offset)
     pthread_mutex_lock(&target->lock);
     struct mirror_sample *sample = &target->samples[choose_sample(target)];
     *sample = (struct mirror_sample){.offset = offset, .is_being_had = true};
-    bool is_good =
-        piece && dirty_bitmap_next_dirty(target->fresh, offset, offset + MIRROR_SAMPLE_BYTES) ==
-                     UINT64_MAX;
+    bool is_good = piece && dirty_bitmap_next_dirty(target->fresh, offset,
+                                                    offset + MIRROR_SAMPLE_BYTES) == UINT64_MAX;
     pthread_mutex_unlock(&target->lock);
-    is_good =
-        is_good && block_node_pread(mirror->target, piece, offset, MIRROR_SAMPLE_BYTES, 0) == 0 &&
-        !buffer_is_zero(piece, MIRROR_SAMPLE_BYTES);
+    is_good = is_good &&
+              block_node_pread(mirror->target, piece, offset, MIRROR_SAMPLE_BYTES, 0) == 0 &&
+              !buffer_is_zero(piece, MIRROR_SAMPLE_BYTES);
     if (is_good) {
         hash_piece(piece, hash);
     }
@@ -200,8 +199,8 @@ static bool is_flush_due(struct mirror *mirror)
 }
 
 /*
- * What is written from here on is not in this flush. What the one before had, if it failed, is: both
- * bitmaps change places, and the older one is taken in.
+ * What is written from here on is not in this flush. What the one before had, if it failed, is:
+ * both bitmaps change places, and the older one is taken in.
  */
 static void start_flush(struct mirror *mirror)
 {
@@ -420,13 +419,15 @@ static void end_look(struct mirror *mirror, int status)
     target->reason = g_strdup(
         status == -EBADMSG ? "it does not hold any more what it had flushed: it is another one, or "
                              "has lost what it promised to keep"
-        : status == -ENOTSUP ? "what it had not flushed may be lost, also of its image's format, so "
-                               "that it has to be opened again"
+        : status == -ENOTSUP
+            ? "what it had not flushed may be lost, also of its image's format, so "
+              "that it has to be opened again"
         : status == -ESTALE ? "what answers there has another size, or is another one"
                             : block_strerror(-status));
 }
 
-/* It cannot be awaited any longer. With the policy `stop` the job goes on later, and begins anew. */
+/* It cannot be awaited any longer. With the policy `stop` the job goes on later, and begins anew.
+ */
 static void give_up(struct mirror *mirror)
 {
     struct mirror_target *target = &mirror->safe;
@@ -435,10 +436,9 @@ static void give_up(struct mirror *mirror)
     pthread_mutex_lock(&target->lock);
     int64_t seconds = (clock_now_ns() - target->lost_ns) / NS_PER_SECOND;
     block_error(&error, ENOTCONN,
-                target->is_other ? "Target node '%s' cannot be gone on with, %" PRId64
-                                   " s after it was lost: %s"
-                                 : "Target node '%s' was lost %" PRId64
-                                   " s ago and is not back: %s",
+                target->is_other
+                    ? "Target node '%s' cannot be gone on with, %" PRId64 " s after it was lost: %s"
+                    : "Target node '%s' was lost %" PRId64 " s ago and is not back: %s",
                 mirror->target->name, seconds, target->reason);
     target->next_ns = clock_now_ns() + LOOK_FIRST_NS;
     pthread_mutex_unlock(&target->lock);
@@ -512,9 +512,7 @@ static int take_failure(struct mirror *mirror)
     struct mirror_target *target = &mirror->safe;
     SCOPE_LOCK(&target->lock);
 
-    return target->failure ? target->failure
-           : block_node_has_lost_writes(mirror->target) ? EIO
-                                                        : 0;
+    return target->failure ? target->failure : block_node_has_lost_writes(mirror->target) ? EIO : 0;
 }
 
 bool mirror_target_tend(struct mirror *mirror)
@@ -545,7 +543,8 @@ bool mirror_target_is_safe(struct mirror *mirror, int64_t since_ns)
         return true;
     }
     SCOPE_LOCK(&target->lock);
-    return target->errand == MIRROR_ERRAND_NONE && !target->is_lost && (target->flushed_ns >= since_ns || count_unflushed(target) == 0);
+    return target->errand == MIRROR_ERRAND_NONE && !target->is_lost &&
+           (target->flushed_ns >= since_ns || count_unflushed(target) == 0);
 }
 
 /* ---- Life ------------------------------------------------------------------------------------ */

@@ -5,8 +5,8 @@
  * What a target has acknowledged and not flushed is gone when its host dies. So the mirror knows
  * what it has written since the last flush that succeeded, flushes at intervals, and marks all of
  * that again after a loss. While the target is lost guests go on and their writes are marked; the
- * target is looked for in intervals that get longer, and when it is there, and what it held for good
- * is there, too, as far as samples tell, what is marked is copied.
+ * target is looked for in intervals that get longer, and when it is there, and what it held for
+ * good is there, too, as far as samples tell, what is marked is copied.
  */
 #ifndef LIVEBLK_JOBS_MIRROR_TARGET_H
 #define LIVEBLK_JOBS_MIRROR_TARGET_H
@@ -42,13 +42,13 @@ enum mirror_errand {
 
 struct mirror_target {
     _Atomic bool is_kept; /* all of this is done; constant once it is true */
-    int64_t retry_ns; /* how long a lost target is looked for; constant. 0: one look */
+    int64_t retry_ns;     /* how long a lost target is looked for; constant. 0: one look */
 
-    pthread_mutex_t lock; /* guards what follows; before the bitmaps' only */
+    pthread_mutex_t lock;          /* guards what follows; before the bitmaps' only */
     struct dirty_bitmap *fresh;    /* written since the last flush began */
     struct dirty_bitmap *flushing; /* since the one before that, and it is not over or has failed */
     struct mirror_sample samples[MIRROR_SAMPLES];
-    int failure;     /* a positive errno that nobody has looked at yet; or 0 */
+    int failure; /* a positive errno that nobody has looked at yet; or 0 */
     bool is_lost;
     int64_t lost_ns; /* since when */
     unsigned looks;  /* in vain */
@@ -57,15 +57,15 @@ struct mirror_target {
 
     /* Coordinating thread; of an errand what it is given. */
     enum mirror_errand errand;
-    bool is_marked;        /* what may be lost is marked again */
-    unsigned pauses;       /* between looks, since it was lost or given up */
-    bool is_over;          /* it was looked for long enough */
-    bool is_other;         /* by samples or for another reason it cannot be gone on with */
+    bool is_marked;  /* what may be lost is marked again */
+    unsigned pauses; /* between looks, since it was lost or given up */
+    bool is_over;    /* it was looked for long enough */
+    bool is_other;   /* by samples or for another reason it cannot be gone on with */
     uint64_t marked_bytes;
     int64_t give_up_ns;
-    int64_t cut_off_ns;    /* when what hangs there is cut off (again) */
-    int64_t flush_ns;      /* when the last flush began */
-    int64_t flushed_ns;    /* when the last one that succeeded began */
+    int64_t cut_off_ns; /* when what hangs there is cut off (again) */
+    int64_t flush_ns;   /* when the last flush began */
+    int64_t flushed_ns; /* when the last one that succeeded began */
     int64_t flush_took_ns;
 };
 

@@ -248,6 +248,7 @@ static void clean_mirror(struct job *job)
 {
     struct mirror *mirror = job_state(job);
 
+    mirror_watch_part(mirror);
     if (mirror->bitmap) {
         write_through_end(&mirror->through); /* or guests in it would keep the drain waiting */
     }
@@ -278,6 +279,7 @@ static void free_mirror(struct job *job)
     struct mirror *mirror = job_state(job);
 
     pthread_mutex_destroy(&mirror->progress_lock);
+    pthread_mutex_destroy(&mirror->watch_lock);
     mirror_mode_free(mirror);
     mirror_target_free(mirror);
     mirror_record_free(mirror);
@@ -411,6 +413,7 @@ static void init(struct mirror *mirror, struct job *job, const struct mirror_opt
     mirror->pass_bytes = length;
     atomic_init(&mirror->is_settled, options->sync == MIRROR_SYNC_NONE);
     pthread_mutex_init(&mirror->progress_lock, NULL);
+    pthread_mutex_init(&mirror->watch_lock, NULL);
 }
 
 static int set_up(struct mirror *mirror, const struct mirror_options *options, GError **error)
@@ -490,6 +493,7 @@ int mirror_start(const struct mirror_options *options, GError **error)
         status = begin_prepared(job_state(job), options, error);
     }
     if (status == 0) {
+        mirror_watch_admit(job_state(job));
         status = job_start(job, error);
     }
     if (status < 0) {

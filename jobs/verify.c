@@ -19,6 +19,7 @@ struct verify {
     struct job *job; /* borrowed: its state we are part of */
     struct verify_options options;
     uint64_t source_length, target_length;
+    struct mirror_watch *watch; /* or NULL */
 
     /*
      * In units of the copy. Runs in flight do not overlap, so nobody else looks at the bits of the
@@ -80,12 +81,23 @@ struct verify *verify_new(struct job *job, const struct verify_options *options,
 
 void verify_free(struct verify *verify)
 {
+    g_clear_pointer(&verify->watch, mirror_watch_free);
     g_clear_pointer(&verify->suspects, dirty_bitmap_free);
     g_clear_pointer(&verify->found, dirty_bitmap_free);
     g_clear_pointer(&verify->repaired, dirty_bitmap_free);
     verify_report_clear(&verify->report);
     pthread_mutex_destroy(&verify->lock);
     g_free(verify);
+}
+
+void verify_watch(struct verify *verify, struct mirror_watch *watch)
+{
+    verify->watch = watch;
+}
+
+struct mirror_watch *verify_get_watch(const struct verify *verify)
+{
+    return verify->watch;
 }
 
 void verify_get_report(struct verify *verify, struct verify_report *copy)
@@ -262,8 +274,20 @@ static bool have_differed(struct verify *verify, const struct sides *sides)
     return have_all;
 }
 
+/* Nobody knows any more what the target should hold. */
+static int end_with_mirror(struct copy_engine *engine, const struct block_node *target)
+{
+    GError *error = NULL;
+
+    block_error(&error, ECANCELED,
+                "The mirror to node '%s' has ended before all of it was compared", target->name);
+    copy_engine_fail(engine, error);
+    return COPY_LOOK_AGAIN;
+}
+
 /* What is on the target is looked at once more; that it was brought there is no proof. */
-static int repair(struct verify *verify, struct copy_engine *engine, const struct sides *sides)
+static int repair(struct verify *verify, struct copy_engine *engine, struct block_node *target,
+                  const struct sides *sides)
 {
     struct sides run;
 
@@ -273,9 +297,10 @@ static int repair(struct verify *verify, struct copy_engine *engine, const struc
         if (dirty_bitmap_next_dirty(verify->repaired, run.offset, end) != UINT64_MAX) {
             return -EIO; /* it does not keep what is written there */
         }
-        int status = copy_engine_write(engine, run.source, run.offset, run.bytes);
+        int status = verify->watch ? mirror_watch_copy_again(verify->watch, run.offset, run.bytes)
+                                   : copy_engine_write(engine, run.source, run.offset, run.bytes);
         if (status < 0) {
-            return status;
+            return verify->watch ? end_with_mirror(engine, target) : status;
         }
         dirty_bitmap_set(verify->repaired, run.offset, run.bytes);
     }
@@ -306,17 +331,26 @@ int verify_compare(struct verify *verify, struct copy_engine *engine, struct blo
     if (status < 0 || are_equal(&sides)) {
         return status;
     }
+    if (verify->watch) {
+        status = mirror_watch_settle(verify->watch, data, spare, offset, sides.bytes);
+        if (status < 0) {
+            return end_with_mirror(engine, target);
+        }
+        if (are_equal(&sides)) {
+            return 0;
+        }
+    }
     if (!have_differed(verify, &sides)) {
         return COPY_LOOK_AGAIN;
     }
     report_differences(verify, &sides);
     mark_found(verify, &sides);
-    return verify->options.repair ? repair(verify, engine, &sides) : 0;
+    return verify->options.repair ? repair(verify, engine, target, &sides) : 0;
 }
 
 bool verify_has_repaired(const struct verify *verify)
 {
-    return dirty_bitmap_count(verify->repaired) > 0;
+    return !verify->watch && dirty_bitmap_count(verify->repaired) > 0;
 }
 
 /* ---- The end --------------------------------------------------------------------------------- */

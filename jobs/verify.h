@@ -18,6 +18,7 @@
 #include "block/dirty-bitmap.h"
 #include "jobs/copy-engine.h"
 #include "jobs/job.h"
+#include "jobs/mirror-watch.h"
 #include "jobs/verify-report.h"
 
 #define VERIFY_SECTOR             UINT64_C(512)
@@ -43,6 +44,14 @@ struct verify;
 struct verify *verify_new(struct job *job, const struct verify_options *options,
                           uint64_t source_length, uint64_t target_length, GError **error);
 void verify_free(struct verify *verify);
+
+/*
+ * The target is that of a running mirror: what that has still to do is no difference, and what
+ * differs is repaired by it. Takes the watch, which is ended before the verify is freed.
+ */
+void verify_watch(struct verify *verify, struct mirror_watch *watch);
+struct mirror_watch *verify_get_watch(const struct verify *verify); /* borrowed, or NULL */
+
 DEFINE_AUTO(verify, verify_free)
 
 /* Whether the two sides still have the lengths that it was made for. */
@@ -60,7 +69,7 @@ int verify_compare(struct verify *verify, struct copy_engine *engine, struct blo
                    const void *data, void *spare, uint64_t offset, uint64_t bytes);
 void verify_leave_out(struct verify *verify, uint64_t offset, uint64_t bytes);
 
-/* Whether anything was written to the target. */
+/* Whether anything was written to the target, and not by its mirror. */
 bool verify_has_repaired(const struct verify *verify);
 
 /*

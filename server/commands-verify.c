@@ -19,7 +19,11 @@ static const struct qmp_member members[] = {
      .doc = "The new job's ID; the device's name by default."},
     {"device", &qmp_type_string, .doc = "What to compare: a device or a node."},
     {"target", &qmp_type_string,
-     .doc = "The node to compare it with, which nobody writes meanwhile. It may be read-only."},
+     .doc =
+         "The node to compare it with, which nobody writes meanwhile. It may be read-only. Or the "
+         "target of a mirror of the device that is ready: what that had still to copy at the "
+         "moment, or guests write after it, is left out, and `repair` has the mirror copy what "
+         "differs."},
     {"since", &qmp_type_string, .optional = true,
      .doc = "A checkpoint of the device: only what changed since then is compared."},
     {"sample-percent", &qmp_type_int, .optional = true,

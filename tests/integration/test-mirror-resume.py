@@ -158,7 +158,7 @@ class World:
         self.qmp.command("blockdev-mirror", job_id="m", device="vda", target="t", **options)
 
     def job(self):
-        jobs = self.qmp.command("query-jobs")
+        jobs = [job for job in self.qmp.command("query-jobs") if job["id"] == "m"]
         assert jobs, f"the mirror has ended: {self.qmp.events[-8:]}"
         return jobs[0]
 
@@ -612,6 +612,56 @@ def roles(test):
         assert file.read() == world.disk.read()
     assert {entry["name"] for entry in world.disk.info()["checkpoints"]} == {"moved", "again"}
     assert world.disk.info()["state"] != "lost"
+
+
+@promise("a mirror's target is compared while it runs and guests write: only what differs is found, "
+         "and the mirror repairs it")  # fmt: skip
+def compared(test):
+    world = World(test)
+    qmp = world.qmp
+    world.add_target()
+
+    def compare(**options):
+        qmp.command("blockdev-verify", job_id="v", device="vda", target="t", auto_dismiss=False,
+                    **options)  # fmt: skip
+        qmp.wait_job("v", "concluded")
+        (job,) = [entry for entry in qmp.command("query-jobs") if entry["id"] == "v"]
+        qmp.command("job-dismiss", _id="v")
+        return job
+
+    world.mirror(add=False, speed=4 * MIB)
+    expect_error("is not ready", qmp, "blockdev-verify", job_id="v", device="vda", target="t")
+    world.set_speed(0)
+    world.wait_ready()
+    for mode in ("background", "write-blocking"):
+        qmp.command("block-job-change", _id="m", _type="mirror", copy_mode=mode)
+        for _ in range(3):
+            world.load.wait_done(20)
+            job = compare()
+            assert "error" not in job and job["verify"]["different-bytes"] == 0, job
+    world.load.end()
+    wait_until(lambda: world.job()["bytes-left"] == 0, "it is in step")
+    with open(world.far.image, "r+b") as file:  # behind everybody's back
+        file.seek(5 * MIB)
+        file.write(b"\xaa" * 4096)
+    job = compare()
+    (found,) = job["verify"]["differences"]
+    assert found["offset"] == 5 * MIB and found["length"] <= 4096, job
+    assert "differs from the source" in job["error"], job
+    job = compare(repair=True)
+    assert "error" not in job and job["verify"]["repaired-bytes"] == 4096, job
+    wait_until(lambda: world.job()["bytes-left"] == 0, "it is copied again")
+    job = compare()
+    assert "error" not in job and job["verify"]["different-bytes"] == 0, job
+    # When the mirror ends nothing is known any more; what did differ is no reason to say so.
+    qmp.command("blockdev-verify", job_id="w", device="vda", target="t", speed=MIB)
+    world.disk.guest.pwrite(noise(test.random, MIB), 0)
+    qmp.command("job-complete", _id="m")
+    assert "error" not in qmp.wait_event("BLOCK_JOB_COMPLETED", device="m")["data"]
+    world.disk.guest.pwrite(noise(test.random, MIB), 12 * MIB)
+    error = qmp.wait_event("BLOCK_JOB_COMPLETED", device="w")["data"]["error"]
+    assert "has ended before all of it was compared" in error, error
+    assert world.disk.read() == world.far.read()
 
 
 main()

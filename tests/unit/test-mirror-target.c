@@ -290,7 +290,11 @@ static void test_note(void)
 static void test_note_nonsense(void)
 {
     static const char *const texts[] = {
-        "", "[]", "{}", "null", "{\"version\":1}",
+        "",
+        "[]",
+        "{}",
+        "null",
+        "{\"version\":1}",
         "{\"version\":2,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":65536,"
         "\"chunk\":65536,\"done\":\"AA==\",\"samples\":[]}",
         "{\"version\":1,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":65536,"
