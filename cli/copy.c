@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cli/job-start.h"
+#include "cli/output.h"
 #include "cli/target-node.h"
 
 static struct {
@@ -115,6 +116,29 @@ struct copy_start {
     json_t *arguments;
 };
 
+/* How much a mirror that may go on with an earlier one has to copy. */
+static void tell_resumed(struct client *client, const char *job_id)
+{
+    json_t *jobs = client_call_if_known(client, "query-jobs", NULL);
+    json_t *job;
+    size_t i;
+
+    json_array_foreach (jobs, i, job) {
+        const char *resumed = member_text(job, "resumed", "");
+
+        if (strcmp(member_text(job, "id", ""), job_id) != 0) {
+            continue;
+        }
+        if (!strcmp(resumed, "changes")) {
+            complain("an earlier mirror is gone on with: what the target lacks is copied");
+        } else if (!strcmp(resumed, "all")) {
+            g_autofree char *why = printable(member_text(job, "full-copy-reason", "?"));
+            complain("all is copied: %s", why);
+        }
+    }
+    json_decref(jobs);
+}
+
 static bool start_job(const struct job_start *how, struct client *client, const char *job_id,
                       GError **error)
 {
@@ -133,6 +157,9 @@ static bool start_job(const struct job_start *how, struct client *client, const 
         client_call(client, command, json_incref(start->arguments), CLIENT_WORK_TIMEOUT_MS, error);
     if (!done && is_nbd) {
         target_nodes_clean(client, job_id, NULL);
+    }
+    if (done && copy->resumes && !job_start_options.quiet) {
+        tell_resumed(client, job_id);
     }
     json_decref(done);
     return done;

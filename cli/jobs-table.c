@@ -79,6 +79,19 @@ static char *phase_text(const json_t *job)
     return g_string_free(text, FALSE);
 }
 
+/* "target lost for 5 s, looked for again in 2 s: Connection refused"; NULL if it is not. */
+static char *lost_text(const json_t *job)
+{
+    const json_t *lost = json_object_get(job, "target-lost");
+    g_autofree char *reason = printable(member_text(lost, "reason", "?"));
+
+    return lost ? g_strdup_printf("target lost for %" PRId64 " s, looked for again in %" PRId64
+                                  " s: %s",
+                                  member_integer(lost, "seconds", 0),
+                                  (member_integer(lost, "next-ms", 0) + 999) / 1000, reason)
+                : NULL;
+}
+
 /* Why it copies less than it could; NULL if it does not. */
 static char *pace_text(const json_t *job)
 {
@@ -101,10 +114,12 @@ static char *remark(const json_t *job)
 {
     const char *io_status = member_text(job, "io-status", "ok");
     const char *error = member_text(job, "error", NULL);
-    char *pace = error || strcmp(io_status, "ok") ? NULL : pace_text(job);
+    bool is_well = !error && !strcmp(io_status, "ok");
+    char *lost = is_well ? lost_text(job) : NULL;
+    char *pace = is_well && !lost ? pace_text(job) : NULL;
 
-    if (pace) {
-        return pace;
+    if (lost || pace) {
+        return lost ? lost : pace;
     }
     return error                     ? g_strdup(error)
            : strcmp(io_status, "ok") ? g_strdup(io_status)

@@ -157,8 +157,8 @@ int mirror_watch_settle(struct mirror_watch *watch, const void *source, void *ta
 {
     uint64_t end = offset + bytes, at = offset, start, size;
 
-    while (at < end && dirty_bitmap_next_range(watch->unsettled, at, end, UINT64_MAX, &start,
-                                               &size)) {
+    while (at < end &&
+           dirty_bitmap_next_range(watch->unsettled, at, end, UINT64_MAX, &start, &size)) {
         memcpy((char *)target + (start - offset), (const char *)source + (start - offset), size);
         at = start + size;
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""docs/chains.md does not lie: its commands are run in order, and print what it shows."""
+"""docs/chains.md and docs/mirror.md do not lie: their commands print what they show."""
 
 import re
 
@@ -28,13 +28,12 @@ def stable(text, directory="/vm"):
     text = re.sub(r"\d[\d.]* ([KMG]i)?B", "SIZE", text)
     text = re.sub(r" in \d+:\d\d, SIZE/s", "", text)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    return [line for line in lines if not line.startswith("bash: ")]  # "Killed", with the command
+    # "Killed", with the command.
+    return [line for line in lines if not line.startswith(("bash: ", "environment: "))]
 
 
-@promise("the commands of docs/chains.md work, in order, and print what is shown", timeout=240)
-def chains(test):
-    blocks = read_blocks((ROOT / "docs" / "chains.md").read_text())
-    assert len(blocks) > 10 and sum(shown is not None for _, shown in blocks) > 8
+def run(test, name):
+    blocks = read_blocks((ROOT / "docs" / name).read_text())
     directory = test.path("vm")
     directory.mkdir()
     commands = "".join(f"{commands}echo '{MARK}'\n" for commands, _ in blocks)
@@ -51,6 +50,19 @@ def chains(test):
             assert stable(output, directory) == stable(shown), f"{commands} printed:\n{output}"
     assert result.returncode == 0, f"exit status {result.returncode}: {printed[-1]}"
     assert len(printed) == len(blocks) + 1
+    return len(blocks), sum(shown is not None for _, shown in blocks)
+
+
+@promise("the commands of docs/chains.md work, in order, and print what is shown", timeout=240)
+def chains(test):
+    blocks, shown = run(test, "chains.md")
+    assert blocks > 10 and shown > 8
+
+
+@promise("the commands of docs/mirror.md work, in order, and print what is shown", timeout=240)
+def mirror(test):
+    blocks, shown = run(test, "mirror.md")
+    assert blocks > 6 and shown > 3
 
 
 if __name__ == "__main__":
