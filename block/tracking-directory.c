@@ -180,10 +180,10 @@ static bool has_uuid(const struct tracking_checkpoint *checkpoint, const uint8_t
     return !memcmp(checkpoint->uuid, uuid, TRACKING_UUID_BYTES);
 }
 
-int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name,
-                               const uint8_t *uuid, GError **error)
+/* Lock held. Is it there, and not another one of that name? is_pending may be NULL. */
+static int find_same(struct change_tracker *tracker, const char *name, const uint8_t *uuid,
+                     bool *is_pending, GError **error)
 {
-    SCOPE_LOCK(&tracker->lock);
     const struct tracking_checkpoint *checkpoint = find(tracker, name, "", error);
 
     if (!checkpoint) {
@@ -194,21 +194,35 @@ int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name,
                            "Checkpoint '%s' of disk '%s' is another one, which took its place",
                            name, tracker->device);
     }
-    if (!checkpoint->is_pending) {
-        return 0;
+    if (is_pending) {
+        *is_pending = checkpoint->is_pending;
+    }
+    return 0;
+}
+
+int tracking_checkpoint_commit(struct change_tracker *tracker, const char *name,
+                               const uint8_t *uuid, GError **error)
+{
+    SCOPE_LOCK(&tracker->lock);
+    bool is_pending;
+    int status = find_same(tracker, name, uuid, &is_pending, error);
+
+    if (status < 0 || !is_pending) {
+        return status;
     }
     struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
     tracking_directory_find(directory, name)->is_pending = false;
     return store(tracker, directory, error);
 }
 
-int tracking_checkpoint_note(struct change_tracker *tracker, const char *name, GBytes *note,
-                             GError **error)
+int tracking_checkpoint_note(struct change_tracker *tracker, const char *name, const uint8_t *uuid,
+                             GBytes *note, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
+    int status = find_same(tracker, name, uuid, NULL, error);
 
-    if (!find(tracker, name, "", error)) {
-        return -ENOENT;
+    if (status < 0) {
+        return status;
     }
     g_assert(g_bytes_get_size(note) <= TRACKING_NOTE_MAX);
     struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);
@@ -219,7 +233,7 @@ int tracking_checkpoint_note(struct change_tracker *tracker, const char *name, G
 }
 
 GBytes *tracking_checkpoint_get_note(struct change_tracker *tracker, const char *name,
-                                     uint64_t *length, GError **error)
+                                     uint8_t *uuid, uint64_t *length, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
     const struct tracking_checkpoint *checkpoint = find(tracker, name, "", error);
@@ -234,17 +248,23 @@ GBytes *tracking_checkpoint_get_note(struct change_tracker *tracker, const char 
                     tracker->device, loss ? ": " : "", loss ? tracking_loss_text(loss) : "");
         return NULL;
     }
+    memcpy(uuid, checkpoint->uuid, TRACKING_UUID_BYTES);
     *length = checkpoint->length;
     return g_bytes_ref(checkpoint->note);
 }
 
-int tracking_checkpoint_replace(struct change_tracker *tracker, const char *name, const char *with,
+int tracking_checkpoint_replace(struct change_tracker *tracker, const char *name,
+                                const uint8_t *uuid, const char *with, const uint8_t *with_uuid,
                                 GBytes *note, GError **error)
 {
     SCOPE_LOCK(&tracker->lock);
+    int status = find_same(tracker, name, uuid, NULL, error);
 
-    if (!find(tracker, name, "", error) || !find(tracker, with, "", error)) {
-        return -ENOENT;
+    if (status == 0) {
+        status = find_same(tracker, with, with_uuid, NULL, error);
+    }
+    if (status < 0) {
+        return status;
     }
     g_assert(g_bytes_get_size(note) <= TRACKING_NOTE_MAX);
     struct tracking_directory *directory = tracking_directory_copy(tracker->file->directory);

@@ -143,20 +143,21 @@ int tracking_checkpoint_drop(struct change_tracker *tracker, const char *name, c
 
 /*
  * For who keeps a record with a checkpoint of his: a note of at most TRACKING_NOTE_MAX bytes, which
- * is there durably, or as it was before. It goes with the checkpoint, and with the map. Not on the
- * main thread.
+ * is there durably, or as it was before. It goes with the checkpoint, and with the map. What has
+ * the name and not the UUID is another's, and -ESTALE. Not on the main thread.
  */
-int tracking_checkpoint_note(struct change_tracker *tracker, const char *name, GBytes *note,
-                             GError **error);
-/* A reference, and the disk's length at the checkpoint; NULL with the error set: there is none. Any
- * thread. */
+int tracking_checkpoint_note(struct change_tracker *tracker, const char *name, const uint8_t *uuid,
+                             GBytes *note, GError **error);
+/* A reference, the checkpoint's UUID, and the disk's length at that moment; NULL with the error
+ * set: there is none. Any thread. */
 GBytes *tracking_checkpoint_get_note(struct change_tracker *tracker, const char *name,
-                                     uint64_t *length, GError **error);
+                                     uint8_t *uuid, uint64_t *length, GError **error);
 /*
  * At once and durably, a checkpoint goes, and a later one, which may have been pending, has its
  * name from here, and this note. Not on the main thread.
  */
-int tracking_checkpoint_replace(struct change_tracker *tracker, const char *name, const char *with,
+int tracking_checkpoint_replace(struct change_tracker *tracker, const char *name,
+                                const uint8_t *uuid, const char *with, const uint8_t *with_uuid,
                                 GBytes *note, GError **error);
 
 enum tracking_parent {

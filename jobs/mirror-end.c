@@ -232,8 +232,8 @@ static int cut_checkpoint(struct mirror *mirror, GError **error)
     if (!mirror->checkpoint) {
         return 0;
     }
-    if (!tracker ||
-        tracking_checkpoint_begin(tracker, mirror->source_node, mirror->checkpoint, error) < 0) {
+    if (!tracker || tracking_checkpoint_begin(tracker, mirror->source_node, mirror->checkpoint,
+                                              mirror->checkpoint_uuid, error) < 0) {
         return -EIO;
     }
     mirror->has_checkpoint = true;
@@ -250,8 +250,10 @@ static void end_checkpoint(struct mirror *mirror, bool stays)
     mirror->has_checkpoint = false;
     struct change_tracker *tracker = mirror_tracker(mirror->tracked, "checkpoint", &error);
     int status = !tracker ? -ENOENT
-                 : stays  ? tracking_checkpoint_commit(tracker, mirror->checkpoint, &error)
-                          : tracking_checkpoint_remove(tracker, mirror->checkpoint, &error);
+                 : stays  ? tracking_checkpoint_commit(tracker, mirror->checkpoint,
+                                                       mirror->checkpoint_uuid, &error)
+                          : tracking_checkpoint_drop(tracker, mirror->checkpoint,
+                                                     mirror->checkpoint_uuid, &error);
     if (status < 0 && stays) {
         g_warning("There is no checkpoint '%s' of the end of mirror '%s': %s", mirror->checkpoint,
                   job_id(mirror->job), error->message);

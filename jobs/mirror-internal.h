@@ -107,6 +107,7 @@ struct mirror {
     char *checkpoint;
     struct block_device *tracked;
     bool has_checkpoint;
+    uint8_t checkpoint_uuid[TRACKING_UUID_BYTES];
 
     struct commit_chain chain; /* of MIRROR_SYNC_COMMIT */
     bool has_pivoted;

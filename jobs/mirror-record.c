@@ -175,7 +175,7 @@ static char *find(struct mirror *mirror, const struct mirror_note *now, GError *
         return g_strdup("there was no mirror to this target that could be resumed");
     }
     g_autoptr(GBytes) bytes =
-        tracking_checkpoint_get_note(record->tracker, record->name, &length, NULL);
+        tracking_checkpoint_get_note(record->tracker, record->name, record->uuid, &length, NULL);
     if (!bytes || !mirror_note_decode(bytes, &note)) {
         return g_strdup("the record of the earlier mirror cannot be read");
     }
@@ -269,16 +269,44 @@ static void fail(struct mirror *mirror, const GError *error)
     mirror->record.is_kept = false;
 }
 
-static void remove_checkpoint(struct mirror_record *record, const char *name)
+static void remove_next(struct mirror_record *record)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (record->has_next &&
+        tracking_checkpoint_drop(record->tracker, record->next, record->next_uuid, &error) < 0) {
+        g_warning("%s", error->message);
+    }
+    record->has_next = false;
+}
+
+static void remove_record(struct mirror_record *record)
 {
     g_autoptr(GError) error = NULL;
     enum tracking_loss loss;
 
-    if (tracking_judge_parent(record->tracker, name, &loss) != TRACKING_PARENT_LOST &&
-        tracking_checkpoint_remove(record->tracker, name, &error) < 0 &&
-        block_error_code(error) != -ENOENT) {
+    /* Pending, if its beginning failed. */
+    if (tracking_judge_parent(record->tracker, record->name, &loss) != TRACKING_PARENT_LOST &&
+        tracking_checkpoint_remove(record->tracker, record->name, &error) == -EBUSY) {
+        g_clear_error(&error);
+        tracking_checkpoint_drop(record->tracker, record->name, record->uuid, &error);
+    }
+    if (error && block_error_code(error) != -ENOENT) {
         g_warning("%s", error->message);
     }
+}
+
+/* One that is there, broken perhaps, is of no use, and must not be believed later. */
+static int forget_old(struct mirror_record *record, GError **error)
+{
+    g_autoptr(GError) problem = NULL;
+    int status = tracking_checkpoint_remove(record->tracker, record->name, &problem);
+
+    if (status < 0 && status != -ENOENT && tracking_check(record->tracker, NULL) == 0) {
+        g_propagate_error(error, STEAL(problem));
+        return status;
+    }
+    return 0;
 }
 
 static int begin_anew(struct mirror *mirror, GError **error)
@@ -290,14 +318,15 @@ static int begin_anew(struct mirror *mirror, GError **error)
     if (!note) {
         return block_error(error, ENOTSUP, "The name of the target is not valid UTF-8");
     }
-    /* One that is there, broken perhaps, is of no use. */
-    tracking_checkpoint_remove(record->tracker, record->name, NULL);
-    int status = tracking_checkpoint_add(record->tracker, mirror->source_node, record->name, error);
+    int status = tracking_checkpoint_begin(record->tracker, mirror->source_node, record->name,
+                                           record->uuid, error);
     record->is_new = status == 0;
     if (status == 0) {
-        status = tracking_checkpoint_note(record->tracker, record->name, note, error);
+        status = tracking_checkpoint_note(record->tracker, record->name, record->uuid, note, error);
     }
-    return status;
+    return status == 0
+               ? tracking_checkpoint_commit(record->tracker, record->name, record->uuid, error)
+               : status;
 }
 
 /* What is not claimed, and what changed since. */
@@ -340,7 +369,8 @@ int mirror_record_begin(struct mirror *mirror, GError **error)
         record->is_resumed = true;
     } else {
         dirty_bitmap_merge(record->todo, mirror->bitmap, NULL);
-        if (record->tracker && begin_anew(mirror, &problem) < 0) {
+        status = record->tracker ? forget_old(record, error) : 0;
+        if (status == 0 && record->tracker && begin_anew(mirror, &problem) < 0) {
             fail(mirror, problem);
         }
     }
@@ -416,10 +446,13 @@ static int write_note(struct mirror *mirror, GBytes *note, GError **error)
     struct mirror_record *record = &mirror->record;
 
     if (!record->may_roll) {
-        return tracking_checkpoint_note(record->tracker, record->name, note, error);
+        return tracking_checkpoint_note(record->tracker, record->name, record->uuid, note, error);
     }
-    int status =
-        tracking_checkpoint_replace(record->tracker, record->name, record->next, note, error);
+    int status = tracking_checkpoint_replace(record->tracker, record->name, record->uuid,
+                                             record->next, record->next_uuid, note, error);
+    if (status == 0) {
+        memcpy(record->uuid, record->next_uuid, sizeof(record->uuid));
+    }
     record->has_next = false;
     return status;
 }
@@ -433,7 +466,7 @@ void mirror_record_flushed(struct mirror *mirror)
     g_autoptr(GByteArray) claims = STEAL(record->claims);
     pthread_mutex_unlock(&mirror->safe.lock);
     g_autoptr(GBytes) note = claims ? make_note(mirror, claims) : NULL;
-    if (!note || (record->written && g_bytes_equal(note, record->written))) {
+    if (!note || (!record->may_roll && record->written && g_bytes_equal(note, record->written))) {
         return;
     }
     if (write_note(mirror, note, &error) < 0) {
@@ -476,8 +509,8 @@ static int cut_drained(struct mirror *mirror, GError **error)
     if (!is_all_marked(mirror)) {
         return 0; /* another time */
     }
-    int status =
-        tracking_checkpoint_begin(record->tracker, mirror->source_node, record->next, error);
+    int status = tracking_checkpoint_begin(record->tracker, mirror->source_node, record->next,
+                                           record->next_uuid, error);
     if (status == 0) {
         SCOPE_LOCK(&mirror->safe.lock);
         dirty_bitmap_clear(record->todo);
@@ -545,9 +578,9 @@ void mirror_record_end(struct mirror *mirror, bool is_of_use)
         if (is_of_use && job_is_shutting_down()) {
             note_the_last(mirror);
         }
-        remove_checkpoint(record, record->next);
+        remove_next(record);
         if (!is_of_use) {
-            remove_checkpoint(record, record->name);
+            remove_record(record);
         }
     }
     record->is_kept = false;

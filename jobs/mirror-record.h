@@ -47,9 +47,11 @@ struct mirror_record {
     struct block_device *device;
     struct change_tracker *tracker; /* borrowed; the device's */
     char *name;                     /* of the checkpoint */
-    char *next;                     /* of one that is to take its place */
-    struct mirror_note found;       /* what an earlier mirror left; target NULL: nothing */
-    _Atomic bool is_told;           /* what follows is known, and constant */
+    uint8_t uuid[TRACKING_UUID_BYTES];
+    char *next; /* of one that is to take its place */
+    uint8_t next_uuid[TRACKING_UUID_BYTES];
+    struct mirror_note found; /* what an earlier mirror left; target NULL: nothing */
+    _Atomic bool is_told;     /* what follows is known, and constant */
     bool is_resumed;
     char *why_full; /* or NULL */
 

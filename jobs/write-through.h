@@ -40,7 +40,6 @@ struct write_through_options {
     bool whole_granules;
     int64_t limit_ns;          /* how long a guest waits at the most */
     struct guest_waits *waits; /* to record how long they do, when the source has it already */
-    int64_t limit_ns; /* how long a guest waits at the most */
     /* The target was written, or that has failed. Any thread. */
     void (*written)(void *data, uint64_t offset, uint64_t bytes, bool is_there);
     /* A guest has waited that long. error_number: ETIMEDOUT; offset: where. Any thread. */
