@@ -19,8 +19,10 @@ LIVEBLK_TEST_CASES=N runs N worlds, LIVEBLK_TEST_CASE_SEED=N the one of that see
 import collections
 import contextlib
 import os
+import pathlib
 import random
 import shutil
+import tempfile
 import threading
 import time
 
@@ -125,8 +127,9 @@ class World:
     def __init__(self, test, seed):
         self.test = test
         self.random = random.Random(seed)
-        self.directory = test.path(f"world-{seed}")
-        self.directory.mkdir()
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="liveblk-world-", dir=memory))
+        test.cleanup.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self.loses = self.random.random() < 0.6
         self.disks = [Disk(self, "vda", "raw"), Disk(self, "vdb", "qcow2")]
         self.by_name = {disk.name: disk for disk in self.disks}
@@ -141,19 +144,23 @@ class World:
         specs = [disk.spec for disk in self.disks]
         # With one thread for each connection it can be said how many there are.
         self.server = Server(self.test, specs, nbdkit=("-t", "1"),
-                             name=f"{self.directory.name}/server")  # fmt: skip
+                             name=self.directory / "server",
+                             env={"TMPDIR": str(self.directory)})  # fmt: skip
         self.qmp = self.server.qmp()
         for disk in self.disks:
             disk.is_lost = False
             disk.connect()
+        nodes = self.measure()["nodes"]
         # What is made once and stays: threads, say.
         self.qmp.command("checkpoint-begin", name="warm", lease=1000)
         for disk in self.disks:
             disk.guest.pwrite(disk.guest.pread(SECTOR, 0), 0)
             hang_up(self.server.connect(f"{disk.name}@warm~changes"))
         self.qmp.command("checkpoint-abandon", name="warm")
+        # Those that looked just now may not be gone yet.
+        wait_until(lambda: self.measure()["nodes"] == nodes, "the first session's nodes are gone")
         self.baseline, before = self.measure(), None
-        while self.baseline != before:  # those that looked just now may not be gone yet
+        while self.baseline != before:
             before, self.baseline = self.baseline, self.measure()
 
     def measure(self):

@@ -449,9 +449,9 @@ def same_name(test):
     disks = Disks(test, "raw", "raw")
     gate = test.path("gate")
     os.mkfifo(gate)
-    wait = make_program(test, "wait", f"read word < {gate}")
+    wait = ["cat", str(gate)]  # until somebody has written there
     first, begun = in_thread(test, disks.server, "checkpoint-begin", name="one",
-                             after_cut=[wait], hook_timeout=60000)  # fmt: skip
+                             after_cut=wait, hook_timeout=60000)  # fmt: skip
     with open(gate, "w") as file:  # the cut was made, and the session is not open yet
         assert disks.checkpoints() == {"one": {"vda", "vdb"}}
         states = [entry["state"] for entry in disks.qmp.command("query-checkpoints")]
@@ -500,10 +500,10 @@ def broken_early(test):
         disks.write(name, 0, LENGTH)
     gate = test.path("gate")
     os.mkfifo(gate)
-    wait = make_program(test, "wait", f"read word < {gate}")
+    wait = ["cat", str(gate)]  # until somebody has written there
     for reason, device in (("view-broken", "vda"), ("tracking-lost", "vdb")):
         first, begun = in_thread(test, disks.server, "checkpoint-begin", name="one",
-                                 after_cut=[wait], scratch_max=64 * KIB, hook_timeout=60000)  # fmt: skip
+                                 after_cut=wait, scratch_max=64 * KIB, hook_timeout=60000)  # fmt: skip
         with open(gate, "w") as file:
             if reason == "view-broken":
                 disks.write(device, 0, LENGTH)
