@@ -74,7 +74,9 @@ struct dirty_bitmap *tracking_record_load(const struct tracking_bitmap *record, 
     AUTO(dirty_bitmap)
     bitmap =
         dirty_bitmap_new(record->name, MIN_OF(record->length, length), record->granularity, error);
-    int status = bitmap && record->bits ? expand_bits(record, bitmap, left) : 0;
+    /* A disk without a byte has no bits; zlib calls it an error to be asked for none. */
+    bool has_bits = bitmap && record->bits && dirty_bitmap_length(bitmap) > 0;
+    int status = has_bits ? expand_bits(record, bitmap, left) : 0;
 
     if (bitmap && status == 0) {
         status = dirty_bitmap_resize(bitmap, length, record->is_enabled);

@@ -64,6 +64,21 @@ static void test_lengths(void)
     }
 }
 
+/* Nothing is left of the bits, and that is no damage. */
+static void test_no_length(void)
+{
+    struct test_random random = test_random_new(test_seed());
+    AUTO(dirty_bitmap) bitmap = make(&random, MIB, 512);
+    uint64_t left = PLENTY;
+
+    dirty_bitmap_set(bitmap, 0, MIB);
+    struct tracking_bitmap *record = pack(bitmap);
+    AUTO(dirty_bitmap) loaded = tracking_record_load(record, 0, &left, NULL);
+    g_assert_nonnull(loaded);
+    g_assert_cmpuint(dirty_bitmap_length(loaded), ==, 0);
+    tracking_bitmap_free(record);
+}
+
 static void expect_refused(struct tracking_bitmap *record, uint64_t length, uint64_t left, int code)
 {
     g_autoptr(GError) error = NULL;
@@ -114,6 +129,7 @@ static void test_bounds(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/tracking-record/a-disk-may-have-no-length", test_no_length);
     g_test_add_func("/tracking-record/what-is-loaded-is-what-was-stored-at-any-length",
                     test_lengths);
     g_test_add_func("/tracking-record/no-file-makes-us-expand-more-than-the-disk-has", test_bounds);
