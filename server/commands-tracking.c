@@ -379,7 +379,7 @@ const struct qmp_command tracking_commands[] = {
      "Name this moment of a tracked device, durably: what changes from now on is known as that. "
      "Also an action, so that a backup or a view can be of the same moment."},
     {"block-checkpoint-remove", &name_type, NULL, block_checkpoint_remove, 0,
-     "Forget a checkpoint."},
+     "Forget a checkpoint. That of an open session goes with checkpoint-abandon."},
     {NULL},
 };
 
