@@ -371,6 +371,10 @@ int mirror_record_begin(struct mirror *mirror, GError **error)
         dirty_bitmap_merge(record->todo, mirror->bitmap, NULL);
         status = record->tracker ? forget_old(record, error) : 0;
         if (status == 0 && record->tracker && begin_anew(mirror, &problem) < 0) {
+            g_autofree char *why = STEAL(record->why_full);
+
+            record->why_full = g_strdup_printf("%s; and this one cannot be resumed later: %s", why,
+                                               problem->message);
             fail(mirror, problem);
         }
     }
@@ -546,7 +550,8 @@ void mirror_record_tend(struct mirror *mirror)
         return;
     }
     atomic_store(&record->is_resting, true);
-    if (atomic_load(&mirror->list.in_flight) == 0 && copy_engine_is_quiet(mirror->engine)) {
+    if (mirror->safe.errand == MIRROR_ERRAND_NONE && atomic_load(&mirror->list.in_flight) == 0 &&
+        copy_engine_is_quiet(mirror->engine)) {
         cut(mirror);
         atomic_store(&record->is_resting, false);
         copy_engine_wake(mirror->engine);

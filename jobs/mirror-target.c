@@ -247,14 +247,15 @@ static bool is_loss(int error_number)
 static uint64_t mark_unflushed(struct mirror *mirror)
 {
     struct mirror_target *target = &mirror->safe;
-    SCOPE_LOCK(&target->lock);
 
+    pthread_mutex_lock(&target->lock);
     dirty_bitmap_merge(target->fresh, target->flushing, NULL);
     dirty_bitmap_clear(target->flushing);
     uint64_t bytes = dirty_bitmap_count(target->fresh);
     dirty_bitmap_merge(mirror->bitmap, target->fresh, NULL);
     mirror_record_unwritten(mirror, target->fresh);
     dirty_bitmap_clear(target->fresh);
+    pthread_mutex_unlock(&target->lock);
     mirror_update_total(mirror);
     return bytes;
 }

@@ -518,6 +518,25 @@ def leaves_nothing(test):
     assert world.disk.read() == world.far.read()
 
 
+@promise("a mirror to a qcow2 file is gone on with by the same command of liveblk, whole or in part")
+def command_line(test):
+    world = World(test, far=None, load=None)
+    target = test.path("target.qcow2")
+
+    def mirror(*words):
+        return test.liveblk("mirror", "vda", "--admin", world.disk.server.admin, "--to", target,
+                            "--format", "qcow2", "--resume", *words)  # fmt: skip
+
+    assert "all is copied: there was no mirror" in mirror("--detach", "--speed", "4M").stderr
+    world.qmp.command("query-jobs")
+    wait_until(lambda: world.qmp.command("query-jobs")[0]["current-progress"] >= 9 * MIB, "9 MiB")
+    world.wait_safe()
+    world.restart()
+    assert "an earlier mirror is gone on with" in mirror("--keep").stderr
+    test.run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", world.disk.path, target, "-U")
+    assert world.disk.info()["checkpoints"] == []
+
+
 # ---- What changed since -------------------------------------------------------------------------
 
 
@@ -635,6 +654,9 @@ def compared(test):
     world.wait_ready()
     for mode in ("background", "write-blocking"):
         qmp.command("block-job-change", _id="m", _type="mirror", copy_mode=mode)
+        if mode != "background":  # it has been that
+            event = qmp.wait_event("MIRROR_COPY_MODE_CHANGE", id="m")["data"]
+            assert event["synchronous"] and "was changed" in event["reason"], event
         for _ in range(3):
             world.load.wait_done(20)
             job = compare()
