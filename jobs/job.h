@@ -309,7 +309,10 @@ struct job_info {
     const char *copy_mode;
     bool is_synchronous;
     char *copy_mode_reason;
-    /* Of mirrors: the target is lost, and looked for. */
+    /* Of mirrors that keep an eye on it: bytes that the target has, but not for good. */
+    bool has_unflushed;
+    uint64_t unflushed_bytes;
+    /* And the target is lost, and looked for. */
     bool is_target_lost;
     int64_t target_lost_ns;   /* for so long */
     unsigned target_retries;  /* looks in vain */

@@ -192,11 +192,18 @@ static void wait_for_readers(struct mirror *mirror)
 
 /* ---- A checkpoint of the end ----------------------------------------------------------------- */
 
+/* Pending or broken ones, too. */
+static bool has_checkpoint(struct change_tracker *tracker, const char *name)
+{
+    AUTO(tracking_directory) directory = tracking_get_directory(tracker);
+
+    return directory && tracking_directory_find(directory, name);
+}
+
 int mirror_end_check(struct mirror *mirror, const struct mirror_options *options, GError **error)
 {
     const char *name = options->checkpoint;
     AUTO(block_device) device = block_device_find_by_root(options->source);
-    enum tracking_loss loss;
 
     if (!name) {
         return 0;
@@ -215,7 +222,7 @@ int mirror_end_check(struct mirror *mirror, const struct mirror_options *options
     if (!tracking_name_is_valid(name, strlen(name))) {
         return block_error(error, EINVAL, "'%s' cannot be the name of a checkpoint", name);
     }
-    if (tracking_judge_parent(tracker, name, &loss) == TRACKING_PARENT_USABLE) {
+    if (has_checkpoint(tracker, name)) {
         return block_error(error, EEXIST, "Checkpoint already exists: %s", name);
     }
     mirror->checkpoint = g_strdup(name);

@@ -610,7 +610,7 @@ void mirror_record_report(struct mirror *mirror, struct job_info *info)
 {
     const struct mirror_record *record = &mirror->record;
 
-    if (record->is_wanted && atomic_load(&record->is_told)) {
+    if (atomic_load(&record->is_told)) { /* and so it is wanted */
         info->resumed = record->is_resumed ? "changes" : "all";
         info->full_copy_reason = g_strdup(record->why_full);
     }

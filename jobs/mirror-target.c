@@ -301,13 +301,15 @@ bool mirror_target_failed(struct mirror *mirror, int error_number)
 {
     struct mirror_target *target = &mirror->safe;
 
-    if (!target->is_kept || target->retry_ns == 0 || atomic_load(&mirror->is_finalizing) ||
-        !is_loss(error_number)) {
+    if (!target->is_kept || target->retry_ns == 0 || atomic_load(&mirror->is_finalizing)) {
         return false;
     }
     SCOPE_LOCK(&target->lock);
-    target->failure = error_number;
-    return true;
+    if (target->is_lost || target->failure) {
+        return true; /* what was on its way when it was lost, cut off perhaps */
+    }
+    target->failure = is_loss(error_number) ? error_number : 0;
+    return target->failure;
 }
 
 static int64_t add_time(int64_t now_ns, int64_t more_ns)
@@ -611,6 +613,11 @@ void mirror_target_report(struct mirror *mirror, struct job_info *info)
         return;
     }
     SCOPE_LOCK(&target->lock);
+    if (!target->flushing) {
+        return; /* it has ended */
+    }
+    info->has_unflushed = true;
+    info->unflushed_bytes = count_unflushed(target);
     info->is_target_lost = target->is_lost;
     info->is_synchronous &= !target->is_lost;
     info->actively_synced &= !target->is_lost;

@@ -147,6 +147,10 @@ static const struct qmp_member job_pace_members[] = {
      .doc = "Mirrors: guests' writes are answered when they are on the target, too, just now."},
     {"copy-mode-reason", &qmp_type_string, .optional = true,
      .doc = "Mirrors: why that changed last, for people."},
+    {"bytes-unflushed", &qmp_type_int, .optional = true,
+     .doc = "Mirrors that go on after a loss of their target, or can be resumed: bytes that the "
+            "target "
+            "has got but not made durable yet, and that would be copied again."},
     {"target-lost", &target_lost_type, .optional = true,
      .doc = "Mirrors: the target is lost, and looked for."},
     {"resumed", &resumed_type, .optional = true,
@@ -363,6 +367,10 @@ static void set_pace(json_t *object, const struct job_info *info)
 /* A target that is lost, and what a mirror was begun with. */
 static void set_target(json_t *object, const struct job_info *info)
 {
+    if (info->has_unflushed) {
+        json_object_set_new(object, "bytes-unflushed",
+                            json_integer((json_int_t)info->unflushed_bytes));
+    }
     if (info->is_target_lost) {
         json_object_set_new(object, "target-lost",
                             json_pack("{s:I, s:i, s:I, s:s}", "seconds",

@@ -197,11 +197,15 @@ def refusals(test):
         assert disk.refusal(**arguments) == text, disk.refusal(**arguments)
     disk.qmp.command("blockdev-mirror", job_id="mirror0", device="vda", target="copy", sync="full")
     disk.qmp.wait_job("mirror0", "ready")
+    disk.add_node("other", test.make_disk("other.img", LENGTH))
+    disk.qmp.command("blockdev-backup", job_id="b", device="vda", target="other", sync="none")
     try:
-        disk.qmp.command("blockdev-verify", job_id="job0", device="vda", target="copy")
-        raise AssertionError("accepted the target of a running mirror")
+        disk.qmp.command("blockdev-verify", job_id="job0", device="vda", target="other")
+        raise AssertionError("accepted a target that a backup writes")
     except QmpError as error:
-        assert "Node 'copy' is busy: block job 'mirror0' and block job 'job0'" in error.desc, error
+        assert "Node 'other' is busy: block job 'b' and block job 'job0'" in error.desc, error
+    disk.qmp.command("block-job-cancel", device="b", force=True)
+    disk.qmp.wait_job("b", "null")
     disk.qmp.command("block-job-cancel", device="mirror0")
     disk.qmp.wait_job("mirror0", "null")
     assert "error" not in disk.compare("copy")

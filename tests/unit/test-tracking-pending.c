@@ -165,6 +165,113 @@ static void test_lost(void)
     tracking_rig_free(rig);
 }
 
+/* ---- Notes ----------------------------------------------------------------------------------- */
+
+/* The UUID is in `uuid` then. */
+static void add(struct tracking_rig *rig, const char *name)
+{
+    g_assert_cmpint(begin(rig, name, NULL), ==, 0);
+    g_assert_cmpint(tracking_checkpoint_commit(rig->tracker, name, uuid, NULL), ==, 0);
+}
+
+static void put_note(struct tracking_rig *rig, const char *name, const char *text)
+{
+    g_autoptr(GBytes) note = g_bytes_new(text, strlen(text));
+    g_autoptr(GError) error = NULL;
+
+    g_assert_cmpint(tracking_checkpoint_note(rig->tracker, name, uuid, note, &error), ==, 0);
+    g_assert_no_error(error);
+}
+
+static void assert_note(struct tracking_rig *rig, const char *name, const char *text)
+{
+    uint64_t length = 0;
+    uint8_t found[TRACKING_UUID_BYTES];
+    g_autoptr(GBytes) note = tracking_checkpoint_get_note(rig->tracker, name, found, &length, NULL);
+
+    if (!text) {
+        g_assert_null(note);
+        return;
+    }
+    g_assert_nonnull(note);
+    g_assert_cmpmem(g_bytes_get_data(note, NULL), g_bytes_get_size(note), text, strlen(text));
+    g_assert_cmpuint(length, ==, TRACKING_RIG_DISK);
+}
+
+/* Durable when it answers, and gone with its checkpoint and with the map. */
+static void test_note(void)
+{
+    struct tracking_rig *rig = tracking_rig_new(false);
+
+    g_assert_cmpint(tracking_rig_add(rig, "b", NULL), ==, 0);
+    add(rig, "a");
+    assert_note(rig, "a", NULL);
+    put_note(rig, "a", "one");
+    put_note(rig, "a", "another");
+    tracking_rig_kill(rig);
+    tracking_rig_open(rig);
+    assert_note(rig, "a", "another");
+    assert_note(rig, "b", NULL);
+    tracking_rig_finish(rig);
+    tracking_rig_open(rig);
+    assert_note(rig, "a", "another");
+    g_assert_cmpint(tracking_checkpoint_remove(rig->tracker, "a", NULL), ==, 0);
+    /* Another one of that name has no note, and gets none from who means the first. */
+    uint8_t old[TRACKING_UUID_BYTES];
+    g_autoptr(GBytes) note = g_bytes_new_static("old", 3);
+    memcpy(old, uuid, sizeof(old));
+    add(rig, "a");
+    g_assert_cmpint(tracking_checkpoint_note(rig->tracker, "a", old, note, NULL), ==, -ESTALE);
+    assert_note(rig, "a", NULL);
+    put_note(rig, "a", "lost");
+    tracking_contents_changed(rig->tracker, "somebody");
+    assert_note(rig, "a", NULL);
+    tracking_rig_kill(rig);
+    tracking_rig_open(rig);
+    assert_note(rig, "a", NULL);
+    tracking_rig_free(rig);
+}
+
+/* Whoever opens the file next finds either one of the two, with its own note. */
+static void test_replace(void)
+{
+    struct tracking_rig *rig = tracking_rig_new(false);
+    g_autoptr(GBytes) note = g_bytes_new_static("next", 4);
+    uint8_t first[TRACKING_UUID_BYTES];
+
+    add(rig, "a");
+    memcpy(first, uuid, sizeof(first));
+    put_note(rig, "a", "first");
+    write_at(rig, 1);
+    g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
+    write_at(rig, 2);
+    tracking_rig_kill(rig);
+    tracking_rig_open(rig);
+    g_assert_false(exists(rig, "b"));
+    assert_note(rig, "a", "first");
+    tracking_rig_assert_changed(rig, "a", 2 * GRANULE, 0);
+    g_assert_cmpint(tracking_checkpoint_replace(rig->tracker, "a", first, "b", uuid, note, NULL), <,
+                    0);
+    assert_note(rig, "a", "first");
+    g_assert_cmpint(begin(rig, "b", NULL), ==, 0);
+    /* Neither is anybody else's. */
+    g_assert_cmpint(tracking_checkpoint_replace(rig->tracker, "a", uuid, "b", uuid, note, NULL), ==,
+                    -ESTALE);
+    g_assert_cmpint(tracking_checkpoint_replace(rig->tracker, "a", first, "b", first, note, NULL),
+                    ==, -ESTALE);
+    assert_note(rig, "a", "first");
+    write_at(rig, 3);
+    g_assert_cmpint(tracking_checkpoint_replace(rig->tracker, "a", first, "b", uuid, note, NULL),
+                    ==, 0);
+    tracking_rig_kill(rig);
+    tracking_rig_open(rig);
+    g_assert_false(exists(rig, "b"));
+    assert_note(rig, "a", "next");
+    tracking_rig_assert_changed(rig, "a", GRANULE, 0);
+    g_assert_cmpint(judge(rig, "a"), ==, TRACKING_PARENT_USABLE);
+    tracking_rig_free(rig);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -175,5 +282,7 @@ int main(int argc, char **argv)
     g_test_add_func("/tracking-pending/zeroes-are-those-of-the-moment", test_until);
     g_test_add_func("/tracking-pending/no-other-moment-is-taken-for-it", test_another);
     g_test_add_func("/tracking-pending/a-lost-map-says-what-it-cannot-forget", test_lost);
+    g_test_add_func("/tracking-pending/a-note-stays-with-its-checkpoint", test_note);
+    g_test_add_func("/tracking-pending/one-takes-the-place-of-another-at-once", test_replace);
     return g_test_run();
 }
