@@ -28,7 +28,7 @@ static const GOptionEntry options[] = {
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
      "full (default), top (no backing file) or none", "MODE"},
     {"since", 0, 0, G_OPTION_ARG_STRING, &chosen.since,
-     "TARGET is a copy as of this checkpoint: only what changed", "NAME"},
+     "TARGET is a copy as of then: only what changed", "NAME"},
     {"bitmap", 0, 0, G_OPTION_ARG_STRING, &chosen.bitmap,
      "The same, as of when this bitmap began to record", "NAME"},
     {"granularity", 0, 0, G_OPTION_ARG_STRING, &chosen.granularity,
@@ -41,7 +41,7 @@ static const GOptionEntry options[] = {
     {"target-retry", 0, 0, G_OPTION_ARG_STRING, &chosen.target_retry,
      "How long a lost target is looked for (0)", "SECONDS"},
     {"resume", 0, 0, G_OPTION_ARG_NONE, &chosen.resume,
-     "Go on where an earlier one to TARGET ended, if one did", NULL},
+     "Go on where an earlier one to TARGET ended", NULL},
     {"checkpoint", 0, 0, G_OPTION_ARG_STRING, &chosen.checkpoint,
      "At the end, name that moment of the disk", "NAME"},
     {"no-unmap", 0, 0, G_OPTION_ARG_NONE, &chosen.no_unmap, "Write zeroes where the disk has holes",
@@ -173,10 +173,11 @@ const struct command mirror_command = {
              "With --since or --bitmap TARGET, a FILE too, is there already and holds what the\n"
              "disk held then: what changed since is copied.\n"
              "\n"
-             "With --resume a mirror that died is gone on with by the same command: what TARGET\n"
-             "has already is not copied again. With --target-retry a target whose server or\n"
-             "connection is lost is waited for; the guest goes on meanwhile. With --checkpoint\n"
-             "the old disk, or the copy, can be brought up to date later by --since NAME.\n"
+             "With --resume a mirror that died is gone on with by the same command: what\n"
+             "TARGET has already is not copied again. With --target-retry a target whose\n"
+             "server or connection is lost is waited for; the guest goes on meanwhile. With\n"
+             "--checkpoint the old disk, or the copy, can be brought up to date later by\n"
+             "--since NAME.\n"
              "\n"
              "Ctrl-C and signals do what they do in 'liveblk backup'.\n",
     .flags = COMMAND_ADMIN | COMMAND_JSON,

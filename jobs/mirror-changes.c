@@ -22,9 +22,7 @@ static int check_words(const struct mirror_options *options, GError **error)
         return block_error(error, EINVAL, "Parameters 'since' and 'bitmap' exclude each other");
     }
     if (!options->since && !options->bitmap) {
-        return block_error(error, EINVAL,
-                           "Sync mode 'incremental' needs to know what changed since the target "
-                           "was a copy: give 'since' or 'bitmap'");
+        return block_error(error, ENOTSUP, "Sync mode 'incremental' not supported"); /* QEMU's */
     }
     return 0;
 }

@@ -31,8 +31,8 @@ static const struct qmp_member common_members[] = {
      .doc = "What to mirror: a device, its root node, or a node without parents."},
     {"sync", &mirror_sync_mode_type,
      .doc =
-         "How much of it. incremental (an extension of liveblk's): what changed since the target "
-         "was a copy, which is taken to be so."},
+         "How much of it. incremental (an extension of liveblk's, with `since` or `bitmap`): what "
+         "changed since the target was a copy, which is taken to be so."},
     {"since", &qmp_type_string, .optional = true,
      .doc =
          "For sync `incremental`: the checkpoint of the device as of which the target is a copy. "

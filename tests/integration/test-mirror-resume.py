@@ -598,7 +598,7 @@ def incremental(test):
         options.setdefault("sync", "incremental")
         expect_error(text, qmp, "blockdev-mirror", job_id="m", device="vda", target="t", **options)
 
-    refuse("give 'since' or 'bitmap'")
+    refuse("Sync mode 'incremental' not supported")
     refuse("exclude each other", since="sunday", bitmap="b")
     refuse("for sync mode 'incremental'", since="sunday", sync="full")
     refuse("not found", since="monday")
