@@ -92,6 +92,9 @@ static void announce(const struct announcement *announcement, pid_t server, int 
     if (!devices && announcement->listener) {
         unix_socket_unlisten(announcement->listener);
     }
+    if (devices && announcement->then) {
+        announcement->then(announcement->admin, announcement->then_data);
+    }
     json_decref(devices);
 }
 

@@ -17,6 +17,9 @@ struct announcement {
     const char *port;
     bool tls;
     bool json;
+    /* What else that process does when all is printed, before it ends; NULL: nothing. */
+    void (*then)(const char *admin, void *data);
+    void *then_data;
 };
 
 /*

@@ -11,6 +11,7 @@
 #include "cli/command.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/serve.h"
 #include "server/unix-socket.h"
 
 /* Where a program that is started by socket activation finds its first socket. */
@@ -18,15 +19,7 @@
 
 #define PLUGIN_FILE   "nbdkit-liveblk-plugin.so"
 
-static struct {
-    char *name;
-    char *socket;
-    char *port;
-    char *bind;
-    char *pidfile;
-    char *image_references;
-    gboolean read_only;
-} chosen = {.name = "default"};
+static struct serve_options chosen = {.name = "default"};
 
 static const GOptionEntry options[] = {
     {"name", 'n', 0, G_OPTION_ARG_STRING, &chosen.name, "Name of the server (default)", "NAME"},
@@ -72,40 +65,40 @@ static bool sockets_were_passed(void)
     return pid && g_getenv("LISTEN_FDS") && atoi(pid) == getpid();
 }
 
-static bool check_options(GError **error)
+static bool check_options(const struct serve_options *serve, GError **error)
 {
     uint64_t port;
 
-    if (!*chosen.name || *chosen.name == '.' || strchr(chosen.name, '/')) {
+    if (!*serve->name || *serve->name == '.' || strchr(serve->name, '/')) {
         usage_error(error, "--name expects a name that can be part of a file's, not '%s'",
-                    chosen.name);
+                    serve->name);
         return false;
     }
-    if (chosen.port && chosen.socket) {
+    if (serve->port && serve->socket) {
         usage_error(error, "--port and --socket exclude each other");
         return false;
     }
-    if (chosen.bind && !chosen.port) {
+    if (serve->bind && !serve->port) {
         usage_error(error, "--bind needs --port");
         return false;
     }
-    if (chosen.port && !g_ascii_string_to_unsigned(chosen.port, 10, 1, 65535, &port, NULL)) {
-        usage_error(error, "--port expects a number from 1 to 65535, not '%s'", chosen.port);
+    if (serve->port && !g_ascii_string_to_unsigned(serve->port, 10, 1, 65535, &port, NULL)) {
+        usage_error(error, "--port expects a number from 1 to 65535, not '%s'", serve->port);
         return false;
     }
     return true;
 }
 
-static bool choose_endpoints(const struct invocation *invocation, struct endpoints *endpoints,
-                             GError **error)
+static bool choose_endpoints(const struct invocation *invocation, const struct serve_options *serve,
+                             struct endpoints *endpoints, GError **error)
 {
     const char *admin = invocation->admin ? invocation->admin : g_getenv("LIVEBLK_ADMIN");
     bool own_admin = admin && *admin;
     g_autofree char *directory = NULL;
 
     endpoints->passed = sockets_were_passed();
-    bool own_socket = chosen.socket || chosen.port || endpoints->passed;
-    if (endpoints->passed && (chosen.socket || chosen.port)) {
+    bool own_socket = serve->socket || serve->port || endpoints->passed;
+    if (endpoints->passed && (serve->socket || serve->port)) {
         usage_error(error, "--socket and --port make no sense with sockets that were passed by "
                            "socket activation");
         return false;
@@ -114,11 +107,11 @@ static bool choose_endpoints(const struct invocation *invocation, struct endpoin
         return false;
     }
     endpoints->admin = own_admin ? g_canonicalize_filename(admin, NULL)
-                                 : runtime_admin_path(directory, chosen.name);
-    if (chosen.socket) {
-        endpoints->socket = g_canonicalize_filename(chosen.socket, NULL);
+                                 : runtime_admin_path(directory, serve->name);
+    if (serve->socket) {
+        endpoints->socket = g_canonicalize_filename(serve->socket, NULL);
     } else if (!own_socket) {
-        endpoints->socket = runtime_nbd_path(directory, chosen.name);
+        endpoints->socket = runtime_nbd_path(directory, serve->name);
     }
     return true;
 }
@@ -195,36 +188,37 @@ static void add(GPtrArray *argv, const char *word)
 }
 
 /* nbdkit's command line; free with g_strfreev. */
-static char **make_argv(const struct invocation *invocation, const struct endpoints *endpoints)
+static char **make_argv(const struct invocation *invocation, const struct serve_options *serve,
+                        const struct endpoints *endpoints, char *const *disks)
 {
     GPtrArray *argv = g_ptr_array_new();
 
     add(argv, "nbdkit");
     add(argv, "-f");
-    if (chosen.port) {
+    if (serve->port) {
         add(argv, "-p");
-        add(argv, chosen.port);
+        add(argv, serve->port);
         add(argv, "-i");
-        add(argv, chosen.bind ? chosen.bind : "localhost");
+        add(argv, serve->bind ? serve->bind : "localhost");
     }
-    if (chosen.read_only) {
+    if (serve->read_only) {
         add(argv, "-r");
     }
-    if (chosen.pidfile) {
+    if (serve->pidfile) {
         add(argv, "-P");
-        add(argv, chosen.pidfile);
+        add(argv, serve->pidfile);
     }
     g_ptr_array_add(argv, find_plugin());
     g_ptr_array_add(argv, g_strconcat("admin=", endpoints->admin, NULL));
-    g_ptr_array_add(argv, g_strconcat("name=", chosen.name, NULL));
-    if (chosen.read_only) {
+    g_ptr_array_add(argv, g_strconcat("name=", serve->name, NULL));
+    if (serve->read_only) {
         add(argv, "read-only=true");
     }
-    if (chosen.image_references) {
-        g_ptr_array_add(argv, g_strconcat("image-references=", chosen.image_references, NULL));
+    if (serve->image_references) {
+        g_ptr_array_add(argv, g_strconcat("image-references=", serve->image_references, NULL));
     }
-    for (unsigned i = 0; invocation->arguments[i]; i++) {
-        g_ptr_array_add(argv, g_strconcat("disk=", invocation->arguments[i], NULL));
+    for (; *disks; disks++) {
+        g_ptr_array_add(argv, g_strconcat("disk=", *disks, NULL));
     }
     /* nbdkit takes options behind the plugin too, and filters' parameters only there. */
     for (unsigned i = 0; invocation->pass_through[i]; i++) {
@@ -247,19 +241,21 @@ static bool requires_tls(char *const *arguments)
 }
 
 /* Listen, and have a process of its own tell the user when the server answers. */
-static bool prepare(const struct invocation *invocation, const struct endpoints *endpoints,
-                    GError **error)
+static bool prepare(const struct invocation *invocation, const struct serve_options *serve,
+                    const struct endpoints *endpoints, GError **error)
 {
     struct unix_listener listener = {.fd = -1, .directory_fd = -1};
     struct announcement announcement = {
-        .name = chosen.name,
+        .name = serve->name,
         .admin = endpoints->admin,
         .socket = endpoints->socket,
         .listener = endpoints->socket ? &listener : NULL,
-        .host = chosen.port ? (chosen.bind ? chosen.bind : "localhost") : NULL,
-        .port = chosen.port,
+        .host = serve->port ? (serve->bind ? serve->bind : "localhost") : NULL,
+        .port = serve->port,
         .tls = requires_tls(invocation->pass_through),
         .json = invocation->json,
+        .then = serve->then,
+        .then_data = serve->then_data,
     };
 
     if (!check_not_served(endpoints->admin, error) ||
@@ -275,23 +271,30 @@ static bool prepare(const struct invocation *invocation, const struct endpoints 
     return !endpoints->socket || pass_socket(&listener, error);
 }
 
-static enum exit_status run(const struct invocation *invocation, GError **error)
+enum exit_status serve_disks(const struct invocation *invocation, const struct serve_options *serve,
+                             char *const *disks, GError **error)
 {
     CLEANUP(endpoints_clear) struct endpoints endpoints = {0};
 
-    if (!check_arguments(invocation, 1, 1000, "one or more disks", error) ||
-        !check_options(error)) {
+    if (!check_options(serve, error)) {
         return EXIT_USAGE;
     }
-    if (!choose_endpoints(invocation, &endpoints, error) ||
-        !prepare(invocation, &endpoints, error)) {
+    if (!choose_endpoints(invocation, serve, &endpoints, error) ||
+        !prepare(invocation, serve, &endpoints, error)) {
         return EXIT_FAILED;
     }
-    g_auto(GStrv) argv = make_argv(invocation, &endpoints);
+    g_auto(GStrv) argv = make_argv(invocation, serve, &endpoints, disks);
     execvp(argv[0], argv);
     g_set_error(error, CLI_ERROR, EXIT_FAILED, "Could not run nbdkit: %s%s", g_strerror(errno),
                 errno == ENOENT ? "; is it installed?" : "");
     return EXIT_FAILED;
+}
+
+static enum exit_status run(const struct invocation *invocation, GError **error)
+{
+    return check_arguments(invocation, 1, 1000, "one or more disks", error)
+               ? serve_disks(invocation, &chosen, invocation->arguments, error)
+               : EXIT_USAGE;
 }
 
 const struct command serve_command = {

@@ -10,37 +10,32 @@
 #include "cli/command.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/session-wishes.h"
 
 static struct {
     char **devices;
     char *since;
-    int lease;
-    char *before;
-    char *after;
-    int hook_timeout;
-    char *scratch;
-    char *scratch_max;
-    int scratch_high_water;
-} chosen = {.scratch_high_water = -1};
+    struct session_wishes wishes;
+} chosen = {.wishes.scratch_high_water = -1};
 
 static const GOptionEntry options[] = {
     {"device", 0, 0, G_OPTION_ARG_STRING_ARRAY, &chosen.devices,
      "begin: this disk, since then; may repeat", "DEVICE[=CHECKPOINT]"},
     {"since", 0, 0, G_OPTION_ARG_STRING, &chosen.since, "begin: what changed since this checkpoint",
      "CHECKPOINT"},
-    {"lease", 0, 0, G_OPTION_ARG_INT, &chosen.lease, "begin: abandon it then, unless said again",
-     "SECONDS"},
-    {"before-cut", 0, 0, G_OPTION_ARG_STRING, &chosen.before,
+    {"lease", 0, 0, G_OPTION_ARG_INT, &chosen.wishes.lease,
+     "begin: abandon it then, unless said again", "SECONDS"},
+    {"before-cut", 0, 0, G_OPTION_ARG_STRING, &chosen.wishes.before,
      "begin: the server runs it before the cut", "COMMAND"},
-    {"after-cut", 0, 0, G_OPTION_ARG_STRING, &chosen.after, "begin: and this after it, in any case",
-     "COMMAND"},
-    {"hook-timeout", 0, 0, G_OPTION_ARG_INT, &chosen.hook_timeout,
+    {"after-cut", 0, 0, G_OPTION_ARG_STRING, &chosen.wishes.after,
+     "begin: and this after it, in any case", "COMMAND"},
+    {"hook-timeout", 0, 0, G_OPTION_ARG_INT, &chosen.wishes.hook_timeout,
      "begin: how long each of them may take (10000)", "MILLISECONDS"},
-    {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.scratch,
+    {"scratch", 0, 0, G_OPTION_ARG_FILENAME, &chosen.wishes.scratch,
      "begin: keep old data here (/var/tmp)", "DIRECTORY"},
-    {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.scratch_max,
+    {"scratch-max", 0, 0, G_OPTION_ARG_STRING, &chosen.wishes.scratch_max,
      "begin: the most old data to keep", "BYTES"},
-    {"scratch-high", 0, 0, G_OPTION_ARG_INT, &chosen.scratch_high_water,
+    {"scratch-high", 0, 0, G_OPTION_ARG_INT, &chosen.wishes.scratch_high_water,
      "begin: tell when so much of that is used (80)", "PERCENT"},
     {NULL},
 };
@@ -71,62 +66,6 @@ static json_t *make_devices(void)
     return devices;
 }
 
-/* As the shell splits it. False with the error set. */
-static bool add_command(json_t *arguments, const char *key, const char *option, const char *text,
-                        GError **error)
-{
-    g_autoptr(GError) problem = NULL;
-    g_auto(GStrv) parts = NULL;
-    json_t *array;
-
-    if (!text) {
-        return true;
-    }
-    if (!g_shell_parse_argv(text, NULL, &parts, &problem)) {
-        usage_error(error, "--%s expects a command: %s", option, problem->message);
-        return false;
-    }
-    array = json_array();
-    for (char **part = parts; *part; part++) {
-        json_array_append_new(array, json_string(*part));
-    }
-    json_object_set_new(arguments, key, array);
-    return true;
-}
-
-static bool add_scratch(json_t *arguments, GError **error)
-{
-    int64_t bytes;
-
-    if (chosen.scratch) {
-        g_autofree char *directory = g_canonicalize_filename(chosen.scratch, NULL);
-
-        if (!g_utf8_validate(directory, -1, NULL)) {
-            usage_error(error, "The name of the directory for --scratch is not valid UTF-8");
-            return false;
-        }
-        json_object_set_new(arguments, "scratch", json_string(directory));
-    }
-    if (chosen.scratch_max) {
-        if (!parse_size(chosen.scratch_max, &bytes)) {
-            usage_error(error, "--scratch-max expects a number of bytes such as 50M, not '%s'",
-                        chosen.scratch_max);
-            return false;
-        }
-        json_object_set_new(arguments, "scratch-max", json_integer(bytes));
-    }
-    if (chosen.scratch_high_water < -1) {
-        usage_error(error, "--scratch-high expects a percentage, or 0 for never, not %d",
-                    chosen.scratch_high_water);
-        return false;
-    }
-    if (chosen.scratch_high_water >= 0) {
-        json_object_set_new(arguments, "scratch-high-water",
-                            json_integer(chosen.scratch_high_water));
-    }
-    return true;
-}
-
 /* NULL with the error set. */
 static json_t *make_arguments(const char *name, GError **error)
 {
@@ -138,15 +77,7 @@ static json_t *make_arguments(const char *name, GError **error)
     if (chosen.since) {
         json_object_set_new(arguments, "since", json_string(chosen.since));
     }
-    if (chosen.lease) {
-        json_object_set_new(arguments, "lease", json_integer(chosen.lease));
-    }
-    if (chosen.hook_timeout) {
-        json_object_set_new(arguments, "hook-timeout", json_integer(chosen.hook_timeout));
-    }
-    if (!add_command(arguments, "before-cut", "before-cut", chosen.before, error) ||
-        !add_command(arguments, "after-cut", "after-cut", chosen.after, error) ||
-        !add_scratch(arguments, error)) {
+    if (!session_add_wishes(arguments, &chosen.wishes, error)) {
         json_decref(arguments);
         return NULL;
     }
@@ -401,9 +332,10 @@ static const struct verb verbs[] = {
 
 static bool check(const struct invocation *invocation, const struct verb *verb, GError **error)
 {
-    bool for_begin = chosen.devices || chosen.since || chosen.lease || chosen.before ||
-                     chosen.after || chosen.hook_timeout || chosen.scratch || chosen.scratch_max ||
-                     chosen.scratch_high_water != -1;
+    bool for_begin = chosen.devices || chosen.since || chosen.wishes.lease ||
+                     chosen.wishes.before || chosen.wishes.after || chosen.wishes.hook_timeout ||
+                     chosen.wishes.scratch || chosen.wishes.scratch_max ||
+                     chosen.wishes.scratch_high_water != -1;
 
     if (for_begin && verb->function != begin) {
         usage_error(error, "Only 'session begin' has these options");
