@@ -6,6 +6,7 @@
 #include "block/device.h"
 #include "block/event.h"
 #include "server/commands.h"
+#include "server/listening.h"
 #include "server/qmp/monitor.h"
 
 static const char *const run_states[] = {"running", "paused", "io-error", NULL};
@@ -34,6 +35,36 @@ static const struct qmp_type name_type = {
     .kind = QMP_KIND_OBJECT,
     .members = name_members,
 };
+
+static const char *const socket_types[] = {"unix", "inet", "vsock", NULL};
+static const struct qmp_type socket_type_type = {
+    .name = "ListeningSocketType",
+    .kind = QMP_KIND_ENUM,
+    .values = socket_types,
+};
+static const struct qmp_member socket_members[] = {
+    {"type", &socket_type_type, .doc = "What it is."},
+    {"path", &qmp_type_string, .optional = true, .doc = "Of a UNIX socket; absolute."},
+    {"host", &qmp_type_string, .optional = true,
+     .doc = "Of an inet one: the address as a number; 0.0.0.0 and :: are all of the host."},
+    {"port", &qmp_type_string, .optional = true, .doc = "Of inet and vsock ones."},
+    {NULL},
+};
+static const struct qmp_type socket_type = {
+    .name = "ListeningSocket",
+    .kind = QMP_KIND_OBJECT,
+    .members = socket_members,
+};
+static const struct qmp_type socket_list_type = {
+    .name = "ListeningSocketList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &socket_type,
+};
+
+static json_t *query_nbd_sockets(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return listening_sockets(qmp_monitor_listener_fd(qmp_request_monitor(request)));
+}
 
 static json_t *query_status(struct qmp_request *request, json_t *arguments, GError **error)
 {
@@ -77,6 +108,9 @@ static json_t *quit(struct qmp_request *request, json_t *arguments, GError **err
 const struct qmp_command server_commands[] = {
     {"query-status", NULL, &status_type, query_status, QMP_COMMAND_QUICK,
      "Whether guests' requests are served."},
+    {"query-nbd-sockets", NULL, &socket_list_type, query_nbd_sockets, QMP_COMMAND_QUICK,
+     "The sockets, but for this admin socket, on which the process listens: where nbdkit accepts "
+     "NBD clients. Whether they have to use TLS it does not say."},
     {"query-name", NULL, &name_type, query_name, QMP_COMMAND_QUICK, "The server's name."},
     {"stop", NULL, NULL, stop, 0,
      "Hold all guests' requests; those in flight have ended when it answers. Emits STOP."},

@@ -24,11 +24,13 @@
 #include "server/commands.h"
 #include "server/device-tracking.h"
 #include "server/disk.h"
+#include "server/listening.h"
 #include "server/qmp/monitor.h"
 #include "server/qmp/schema.h"
 #include "server/sessions.h"
 #include "server/types.h"
 #include "server/views.h"
+#include "sets/backup-node.h"
 
 struct server {
     GPtrArray *disks;
@@ -62,6 +64,7 @@ static void register_drivers(void)
 
     if (!registered) {
         formats_register();
+        sets_register();
         block_stored_bitmaps_add_keeper(&tracking_bitmap_keeper);
         types_init();
         fault_commands_init();
@@ -75,6 +78,7 @@ struct server *server_new(void)
 {
     struct server *server = g_new0(struct server, 1);
 
+    listening_init();
     register_drivers();
     server->disks = g_ptr_array_new_with_free_func((GDestroyNotify)disk_free);
     current = server;

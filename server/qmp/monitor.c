@@ -234,6 +234,11 @@ void qmp_monitor_free(struct qmp_monitor *monitor)
     g_free(monitor);
 }
 
+int qmp_monitor_listener_fd(const struct qmp_monitor *monitor)
+{
+    return monitor->listener.fd;
+}
+
 struct qmp_monitor *qmp_request_monitor(struct qmp_request *request)
 {
     return qmp_request_owner_data(request);

@@ -36,6 +36,9 @@ void qmp_monitor_start(struct qmp_monitor *monitor);
  */
 void qmp_monitor_free(struct qmp_monitor *monitor);
 
+/* The socket it accepts clients on; the monitor's. */
+int qmp_monitor_listener_fd(const struct qmp_monitor *monitor);
+
 /* The monitor a request came through, for commands that need its tables (query-commands). */
 struct qmp_monitor *qmp_request_monitor(struct qmp_request *request);
 const struct qmp_command *const *qmp_monitor_command_tables(struct qmp_monitor *monitor);

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Where this process accepts NBD clients: whoever serves us (nbdkit) knows, and does not tell. So
+ * its own descriptors are looked at.
+ */
+#ifndef LIVEBLK_SERVER_LISTENING_H
+#define LIVEBLK_SERVER_LISTENING_H
+
+#include <jansson.h>
+
+/* Remember the directory that a relative path of a socket starts at. At start-up, before a fork. */
+void listening_init(void);
+
+/* The stream sockets on which the process listens, but for one, as ListeningSocket objects: a new
+ * array. Any thread. */
+json_t *listening_sockets(int except_fd);
+
+#endif
