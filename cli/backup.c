@@ -5,6 +5,7 @@
 #include "cli/command.h"
 #include "cli/copy.h"
 #include "cli/job-start.h"
+#include "cli/set.h"
 
 #define SYNC_MODES   "full top none incremental bitmap"
 #define BITMAP_MODES "on-success never always"
@@ -23,7 +24,7 @@ static struct {
 
 static const GOptionEntry options[] = {
     {"sync", 's', 0, G_OPTION_ARG_STRING, &chosen.sync,
-     "full (default), top, incremental, bitmap or none", "MODE"},
+     "full (default), top, incremental, bitmap, none", "MODE"},
     {"bitmap", 'b', 0, G_OPTION_ARG_STRING, &chosen.bitmap,
      "The bitmap of what has changed since a backup", "NAME"},
     {"bitmap-mode", 0, 0, G_OPTION_ARG_STRING, &chosen.bitmap_mode,
@@ -40,6 +41,7 @@ static const GOptionEntry options[] = {
      "N"},
     {"compress", 'c', 0, G_OPTION_ARG_NONE, &chosen.compress,
      "Compress; the target must be a qcow2 image", NULL},
+    SET_OPTIONS,
     {NULL},
 };
 
@@ -47,7 +49,13 @@ static const struct command_words words[] = {
     {"sync", 0, SYNC_MODES},
     {"bitmap-mode", 0, BITMAP_MODES},
     {"scratch", 0, "@file"},
+    {"socket", 0, "@file"},
+    {"nbd", 0, "@file"},
+    {"multi", 0, "@device"},
+    {"disk", 0, "@device"},
     {NULL, 0, "@device"},
+    {NULL, 1, "@file"},
+    {NULL, 2, "@file"},
     {NULL},
 };
 
@@ -151,6 +159,52 @@ static bool add_arguments(json_t *arguments, const struct target *target, GError
     return add_compress(arguments, target, error) && add_scratch(arguments, error);
 }
 
+/* An option that was given and means nothing for a backup set; NULL: none. */
+static const char *refused_by_sets(void)
+{
+    const struct {
+        bool is_given;
+        const char *name;
+    } all[] = {
+        {chosen.sync, "sync"},
+        {chosen.bitmap, "bitmap"},
+        {chosen.bitmap_mode, "bitmap-mode"},
+        {chosen.since, "since"},
+        {chosen.max_workers, "max-workers"},
+        {job_start_options.job_id, "job-id"},
+        {job_start_options.guest_latency, "guest-latency"},
+        {job_start_options.detach, "detach"},
+        {copy_option_policy_given(), copy_option_policy_given()},
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
+        if (all[i].is_given) {
+            return all[i].name;
+        }
+    }
+    return NULL;
+}
+
+static enum exit_status run_set(const struct invocation *invocation, GError **error)
+{
+    struct set_call call = {
+        .invocation = invocation,
+        .to = copy_option_to(),
+        .format = copy_option_format(),
+        .scratch = chosen.scratch,
+        .scratch_max = chosen.scratch_max,
+        .scratch_high_water = chosen.scratch_high_water,
+        .may_replace = copy_option_existing(),
+        .compress = chosen.compress,
+        .quiet = job_start_options.quiet,
+        .refused = refused_by_sets(),
+    };
+
+    return job_check_size("speed", job_start_options.speed, &call.speed, error)
+               ? set_run(&call, error)
+               : EXIT_USAGE;
+}
+
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
     const struct copy copy = {
@@ -163,16 +217,27 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
         .add_arguments = add_arguments,
     };
 
+    if (set_is_meant(invocation, copy_option_to())) {
+        return run_set(invocation, error);
+    }
     return check_options(error) ? copy_run(&copy, invocation, error) : EXIT_USAGE;
 }
 
 const struct command backup_command = {
     .name = "backup",
     .summary = "Copy a disk as it is at this moment, while the guest goes on",
-    .usage = "[OPTION...] DEVICE --to TARGET",
+    .usage = "[OPTION...] DEVICE --to TARGET | VERB DIRECTORY...",
     .notes = "TARGET is a path, an NBD URI (nbd://HOST/NAME, nbd+unix:///NAME?socket=PATH)\n"
              "or node:NAME for a node the server has. A file gets the disk's full size but\n"
              "takes space only for its data.\n"
+             "\n"
+             "A TARGET that is a directory, or ends with '/', is a backup set: the first\n"
+             "backup is a full one, the next ones are what has changed. Verbs for sets:\n"
+             "  list DIRECTORY             the backups there are\n"
+             "  verify DIRECTORY           whether they are what they were\n"
+             "  restore DIRECTORY TARGET   an image with what a disk held; or of an NBD URI\n"
+             "  serve DIRECTORY            serve a backup over NBD, read-only\n"
+             "  prune DIRECTORY --keep N   remove old ones\n"
              "\n"
              "Ctrl-C asks whether to cancel the backup, detach from it or go on. Away from\n"
              "a terminal SIGINT and SIGTERM cancel it; SIGUSR1 prints where it is.\n",

@@ -41,6 +41,28 @@ static const struct command_words words[] = {
 
 const struct option_group copy_option_group = {.options = options, .words = words};
 
+const char *copy_option_to(void)
+{
+    return chosen.to;
+}
+
+const char *copy_option_format(void)
+{
+    return chosen.format;
+}
+
+bool copy_option_existing(void)
+{
+    return chosen.existing;
+}
+
+const char *copy_option_policy_given(void)
+{
+    return chosen.on_source_error   ? "on-source-error"
+           : chosen.on_target_error ? "on-target-error"
+                                    : NULL;
+}
+
 static bool check_options(const struct copy *copy, GError **error)
 {
     if (!chosen.to) {

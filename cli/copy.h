@@ -17,6 +17,13 @@
 /* --to, --format, --speed, ...: the options of both. */
 extern const struct option_group copy_option_group;
 
+/* What some of them say; NULL or false: nothing. */
+const char *copy_option_to(void);
+const char *copy_option_format(void);
+bool copy_option_existing(void);
+/* --on-source-error or --on-target-error, if it was given; NULL: neither was. */
+const char *copy_option_policy_given(void);
+
 struct copy {
     const char *type;         /* "backup": what jobs are named after */
     const char *what;         /* "backup": for sentences */

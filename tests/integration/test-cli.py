@@ -56,7 +56,13 @@ def test_usage_errors():
             (["backup", "vda", "--to", "x", "--max-workers", "-1"], "--max-workers"),
             (["backup", "vda", "--to", "nbd+unix:///x?socket=y"], "absolute path"),
             (["backup", "vda", "--to", "node:x", "--existing"], "only for a target that is a file"),
-            (["backup", "vda", "--to", FOLDER], "is a directory"),
+            (["mirror", "vda", "--to", FOLDER], "is a directory"),
+            (["backup", "--to", FOLDER], "expected the device's name"),
+            (["backup", "vda", "--to", FOLDER, "--sync", "top"], "no option --sync"),
+            (["backup", "vda", "--to", "x/", "--raw", "--format", "qcow2"], "exclude each other"),
+            (["backup", "--multi", "vda,vda", "--to", "x/"], "named twice"),
+            (["backup", "prune", FOLDER], "--keep N"),
+            (["backup", "restore", FOLDER], "expected restore DIRECTORY TARGET"),
             (["mirror", "vda"], "--to TARGET is missing: where shall the mirror go?"),
             (["mirror", "vda", "--to", "x", "--keep", "--pivot"], "exclude each other"),
             (["mirror", "vda", "--to", "x", "--keep", "--detach"], "nobody stays"),
@@ -333,7 +339,7 @@ def test_completion():
     assert offered("backup", "--comp") == ["--compress"]
     assert offered("backup", "--format", "") == ["raw", "qcow2"]
     assert offered("backup", "") == ["vda"]
-    assert offered("backup", "vda", "") == []
+    assert offered("backup", "vda", "") == ["@file"]
     assert offered("job", "d") == ["dismiss"]
     assert offered("chain", "") == offered("stream", "") == offered("commit", "") == ["vda"]
     assert offered("stream", "--b") == ["--base", "--bottom", "--backing-file"]
