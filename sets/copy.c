@@ -325,5 +325,6 @@ int copy_start_up(GError **error)
 
 void copy_shut_down(void)
 {
+    job_cancel_all(); /* there is none any more, but threads of theirs to be joined */
     main_loop_stop();
 }
