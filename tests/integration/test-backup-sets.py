@@ -483,7 +483,7 @@ def server_killed(test):
     wait_until(lambda: list(world.set.glob("vda/*.sums")) and len(world.checkpoints()) == 2,
                "the run copies")  # fmt: skip
     world.kill()
-    assert run.wait(60) == 1, run.log_path.read_text()
+    assert run.wait(60) in (1, 3), run.log_path.read_text()  # the copy, or what it asked, failed
     world.start()
     world.write()
     assert world.modes() == ["incremental"]

@@ -55,6 +55,13 @@ unsigned long test_cases(unsigned long usual)
     return wanted ? strtoul(wanted, NULL, 10) : (usual + ONE_CASE_IN - 1) / ONE_CASE_IN;
 }
 
+uint64_t test_amount(uint64_t usual)
+{
+    bool is_all = ONE_CASE_IN == 1 || getenv("LIVEBLK_TEST_CASES");
+
+    return is_all ? usual : (usual + 1) / 2;
+}
+
 uint64_t test_stride(struct test_random *random)
 {
     bool is_all = ONE_CASE_IN == 1 || getenv("LIVEBLK_TEST_CASES");

@@ -30,6 +30,12 @@ unsigned long test_cases(unsigned long usual);
 struct test_random test_random_new(uint64_t seed);
 
 /*
+ * How much of what threads do at random is enough, in rounds or in time: under sanitizers, which
+ * see more in each round and are slow, half of what is usual, unless LIVEBLK_TEST_CASES is set.
+ */
+uint64_t test_amount(uint64_t usual);
+
+/*
  * How far to go on to the next of many cases that are alike, as where each write fails once: 1,
  * and under sanitizers, which see the same in all of them, more at random: all are tried over
  * several runs.

@@ -268,7 +268,7 @@ static void one_round(struct rig *rig)
 
 static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
 {
-    int64_t end_ns = clock_now_ns() + BUDGET_NS / 3;
+    int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS / 3);
     struct rig *rig = rig_new(length, alignment);
     struct meddler meddlers[G_N_ELEMENTS(meddles)];
     unsigned rounds = 0;

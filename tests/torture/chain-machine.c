@@ -342,7 +342,7 @@ static void run_machine(uint64_t seed)
     g_test_message("seed %" PRIu64, seed);
     machine.unfollowed = g_ptr_array_new_with_free_func(g_free);
     machine.rig = new_rig(&machine);
-    for (unsigned i = 0; i < ROUNDS; i++) {
+    for (unsigned i = 0; i < test_amount(ROUNDS); i++) {
         one_round(&machine);
     }
     report(&machine);

@@ -112,7 +112,7 @@ static void back_up_well(struct rig *rig, struct block_node *copy)
 static void torture(gconstpointer data)
 {
     uint64_t granularity = GPOINTER_TO_SIZE(data);
-    int64_t end_ns = clock_now_ns() + BUDGET_NS / 3;
+    int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS / 3);
     struct rig *rig = rig_new(4 * MIB + 3 * 512, 1);
     struct block_node *copy = rig_target(rig, "copy", true);
     unsigned rounds = 0;

@@ -320,7 +320,7 @@ static void one_round(struct rig *rig)
 
 static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
 {
-    int64_t end_ns = clock_now_ns() + BUDGET_NS / 3;
+    int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS / 3);
     struct rig *rig = rig_new(length, alignment);
     struct meddler meddlers[G_N_ELEMENTS(meddles)];
     unsigned rounds = 0;
@@ -419,7 +419,7 @@ static void switch_modes(struct rig *rig, struct job **jobs)
 
 static void test_overlaps(void)
 {
-    int64_t end_ns = clock_now_ns() + BUDGET_NS / 3;
+    int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS / 3);
     struct rig *rig = rig_new(2 * MIB, 1);
     struct block_node *targets[MIRRORS];
     struct job *jobs[MIRRORS];

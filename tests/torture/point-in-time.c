@@ -390,7 +390,7 @@ static void one_round(struct rig *rig, enum trouble trouble)
 
 static void torture(uint64_t length, uint64_t alignment)
 {
-    int64_t end_ns = clock_now_ns() + BUDGET_NS;
+    int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS);
     struct rig *rig = rig_new(length, alignment);
 
     rounds = 0;

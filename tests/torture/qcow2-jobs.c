@@ -499,7 +499,8 @@ static void run_actors(struct test_random *random)
     atomic_store(&over, false);
     atomic_store(&still_busy, G_N_ELEMENTS(acts));
     for (size_t i = 0; i < G_N_ELEMENTS(acts); i++) {
-        actors[i] = (struct actor){acts[i].act, acts[i].least, test_random_split(random), 0};
+        actors[i] = (struct actor){acts[i].act, (unsigned)test_amount(acts[i].least),
+                                   test_random_split(random), 0};
         g_assert_cmpint(pthread_create(&actors[i].thread, NULL, actor_thread, &actors[i]), ==, 0);
     }
     while (atomic_load(&still_busy) || clock_now_ns() < end_ns) {

@@ -480,7 +480,7 @@ static void torture(uint64_t alignment, bool faults)
     open_disk(&disks[0], 4 * MIB, 1);
     open_disk(&disks[1], 2 * MIB + 20 * KIB, alignment);
     start_crew(&crew, &random);
-    g_usleep((gulong)(BUDGET_NS / 2 / 1000));
+    g_usleep((gulong)test_amount(BUDGET_NS / 2 / 1000));
     stop_crew(&crew);
     report();
     view_info_list_free(view_info_list(NULL, &count), 0);

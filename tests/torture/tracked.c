@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "block/tracked.h"
+#include "tests/lib/random.h"
 
 #define CELLS       48
 #define THREADS_MAX (TRACKED_SLOTS + 32)
@@ -68,7 +69,7 @@ static void *work(void *data)
     const struct variant *variant = worker->variant;
     g_autoptr(GRand) rand = g_rand_new_with_seed(worker->seed);
 
-    for (unsigned i = 0; i < variant->iterations; i++) {
+    for (unsigned i = 0; i < test_amount(variant->iterations); i++) {
         unsigned first = (unsigned)g_rand_int_range(rand, 0, (int)variant->cells);
         unsigned last =
             (unsigned)g_rand_int_range(rand, (int)first, (int)MIN(first + 6, variant->cells));

@@ -72,7 +72,7 @@ static void torture_backup_and_bitmap(void)
 
     rig->max_bytes = 16 * KIB;
     rig_fill(rig);
-    for (unsigned round = 0; round < 8; round++) {
+    for (unsigned round = 0; round < test_amount(8); round++) {
         struct block_node *target = rig_target(rig, "target", true);
 
         rig_write(rig, 4);
@@ -203,7 +203,7 @@ static void torture_one_moment(void)
         pairs[i].offset = i * 64 * KIB;
         g_assert_cmpint(pthread_create(&pairs[i].thread, NULL, write_pairs, &pairs[i]), ==, 0);
     }
-    for (unsigned round = 0; round < 40; round++) {
+    for (unsigned round = 0; round < test_amount(40); round++) {
         wait_for_pairs(pairs);
         back_up_both(round % 2);
         for (size_t i = 0; i < PAIRS; i++) {

@@ -518,7 +518,7 @@ static void torture_beside_writers(void)
 
     open_disks();
     start_threads(&random);
-    for (unsigned i = 0; i < 400; i++) {
+    for (uint64_t i = 0; i < test_amount(400); i++) {
         if (run_random(&random)) {
             done++;
         } else {
@@ -544,7 +544,7 @@ static void torture_between_writes(void)
 
     open_disks();
     start_threads(&random);
-    for (unsigned i = 0; i < 400; i++) {
+    for (uint64_t i = 0; i < test_amount(400); i++) {
         pthread_rwlock_wrlock(&gate);
         run_random(&random);
         pthread_rwlock_unlock(&gate);
@@ -569,7 +569,7 @@ static void *run_many(void *data)
 {
     struct client *client = data;
 
-    for (unsigned i = 0; i < 300; i++) {
+    for (uint64_t i = 0; i < test_amount(300); i++) {
         AUTO(transaction) transaction = transaction_new(false);
         g_autoptr(GPtrArray) all = g_ptr_array_new_with_free_func((GDestroyNotify)json_decref);
         size_t count = test_random_below(&client->random, ACTIONS_MAX + 1);

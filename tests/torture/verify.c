@@ -144,7 +144,7 @@ static void compare_once(struct rig *rig, bool repair)
 static void test_beside_writers(void)
 {
     struct rig *rig = rig_new(LENGTH, 1);
-    int64_t end_ns = clock_now_ns() + BUDGET_NS;
+    int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS);
     unsigned rounds = 0;
 
     rig_fill(rig);
