@@ -331,6 +331,9 @@ static int copy_all(struct run *run, GError **error)
         run->progress.rest -= bytes_to_move(run, i);
         status = copy_disk(run, i, error);
         run->progress.base = run->progress.done;
+        if (status == 0 && run->session.is_lost) {
+            status = -ESTALE; /* found out when there was nothing left to end; fail() says why */
+        }
     }
     set_progress_end(&run->progress);
     return status;
@@ -399,14 +402,18 @@ static void explain(struct run *run, GError **error)
 
 static enum exit_status fail(struct run *run, GError *cause, GError **error)
 {
-    bool is_interrupted = g_error_matches(cause, BLOCK_ERROR, ECANCELED);
+    bool is_interrupted = !run->session.is_lost && g_error_matches(cause, BLOCK_ERROR, ECANCELED);
 
-    if (!is_interrupted || run->session.is_lost) {
+    if (run->session.is_lost) {
+        g_clear_error(&cause);
+        block_error(&cause, EIO, "The backup is given up");
+    }
+    if (!is_interrupted) {
         explain(run, &cause);
     }
     backup_discard(run->set, run->id);
     set_session_abandon(&run->session);
-    if (is_interrupted && !run->session.is_lost) {
+    if (is_interrupted) {
         g_clear_error(&cause);
         g_set_error(error, CLI_ERROR, EXIT_CANCELLED,
                     "The backup was interrupted; nothing of it is left");

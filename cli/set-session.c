@@ -167,10 +167,10 @@ bool set_session_begin(struct set_session *session, json_t *devices,
 {
     json_t *arguments = begin_arguments(session, devices, set_call, error);
 
+    session->renewed_ns = clock_now_ns(); /* the lease begins before the answer is here */
     session->answer = arguments ? client_call(session->client, "checkpoint-begin", arguments,
                                               CLIENT_WORK_TIMEOUT_MS, error)
                                 : NULL;
-    session->renewed_ns = clock_now_ns();
     if (session->answer && member_flag(session->answer, "was-open")) {
         g_clear_pointer(&session->answer, json_decref);
         g_set_error(error, CLI_ERROR, EXIT_FAILED,
@@ -197,6 +197,9 @@ bool set_session_keep(struct set_session *session)
 {
     int64_t now_ns = clock_now_ns();
 
+    if (session->is_lost) {
+        return false; /* for good: what is called so now is of another instant */
+    }
     if (!session->lease || now_ns - session->renewed_ns < session->lease * NS_PER_SECOND / 4) {
         return true;
     }
@@ -213,6 +216,9 @@ bool set_session_keep(struct set_session *session)
                          CLIENT_WORK_TIMEOUT_MS, NULL);
     session->is_lost = !answer || !member_flag(answer, "was-open");
     session->renewed_ns = now_ns;
+    if (answer && session->is_lost) {
+        set_session_abandon(session); /* it was begun just now; nothing may be since then */
+    }
     json_decref(answer);
     return !session->is_lost;
 }

@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import threading
 import time
 
 from liveblk_test import (
@@ -489,6 +491,64 @@ def server_killed(test):
     assert world.modes() == ["incremental"]
     world.assert_all_good()
     world.assert_tidy()
+    world.stop()
+
+
+class Meddler(threading.Thread):
+    """Between a run and the server's admin socket: calls `before` with each command's name."""
+
+    def __init__(self, test, admin, before):
+        super().__init__(daemon=True)
+        self.path = test.path("meddler.sock")
+        self.admin = admin
+        self.before = before
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.path))
+        self.listener.listen(1)
+        test.cleanup.callback(self.listener.close)
+        self.start()
+
+    def run(self):
+        client, _ = self.listener.accept()
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(self.admin))
+        threading.Thread(target=self.answer, args=(server, client), daemon=True).start()
+        for line in client.makefile("rb"):
+            self.before(json.loads(line)["execute"])
+            server.sendall(line)
+        server.shutdown(socket.SHUT_WR)
+
+    def answer(self, server, client):
+        while data := server.recv(64 * KIB):
+            client.sendall(data)
+
+
+@promise("a run whose session ended meanwhile fails: nothing is ever since an instant it has not copied")
+def lease_lost(test):
+    world = World(test)
+    world.write()
+    world.backup()
+    world.write()
+    begun = 0
+
+    def before(command):
+        nonlocal begun
+        if command == "query-changes":
+            time.sleep(0.6)  # so that the lease of 2 seconds is to be renewed when all is copied
+        begun += command == "checkpoint-begin"
+        if command == "checkpoint-begin" and begun == 2:
+            name = world.qmp.command("query-checkpoints")[-1]["name"]
+            world.qmp.command("checkpoint-abandon", name=name)
+            world.write()
+
+    meddler = Meddler(test, world.server.admin, before)
+    result = test.liveblk("-a", meddler.path, "backup", "vda", "--to", f"{world.set}/", "--lease",
+                          "2", status=1)  # fmt: skip
+    assert begun == 2 and "The session had ended on the server" in result.stderr, result.stderr
+    world.assert_tidy()
+    world.write(2)
+    assert world.modes() == ["incremental"]
+    world.assert_all_good()
     world.stop()
 
 
