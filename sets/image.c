@@ -54,12 +54,30 @@ static struct block_node *open_image(const struct image_plan *plan, GError **err
     return block_node_open(options, true, error);
 }
 
+/* What is left of one that died, and nobody is writing. */
+static int make_room(const char *path, GError **error)
+{
+    AUTO(block_options) options = block_options_new();
+
+    if (!g_file_test(path, G_FILE_TEST_IS_REGULAR) || g_file_test(path, G_FILE_TEST_IS_SYMLINK)) {
+        unlink(path);
+        return 0;
+    }
+    block_options_set(options, "driver", "file");
+    block_options_set(options, "filename", path);
+    AUTO(block_node) node = block_node_open(options, true, error);
+    if (node) {
+        unlink(path); /* locked, so that it is nobody else's */
+    }
+    return node ? 0 : -EBUSY;
+}
+
 struct block_node *image_make(const struct image_plan *plan, GError **error)
 {
     struct block_node *node = NULL;
 
-    unlink(plan->path);
-    if (create_file(plan->path, plan->is_raw ? plan->length : 0, error) < 0) {
+    if (make_room(plan->path, error) < 0 ||
+        create_file(plan->path, plan->is_raw ? plan->length : 0, error) < 0) {
         return NULL;
     }
     if (plan->is_raw || create_qcow2(plan, error) == 0) {

@@ -18,7 +18,8 @@ struct image_plan {
 };
 
 /* A new image, in the place of what was there, and open for writing; it takes no space for zeroes.
- * The backing file is not opened. NULL with the error set, and nothing left. */
+ * The backing file is not opened. NULL with the error set, and nothing left: also if somebody else
+ * is writing what is there, which stays. */
 struct block_node *image_make(const struct image_plan *plan, GError **error);
 
 /* Close it; all that was written is safe then, but for the name. Takes the reference. */

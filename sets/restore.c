@@ -12,7 +12,23 @@
 #include "sets/durable.h"
 #include "sets/image.h"
 
-static int check_target(const struct restore_plan *plan, GError **error)
+/*
+ * A server that uses the file would go on with it, and nobody find again what is written there. The
+ * node keeps others from it until it is replaced.
+ */
+static int hold_target(const struct restore_plan *plan, struct block_node **replaced,
+                       GError **error)
+{
+    AUTO(block_options) options = block_options_new();
+
+    block_options_set(options, "driver", "file");
+    block_options_set(options, "filename", plan->target);
+    *replaced = block_node_open(options, true, error);
+    return *replaced ? 0 : -EBUSY;
+}
+
+static int check_target(const struct restore_plan *plan, struct block_node **replaced,
+                        GError **error)
 {
     struct stat st;
 
@@ -27,7 +43,7 @@ static int check_target(const struct restore_plan *plan, GError **error)
                            "from there",
                            plan->target);
     }
-    return plan->may_replace ? 0
+    return plan->may_replace ? hold_target(plan, replaced, error)
                              : block_error(error, EEXIST, "'%s' exists; replace it with --existing",
                                            plan->target);
 }
@@ -68,13 +84,17 @@ static int copy_to(const struct restore_plan *plan, struct block_node *source, c
     } else {
         block_node_dispose(target);
     }
+    if (status < 0) {
+        unlink(partial);
+    }
     return status;
 }
 
 int restore_run(const struct restore_plan *plan, uint64_t *length, GError **error)
 {
     g_autofree char *partial = g_strconcat(plan->target, RESTORE_PARTIAL, NULL);
-    int status = check_target(plan, error);
+    AUTO(block_node) replaced = NULL;
+    int status = check_target(plan, &replaced, error);
     AUTO(block_node) source = status == 0 ? open_source(plan, error) : NULL;
 
     if (!source) {
@@ -82,11 +102,5 @@ int restore_run(const struct restore_plan *plan, uint64_t *length, GError **erro
     }
     *length = block_node_length(source);
     status = copy_to(plan, source, partial, error);
-    if (status == 0) {
-        status = durable_rename(partial, plan->target, error);
-    }
-    if (status < 0) {
-        unlink(partial);
-    }
-    return status;
+    return status < 0 ? status : durable_rename(partial, plan->target, error);
 }

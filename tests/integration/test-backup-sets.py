@@ -494,6 +494,32 @@ def server_killed(test):
     world.stop()
 
 
+@promise("a restore replaces no disk that somebody uses, and two to one place do not spoil each other")
+def restored_over(test):
+    world = World(test)
+    world.write(20)
+    world.backup()
+    (backup,) = world.ids()
+    disk = ("--at", backup, "--disk", "vda", "--existing")
+    result = world.liveblk("restore", world.set, world.paths["vda"], *disk, status=1)
+    assert "lock" in result.stderr or "use" in result.stderr, result.stderr
+    world.write()
+    assert world.paths["vda"].read_bytes() == read(world.guests["vda"]), "it is not that file"
+    world.liveblk("restore", world.set, world.set / "vda" / f"{backup}.qcow2", *disk, status=1)
+    target = test.path("slow.img")
+    partial = test.path("slow.img.partial")
+    partial.write_bytes(b"of one that died")
+    slow = test.start(LIVEBLK, "backup", "restore", world.set, target, "--speed", "1M")
+    wait_until(lambda: partial.stat().st_size == LENGTH and partial.stat().st_blocks, "it copies")
+    world.liveblk("restore", world.set, target, status=1)
+    assert slow.wait(60) == 0, slow.log_path.read_text()
+    assert target.read_bytes() == world.held[backup]["vda"], "it is not what was backed up"
+    world.liveblk("restore", world.set, target, *disk)
+    assert not partial.exists()
+    world.assert_all_good()
+    world.stop()
+
+
 class Meddler(threading.Thread):
     """Between a run and the server's admin socket: calls `before` with each command's name."""
 
