@@ -14,13 +14,42 @@
 
 /* ---- What goes ------------------------------------------------------------------------------ */
 
-/* How many backups of a disk are newer than the one at this index. */
+static bool is_file_of(const char *path, uint64_t bytes)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == bytes;
+}
+
+/* As far as sizes tell, and what verifications have found: all of the chain is there. */
+static bool is_sound(const struct set *set, const struct manifest *manifest, const char *name)
+{
+    while (manifest) {
+        const struct manifest_disk *disk = manifest_find_disk(manifest, name);
+
+        if (!disk || set_has_damage(set, manifest->id)) {
+            return false;
+        }
+        g_autofree char *image = set_image_path(set, manifest->id, disk);
+        g_autofree char *sums = set_file_path(set, name, manifest->id, NAMES_SUMS);
+        if (!is_file_of(image, disk->image_bytes) || !is_file_of(sums, disk->sums.bytes)) {
+            return false;
+        }
+        if (!disk->parent) {
+            return true;
+        }
+        manifest = set_find(set, disk->parent);
+    }
+    return false;
+}
+
+/* How many backups of a disk are newer than the one at this index, and can take its place. */
 static uint64_t count_newer(const struct set *set, guint index, const char *disk)
 {
     uint64_t count = 0;
 
     for (guint i = index + 1; i < set->manifests->len; i++) {
-        count += manifest_find_disk(g_ptr_array_index(set->manifests, i), disk) != NULL;
+        count += is_sound(set, g_ptr_array_index(set->manifests, i), disk);
     }
     return count;
 }

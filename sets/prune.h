@@ -14,7 +14,8 @@
 #include "sets/set.h"
 
 struct prune_plan {
-    uint64_t keep;        /* the newest so many of each disk; at least 1 */
+    /* The newest so many of each disk, damaged ones not counted; at least 1. */
+    uint64_t keep;
     int64_t newer_than_s; /* and what is newer, since 1970; 0: no more */
     bool dry_run;         /* only say what would be done */
     /* A backup is to be removed (is_removal), or made whole. */

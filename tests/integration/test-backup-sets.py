@@ -520,6 +520,27 @@ def restored_over(test):
     world.stop()
 
 
+@promise("damaged backups do not count for prune: the newest good one stays")
+def prune_damaged(test):
+    world = World(test, length=MIB)
+    for words in ([], ["--full"], [], ["--full"]):
+        world.write()
+        world.backup(*words)
+    ids = world.ids()
+    (world.set / "vda" / f"{ids[3]}.qcow2").unlink()
+    damage_data(world, ids[1])
+    world.liveblk("verify", world.set, status=1)
+    assert not any(entry["damaged"] for entry in world.list()["backups"][:1])
+    world.liveblk("prune", world.set, "--keep", "1")
+    assert ids[0] in world.ids(), "the only good backup is gone"
+    world.assert_restored(ids[0], "vda")
+    assert world.modes() == ["parent-damaged"]
+    world.liveblk("prune", world.set, "--keep", "1")
+    assert world.ids() == [max(world.held)]
+    world.assert_all_good()
+    world.stop()
+
+
 class Meddler(threading.Thread):
     """Between a run and the server's admin socket: calls `before` with each command's name."""
 
