@@ -148,6 +148,7 @@ static int clean_manifests(const struct set *set, GError **error)
     g_autoptr(GPtrArray) renewed = set_list_ids(set->path, NAMES_MANIFEST NAMES_NEW);
     g_autoptr(GPtrArray) damaged = set_list_ids(set->path, NAMES_DAMAGED);
     g_autoptr(GPtrArray) notes = set_list_ids(set->path, NAMES_DAMAGED NAMES_NEW);
+    g_autoptr(GPtrArray) unsaid = set_list_ids(set->path, NAMES_MANIFEST NAMES_NEW NAMES_NEW);
     int status = 0;
 
     for (guint i = 0; status == 0 && i < renewed->len; i++) {
@@ -164,6 +165,10 @@ static int clean_manifests(const struct set *set, GError **error)
     }
     for (guint i = 0; status == 0 && i < notes->len; i++) {
         status = remove_in(set->path, g_ptr_array_index(notes, i), NAMES_DAMAGED, NAMES_NEW, error);
+    }
+    for (guint i = 0; status == 0 && i < unsaid->len; i++) {
+        status = remove_in(set->path, g_ptr_array_index(unsaid, i), NAMES_MANIFEST NAMES_NEW,
+                           NAMES_NEW, error);
     }
     return status;
 }

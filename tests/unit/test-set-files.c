@@ -293,8 +293,9 @@ static void test_orphans(void)
         NULL,
     };
     static const char *const go[] = {
-        "vda/" ID2 ".raw",      "vda/" ID2 ".sums", "vda/" ID1 ".raw.new", "vdb/" ID2 ".qcow2",
-        "vda/" ID1 ".sums.new", ID2 ".json.new",    ID2 ".damaged",        NULL,
+        "vda/" ID2 ".raw",   "vda/" ID2 ".sums",     "vda/" ID1 ".raw.new",
+        "vdb/" ID2 ".qcow2", "vda/" ID1 ".sums.new", ID2 ".json.new",
+        ID2 ".damaged",      ID1 ".json.new.new",    NULL,
     };
     for (size_t i = 0; stay[i]; i++) {
         stay[i][0] == '2' ? (void)0 : touch(directory, stay[i]);
