@@ -58,6 +58,7 @@ int mirror_record_choose(struct mirror *mirror, const struct mirror_options *opt
         return -ENOENT;
     }
     record->is_wanted = true;
+    record->is_target_new = options->target_is_new;
     record->device = block_device_ref(options->device);
     record->tracker = mirror_tracker(options->device, "resume", &problem);
     if (!record->tracker) {
@@ -204,7 +205,9 @@ int mirror_record_find(struct mirror *mirror, GError **error)
     describe_target(mirror->target, &now);
     record->name = name_checkpoint(now.target, "");
     record->next = name_checkpoint(now.target, "-next");
-    record->why_full = find(mirror, &now, &problem);
+    /* A new file may have the number of the one before it. */
+    record->why_full = record->is_target_new ? g_strdup("the target was just created")
+                                             : find(mirror, &now, &problem);
     mirror_note_clear(&now);
     if (problem) {
         int status = block_error_code(problem);

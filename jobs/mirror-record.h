@@ -43,7 +43,8 @@ GBytes *mirror_note_encode(const struct mirror_note *note);
 bool mirror_note_decode(GBytes *bytes, struct mirror_note *note);
 
 struct mirror_record {
-    bool is_wanted; /* constant */
+    bool is_wanted;     /* constant */
+    bool is_target_new; /* the target was made for this mirror; constant */
     struct block_device *device;
     struct change_tracker *tracker; /* borrowed; the device's */
     char *name;                     /* of the checkpoint */

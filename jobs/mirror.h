@@ -95,6 +95,7 @@ struct mirror_options {
      * going on is kept from here, until this one ends by somebody's will. Needs a tracked device.
      */
     bool resume;
+    bool target_is_new; /* made for this mirror: what an earlier one left in its place is gone */
     /*
      * At the end, a disk that has moved to the target or a copy that is kept, a checkpoint of that
      * moment, with this name; or NULL. Needs a tracked device, and that all is copied.

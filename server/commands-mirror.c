@@ -2,6 +2,7 @@
 #include "server/commands-mirror.h"
 
 #include <errno.h>
+#include <unistd.h>
 
 #include "block/chain.h"
 #include "block/cleanup.h"
@@ -71,7 +72,8 @@ static const struct qmp_member common_members[] = {
      .doc =
          "Go on with an earlier mirror of the device to this target that died, if it was begun "
          "with this, too, and copy all if there was none or it cannot be gone on with (query-jobs "
-         "says why). The device must be tracked. An extension of liveblk's."},
+         "says why). The device must be tracked. A file that is there needs mode `existing`: it is "
+         "not emptied. An extension of liveblk's."},
     {"checkpoint", &qmp_type_string, .optional = true,
      .doc = "The name of a checkpoint of the moment at which the disk moves to the target, or the "
             "target is kept as a copy (block-job-cancel when ready): since then the two sides "
@@ -237,8 +239,15 @@ json_t *blockdev_mirror(struct qmp_request *request, json_t *arguments, GError *
 /* Nothing could have been copied there before. */
 static int check_mode(json_t *arguments, const struct mirror_options *options, GError **error)
 {
+    const char *target = lookup_text(arguments, "target");
     bool creates = target_file_is_created(json_object_get(arguments, "mode"));
 
+    if (creates && options->resume && access(target, F_OK) == 0) {
+        return block_error(error, EEXIST,
+                           "'%s' is there, and creating it would empty it: to go on with an "
+                           "earlier mirror use mode 'existing'",
+                           target);
+    }
     return creates && options->sync == MIRROR_SYNC_INCREMENTAL
                ? block_error(error, EINVAL,
                              "Sync mode 'incremental' brings a target up to date that is there: "
@@ -277,5 +286,6 @@ json_t *drive_mirror(struct qmp_request *request, json_t *arguments, GError **er
     options.device = device;
     options.open_target = target_file_open;
     options.open_target_data = &file;
+    options.target_is_new = file.create;
     return mirror_start(&options, error) == 0 ? json_object() : NULL;
 }

@@ -528,6 +528,43 @@ def reasons(test):
     world.end()
 
 
+@promise("a target is not emptied by what is to go on with it; one made anew gets all")
+def made_anew(test):
+    disk = TrackedDisk(test, LENGTH)
+    disk.guest.pwrite(noise(test.random, 64 * KIB), 5 * MIB)  # hardly a place to take a sample of
+    target = test.path("target.img")
+
+    def start(**options):
+        disk.qmp.command("drive-mirror", job_id="m", device="vda", sync="full", target=str(target),
+                         format="raw", resume=True, **options)  # fmt: skip
+        wait_until(lambda: job()["status"] == "ready", "the mirror is ready")
+        wait_until(lambda: job()["bytes-unflushed"] == 0, "all is there for good")
+        return job()["resumed"]
+
+    def job():
+        (found,) = disk.qmp.command("query-jobs")
+        return found
+
+    def die():
+        disk.stop()
+        disk.start()
+
+    assert start() == "all"
+    die()
+    expect_error("use mode 'existing'", disk.qmp, "drive-mirror", job_id="m", device="vda",
+                 sync="full", target=str(target), format="raw", resume=True)  # fmt: skip
+    assert start(mode="existing") == "changes"
+    assert target.read_bytes() == disk.read()
+    die()
+    number = target.stat().st_ino
+    target.unlink()
+    assert start() == "all"
+    test.log(f"the inode was {number} and is {target.stat().st_ino}")
+    assert "just created" in job()["full-copy-reason"]
+    assert target.read_bytes() == disk.read()
+    disk.qmp.command("block-job-cancel", device="m")
+
+
 @promise("cancelled by force or completed a mirror leaves no record; failed it does, until it is "
          "begun again or the checkpoint is removed")  # fmt: skip
 def leaves_nothing(test):
