@@ -106,12 +106,15 @@ static bool check(struct run *run, GError **error)
 static bool make_id(struct run *run, GError **error)
 {
     g_autofree char *prefix = names_checkpoint_prefix(run->set->uuid);
+    g_autofree char *known = set_session_newest_id(run->client, run->set);
+    const char *newest = set_newest_id(run->set);
 
-    run->id = names_new_id(time(NULL), set_newest_id(run->set));
+    newest = g_strcmp0(known, newest) > 0 ? known : newest;
+    run->id = names_new_id(time(NULL), newest);
     if (!run->id) {
         g_set_error(error, CLI_ERROR, EXIT_FAILED,
                     "There is no name left for a new backup after %s: does the clock go back?",
-                    set_newest_id(run->set));
+                    newest);
         return false;
     }
     run->session.name = g_strconcat(prefix, run->id, NULL);

@@ -112,6 +112,26 @@ bool set_session_tidy(struct client *client, const struct set *set, GError **err
     return is_done;
 }
 
+char *set_session_newest_id(struct client *client, const struct set *set)
+{
+    g_autofree char *prefix = names_checkpoint_prefix(set->uuid);
+    json_t *all = query(client, NULL), *entry;
+    const char *newest = NULL;
+    size_t i;
+
+    json_array_foreach (all, i, entry) {
+        const char *name = member_text(entry, "name", "");
+        const char *id = g_str_has_prefix(name, prefix) ? name + strlen(prefix) : NULL;
+
+        if (names_id_is_valid(id) && g_strcmp0(id, newest) > 0) {
+            newest = id;
+        }
+    }
+    char *found = g_strdup(newest);
+    json_decref(all);
+    return found;
+}
+
 /* IDs of backups whose checkpoints are the next ones' beginnings: the newest of each disk. */
 static bool is_needed(const struct set *set, const char *id)
 {

@@ -143,6 +143,10 @@ bool set_session_tidy(struct client *client, const struct set *set, GError **err
 /* devices: as checkpoint-begin takes them; takes the reference. False: error. */
 bool set_session_begin(struct set_session *session, json_t *devices, const struct set_call *call,
                        GError **error);
+/* The greatest ID after which a checkpoint of this set is named, be it of a backup that the set has
+ * or not: it may have been put back to an older state. NULL: none, or an error. The caller frees.
+ */
+char *set_session_newest_id(struct client *client, const struct set *set);
 /* The device's part of the answer, borrowed; NULL: it is not there. */
 const json_t *set_session_device(const struct set_session *session, const char *device);
 /* Let the lease begin anew when it is time to; false: the session is gone. */

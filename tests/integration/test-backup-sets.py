@@ -482,8 +482,7 @@ def server_killed(test):
     world.write(12)
     run = test.start(LIVEBLK, "-a", world.server.admin, "backup", "vda", "--speed", "128K", "--to",
                      world.set, log="run.log")  # fmt: skip
-    wait_until(lambda: list(world.set.glob("vda/*.sums")) and len(world.checkpoints()) == 2,
-               "the run copies")  # fmt: skip
+    wait_until(lambda: len(list(world.set.glob("vda/*.qcow2"))) == 2, "the run copies")
     world.kill()
     assert run.wait(60) in (1, 3), run.log_path.read_text()  # the copy, or what it asked, failed
     world.start()
@@ -538,6 +537,31 @@ def prune_damaged(test):
     world.liveblk("prune", world.set, "--keep", "1")
     assert world.ids() == [max(world.held)]
     world.assert_all_good()
+    world.stop()
+
+
+@promise("a set that is put back to an older state goes on, whatever its newer backups were called")
+def put_back(test):
+    world = World(test, length=MIB)
+    world.write()
+    world.backup()
+    good = test.path("good")
+    shutil.copytree(world.set, good)
+    world.backup()
+    ahead = "20990101T000000Z"  # the clock was wrong
+    name = world.qmp.command("query-checkpoints")[0]["name"]
+    other = "-".join(name.split("-")[:2] + [ahead])
+    world.qmp.command("checkpoint-begin", name=other)
+    world.qmp.command("checkpoint-commit", name=other)
+    shutil.rmtree(world.set)
+    shutil.copytree(good, world.set)
+    world.write()
+    assert world.modes() == ["no-parent"]
+    assert max(world.ids()) == f"{ahead}-001", "a name that the server knows is given again"
+    world.write()
+    assert world.modes() == ["incremental"]
+    world.assert_all_good()
+    world.assert_tidy()
     world.stop()
 
 
