@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/error.h"
@@ -90,8 +91,10 @@ static int finish_switches(struct set *set, GError **error)
 static bool has_manifest(const struct set *set, const char *id)
 {
     g_autofree char *path = set_manifest_path(set, id);
+    struct stat st;
 
-    return set_find(set, id) || access(path, F_OK) == 0;
+    /* If that cannot be told, as on storage that is away for a moment, there is one. */
+    return set_find(set, id) || lstat(path, &st) == 0 || errno != ENOENT;
 }
 
 static int remove_in(const char *folder, const char *id, const char *suffix, const char *more,

@@ -144,17 +144,24 @@ static void add_problem(struct set *set, const char *id, const char *message)
     g_array_append_val(set->problems, problem);
 }
 
-/* The manifest that counts. */
-static void load_manifest(struct set *set, const char *id)
+/* The manifest that counts. Of a new one that cannot be read now nobody knows whether it does. */
+static int load_manifest(struct set *set, const char *id, GError **error)
 {
     g_autofree char *path = set_manifest_path(set, id);
     g_autofree char *renewed = g_strconcat(path, NAMES_NEW, NULL);
     g_autoptr(GError) problem = NULL;
-    struct manifest *manifest = manifest_read(renewed, id, NULL);
+    struct manifest *manifest = manifest_read(renewed, id, &problem);
 
     if (manifest) {
         g_hash_table_add(set->switching, g_strdup(id));
+    } else if (!g_error_matches(problem, BLOCK_ERROR, ENOENT) &&
+               !g_error_matches(problem, BLOCK_ERROR, EBADMSG)) {
+        int status = block_error_code(problem);
+
+        g_propagate_error(error, g_steal_pointer(&problem));
+        return status;
     } else {
+        g_clear_error(&problem);
         manifest = manifest_read(path, id, &problem);
     }
     if (manifest) {
@@ -162,26 +169,46 @@ static void load_manifest(struct set *set, const char *id)
     } else if (!g_error_matches(problem, BLOCK_ERROR, ENOENT)) {
         add_problem(set, id, problem->message);
     }
+    return 0;
 }
 
-static void load_manifests(struct set *set)
+/* Else a set that cannot be read for a moment would be an empty one. */
+static int check_listing(const struct set *set, GError **error)
+{
+    DIR *listing = opendir(set->path);
+
+    if (!listing) {
+        return block_error_errno(error, errno, "Could not read the directory '%s'", set->path);
+    }
+    do {
+        errno = 0;
+    } while (readdir(listing));
+    int status =
+        errno ? block_error_errno(error, errno, "Could not read the directory '%s'", set->path) : 0;
+    closedir(listing);
+    return status;
+}
+
+static int load_manifests(struct set *set, GError **error)
 {
     g_autoptr(GPtrArray) ids = set_list_ids(set->path, NAMES_MANIFEST);
     g_autoptr(GPtrArray) renewed = set_list_ids(set->path, NAMES_MANIFEST NAMES_NEW);
     const char *before = NULL;
+    int status = 0;
 
     for (guint i = 0; i < renewed->len; i++) {
         g_ptr_array_add(ids, g_strdup(g_ptr_array_index(renewed, i)));
     }
     g_ptr_array_sort(ids, compare_ids);
-    for (guint i = 0; i < ids->len; i++) {
+    for (guint i = 0; status == 0 && i < ids->len; i++) {
         const char *id = g_ptr_array_index(ids, i);
 
         if (g_strcmp0(id, before)) {
-            load_manifest(set, id);
+            status = load_manifest(set, id, error);
         }
         before = id;
     }
+    return status;
 }
 
 struct manifest *set_find(const struct set *set, const char *id)
@@ -349,10 +376,15 @@ static int load(struct set *set, enum set_use use, GError **error)
     if (status == 0) {
         status = lock_set(set, use, error);
     }
+    if (status == 0) {
+        status = check_listing(set, error);
+    }
+    if (status == 0) {
+        status = load_manifests(set, error);
+    }
     if (status < 0) {
         return status;
     }
-    load_manifests(set);
     status = find_uuid(set, use, error);
     return status == 0 && use >= SET_RUN ? set_recover(set, error) : status;
 }

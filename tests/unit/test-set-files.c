@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Files of backup sets: names, checksums, manifests, and what is left of a run that died. */
+#include <errno.h>
 #include <glib.h>
 #include <glib/gstdio.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "block/align.h"
 #include "block/error.h"
@@ -283,10 +285,14 @@ static void test_orphans(void)
 
     write_manifest(directory, ID1 ".json", manifest);
     touch(directory, "20260103T000000Z.json"); /* damaged: nobody knows what it names */
+    /* One that cannot be looked at now. */
+    g_autofree char *loop = test_path(directory, "20260104T000000Z.json");
+    g_assert_cmpint(symlink(loop, loop), ==, 0);
     static const char *const stay[] = {
         "vda/" ID1 ".raw",
         "vda/" ID1 ".sums",
         "vda/20260103T000000Z.qcow2",
+        "vda/20260104T000000Z.qcow2",
         "vda/notes.txt",
         "photos/a.jpg",
         "20260103T000000Z.json",
@@ -313,10 +319,10 @@ static void test_orphans(void)
     }
     g_assert_false(is_there(directory, "vdb"));
     g_assert_cmpuint(set->manifests->len, ==, 1);
-    g_assert_cmpuint(set->problems->len, ==, 1);
+    g_assert_cmpuint(set->problems->len, ==, 2);
     g_assert_cmpstr(set->uuid, ==, UUID); /* of the manifest, as set.json was not there */
     g_assert_nonnull(set->note);
-    g_assert_cmpstr(set_newest_id(set), ==, "20260103T000000Z");
+    g_assert_cmpstr(set_newest_id(set), ==, "20260104T000000Z");
     g_assert_null(set_open(directory, SET_RUN, NULL));
     AUTO(set) reader = set_open(directory, SET_READ, &error);
     g_assert_no_error(error);
@@ -353,6 +359,23 @@ static void test_switch(void)
     }
 }
 
+/* While it cannot be told which state counts nothing is removed, and nobody goes on. */
+static void test_switch_unknown(void)
+{
+    AUTO_DIRECTORY directory = test_directory_new(true);
+    AUTO(manifest) before = make_manifest(ID2, ID1);
+    g_autofree char *loop = test_path(directory, ID2 ".json.new");
+    GError *error = NULL;
+
+    write_manifest(directory, ID2 ".json", before);
+    touch(directory, "vda/" ID2 ".raw.new");
+    g_assert_cmpint(symlink(loop, loop), ==, 0);
+    g_assert_null(set_open(directory, SET_RUN, &error));
+    g_assert_error(error, BLOCK_ERROR, ELOOP);
+    g_clear_error(&error);
+    g_assert_true(is_there(directory, "vda/" ID2 ".raw.new"));
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -364,5 +387,6 @@ int main(int argc, char **argv)
     g_test_add_func("/set-files/a-sealed-manifest-is-not-believed", test_manifest_hostile);
     g_test_add_func("/set-files/only-what-a-dead-run-left-is-removed", test_orphans);
     g_test_add_func("/set-files/a-switch-that-died-goes-on", test_switch);
+    g_test_add_func("/set-files/an-unreadable-switch-is-left-alone", test_switch_unknown);
     return g_test_run();
 }
