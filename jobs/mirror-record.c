@@ -205,9 +205,12 @@ int mirror_record_find(struct mirror *mirror, GError **error)
     describe_target(mirror->target, &now);
     record->name = name_checkpoint(now.target, "");
     record->next = name_checkpoint(now.target, "-next");
-    /* A new file may have the number of the one before it. */
-    record->why_full = record->is_target_new ? g_strdup("the target was just created")
-                                             : find(mirror, &now, &problem);
+    record->why_full = find(mirror, &now, &problem);
+    if (record->is_target_new && mirror_record_is_found(mirror)) {
+        /* A new file may have the number of the one before it. */
+        mirror_note_clear(&record->found);
+        record->why_full = g_strdup("the target was just created");
+    }
     mirror_note_clear(&now);
     if (problem) {
         int status = block_error_code(problem);
