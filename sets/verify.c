@@ -288,6 +288,9 @@ static void verify_backup(struct verification *now, const struct manifest *manif
 {
     bool is_good = true;
 
+    if (now->plan->disk && !manifest_find_disk(manifest, now->plan->disk)) {
+        return;
+    }
     for (size_t i = 0; i < manifest->disk_count && !now->is_interrupted; i++) {
         const struct manifest_disk *disk = &manifest->disks[i];
 
@@ -341,6 +344,18 @@ static void count_total(struct verification *now)
     }
 }
 
+/* Nothing was looked at, which must not pass for nothing being wrong. */
+static int refuse_nothing(const struct set *set, const struct verify_plan *plan, GError **error)
+{
+    if (plan->id && !set_find(set, plan->id)) {
+        return set_refuse_missing(set, plan->id, error);
+    }
+    return plan->disk ? block_error(error, ENOENT, "There is no backup %s%sof disk '%s' in '%s'",
+                                    plan->id ? plan->id : "", plan->id ? " " : "", plan->disk,
+                                    set->path)
+                      : block_error(error, ENOENT, "There is no backup in '%s'", set->path);
+}
+
 int verify_set(const struct set *set, const struct verify_plan *plan, struct verify_result *result,
                GError **error)
 {
@@ -361,7 +376,7 @@ int verify_set(const struct set *set, const struct verify_plan *plan, struct ver
     if (now.is_interrupted) {
         return block_error(error, ECANCELED, "It was interrupted");
     }
-    return plan->id && !result->backups ? set_refuse_missing(set, plan->id, error) : 0;
+    return result->backups ? 0 : refuse_nothing(set, plan, error);
 }
 
 int verify_chain(const struct backup_chain *chain, GError **error)

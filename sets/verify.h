@@ -44,7 +44,7 @@ struct verify_result {
 /*
  * Verify, and note in the set what is damaged. A backup is damaged, too, if one that it is built
  * upon is; that one is looked at along with it. 0, also if damage was found; or a negative errno
- * with the error set: -ENOENT for an ID that is not there, -ECANCELED if progress said so.
+ * with the error set: -ENOENT if there is nothing to look at, -ECANCELED if progress said so.
  */
 int verify_set(const struct set *set, const struct verify_plan *plan, struct verify_result *result,
                GError **error);

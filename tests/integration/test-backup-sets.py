@@ -386,6 +386,9 @@ def refusals(test):
     result = world.liveblk("restore", world.set, target, "--at", "20200101T000000Z", "--existing",
                            status=1)  # fmt: skip
     assert "There is no backup 20200101T000000Z" in result.stderr, result.stderr
+    for words in (("--disk", "vdx"), ("--disk", "vdx", "--at", world.ids()[0])):
+        result = world.liveblk("verify", world.set, *words, status=1)
+        assert "of disk 'vdx'" in result.stderr, result
     world.liveblk("prune", world.set, status=2)
     world.liveblk("vda", "--to", world.set, "--sync", "top", status=2)
     world.stop()
