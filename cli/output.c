@@ -144,9 +144,10 @@ char *printable(const char *text)
     return g_string_free(out, FALSE);
 }
 
+/* Enough digits for a moment, in seconds since 1970, to be told to the microsecond or so. */
 static void print_json_with(json_t *value, size_t flags)
 {
-    char *text = json_dumps(value, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+    char *text = json_dumps(value, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
 
     printf("%s\n", text ? text : "null");
     fflush(stdout);

@@ -2,6 +2,7 @@
 /* liveblk session: backup sessions, which cut checkpoints and show views of several disks at once.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -133,6 +134,11 @@ static void print_session(const json_t *session)
                                                member_text(device, "export", "?")});
     }
     table_print(table);
+    if (json_object_get(session, "lease-left")) {
+        double left = json_number_value(json_object_get(session, "lease-left"));
+
+        printf("Its lease ends in %.0f s, unless 'session begin' is said again.\n", ceil(left));
+    }
     if (hook_error) {
         printf("The command after the cut failed, and a guest may still be frozen: %s\n",
                hook_error);
@@ -160,6 +166,9 @@ static enum exit_status begin(const struct invocation *invocation, const char *a
         print_json_line(session);
     } else {
         print_session(session);
+        if (member_flag(session, "was-open")) {
+            printf("It was open already: nothing was cut now.\n");
+        }
         printf("It lasts until 'liveblk session commit %s' or 'abandon'.\n",
                invocation->arguments[1]);
         json_decref(session);

@@ -733,11 +733,15 @@ def command_line(test):
     disks.write("vda", MIB)
     session = json.loads(run("begin", "one", "--json").stdout)
     assert [entry["device"] for entry in session["devices"]] == ["vda", "vdb"]
+    (open_one,) = disks.qmp.command("query-checkpoints")
+    moment = open_one["session"]["time"]
+    assert abs(session["time"] - moment) < 0.001, f"{session['time']} is told for {moment}"
     for entry in session["devices"]:
         assert entry["uri"] is None, entry  # its socket is not where 'liveblk serve' has it
     lines = run("begin", "one").stdout.splitlines()
     assert lines[0].startswith("Session 'one': guests were held for "), lines
     assert "full (no-parent)" in lines[2] and "full (not-tracked)" in lines[3], lines
+    assert lines[4] == "It was open already: nothing was cut now.", lines
     found = [json.loads(line) for line in run("changes", "one", "vda", "--json").stdout.splitlines()]
     assert sum(entry["length"] for entry in found) == LENGTH, found
     assert len(run("changes", "one", "vda").stdout.splitlines()) == len(found)
@@ -749,9 +753,12 @@ def command_line(test):
     run("abandon", "two")
     listed = json.loads(run("list", "--json").stdout)
     assert [(entry["name"], entry["state"]) for entry in listed] == [("one", "committed")]
-    run("begin", "two", "--device", "vda=one", "--lease", "100", "--scratch", test.directory,
-        "--scratch-max", "1M", "--before-cut", "true 'a b'", "--after-cut", "true",
-        "--hook-timeout", "5000")  # fmt: skip
+    begun = run("begin", "two", "--device", "vda=one", "--lease", "1000", "--scratch",
+                test.directory, "--scratch-max", "1M", "--before-cut", "true 'a b'", "--after-cut",
+                "true", "--hook-timeout", "5000").stdout  # fmt: skip
+    for shown in (begun, run("list").stdout):
+        assert re.search("Its lease ends in (1000|9..) s", shown), shown
+    assert "already" not in begun, begun
     run("abandon", "two")
     run("delete", "one")
     disks.assert_no_session()
