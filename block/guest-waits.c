@@ -78,6 +78,16 @@ void guest_waits_read(struct guest_waits *waits, struct guest_waits_report *repo
     report->p99_ns = MIN_OF(statistics_percentile_of_ns(counts, 0.99), report->longest_ns);
 }
 
+uint64_t guest_waits_longer_than(struct guest_waits *waits, uint64_t wait_ns)
+{
+    uint64_t count = 0;
+
+    for (unsigned i = statistics_bucket_of(wait_ns) + 1; i < STATISTICS_BUCKETS; i++) {
+        count += atomic_load_explicit(&waits->buckets[i], memory_order_relaxed);
+    }
+    return count;
+}
+
 struct guest_waits *guest_waits_enter(struct guest_waits *waits)
 {
     struct guest_waits *before = of_thread;

@@ -43,6 +43,9 @@ struct guest_waits_report {
 };
 void guest_waits_read(struct guest_waits *waits, struct guest_waits_report *report);
 
+/* How many were longer than that, by more than a quarter at the most. */
+uint64_t guest_waits_longer_than(struct guest_waits *waits, uint64_t wait_ns);
+
 /* ---- Whose work a thread does ---------------------------------------------------------------- */
 
 /*

@@ -38,6 +38,11 @@ uint64_t job_guest_latency(struct job *job)
     return atomic_load(&job->guest_latency_ns);
 }
 
+uint64_t job_guest_p99(struct job *job)
+{
+    return atomic_load(&job->guest_p99_ns);
+}
+
 void job_accept_guest_latency(struct job *job)
 {
     job->has_guest = true;

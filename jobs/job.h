@@ -246,6 +246,8 @@ int job_set_guest_latency(struct job *job, int64_t latency_ns, GError **error);
 void job_accept_guest_latency(struct job *job);
 /* What it does about it now, and the guest's latency in the last second. Lock-free. */
 void job_tell_guest_pace(struct job *job, enum guest_pace pace, uint64_t p99_ns);
+/* As told last; 0: the guest had no requests, or nobody looks. Lock-free. */
+uint64_t job_guest_p99(struct job *job);
 
 /*
  * An I/O of the job failed: says what to do (REPORT, IGNORE or STOP) and emits BLOCK_JOB_ERROR.

@@ -40,6 +40,7 @@ struct mirror_pace {
     /* At the last look; 0: there was none since the beginning, or a pause. */
     int64_t look_ns;
     uint64_t look_left, look_copied, look_written;
+    uint64_t look_late; /* waits of guests that were longer than the job's guest-latency */
     /* Bytes per second, as means that fade: that became dirty, that were copied, and that guests
      * wrote. */
     double dirty_rate, copy_rate, write_rate;
@@ -49,7 +50,7 @@ struct mirror_pace {
     unsigned outrun;          /* looks, one after the other, at which guests outran the copying */
     int64_t calm_ns;          /* since then they would not; 0: they would */
     int64_t calm_wanted_ns;   /* for so long, before they need not wait any more */
-    int64_t through_after_ns; /* they do not wait before: the target was too slow */
+    int64_t through_after_ns; /* they do not wait before: the target was too slow for them */
 };
 
 /*

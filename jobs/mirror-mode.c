@@ -153,6 +153,36 @@ static void look_for_calm(struct mirror *mirror, uint64_t left)
     }
 }
 
+/* Lock held. Guests come first: they are let go, and do not wait again for a while. */
+static void spare_guests(struct mirror_pace *pace)
+{
+    pace->through_after_ns = clock_now_ns() + pace->calm_wanted_ns;
+    pace->calm_wanted_ns = MIN_OF(2 * pace->calm_wanted_ns, CALM_MAX_NS);
+}
+
+/*
+ * Whether guests have a higher latency than the job may cost them, and it is because of waits for
+ * the target: to copy less does not help against those.
+ */
+static bool look_for_late(struct mirror *mirror)
+{
+    struct mirror_pace *pace = &mirror->pace;
+    uint64_t limit_ns = job_guest_latency(mirror->job), p99_ns = job_guest_p99(mirror->job);
+    uint64_t late = guest_waits_longer_than(job_guest_waits(mirror->job), limit_ns);
+    bool is_more = late > pace->look_late;
+
+    pace->look_late = late;
+    if (!limit_ns || !is_more || p99_ns <= limit_ns) {
+        return false;
+    }
+    spare_guests(pace);
+    switch_mode(mirror, false,
+                "guests waited too long for the target: their p99 was %.2f ms, and is to be "
+                "%.2f ms at most",
+                (double)p99_ns / NS_PER_MS, (double)limit_ns / NS_PER_MS);
+    return true;
+}
+
 void mirror_mode_look(struct mirror *mirror)
 {
     struct mirror_pace *pace = &mirror->pace;
@@ -172,7 +202,9 @@ void mirror_mode_look(struct mirror *mirror)
     measure(mirror, now_ns, left, copied, written);
     note(pace, now_ns, left, copied, written);
     if (pace->mode == MIRROR_AUTO && is_through(mirror)) {
-        look_for_calm(mirror, left);
+        if (!look_for_late(mirror)) {
+            look_for_calm(mirror, left);
+        }
     } else if (pace->mode == MIRROR_AUTO) {
         look_for_outrun(mirror, left);
     }
@@ -216,8 +248,7 @@ void mirror_mode_late(void *data, uint64_t offset)
     pthread_mutex_lock(&pace->lock);
     bool is_auto = pace->mode == MIRROR_AUTO;
     if (is_auto && is_through(mirror)) {
-        pace->through_after_ns = clock_now_ns() + pace->calm_wanted_ns;
-        pace->calm_wanted_ns = MIN_OF(2 * pace->calm_wanted_ns, CALM_MAX_NS);
+        spare_guests(pace);
         switch_mode(mirror, false, "the target was too slow: a guest's write waited %.1f s for it",
                     (double)limit_ns / NS_PER_SECOND);
     }

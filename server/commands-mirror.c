@@ -22,7 +22,8 @@ const struct qmp_type mirror_copy_mode_type = {
     .doc = "background: guests' writes are copied later; write-blocking: they are on the target, "
            "too, when they are answered, beside what is copied; auto (an extension of liveblk's): "
            "background, but write-blocking for as long as the mirror would not come to its end "
-           "else, because guests write as fast as it is copied.",
+           "else, because guests write as fast as it is copied, and do not wait for longer than "
+           "`guest-latency` allows.",
 };
 
 static const struct qmp_member common_members[] = {

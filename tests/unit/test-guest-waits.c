@@ -61,6 +61,19 @@ static void test_p99(void)
     g_assert_cmpuint(report_of(waits).p99_ns, ==, NS_PER_SECOND);
 }
 
+static void test_longer(void)
+{
+    AUTO(guest_waits) waits = guest_waits_new();
+
+    g_assert_cmpuint(guest_waits_longer_than(waits, 0), ==, 0);
+    guest_waits_record(waits, 5 * NS_PER_MS);
+    guest_waits_record(waits, 20 * NS_PER_MS);
+    guest_waits_record(waits, 30 * NS_PER_MS);
+    g_assert_cmpuint(guest_waits_longer_than(waits, 20 * NS_PER_MS), ==, 1);
+    g_assert_cmpuint(guest_waits_longer_than(waits, 10 * NS_PER_MS), ==, 2);
+    g_assert_cmpuint(guest_waits_longer_than(waits, UINT64_MAX), ==, 0);
+}
+
 #define THREADS 8
 #define TIMES   20000
 
@@ -274,6 +287,7 @@ int main(int argc, char **argv)
     ADD("none-is-nothing", test_none);
     ADD("the-longest-is-exact", test_longest);
     ADD("the-p99-is-a-quarter-off-at-most", test_p99);
+    ADD("those-that-are-longer-are-counted", test_longer);
     ADD("no-wait-of-any-thread-is-lost", test_threads);
     ADD("a-thread-works-for-one-at-a-time", test_scope);
     ADD("causes-follow-each-other", test_change_of_cause);

@@ -429,6 +429,34 @@ static void test_auto_calm(void)
     end_as_copy(&world);
 }
 
+/*
+ * Guests whose latency is to be kept do not wait for a slow target because the mirror chose so, but
+ * they do because the user did.
+ */
+static void test_auto_latency(void)
+{
+    struct world world = start(MIRROR_WRITE_BLOCKING);
+
+    wait_in_step(&world);
+    g_assert_cmpint(job_set_guest_latency(world.job, 10 * NS_PER_MS, NULL), ==, 0);
+    FAULT(world.target, .operations = FAULT_ON_CHANGES, .delay_ns = 50 * NS_PER_MS);
+    rig_write(world.rig, WRITERS);
+    while (job_guest_p99(world.job) <= 10 * NS_PER_MS) {
+        g_usleep(1000);
+    }
+    rig_wait_requests(world.rig, 100);
+    g_assert_true(is_synchronous(&world));
+    g_assert_cmpint(mirror_change_copy_mode(world.job, MIRROR_AUTO, NULL), ==, 0);
+    while (is_synchronous(&world)) {
+        g_usleep(1000);
+    }
+    expect_reason(&world, "guests waited too long for the target: their p99 was ");
+    expect_reason(&world, " ms, and is to be 10.00 ms at most");
+    fault_clear(world.target);
+    rig_wait_requests(world.rig, 100);
+    end_as_copy(&world);
+}
+
 /* ---- Trouble with the target ----------------------------------------------------------------- */
 
 static void test_error_ignored(void)
@@ -600,6 +628,7 @@ static void add_tests(void)
     g_test_add_func("/write-through/mode/a-drained-target-is-left-alone", test_drained_target);
     g_test_add_func("/write-through/mode/auto-gets-in-step-with-any-guest", test_auto);
     g_test_add_func("/write-through/mode/auto-lets-quiet-guests-go", test_auto_calm);
+    g_test_add_func("/write-through/mode/auto-keeps-a-guest-s-latency", test_auto_latency);
     g_test_add_func("/write-through/error/ignored-is-copied-later", test_error_ignored);
     g_test_add_func("/write-through/error/stop-lets-guests-go-on", test_error_stops);
     g_test_add_func("/write-through/error/report-leaves-the-guest", test_error_reported);
