@@ -328,6 +328,41 @@ def outrun(test):
     far.stop()
 
 
+@promise("a mirror says how much is left, at which rates that gets more and less, whether it will be in "
+         "step, and when")  # fmt: skip
+def outlook(test):
+    server, qmp, writers = world(test, length=32 * MIB)
+    path = add_file(test, qmp, "t", 32 * MIB)
+    mirror(qmp, "t", copy_mode="background", speed=4 * MIB)
+
+    def shown():
+        return test.liveblk("job", "--admin", server.admin, "list").stdout
+
+    def find(converges):
+        info = mirror_info(qmp)
+        found = "dirty-rate" in info and info["will-converge"] is converges
+        return info if found and info["bytes-left"] > 8 * MIB else None
+
+    info = wait_until(lambda: find(False), "it does not keep up with the guest")
+    assert info["dirty-rate"] >= info["copy-rate"] > 0, info
+    assert "seconds-left" not in info, info
+    wait_until(lambda: "left and not getting less" in shown(), "people are told")
+    writers.stop()
+    info = wait_until(lambda: find(True), "it does when the guest does nothing")
+    wait_until(lambda: mirror_info(qmp)["dirty-rate"] < 64 * 1024, "nothing becomes dirty")
+    info = mirror_info(qmp)
+    expected = info["bytes-left"] / (info["copy-rate"] - info["dirty-rate"])
+    assert abs(info["seconds-left"] - expected) <= 2, (info, expected)
+    wait_until(lambda: " left for " in shown(), "people are told")
+    qmp.command("block-job-set-speed", device="m", speed=0)
+    qmp.wait_event("BLOCK_JOB_READY", device="m")
+    wait_until(lambda: mirror_info(qmp)["bytes-left"] == 0, "nothing is left")
+    qmp.command("block-job-cancel", device="m")
+    assert wait_completed(qmp) is None
+    writers.model.assert_equals_file(path)
+    server.stop()
+
+
 @promise("a client waits for a target that hangs no longer than write-timeout: the job fails then")
 def write_timeout(test):
     server, qmp, writers = world(test)
