@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Backup sets: made, verified, restored, pruned; killed at every step and damaged in every file.
 
-LIVEBLK_SET_KILLS=N: so many of the steps at which a run, and a prune, can die (0: all of them).
+LIVEBLK_SET_KILLS=N: so many of the steps at which a run, its server, and a prune can die (0: all of
+them).
 LIVEBLK_SET_FLIPS=N: so many damaged bytes in each file.
 """
 
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 
+from liveblk_durable import Durable
 from liveblk_test import (
     BUILD, LIVEBLK, ROOT, Server, connect, main, promise, wait_until,
 )  # fmt: skip
@@ -24,6 +26,7 @@ LENGTH = 4 * MIB
 DIE_AT = BUILD / "tests" / "lib" / "die-at.so"
 KILLS = int(os.environ.get("LIVEBLK_SET_KILLS", "4"))
 FLIPS = int(os.environ.get("LIVEBLK_SET_FLIPS", "1"))
+PATIENCE = 60 + 5 * (KILLS or 150) + 20 * FLIPS  # seconds for a promise of so many
 
 # All that is made safe here would keep the test waiting for a disk, if it were on one.
 tempfile.tempdir = "/dev/shm"
@@ -394,7 +397,8 @@ def refusals(test):
     world.stop()
 
 
-@promise("a damaged byte in any file of a set is found, or makes no difference; the next run copes")
+@promise("a damaged byte in any file of a set is found, or makes no difference; the next run copes",
+         timeout=PATIENCE)  # fmt: skip
 def damaged(test):
     generator = test.random
     world = World(test, length=MIB)
@@ -447,7 +451,8 @@ def preload(**variables):
             **variables}  # fmt: skip
 
 
-@promise("a run that is killed at any step leaves a good set, and the next one repairs what is left")
+@promise("a run that is killed at any step leaves a good set, and the next one repairs what is left",
+         timeout=PATIENCE)  # fmt: skip
 def killed(test):
     world = World(test, length=MIB)
     world.write()
@@ -471,6 +476,70 @@ def killed(test):
         world.assert_restored(max(world.held), "vda")
         world.assert_tidy()
         if len(world.held) > 8:  # a chain need not be long
+            world.liveblk("prune", world.set, "--keep", "1")
+            world.held = {backup: world.held[backup] for backup in world.ids()}
+    world.assert_all_good()
+    world.stop()
+
+
+@promise("whenever the power is lost, what a manifest names is safe, and so is what its checkpoint is "
+         "committed for")  # fmt: skip
+def power_lost(test):
+    world = World(test, length=MIB)
+    calls = test.path("calls")
+
+    def seen():
+        found = Durable(world.set).replay(calls)
+        calls.unlink()
+        return found
+
+    listed = preload(LIVEBLK_TEST_CALLS=str(calls))
+    for words in ([], [], ["--raw"], ["--raw"], []):
+        world.write()
+        world.backup(*words, env=listed)
+        assert [what for what in seen() if what != "removal"][-2:] == ["manifest", "commit"]
+    world.write()
+    world.backup(env=listed)
+    seen()
+    world.liveblk("prune", world.set, "--keep", "1", env=listed)
+    found = seen()
+    assert found.count("manifest") == 2 and "removal" in found, found
+    world.held = {backup: world.held[backup] for backup in world.ids()}
+    world.assert_all_good()
+    world.stop()
+
+
+@promise("a server that is killed at any step of a run costs that run at most, and the next one copes",
+         timeout=PATIENCE)  # fmt: skip
+def server_killed_at_any_step(test):
+    world = World(test, length=MIB)
+    world.write()
+    world.backup()
+    counted = test.path("count")
+    world.write()
+    world.backup(env=preload(LIVEBLK_TEST_DIE_COUNT=str(counted)))
+    count = int(counted.read_text())
+    for step in steps(test, count):
+        world.write(3)
+        held = {"vda": read(world.guests["vda"])}
+        world.guests["vda"].flush()
+        victim = str(world.server.process.pid)
+        found = world.backup(status=None, env=preload(LIVEBLK_TEST_DIE_AT=str(step),
+                                                      LIVEBLK_TEST_DIE_PID=victim))  # fmt: skip
+        world.kill()
+        for backup in world.ids():
+            world.held.setdefault(backup, held)
+        assert set(world.ids()) == set(world.held), f"step {step}: {found}"
+        world.liveblk("verify", world.set)
+        world.start()
+        world.write(2)
+        disk = world.backup()["disks"][0]
+        # The manifest may be there and its checkpoint be gone with the server: then all is copied.
+        kept = disk["mode"] == "incremental" or disk["reason"] == "no-parent"
+        assert kept, f"step {step}: {disk}"
+        world.assert_restored(max(world.held), "vda")
+        world.assert_tidy()
+        if len(world.held) > 8:
             world.liveblk("prune", world.set, "--keep", "1")
             world.held = {backup: world.held[backup] for backup in world.ids()}
     world.assert_all_good()
@@ -626,7 +695,8 @@ def lease_lost(test):
     world.stop()
 
 
-@promise("what prune keeps can be restored, though what it was built upon goes; killed at any step, too")
+@promise("what prune keeps can be restored, though what it was built upon goes; killed at any step, too",
+         timeout=PATIENCE)  # fmt: skip
 def prune(test):
     world = World(test, length=MIB)
     for words in ([], [], [], ["--full"]):
