@@ -9,6 +9,7 @@
 #include "jobs/verify.h"
 #include "server/commands-backup.h"
 #include "server/device-tracking.h"
+#include "server/guest-figures.h"
 #include "server/lookup.h"
 #include "server/types.h"
 
@@ -38,6 +39,7 @@ static const struct qmp_member members[] = {
             "counted."},
     {"speed", &qmp_type_int, .optional = true, .default_text = "0",
      .doc = "Limit in bytes per second, of each side; 0: none."},
+    GUEST_LATENCY_MEMBER,
     {"on-source-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when reading the device fails. With ignore what cannot be read, in pieces "
             "of up to 1 MiB, is counted as unreadable and left out, and the job fails at its end."},
@@ -56,6 +58,9 @@ static const struct qmp_member members[] = {
     {"scratch-node", &qmp_type_string, .optional = true, .doc = "The same, a node."},
     {"scratch-max", &qmp_type_size, .optional = true, .default_text = "0",
      .doc = "Most bytes on scratch; the job is given up if that does not suffice. 0: no limit."},
+    {"scratch-high-water", &qmp_type_int, .optional = true, .default_text = "80",
+     .doc = "Percentage of scratch-max: when so much is used there is SCRATCH_HIGH_WATER. 0: "
+            "never."},
     {"max-workers", &qmp_type_int, .optional = true, .default_text = "16",
      .doc = "Most pieces to compare at once."},
     {NULL},
@@ -217,6 +222,9 @@ static struct backup_options read_options(json_t *arguments, struct block_node *
         .verify = verify,
         .sync = json_object_get(arguments, "since") ? BACKUP_SYNC_BITMAP : BACKUP_SYNC_FULL,
         .speed = lookup_integer(arguments, "speed", 0),
+        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
+        .scratch_high_percent =
+            lookup_integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT),
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
         .max_workers = lookup_integer(arguments, "max-workers", 0),

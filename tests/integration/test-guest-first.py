@@ -140,7 +140,7 @@ def ends_anyway(test):
     assert target.stat().st_size == length
 
 
-@promise("streams, commits and mirrors keep a guest's latency, too")
+@promise("comparisons, streams, commits and mirrors keep a guest's latency, too")
 def other_jobs(test):
     base, top = test.make_disk("base.img", 4 * MIB), test.path("top.qcow2")
     test.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
@@ -158,6 +158,8 @@ def other_jobs(test):
     test.liveblk("snapshot", *admin, "--external", test.path("u.qcow2"), "vda")
     handle.pwrite(b"z" * MIB, 3 * MIB)
     test.liveblk("commit", *common, "vda")
+    test.liveblk("backup", *common, "vda", "--to", test.path("b.img"))
+    test.liveblk("verify", *common, "vda", test.path("b.img"))
     assert handle.pread(3 * MIB, MIB) == b"x" * MIB + b"y" * MIB + b"z" * MIB
     assert qmp.command("query-jobs") == []
     handle.shutdown()
@@ -261,6 +263,28 @@ def bound_scratch(test):
     assert event["kind"] == "job" and event["name"] == "j" and event["max"] == 2 * MIB, event
     assert MIB // 2 <= event["used"] <= 2 * MIB, event
     assert not [e for e in qmp.events if e["event"] == "SCRATCH_HIGH_WATER"]
+
+
+@promise("a comparison holds itself back for the guest, and when its bound is hit it breaks, not the "
+         "guest; what guests waited for it is told")  # fmt: skip
+def bound_verify(test):
+    server, qmp, _ = world(test)
+    writers = writers_on(test, server)
+    make_late(qmp, "disk", delay("write", 200 * MS))
+    how = {"job-id": "j", "device": "vda", "target": "t", "scratch-max": 2 * MIB,
+           "scratch-high-water": 25, "guest-latency": 20 * MS, "speed": MIB,
+           "auto-dismiss": False}  # fmt: skip
+    qmp.command_raw("blockdev-verify", how)
+    wait_pace(qmp, "floor")
+    assert job(qmp)["guest-latency"] == 20 * MS
+    make_late(qmp, "disk")
+    event = qmp.wait_event("SCRATCH_HIGH_WATER")["data"]
+    assert event["kind"] == "job" and event["name"] == "j" and event["max"] == 2 * MIB, event
+    event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")
+    waits = job(qmp)["guest-waits"]
+    assert waits["requests"] > 0 and 0 < waits["p99-ns"] <= waits["longest-ns"], waits
+    assert "needs more scratch than" in event["data"]["error"], event
+    guest_goes_on(server, writers, 200)
 
 
 @promise("a view's scratch-max breaks the view and not the guest; SCRATCH_HIGH_WATER said so before")
