@@ -908,7 +908,9 @@ def documentation(test):
     }
     for block in blocks:
         world.write()
-        test.run("bash", "-e", "-c", block, cwd=test.directory, env=environment)
+        # Whatever happens, no server is left.
+        script = f"trap 'kill -9 $(jobs -p) 2>/dev/null || true' EXIT\n{block}"
+        test.run("bash", "-e", "-o", "pipefail", "-c", script, cwd=test.directory, env=environment)
     world.stop()
 
 
