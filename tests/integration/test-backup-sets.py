@@ -212,6 +212,39 @@ def resized(test):
     world.stop()
 
 
+@promise("what guests write while a backup is made is not in it, but in the next one; a run that takes "
+         "long keeps its session")  # fmt: skip
+def guests_go_on(test):
+    world = World(test, "vda", "vdb")
+    for number in range(2):
+        for guest in world.guests.values():
+            guest.pwrite(noise(test.random, 2 * MIB), MIB)
+        held = {name: read(world.guests[name]) for name in world.names}
+        run = test.start(LIVEBLK, "-a", world.server.admin, "backup", "--multi", "vda,vdb", "--lease",
+                         "8", "--speed", "512K", "--to", f"{world.set}/", log="run.log")  # fmt: skip
+        wait_until(lambda most=number: len(world.checkpoints()) > most, "the run has begun")
+        least = [8.0]
+
+        def is_renewed(least=least):
+            (session,) = [entry["session"] for entry in world.qmp.command("query-checkpoints")
+                          if "session" in entry]  # fmt: skip
+            least[0] = min(least[0], session["lease-left"])
+            return session["lease-left"] > least[0]
+
+        world.write(12)
+        wait_until(is_renewed, "the lease begins anew")
+        world.write(12)
+        assert run.poll() is None, run.log_path.read_text()
+        assert run.wait(60) == 0, run.log_path.read_text()
+        world.held[world.ids()[-1]] = held
+    assert world.modes() == ["incremental", "incremental"]
+    modes = [disk["mode"] for entry in world.list()["backups"] for disk in entry["disks"]]
+    assert modes == ["full"] * 2 + ["incremental"] * 4, modes
+    world.assert_all_good()
+    world.assert_tidy()
+    world.stop()
+
+
 @promise("compressed images are what the disk held; disks need not be backed up together")
 def compressed(test):
     world = World(test, "vda", "vdb")
