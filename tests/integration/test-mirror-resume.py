@@ -255,6 +255,8 @@ def target_killed(test):
     lost = world.wait_lost()
     assert lost["reason"] and lost["next-ms"] >= 0, lost
     world.load.wait_done(100)  # the guest goes on
+    wait_until(lambda: world.job()["target-lost"]["next-ms"] > 1000, "the looks get rarer")
+    assert world.job()["target-lost"]["retries"] >= 2, world.job()
     world.far.start()
     back = world.qmp.wait_event("MIRROR_TARGET_BACK", id="m")["data"]
     assert back["marked-bytes"] <= 8 * MIB, back
