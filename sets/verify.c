@@ -350,10 +350,10 @@ static int refuse_nothing(const struct set *set, const struct verify_plan *plan,
     if (plan->id && !set_find(set, plan->id)) {
         return set_refuse_missing(set, plan->id, error);
     }
-    return plan->disk ? block_error(error, ENOENT, "There is no backup %s%sof disk '%s' in '%s'",
-                                    plan->id ? plan->id : "", plan->id ? " " : "", plan->disk,
-                                    set->path)
-                      : block_error(error, ENOENT, "There is no backup in '%s'", set->path);
+    return plan->disk
+               ? block_error(error, ENOENT, "There is no backup %s%sof disk '%s' in '%s'",
+                             plan->id ? plan->id : "", plan->id ? " " : "", plan->disk, set->path)
+               : block_error(error, ENOENT, "There is no backup in '%s'", set->path);
 }
 
 int verify_set(const struct set *set, const struct verify_plan *plan, struct verify_result *result,
