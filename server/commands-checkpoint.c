@@ -645,7 +645,9 @@ const struct qmp_command checkpoint_commands[] = {
     {"checkpoint-commit", &name_type, &results_type, checkpoint_commit, 0,
      "The backup is safe: keep the session's checkpoints, durably, and end it. Its view goes. A "
      "device whose map was lost meanwhile is told in the answer, and is a full one next time. Said "
-     "again, also after a crash, it answers with the devices whose checkpoints are kept."},
+     "again, also after a crash, it answers with the devices whose checkpoints are kept; of a "
+     "session "
+     "without a tracked device nothing is kept to know it by, and it is an error."},
     {"checkpoint-abandon", &name_type, NULL, checkpoint_abandon, 0,
      "End a session as if it had not been. None of that name is no error, unless it was "
      "committed."},

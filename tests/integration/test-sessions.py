@@ -315,6 +315,9 @@ def reasons(test):
         session = disks.begin(name, **arguments)
         return [entry.get("reason") for entry in session["devices"]]
 
+    assert modes("none", devices=[{"device": "vdc"}]) == ["not-tracked"]
+    assert disks.commit("none") == []
+    expect_error("There is no session 'none'", disks.qmp, "checkpoint-commit", name="none")
     assert modes("a") == ["no-parent", "no-parent", "not-tracked"]
     assert [result["device"] for result in disks.commit("a")] == ["vda", "vdb"]
     assert modes("b", since="a") == [None, None, "not-tracked"]
