@@ -20,7 +20,7 @@ from liveblk_test import BUILD, LIVEBLK, Qmp, Server, connect, main, promise, wa
 from liveblk_tracking import KIB, MIB
 
 DIE_AT = BUILD / "tests" / "lib" / "die-at.so"
-KILLS = int(os.environ.get("LIVEBLK_SET_KILLS", "4"))
+KILLS = int(os.environ.get("LIVEBLK_SET_KILLS", "3"))
 FLIPS = int(os.environ.get("LIVEBLK_SET_FLIPS", "1"))
 PATIENCE = 60 + 5 * (KILLS or 150) + 20 * FLIPS  # seconds for a promise of so many
 
