@@ -47,7 +47,8 @@ struct mirror_pace {
     double full_rate; /* the copy rate when there was enough to copy; 0: not known */
 
     /* MIRROR_AUTO. */
-    unsigned outrun;          /* looks, one after the other, at which guests outran the copying */
+    unsigned looks; /* since this was left and had been copied: */
+    uint64_t looks_left, looks_copied;
     int64_t calm_ns;          /* since then they would not; 0: they would */
     int64_t calm_wanted_ns;   /* for so long, before they need not wait any more */
     int64_t through_after_ns; /* they do not wait before: the target was too slow for them */

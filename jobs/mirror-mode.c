@@ -20,8 +20,13 @@ const char *const mirror_copy_mode_names[] = {"background", "write-blocking", "a
 /* How much a look counts against those before it. */
 #define LOOK_WEIGHT 0.3
 
-/* Guests have outrun the copying if they did at so many looks, one after the other. */
+/*
+ * Guests outrun the copying if after so many looks what is left has not become less by this part of
+ * what was copied. Rates of single looks would not do: where what guests write is just what is
+ * copied, now the one is larger and now the other.
+ */
 #define OUTRUN_LOOKS 6
+#define OUTRUN_SHARE 8
 
 /*
  * How long they would not have to outrun it, in step with the target, before they are let go again;
@@ -47,7 +52,7 @@ static void switch_mode(struct mirror *mirror, bool is_through, const char *form
     va_start(arguments, format);
     pace->reason = g_strdup_vprintf(format, arguments);
     va_end(arguments);
-    pace->outrun = 0;
+    pace->looks = 0;
     pace->calm_ns = 0;
     write_through_set(&mirror->through, is_through);
     event_emit("MIRROR_COPY_MODE_CHANGE", EVENT_STRING("id", job_id(mirror->job)),
@@ -63,7 +68,7 @@ static bool is_through(struct mirror *mirror)
 
 /* ---- Measuring ------------------------------------------------------------------------------ */
 
-/* Lock held. Begin to measure, without forgetting the means. */
+/* Lock held. What to compare the next look with. */
 static void note(struct mirror_pace *pace, int64_t now_ns, uint64_t left, uint64_t copied,
                  uint64_t written)
 {
@@ -117,21 +122,32 @@ static uint64_t seconds_left(const struct mirror_pace *pace, uint64_t left)
 
 /* ---- MIRROR_AUTO. Lock held. ----------------------------------------------------------------- */
 
-/* More than a little is left, and that does not get less. */
-static void look_for_outrun(struct mirror *mirror, uint64_t left)
+/* After a look. More than a little is left, and that hardly gets less though it is copied. */
+static void look_for_outrun(struct mirror *mirror)
 {
     struct mirror_pace *pace = &mirror->pace;
-    g_autofree char *dirty = NULL, *copied = NULL;
 
-    pace->outrun =
-        left > 4 * mirror_small(mirror) && !converges(mirror, left) ? pace->outrun + 1 : 0;
-    if (pace->outrun < OUTRUN_LOOKS || pace->look_ns < pace->through_after_ns) {
+    if (pace->looks == 0 || pace->look_left <= 4 * mirror_small(mirror)) {
+        pace->looks = 1;
+        pace->looks_left = pace->look_left;
+        pace->looks_copied = pace->look_copied;
         return;
     }
-    dirty = g_format_size_full((uint64_t)pace->dirty_rate, G_FORMAT_SIZE_IEC_UNITS);
-    copied = g_format_size_full((uint64_t)pace->copy_rate, G_FORMAT_SIZE_IEC_UNITS);
-    switch_mode(mirror, true, "guests made %s per second dirty and only %s were copied", dirty,
-                copied);
+    if (++pace->looks <= OUTRUN_LOOKS) {
+        return;
+    }
+    uint64_t copied = pace->look_copied - pace->looks_copied;
+    uint64_t dirtied =
+        pace->look_left + copied - MIN_OF(pace->looks_left, pace->look_left + copied);
+    pace->looks = 0;
+    /* A target that stands still gets no better by having guests wait for it, too. */
+    if (copied == 0 || dirtied < copied - copied / OUTRUN_SHARE ||
+        pace->look_ns < pace->through_after_ns) {
+        return;
+    }
+    g_autofree char *dirty_size = g_format_size_full(dirtied, G_FORMAT_SIZE_IEC_UNITS);
+    g_autofree char *copied_size = g_format_size_full(copied, G_FORMAT_SIZE_IEC_UNITS);
+    switch_mode(mirror, true, "guests made %s dirty while %s were copied", dirty_size, copied_size);
 }
 
 /* In step, and what guests write could be copied twice as fast: they need not wait. */
@@ -197,6 +213,7 @@ void mirror_mode_look(struct mirror *mirror)
     uint64_t written = atomic_load_explicit(&mirror->through.written, memory_order_relaxed);
     if (now_ns - pace->look_ns > LOOK_MAX_NS) {
         note(pace, now_ns, left, copied, written);
+        pace->looks = 0;
         return;
     }
     measure(mirror, now_ns, left, copied, written);
@@ -206,7 +223,7 @@ void mirror_mode_look(struct mirror *mirror)
             look_for_calm(mirror, left);
         }
     } else if (pace->mode == MIRROR_AUTO) {
-        look_for_outrun(mirror, left);
+        look_for_outrun(mirror);
     }
 }
 

@@ -26,7 +26,7 @@ enum through_way {
     THROUGH_DATA,   /* the guest's data, at the same time as to the source */
     THROUGH_ZEROES, /* zeroes, at the same time */
     THROUGH_WHOLE,  /* whole granules, as the source has them after the change */
-    THROUGH_STATUS, /* zeroes where the source has them after the change: a discard */
+    THROUGH_STATUS, /* a discard: zeroes, if that is what the source has then */
     THROUGH_NOT,    /* it is marked */
 };
 
@@ -341,16 +341,38 @@ static void find_zeroes(struct through_request *request)
     }
 }
 
-/* After the source has been changed. */
-static bool submit_result(struct through_request *request)
+static bool submit_whole(struct through_request *request)
 {
-    if (request->way == THROUGH_STATUS) {
-        find_zeroes(request);
-        return request->bytes > 0 && submit(request);
-    }
     return block_node_pread(request->through->options.source, request->buffer, request->offset,
                             request->bytes, 0) == 0 &&
            submit(request);
+}
+
+/*
+ * What a discard has left is brought there, too, where it is not too much to read: a guest whose
+ * discards do not fit the source's clusters would otherwise keep the mirror from ever being in
+ * step.
+ */
+static bool submit_discarded(struct through_request *request)
+{
+    find_zeroes(request);
+    if (request->offset == request->from && request->bytes == request->to - request->from) {
+        return submit(request);
+    }
+    if (request->run.end - request->run.offset > WHOLE_MAX) {
+        return request->bytes > 0 && submit(request);
+    }
+    request->from = request->offset = request->run.offset;
+    request->to = request->run.end;
+    request->bytes = request->to - request->from;
+    request->buffer = block_node_alloc_buffer(request->through->options.source, request->bytes);
+    return request->buffer && submit_whole(request);
+}
+
+/* After the source has been changed. */
+static bool submit_result(struct through_request *request)
+{
+    return request->way == THROUGH_STATUS ? submit_discarded(request) : submit_whole(request);
 }
 
 static int change_both(struct through_request *request, const struct block_change *change,
