@@ -39,8 +39,8 @@ struct backup {
     struct point_in_time *point;
     struct backup_source source;
     struct backup_bitmap bitmap;
-    struct verify
-        *_Atomic verify;        /* compares; NULL: it is copied. Reports ask for it at any time */
+    /* Compares; NULL: it is copied. Reports ask for it at any time. */
+    struct verify *_Atomic verify;
     struct copy_engine *engine; /* NULL with sync none: the point in time does it all */
     _Atomic bool is_held;       /* sync none: the target failed and the policy is to wait */
 };

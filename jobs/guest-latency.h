@@ -61,9 +61,9 @@ struct guest_latency {
 
 /* What is known of the guest at one moment. */
 struct guest_figures {
-    uint64_t
-        latencies[STATISTICS_BUCKETS]; /* requests that ended so far, ever (block/statistics.h) */
-    bool is_busy;                      /* some are under way: if none ends, they get old */
+    /* Requests that ended so far, ever, by latency (block/statistics.h). */
+    uint64_t latencies[STATISTICS_BUCKETS];
+    bool is_busy; /* some are under way: if none ends, they get old */
 };
 
 /* No target. max_workers: what the allowance is at most. */

@@ -100,8 +100,7 @@ static int check_lengths(const struct mirror *mirror, GError **error)
     return check_target(mirror->source_node, mirror->target, error);
 }
 
-/* ---- Gate and write-through on the source -------------------------------------------------------
- */
+/* ---- Gate and write-through on the source ---------------------------------------------------- */
 
 struct installation {
     struct mirror *mirror;
