@@ -36,9 +36,8 @@ GBytes *mirror_note_encode(const struct mirror_note *note)
 {
     g_autofree char *done = g_base64_encode(note->done->data, note->done->len);
     json_t *object =
-        json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:s, s:o}", "version", VERSION, "target",
-                  note->target, "device", (json_int_t)note->device, "inode",
-                  (json_int_t)note->inode, "length", (json_int_t)note->length, "chunk",
+        json_pack("{s:i, s:s, s:I, s:I, s:I, s:s, s:o}", "version", VERSION, "target", note->target,
+                  "inode", (json_int_t)note->inode, "length", (json_int_t)note->length, "chunk",
                   (json_int_t)note->chunk, "done", done, "samples", encode_samples(note));
     char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
 
@@ -76,20 +75,19 @@ static bool decode_samples(struct mirror_note *note, json_t *list)
 
 static bool decode(json_t *object, struct mirror_note *note)
 {
-    json_int_t device, inode, length, chunk;
+    json_int_t inode, length, chunk;
     const char *target, *done;
     json_t *samples;
     int version;
     gsize size;
 
-    if (json_unpack(object, "{s:i, s:s, s:I, s:I, s:I, s:I, s:s, s:o}", "version", &version,
-                    "target", &target, "device", &device, "inode", &inode, "length", &length,
-                    "chunk", &chunk, "done", &done, "samples", &samples) < 0 ||
+    if (json_unpack(object, "{s:i, s:s, s:I, s:I, s:I, s:s, s:o}", "version", &version, "target",
+                    &target, "inode", &inode, "length", &length, "chunk", &chunk, "done", &done,
+                    "samples", &samples) < 0 ||
         version != VERSION || length < 0 || chunk < 512 || !is_power_of_2((uint64_t)chunk)) {
         return false;
     }
     note->target = g_strdup(target);
-    note->device = (uint64_t)device;
     note->inode = (uint64_t)inode;
     note->length = (uint64_t)length;
     note->chunk = (uint64_t)chunk;

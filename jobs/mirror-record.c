@@ -77,7 +77,6 @@ static void describe_target(struct block_node *node, struct mirror_note *note)
     }
     g_autofree char *name = block_node_get_filename(node);
     tracking_identify(name, &identity);
-    note->device = identity.device;
     note->inode = identity.inode;
     note->target = g_strdup(identity.inode || !*identity.name ? name : identity.name);
 }

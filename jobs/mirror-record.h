@@ -29,12 +29,13 @@ struct job_info;
 
 /* What a note says. */
 struct mirror_note {
-    char *target;           /* its name */
-    uint64_t device, inode; /* of its file; 0: it is none */
-    uint64_t length;        /* of the disk */
-    uint64_t chunk;         /* a power of 2 */
-    GByteArray *done;       /* one bit per chunk: the target holds it. Little endian */
-    GArray *samples;        /* of struct mirror_sample: what it held when it was flushed */
+    char *target; /* its name */
+    /* Of its file; 0: it is none. Not the device, whose number a restart of the host may change. */
+    uint64_t inode;
+    uint64_t length;  /* of the disk */
+    uint64_t chunk;   /* a power of 2 */
+    GByteArray *done; /* one bit per chunk: the target holds it. Little endian */
+    GArray *samples;  /* of struct mirror_sample: what it held when it was flushed */
 };
 
 void mirror_note_clear(struct mirror_note *note);

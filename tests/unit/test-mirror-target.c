@@ -295,17 +295,17 @@ static void test_note_nonsense(void)
         "{}",
         "null",
         "{\"version\":1}",
-        "{\"version\":2,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":65536,"
+        "{\"version\":2,\"target\":\"t\",\"inode\":0,\"length\":65536,"
         "\"chunk\":65536,\"done\":\"AA==\",\"samples\":[]}",
-        "{\"version\":1,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":65536,"
+        "{\"version\":1,\"target\":\"t\",\"inode\":0,\"length\":65536,"
         "\"chunk\":0,\"done\":\"AA==\",\"samples\":[]}",
-        "{\"version\":1,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":65536,"
+        "{\"version\":1,\"target\":\"t\",\"inode\":0,\"length\":65536,"
         "\"chunk\":65536,\"done\":\"\",\"samples\":[]}",
-        "{\"version\":1,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":-1,"
+        "{\"version\":1,\"target\":\"t\",\"inode\":0,\"length\":-1,"
         "\"chunk\":65536,\"done\":\"AA==\",\"samples\":[]}",
-        "{\"version\":1,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":65536,"
+        "{\"version\":1,\"target\":\"t\",\"inode\":0,\"length\":65536,"
         "\"chunk\":65536,\"done\":\"AA==\",\"samples\":[{\"offset\":65000,\"hash\":\"AA==\"}]}",
-        "{\"version\":1,\"target\":\"t\",\"device\":0,\"inode\":0,\"length\":65536,"
+        "{\"version\":1,\"target\":\"t\",\"inode\":0,\"length\":65536,"
         "\"chunk\":65536,\"done\":\"AA==\",\"samples\":[{\"offset\":0,\"hash\":\"AA==\"}]}",
     };
     struct mirror_note read;
