@@ -270,6 +270,7 @@ static void *scratch_thread(void *data)
 {
     struct point_in_time *point = data;
     struct point_batch batch = {.count = 0};
+    GUEST_WAITS_SCOPE(point->options.waits);
 
     point_lock(point);
     while (true) {

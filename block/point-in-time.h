@@ -85,7 +85,7 @@ struct point_in_time_options {
     int64_t guest_timeout_ns;      /* the longest one guest request waits for us; 0: for ever */
     struct scratch_budget *budget; /* NULL: no limit */
     uint64_t memory_max;           /* bytes; 0: the default */
-    /* To record how long guests wait for it, a reference is taken; or NULL. */
+    /* To record how long guests wait for it and its threads, a reference is taken; or NULL. */
     struct guest_waits *waits;
     /*
      * Scratch is for others to look at, too (backup with sync none): zeroes are written to it,

@@ -398,6 +398,7 @@ int copy_engine_run(struct copy_engine *engine, GError **error)
 static void *errand_thread(void *data)
 {
     struct copy_engine *engine = data;
+    GUEST_WAITS_SCOPE(job_guest_waits(engine->job));
     int status = engine->errand(engine->errand_data);
     SCOPE_LOCK(&engine->lock);
 
@@ -467,6 +468,7 @@ void copy_engine_target_is_back(struct copy_engine *engine)
 static void *flush_thread(void *data)
 {
     struct copy_engine *engine = data;
+    GUEST_WAITS_SCOPE(job_guest_waits(engine->job));
     int status = block_node_flush(engine->options.target);
     SCOPE_LOCK(&engine->lock);
 

@@ -119,6 +119,7 @@ static void serve(struct write_through *through)
 static void *through_thread(void *data)
 {
     struct write_through *through = data;
+    GUEST_WAITS_SCOPE(through->options.waits);
     SCOPE_LOCK(&through->lock);
 
     while (true) {

@@ -38,11 +38,12 @@ struct write_through_options {
     /* The target must get whole granules or nothing: in a part of one it would hide what is to
      * come from below it. */
     bool whole_granules;
-    int64_t limit_ns;          /* how long a guest waits at the most */
-    struct guest_waits *waits; /* to record how long they do, when the source has it already */
+    int64_t limit_ns; /* how long a guest waits at the most */
+    /* Of the job: how long guests wait when the source has it already, and whose work it is. */
+    struct guest_waits *waits;
     /* The target was written, or that has failed. Any thread. */
     void (*written)(void *data, uint64_t offset, uint64_t bytes, bool is_there);
-    /* A guest has waited that long. error_number: ETIMEDOUT; offset: where. Any thread. */
+    /* A guest has waited that long; offset: where. Any thread. */
     void (*is_late)(void *data, uint64_t offset);
     void *data;
 };
