@@ -438,6 +438,13 @@ bool copy_engine_take_errand(struct copy_engine *engine, int *status)
     return is_over;
 }
 
+bool copy_engine_is_idle(struct copy_engine *engine)
+{
+    SCOPE_LOCK(&engine->lock);
+
+    return !engine->active;
+}
+
 bool copy_engine_is_quiet(struct copy_engine *engine)
 {
     SCOPE_LOCK(&engine->lock);

@@ -223,7 +223,9 @@ void copy_engine_target_is_away(struct copy_engine *engine);
 void copy_engine_target_is_back(struct copy_engine *engine);
 void copy_engine_target_is_gone(struct copy_engine *engine, int error_number, GError *error);
 
-/* Nothing that the engine knows of is on its way to the target. Any thread. */
+/* No worker is at work, nor a flush; and nothing that guests write is on its way to the target,
+ * either. Any thread. */
+bool copy_engine_is_idle(struct copy_engine *engine);
 bool copy_engine_is_quiet(struct copy_engine *engine);
 
 /*

@@ -285,33 +285,44 @@ static void remove_next(struct mirror_record *record)
     record->has_next = false;
 }
 
-static void remove_record(struct mirror_record *record)
+/* Whatever has the name; it is pending if its beginning failed. None is no error. */
+static int remove_record(struct mirror_record *record, GError **error)
 {
-    g_autoptr(GError) error = NULL;
-    enum tracking_loss loss;
+    g_autoptr(GError) problem = NULL;
+    int status = tracking_checkpoint_remove(record->tracker, record->name, &problem);
 
-    /* Pending, if its beginning failed. */
-    if (tracking_judge_parent(record->tracker, record->name, &loss) != TRACKING_PARENT_LOST &&
-        tracking_checkpoint_remove(record->tracker, record->name, &error) == -EBUSY) {
-        g_clear_error(&error);
-        tracking_checkpoint_drop(record->tracker, record->name, record->uuid, &error);
+    if (status == -EBUSY) {
+        return tracking_checkpoint_drop(record->tracker, record->name, NULL, error);
     }
-    if (error && block_error_code(error) != -ENOENT) {
-        g_warning("%s", error->message);
+    if (status < 0 && status != -ENOENT) {
+        g_propagate_error(error, STEAL(problem));
+        return status;
     }
+    return 0;
 }
 
 /* One that is there, broken perhaps, is of no use, and must not be believed later. */
 static int forget_old(struct mirror_record *record, GError **error)
 {
     g_autoptr(GError) problem = NULL;
-    int status = tracking_checkpoint_remove(record->tracker, record->name, &problem);
+    int status = remove_record(record, &problem);
 
-    if (status < 0 && status != -ENOENT && tracking_check(record->tracker, NULL) == 0) {
+    if (status < 0 && tracking_check(record->tracker, NULL) == 0) {
         g_propagate_error(error, STEAL(problem));
         return status;
     }
     return 0;
+}
+
+static void forget_record(struct mirror_record *record)
+{
+    g_autoptr(GError) error = NULL;
+    enum tracking_loss loss;
+
+    if (tracking_judge_parent(record->tracker, record->name, &loss) != TRACKING_PARENT_LOST &&
+        remove_record(record, &error) < 0) {
+        g_warning("%s", error->message);
+    }
 }
 
 static int begin_anew(struct mirror *mirror, GError **error)
@@ -461,8 +472,8 @@ static int write_note(struct mirror *mirror, GBytes *note, GError **error)
                                              record->next, record->next_uuid, note, error);
     if (status == 0) {
         memcpy(record->uuid, record->next_uuid, sizeof(record->uuid));
+        record->has_next = false;
     }
-    record->has_next = false;
     return status;
 }
 
@@ -494,19 +505,13 @@ static bool is_roll_due(struct mirror *mirror)
 {
     struct mirror_record *record = &mirror->record;
 
-    return record->is_kept && record->is_whole && !record->has_next &&
-           mirror->safe.errand == MIRROR_ERRAND_NONE &&
+    /* An errand has the record to itself. */
+    return mirror->safe.errand == MIRROR_ERRAND_NONE && record->is_kept && record->is_whole &&
+           !record->has_next && atomic_load(&mirror->through.late) == 0 &&
            clock_now_ns() - record->cut_ns >=
                CLAMP(ROLL_SHARE * record->held_ns, ROLL_LEAST_NS, ROLL_MOST_NS) &&
            (atomic_load(&mirror->copied) != record->cut_copied ||
             atomic_load(&mirror->through.written) != record->cut_written);
-}
-
-/* Whether nothing is on its way to the target, drained: what is marked is all that it lacks. */
-static bool is_all_marked(struct mirror *mirror)
-{
-    return atomic_load(&mirror->list.in_flight) == 0 && atomic_load(&mirror->through.late) == 0 &&
-           copy_engine_is_quiet(mirror->engine);
 }
 
 static int cut_drained(struct mirror *mirror, GError **error)
@@ -515,8 +520,8 @@ static int cut_drained(struct mirror *mirror, GError **error)
     int64_t start_ns = clock_now_ns();
     AUTO(block_drain) drain = block_drain_begin(&mirror->source_node, 1, BLOCK_PERM_WRITE);
 
-    if (!is_all_marked(mirror)) {
-        return 0; /* another time */
+    if (!copy_engine_is_quiet(mirror->engine)) {
+        return 0; /* another time: now what is marked is not all that the target lacks */
     }
     int status = tracking_checkpoint_begin(record->tracker, mirror->source_node, record->next,
                                            record->next_uuid, error);
@@ -525,6 +530,8 @@ static int cut_drained(struct mirror *mirror, GError **error)
         dirty_bitmap_clear(record->todo);
         dirty_bitmap_merge(record->todo, mirror->bitmap, NULL);
         record->has_next = true;
+        record->cut_copied = atomic_load(&mirror->copied);
+        record->cut_written = atomic_load(&mirror->through.written);
     }
     record->held_ns = clock_now_ns() - start_ns;
     return status;
@@ -537,8 +544,6 @@ static void cut(struct mirror *mirror)
     g_autoptr(GError) error = NULL;
 
     record->cut_ns = clock_now_ns();
-    record->cut_copied = atomic_load(&mirror->copied);
-    record->cut_written = atomic_load(&mirror->through.written);
     tracking_prepare_checkpoint(record->tracker);
     block_node_flush(mirror->source_node); /* the cut itself finds out what is wrong */
     if (cut_drained(mirror, &error) < 0) {
@@ -555,8 +560,8 @@ void mirror_record_tend(struct mirror *mirror)
         return;
     }
     atomic_store(&record->is_resting, true);
-    if (mirror->safe.errand == MIRROR_ERRAND_NONE && atomic_load(&mirror->list.in_flight) == 0 &&
-        copy_engine_is_quiet(mirror->engine)) {
+    /* Guests whose writes are written through do not rest before they are drained. */
+    if (mirror->safe.errand == MIRROR_ERRAND_NONE && copy_engine_is_idle(mirror->engine)) {
         cut(mirror);
         atomic_store(&record->is_resting, false);
         copy_engine_wake(mirror->engine);
@@ -590,7 +595,7 @@ void mirror_record_end(struct mirror *mirror, bool is_of_use)
         }
         remove_next(record);
         if (!is_of_use) {
-            remove_record(record);
+            forget_record(record);
         }
     }
     record->is_kept = false;

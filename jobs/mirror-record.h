@@ -63,13 +63,13 @@ struct mirror_record {
     bool may_roll;             /* with that flush the next one takes the place */
 
     /* Coordinating thread or its errand, never both. */
-    bool is_kept;                     /* the checkpoint is there, and the note may be written */
-    bool is_new;                      /* made by this mirror */
-    bool is_whole;                    /* the note claims all */
-    bool has_next;                    /* the next checkpoint is cut */
-    GBytes *written;                  /* the note, as it is */
-    int64_t cut_ns, held_ns;          /* the last cut, and how long guests were held for it */
-    uint64_t cut_copied, cut_written; /* what there was then */
+    bool is_kept;            /* the checkpoint is there, and the note may be written */
+    bool is_new;             /* made by this mirror */
+    bool is_whole;           /* the note claims all */
+    bool has_next;           /* the next checkpoint is cut */
+    GBytes *written;         /* the note, as it is */
+    int64_t cut_ns, held_ns; /* the last try to cut, and how long guests were held for it */
+    uint64_t cut_copied, cut_written; /* what there was at the last cut */
     _Atomic bool is_resting;          /* nothing is to be begun: a checkpoint is about to be cut */
 };
 
