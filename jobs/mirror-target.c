@@ -31,6 +31,9 @@
 /* What is on its way to a lost target gets so long before it is cut off. */
 #define CUT_OFF_NS NS_PER_SECOND
 
+/* What the target has answered is noted as written after so long. */
+#define NOTE_MAX_NS (10 * NS_PER_SECOND)
+
 /* New samples of a flush, and how many places are looked at for that. */
 #define SAMPLES_PER_FLUSH 2
 #define PLACES_PER_FLUSH  4
@@ -262,13 +265,28 @@ static uint64_t mark_unflushed(struct mirror *mirror)
 
 /*
  * A flush that failed may have been told of what is lost now, once and for all: a second one would
- * succeed.
+ * succeed. So all that was answered before is marked again, when that is known to have been noted
+ * as written: when nothing is on its way, or what is has not been answered for long.
  */
 static void flush_failed(struct mirror *mirror, int error_number)
 {
+    mirror->safe.flush_error = error_number;
+    copy_engine_target_is_away(mirror->engine);
+}
+
+static void end_failed_flush(struct mirror *mirror)
+{
+    struct mirror_target *target = &mirror->safe;
     GError *error = NULL;
 
+    if (!copy_engine_is_quiet(mirror->engine) &&
+        clock_now_ns() - target->flush_ns < target->flush_took_ns + NOTE_MAX_NS) {
+        return;
+    }
+    int error_number = target->flush_error;
+    target->flush_error = 0;
     mark_unflushed(mirror);
+    copy_engine_target_is_back(mirror->engine);
     block_error_errno(&error, error_number, "Could not flush target node '%s'",
                       mirror->target->name);
     copy_engine_target_is_gone(mirror->engine, error_number, error);
@@ -336,6 +354,7 @@ static void become_lost(struct mirror *mirror, int error_number)
     g_autofree char *reason = g_strdup(target->reason);
     pthread_mutex_unlock(&target->lock);
     target->is_marked = target->is_other = target->is_over = false;
+    target->flush_error = 0; /* all is marked again for this */
     target->pauses = 0;
     target->marked_bytes = 0;
     target->give_up_ns = add_time(now_ns, target->retry_ns);
@@ -532,6 +551,8 @@ bool mirror_target_tend(struct mirror *mirror)
     }
     if (target->is_lost && !is_busy) {
         seek(mirror);
+    } else if (target->flush_error) {
+        end_failed_flush(mirror);
     } else if (!target->is_lost && !is_busy && is_flush_due(mirror)) {
         start_flush(mirror);
     }
@@ -546,7 +567,7 @@ bool mirror_target_is_safe(struct mirror *mirror, int64_t since_ns)
         return true;
     }
     SCOPE_LOCK(&target->lock);
-    return target->errand == MIRROR_ERRAND_NONE && !target->is_lost &&
+    return target->errand == MIRROR_ERRAND_NONE && !target->is_lost && !target->flush_error &&
            (target->flushed_ns >= since_ns || count_unflushed(target) == 0);
 }
 

@@ -59,6 +59,7 @@ struct mirror_target {
     enum mirror_errand errand;
     bool is_marked;  /* what may be lost is marked again */
     unsigned pauses; /* between looks, since it was lost or given up */
+    int flush_error; /* a positive errno of a flush, until nothing is on its way any more; or 0 */
     bool is_over;    /* it was looked for long enough */
     bool is_other;   /* by samples or for another reason it cannot be gone on with */
     uint64_t marked_bytes;

@@ -7,7 +7,9 @@
 #include <string.h>
 
 #include "block/align.h"
+#include "block/cleanup.h"
 #include "block/clock.h"
+#include "jobs/copy-engine-internal.h"
 #include "jobs/mirror-internal.h"
 #include "tests/lib/mirror-rig.h"
 
@@ -183,6 +185,43 @@ static void test_flush_fails(void)
     end_as_pivot(&world);
 }
 
+/* Whether nothing is begun any more, because of the target. */
+static bool is_held_up(const struct world *world)
+{
+    struct copy_engine *engine = ((struct mirror *)job_state(world->job))->engine;
+    SCOPE_LOCK(&engine->lock);
+
+    return engine->is_away || engine->is_held;
+}
+
+/* Nobody knows whether what is on its way just then was answered before it failed. */
+static void test_flush_fails_beside_a_write(void)
+{
+    struct rig *rig = rig_new(LENGTH, 1);
+    struct world world = {.rig = rig, .target = rig_target(rig, "target", true)};
+    struct mirror_options options = rig_mirror_options(rig, "job0", world.target);
+
+    rig_fill(rig);
+    options.on_target_error = BLOCK_ERROR_POLICY_STOP;
+    world.job = rig_ready_mirror(&options);
+    wait_flushed(&world);
+    FAULT(world.target, .operations = FAULT_ON(WRITE), .bytes = 4 * KIB, .count = 1, .hold = true);
+    FAULT(world.target, .operations = FAULT_ON(FLUSH), .count = 1, .error_number = EIO);
+    uint64_t written = fault_bytes(world.target, FAULT_ON(WRITE));
+    g_assert_cmpint(rig_pwrite(rig, 1, 0, 4 * KIB), ==, 0);
+    fault_wait_held(world.target, 1);
+    g_assert_cmpint(rig_pwrite(rig, 1, MIB, 4 * KIB), ==, 0);
+    while (!is_held_up(&world)) {
+        g_usleep(1000);
+    }
+    fault_clear(world.target);
+    rig_wait_status(world.job, JOB_STATUS_STANDBY);
+    g_assert_cmpint(job_user_resume(world.job, NULL), ==, 0);
+    wait_in_step(&world);
+    g_assert_cmpuint(fault_bytes(world.target, FAULT_ON(WRITE)) - written, >=, 16 * KIB);
+    end_as_pivot(&world);
+}
+
 static void test_another(void)
 {
     g_autofree char *junk = g_malloc(LENGTH);
@@ -327,6 +366,8 @@ static void add_tests(void)
     g_test_add_func("/mirror-target/one-that-hangs-is-cut-off", test_hangs);
     g_test_add_func("/mirror-target/what-was-not-flushed-is-copied-again", test_marks_again);
     g_test_add_func("/mirror-target/what-a-failed-flush-lost-is-copied-again", test_flush_fails);
+    g_test_add_func("/mirror-target/what-was-on-its-way-at-a-failed-flush-is-copied-again",
+                    test_flush_fails_beside_a_write);
     g_test_add_func("/mirror-target/another-one-is-not-taken-for-it", test_another);
     g_test_add_func("/mirror-target/after-its-time-it-is-an-error", test_gives_up);
     g_test_add_func("/mirror-target/the-finalization-does-not-wait-for-it", test_not_in_the_end);
