@@ -143,8 +143,9 @@ static int check_workers(json_t *performance, GError **error)
     return 0;
 }
 
-int backup_action_read_scratch(json_t *arguments, struct backup_options *options,
-                               struct block_node **scratch_node, GError **error)
+/* scratch_node: to hold the reference. */
+static int read_scratch(json_t *arguments, struct backup_options *options,
+                        struct block_node **scratch_node, GError **error)
 {
     const char *directory = json_string_value(json_object_get(arguments, "scratch"));
     const char *node = json_string_value(json_object_get(arguments, "scratch-node"));
@@ -307,7 +308,8 @@ static int take_bitmap(struct backup_action *state, GError **error)
 
 /* ---- The checkpoint -------------------------------------------------------------------------- */
 
-int backup_action_prepare_since(struct backup_action *state, const char *device, GError **error)
+/* In prepare: the device is tracked. What its checkpoint is worth is seen at the moment. */
+static int prepare_since(struct backup_action *state, GError **error)
 {
     struct dirty_bitmap *changes;
     struct change_tracker *tracker;
@@ -315,11 +317,11 @@ int backup_action_prepare_since(struct backup_action *state, const char *device,
     if (!state->since) {
         return 0;
     }
-    state->tracked = block_device_find(device);
+    state->tracked = block_device_find(state->device);
     if (!state->tracked) {
         return block_error(error, ENOENT,
                            "Only devices have checkpoints, and '%s' is none: give the device",
-                           device);
+                           state->device);
     }
     tracker = device_tracking_find(state->tracked, error);
     changes = tracker ? tracking_changes_since(tracker, state->since, error) : NULL;
@@ -352,15 +354,33 @@ static int find_changes(struct transaction_action *action, GError **error)
 
 /* ---- Making the job -------------------------------------------------------------------------- */
 
+int backup_action_make_job(struct transaction_action *action, json_t *arguments,
+                           struct backup_options *options, GError **error)
+{
+    struct backup_action *state = transaction_state(action);
+    AUTO(block_node) scratch_node = NULL;
+
+    state->device = json_string_value(json_object_get(arguments, "device"));
+    state->source = block_node_ref(options->source);
+    if (read_scratch(arguments, options, &scratch_node, error) < 0 ||
+        prepare_since(state, error) < 0) {
+        return -EINVAL;
+    }
+    options->transaction = transaction_jobs(action);
+    state->job = backup_new(options, error);
+    if (!state->job) {
+        return -EINVAL;
+    }
+    transaction_drain(action, options->source);
+    transaction_drain_for(action, state->job);
+    return 0;
+}
+
 /* target: the target's name, for messages; can_compress: what its format says. */
 static int create_job(struct transaction_action *action, json_t *arguments,
                       struct backup_options *options, const char *target, bool can_compress,
                       GError **error)
 {
-    struct backup_action *state = transaction_state(action);
-    AUTO(block_node) scratch_node = NULL;
-
-    state->source = block_node_ref(options->source);
     if (prepare_bitmap(action, arguments, options, error) < 0) {
         return -EINVAL;
     }
@@ -372,21 +392,7 @@ static int create_job(struct transaction_action *action, json_t *arguments,
         return block_error(error, ENOTSUP, "Compression is not supported for this drive %s",
                            target);
     }
-    if (backup_action_read_scratch(arguments, options, &scratch_node, error) < 0) {
-        return -EINVAL;
-    }
-    state->device = json_string_value(json_object_get(arguments, "device"));
-    if (backup_action_prepare_since(state, state->device, error) < 0) {
-        return -EINVAL;
-    }
-    options->transaction = transaction_jobs(action);
-    state->job = backup_new(options, error);
-    if (!state->job) {
-        return -EINVAL;
-    }
-    transaction_drain(action, options->source);
-    transaction_drain_for(action, state->job);
-    return 0;
+    return backup_action_make_job(action, arguments, options, error);
 }
 
 static int prepare_blockdev_backup(struct transaction_action *action, json_t *arguments,

@@ -35,12 +35,12 @@ struct backup_action {
     struct block_device *tracked; /* whose checkpoint that is */
 };
 
-/* The arguments scratch, scratch-node and scratch-max. scratch_node: to hold the reference. */
-int backup_action_read_scratch(json_t *arguments, struct backup_options *options,
-                               struct block_node **scratch_node, GError **error);
-
-/* In prepare: the device is tracked. What its checkpoint is worth is seen at the moment. */
-int backup_action_prepare_since(struct backup_action *state, const char *device, GError **error);
+/*
+ * In prepare: make the job by these options and what the arguments say of scratch, and plan its
+ * moment. The state's `since` has been filled in; the rest that the steps below need is.
+ */
+int backup_action_make_job(struct transaction_action *action, json_t *arguments,
+                           struct backup_options *options, GError **error);
 
 int backup_action_apply(struct transaction_action *action, GError **error);
 void backup_action_undo(struct transaction_action *action);

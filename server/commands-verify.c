@@ -239,27 +239,14 @@ static int prepare(struct transaction_action *action, json_t *arguments, GError 
     const char *target_name = json_string_value(json_object_get(arguments, "target"));
     AUTO(block_node) source = lookup_device_or_node(device, error);
     AUTO(block_node) target = source ? lookup_device_or_node(target_name, error) : NULL;
-    AUTO(block_node) scratch_node = NULL;
 
     if (!target || check_numbers(arguments, error) < 0) {
         return -EINVAL;
     }
     const struct verify_options verify = read_verify(arguments);
     struct backup_options options = read_options(arguments, source, target, &verify);
-    state->device = device;
-    state->source = block_node_ref(source);
     state->since = json_string_value(json_object_get(arguments, "since"));
-    if (backup_action_read_scratch(arguments, &options, &scratch_node, error) < 0 ||
-        backup_action_prepare_since(state, device, error) < 0) {
-        return -EINVAL;
-    }
-    options.transaction = transaction_jobs(action);
-    state->job = backup_new(&options, error);
-    if (!state->job) {
-        return -EINVAL;
-    }
-    transaction_drain(action, source);
-    return 0;
+    return backup_action_make_job(action, arguments, &options, error);
 }
 
 /* What is known of zeroes is left aside: that the disk holds what it should is to be seen. */

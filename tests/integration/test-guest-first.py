@@ -5,6 +5,7 @@ hit break the job and not the guest. Storage is made slow by seconds with a dela
 are generous beside that: nothing here is about how fast the machine is."""
 
 import json
+import threading
 import time
 
 from liveblk_load import Writers
@@ -163,6 +164,39 @@ def other_jobs(test):
     assert handle.pread(3 * MIB, MIB) == b"x" * MIB + b"y" * MIB + b"z" * MIB
     assert qmp.command("query-jobs") == []
     handle.shutdown()
+
+
+@promise("a guest that is held while a backup or a comparison begins is counted as waiting for it")
+def beginning_waits(test):
+    server, qmp, _ = world(test)
+    admin = server.qmp()
+    for command, how in (("blockdev-backup", {"sync": "full"}), ("blockdev-verify", {})):
+        first, second = server.connect(), server.connect()
+        qmp.command_raw("blkdebug-break", {"node-name": "disk", "tag": "hang", "iotype": "write",
+                                           "offset": 0, "bytes": 4096})  # fmt: skip
+        first.aio_pwrite(b"x" * 4096, 0)
+        qmp.wait_event("BLKDEBUG_SUSPENDED", tag="hang")
+        how |= {"job-id": "j", "device": "vda", "target": "t", "auto-dismiss": False}
+        begin = threading.Thread(target=admin.command_raw, args=(command, how))
+        begin.start()
+
+        def is_held(handle=second):
+            request, began = handle.aio_pwrite(b"y" * 4096, MIB), time.monotonic_ns()
+            while time.monotonic_ns() - began < 200 * MS:
+                handle.poll(10)
+                if handle.aio_command_completed(request):
+                    return False
+            return True
+
+        wait_until(is_held, "the job that begins waits for the one request, and the other for it")
+        qmp.command_raw("blkdebug-resume", {"node-name": "disk", "tag": "hang"})
+        begin.join(60)
+        waits = job(qmp)["guest-waits"]
+        assert waits["requests"] > 0 and waits["longest-ns"] >= 100 * MS, f"{command}: {waits}"
+        qmp.wait_job("j", "concluded")
+        qmp.command("job-dismiss", _id="j")
+        first.shutdown()
+        second.shutdown()
 
 
 @promise("a guest held while its disk moves to a target that flushes slowly is counted as waiting "
