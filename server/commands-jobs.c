@@ -14,6 +14,7 @@
 #include "server/commands.h"
 #include "server/guest-figures.h"
 #include "server/lookup.h"
+#include "server/qmp/json-value.h"
 #include "server/types.h"
 
 /* ---- Types ---------------------------------------------------------------------------------- */
@@ -337,7 +338,7 @@ static json_t *block_job_change(struct qmp_request *request, json_t *arguments, 
 static void set_error(json_t *object, const struct job_info *info)
 {
     if (info->error) {
-        json_object_set_new(object, "error", json_string(info->error));
+        json_object_set_new(object, "error", json_value_from_text(info->error));
     }
 }
 
@@ -360,7 +361,8 @@ static void set_pace(json_t *object, const struct job_info *info)
         json_object_set_new(object, "synchronous", json_boolean(info->is_synchronous));
     }
     if (info->copy_mode && info->copy_mode_reason) {
-        json_object_set_new(object, "copy-mode-reason", json_string(info->copy_mode_reason));
+        json_object_set_new(object, "copy-mode-reason",
+                            json_value_from_text(info->copy_mode_reason));
     }
 }
 
@@ -373,17 +375,18 @@ static void set_target(json_t *object, const struct job_info *info)
     }
     if (info->is_target_lost) {
         json_object_set_new(object, "target-lost",
-                            json_pack("{s:I, s:i, s:I, s:s}", "seconds",
+                            json_pack("{s:I, s:i, s:I, s:o}", "seconds",
                                       (json_int_t)(info->target_lost_ns / NS_PER_SECOND), "retries",
                                       (int)info->target_retries, "next-ms",
                                       (json_int_t)(info->target_next_ns / NS_PER_MS), "reason",
-                                      info->target_lost_reason));
+                                      json_value_from_text(info->target_lost_reason)));
     }
     if (info->resumed) {
         json_object_set_new(object, "resumed", json_string(info->resumed));
     }
     if (info->full_copy_reason) {
-        json_object_set_new(object, "full-copy-reason", json_string(info->full_copy_reason));
+        json_object_set_new(object, "full-copy-reason",
+                            json_value_from_text(info->full_copy_reason));
     }
 }
 

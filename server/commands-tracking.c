@@ -9,6 +9,7 @@
 #include "block/request.h"
 #include "server/device-tracking.h"
 #include "server/lookup.h"
+#include "server/qmp/json-value.h"
 
 static struct block_device *find_device(json_t *arguments, GError **error)
 {
@@ -147,7 +148,7 @@ static json_t *query_device(struct block_device *device, struct change_tracker *
                        "recovered-bytes", (json_int_t)info.recovered_bytes);
     if (info.is_lost) {
         json_object_set_new(object, "reason", json_string(tracking_loss_names[info.loss]));
-        json_object_set_new(object, "message", json_string(info.reason));
+        json_object_set_new(object, "message", json_value_from_text(info.reason));
     }
     set_file_facts(object, &info);
     json_object_set_new(object, "checkpoints", list_checkpoints(tracker));
