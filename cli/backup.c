@@ -5,6 +5,7 @@
 #include "cli/command.h"
 #include "cli/copy.h"
 #include "cli/job-start.h"
+#include "cli/scratch-limits.h"
 #include "cli/set.h"
 
 #define SYNC_MODES   "full top none incremental bitmap"
@@ -68,11 +69,6 @@ static bool check_options(GError **error)
         usage_error(error, "--max-workers expects a number above 0, not %d", chosen.max_workers);
         return false;
     }
-    if (chosen.scratch_high_water < -1) {
-        usage_error(error, "--scratch-high expects a percentage, or 0 for never, not %d",
-                    chosen.scratch_high_water);
-        return false;
-    }
     if (chosen.scratch && !g_utf8_validate(chosen.scratch, -1, NULL)) {
         usage_error(error, "The name of the scratch directory is not valid UTF-8");
         return false;
@@ -88,17 +84,8 @@ static bool check_options(GError **error)
 
 static bool add_scratch(json_t *arguments, GError **error)
 {
-    int64_t most = 0;
-
-    if (!job_check_size("scratch-max", chosen.scratch_max, &most, error)) {
+    if (!scratch_limits_add(arguments, chosen.scratch_max, chosen.scratch_high_water, error)) {
         return false;
-    }
-    if (chosen.scratch_max) {
-        json_object_set_new(arguments, "scratch-max", json_integer(most));
-    }
-    if (chosen.scratch_high_water >= 0) {
-        json_object_set_new(arguments, "scratch-high-water",
-                            json_integer(chosen.scratch_high_water));
     }
     if (chosen.scratch && g_str_has_prefix(chosen.scratch, "node:")) {
         job_set_text(arguments, "scratch-node", chosen.scratch + strlen("node:"));
@@ -174,7 +161,8 @@ static const char *refused_by_sets(void)
         {job_start_options.job_id, "job-id"},
         {job_start_options.guest_latency, "guest-latency"},
         {job_start_options.detach, "detach"},
-        {copy_option_policy_given(), copy_option_policy_given()},
+        {job_start_options.on_source_error, "on-source-error"},
+        {job_start_options.on_target_error, "on-target-error"},
     };
 
     for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {

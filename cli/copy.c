@@ -10,8 +10,6 @@
 static struct {
     char *to;
     char *format;
-    char *on_source_error;
-    char *on_target_error;
     gboolean existing;
 } chosen;
 
@@ -23,10 +21,7 @@ static const GOptionEntry options[] = {
      NULL},
     {"format", 'f', 0, G_OPTION_ARG_STRING, &chosen.format,
      "Format of a FILE: raw (default) or qcow2", "FORMAT"},
-    {"on-source-error", 0, 0, G_OPTION_ARG_STRING, &chosen.on_source_error,
-     "report, ignore, stop or enospc", "POLICY"},
-    {"on-target-error", 0, 0, G_OPTION_ARG_STRING, &chosen.on_target_error,
-     "report, ignore, stop or enospc", "POLICY"},
+    JOB_SIDES_OPTIONS,
     JOB_START_OPTIONS,
     {NULL},
 };
@@ -34,8 +29,7 @@ static const GOptionEntry options[] = {
 static const struct command_words words[] = {
     {"to", 0, "@file"},
     {"format", 0, "raw qcow2"},
-    {"on-source-error", 0, JOB_POLICY_WORDS},
-    {"on-target-error", 0, JOB_POLICY_WORDS},
+    JOB_SIDES_WORDS,
     {NULL},
 };
 
@@ -56,13 +50,6 @@ bool copy_option_existing(void)
     return chosen.existing;
 }
 
-const char *copy_option_policy_given(void)
-{
-    return chosen.on_source_error   ? "on-source-error"
-           : chosen.on_target_error ? "on-target-error"
-                                    : NULL;
-}
-
 static bool check_options(const struct copy *copy, GError **error)
 {
     if (!chosen.to) {
@@ -75,8 +62,7 @@ static bool check_options(const struct copy *copy, GError **error)
                     copy->at_ready == FOLLOW_KEEP_AT_READY ? "keep" : "pivot");
         return false;
     }
-    return job_check_word("on-source-error", chosen.on_source_error, job_policies, error) &&
-           job_check_word("on-target-error", chosen.on_target_error, job_policies, error);
+    return true;
 }
 
 static bool check_target(const struct target *target, GError **error)
@@ -108,8 +94,6 @@ static json_t *make_arguments(const struct copy *copy, const char *device,
     if (!arguments) {
         return NULL;
     }
-    job_set_text(arguments, "on-source-error", chosen.on_source_error);
-    job_set_text(arguments, "on-target-error", chosen.on_target_error);
     if (target->kind == TARGET_FILE) {
         job_set_text(arguments, "format", chosen.format);
         job_set_text(arguments, "mode", is_existing(copy) ? "existing" : "absolute-paths");

@@ -21,8 +21,6 @@ extern const struct option_group copy_option_group;
 const char *copy_option_to(void);
 const char *copy_option_format(void);
 bool copy_option_existing(void);
-/* --on-source-error or --on-target-error, if it was given; NULL: neither was. */
-const char *copy_option_policy_given(void);
 
 struct copy {
     const char *type;         /* "backup": what jobs are named after */

@@ -34,16 +34,6 @@ bool job_check_size(const char *option, const char *value, int64_t *bytes, GErro
     return true;
 }
 
-bool job_check_latency(const char *option, const char *value, int64_t *ns, GError **error)
-{
-    if (value && !parse_milliseconds(value, ns)) {
-        usage_error(error, "--%s expects a number of milliseconds such as 2.5, not '%s'", option,
-                    value);
-        return false;
-    }
-    return true;
-}
-
 void job_set_text(json_t *arguments, const char *name, const char *value)
 {
     if (value) {
@@ -51,21 +41,38 @@ void job_set_text(json_t *arguments, const char *name, const char *value)
     }
 }
 
+static bool check_latency(const char *text, int64_t *ns, GError **error)
+{
+    if (text && !parse_milliseconds(text, ns)) {
+        usage_error(error, "--guest-latency expects a number of milliseconds such as 2.5, not '%s'",
+                    text);
+        return false;
+    }
+    return true;
+}
+
 json_t *job_start_arguments(const char *device, GError **error)
 {
+    const struct job_start_options *typed = &job_start_options;
     int64_t speed = 0, latency_ns = 0;
 
-    if (!job_check_size("speed", job_start_options.speed, &speed, error) ||
-        !job_check_latency("guest-latency", job_start_options.guest_latency, &latency_ns, error)) {
+    if (!job_check_size("speed", typed->speed, &speed, error) ||
+        !check_latency(typed->guest_latency, &latency_ns, error) ||
+        !job_check_word("on-source-error", typed->on_source_error, job_policies, error) ||
+        !job_check_word("on-target-error", typed->on_target_error, job_policies, error)) {
         return NULL;
     }
     json_t *arguments = json_pack("{s:s, s:b, s:I}", "device", device, "auto-dismiss", 0, "speed",
                                   (json_int_t)speed);
     if (!arguments) {
         usage_error(error, "The name of the device is not valid UTF-8");
-    } else if (latency_ns) {
+        return NULL;
+    }
+    if (latency_ns) {
         json_object_set_new(arguments, "guest-latency", json_integer(latency_ns));
     }
+    job_set_text(arguments, "on-source-error", typed->on_source_error);
+    job_set_text(arguments, "on-target-error", typed->on_target_error);
     return arguments;
 }
 

@@ -21,6 +21,8 @@ struct job_start_options {
     char *job_id;
     gboolean detach;
     gboolean quiet;
+    char *on_source_error; /* of those with two sides */
+    char *on_target_error;
 };
 extern struct job_start_options job_start_options;
 
@@ -36,6 +38,15 @@ extern struct job_start_options job_start_options;
     {"detach", 'd', 0, G_OPTION_ARG_NONE, &job_start_options.detach,                               \
      "Print the job's ID and leave", NULL},                                                        \
     {"quiet", 'q', 0, G_OPTION_ARG_NONE, &job_start_options.quiet, "Show no progress", NULL}
+
+/* And those of the ones that read or write two sides; with what completes their values. */
+#define JOB_SIDES_OPTIONS                                                                          \
+    {"on-source-error", 0, 0, G_OPTION_ARG_STRING, &job_start_options.on_source_error,             \
+     "report, ignore, stop or enospc", "POLICY"},                                                  \
+    {"on-target-error", 0, 0, G_OPTION_ARG_STRING, &job_start_options.on_target_error,             \
+     "report, ignore, stop or enospc", "POLICY"}
+#define JOB_SIDES_WORDS                                                                            \
+    {"on-source-error", 0, JOB_POLICY_WORDS}, {"on-target-error", 0, JOB_POLICY_WORDS}
 /* clang-format on */
 
 /* What completes the values of --on-error and its like, and what they may be. */
@@ -59,8 +70,7 @@ struct job_start {
 enum exit_status job_start_run(const struct job_start *how, const struct invocation *invocation,
                                GError **error);
 
-/* What all these commands take: the device, the speed, and that nobody dismisses the job but us.
- * NULL: error. */
+/* What these options say, the device, and that nobody dismisses the job but us. NULL: error. */
 json_t *job_start_arguments(const char *device, GError **error);
 
 /* A value of --option is one of those allowed, or was not given. */
@@ -68,8 +78,6 @@ bool job_check_word(const char *option, const char *value, const char *const *al
                     GError **error);
 /* The same for a number of bytes; *bytes is left alone if it was not given. */
 bool job_check_size(const char *option, const char *value, int64_t *bytes, GError **error);
-/* The same for milliseconds, such as 2.5, in nanoseconds. */
-bool job_check_latency(const char *option, const char *value, int64_t *ns, GError **error);
 /* Add a text unless it is NULL. */
 void job_set_text(json_t *arguments, const char *name, const char *value);
 

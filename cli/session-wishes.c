@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "cli/session-wishes.h"
 
+#include <limits.h>
 #include <stdint.h>
 
+#include "cli/client.h"
 #include "cli/command.h"
-#include "cli/output.h"
+#include "cli/scratch-limits.h"
+
+#define HOOK_TIMEOUT_DEFAULT_MS 10000 /* the server's */
 
 /* As the shell splits it. False with the error set. */
 static bool add_command(json_t *arguments, const char *name, const char *text, GError **error)
@@ -30,8 +34,6 @@ static bool add_command(json_t *arguments, const char *name, const char *text, G
 
 static bool add_scratch(json_t *arguments, const struct session_wishes *wishes, GError **error)
 {
-    int64_t bytes;
-
     if (wishes->scratch) {
         g_autofree char *directory = g_canonicalize_filename(wishes->scratch, NULL);
 
@@ -41,24 +43,15 @@ static bool add_scratch(json_t *arguments, const struct session_wishes *wishes, 
         }
         json_object_set_new(arguments, "scratch", json_string(directory));
     }
-    if (wishes->scratch_max) {
-        if (!parse_size(wishes->scratch_max, &bytes)) {
-            usage_error(error, "--scratch-max expects a number of bytes such as 50M, not '%s'",
-                        wishes->scratch_max);
-            return false;
-        }
-        json_object_set_new(arguments, "scratch-max", json_integer(bytes));
-    }
-    if (wishes->scratch_high_water < -1) {
-        usage_error(error, "--scratch-high expects a percentage, or 0 for never, not %d",
-                    wishes->scratch_high_water);
-        return false;
-    }
-    if (wishes->scratch_high_water >= 0) {
-        json_object_set_new(arguments, "scratch-high-water",
-                            json_integer(wishes->scratch_high_water));
-    }
-    return true;
+    return scratch_limits_add(arguments, wishes->scratch_max, wishes->scratch_high_water, error);
+}
+
+int session_begin_timeout_ms(const struct session_wishes *wishes)
+{
+    int64_t each = wishes->hook_timeout > 0 ? wishes->hook_timeout : HOOK_TIMEOUT_DEFAULT_MS;
+    int64_t hooks = (wishes->before ? each : 0) + (wishes->after ? each : 0);
+
+    return (int)MIN(CLIENT_WORK_TIMEOUT_MS + hooks, INT_MAX);
 }
 
 bool session_add_wishes(json_t *arguments, const struct session_wishes *wishes, GError **error)

@@ -17,6 +17,9 @@ struct session_wishes {
     int scratch_high_water; /* percent; -1: the server's default */
 };
 
+/* How long checkpoint-begin may take with them, in milliseconds. */
+int session_begin_timeout_ms(const struct session_wishes *wishes);
+
 /* Add them to the arguments of checkpoint-begin. False with a usage error set. */
 bool session_add_wishes(json_t *arguments, const struct session_wishes *wishes, GError **error);
 

@@ -9,6 +9,7 @@
 #include "block/cleanup.h"
 #include "cli/client.h"
 #include "cli/command.h"
+#include "cli/follow.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
 #include "cli/session-wishes.h"
@@ -157,7 +158,8 @@ static enum exit_status begin(const struct invocation *invocation, const char *a
     if (!arguments) {
         return EXIT_USAGE;
     }
-    session = client_call(client, "checkpoint-begin", arguments, CLIENT_WORK_TIMEOUT_MS, error);
+    session = client_call(client, "checkpoint-begin", arguments,
+                          session_begin_timeout_ms(&chosen.wishes), error);
     if (!session) {
         return EXIT_FAILED;
     }
@@ -373,7 +375,12 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     }
     g_autofree char *admin = runtime_find_admin(invocation, error);
     AUTO_CLIENT client = admin ? client_connect(admin, error) : NULL;
-    return client ? verb->function(invocation, admin, client, error) : EXIT_UNREACHABLE;
+    enum exit_status status =
+        client ? verb->function(invocation, admin, client, error) : EXIT_UNREACHABLE;
+    if (invocation->json && *error) {
+        print_json_error(*error);
+    }
+    return status;
 }
 
 const struct command session_command = {

@@ -189,7 +189,7 @@ bool set_session_begin(struct set_session *session, json_t *devices,
 
     session->renewed_ns = clock_now_ns(); /* the lease begins before the answer is here */
     session->answer = arguments ? client_call(session->client, "checkpoint-begin", arguments,
-                                              CLIENT_WORK_TIMEOUT_MS, error)
+                                              session_begin_timeout_ms(&set_wishes.session), error)
                                 : NULL;
     if (session->answer && member_flag(session->answer, "was-open")) {
         g_clear_pointer(&session->answer, json_decref);

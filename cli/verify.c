@@ -17,8 +17,6 @@ static struct {
     char *seed;
     gboolean repair;
     int max_differences;
-    char *on_source_error;
-    char *on_target_error;
 } chosen;
 
 static const GOptionEntry options[] = {
@@ -32,21 +30,13 @@ static const GOptionEntry options[] = {
     {"repair", 'r', 0, G_OPTION_ARG_NONE, &chosen.repair, "Write to TARGET what differs", NULL},
     {"max-differences", 0, 0, G_OPTION_ARG_INT, &chosen.max_differences,
      "List at most N ranges (100)", "N"},
-    {"on-source-error", 0, 0, G_OPTION_ARG_STRING, &chosen.on_source_error,
-     "report, ignore, stop or enospc", "POLICY"},
-    {"on-target-error", 0, 0, G_OPTION_ARG_STRING, &chosen.on_target_error,
-     "report, ignore, stop or enospc", "POLICY"},
+    JOB_SIDES_OPTIONS,
     JOB_START_OPTIONS,
     {NULL},
 };
 
 static const struct command_words words[] = {
-    {"format", 0, "raw qcow2"},
-    {"on-source-error", 0, JOB_POLICY_WORDS},
-    {"on-target-error", 0, JOB_POLICY_WORDS},
-    {NULL, 0, "@device"},
-    {NULL, 1, "@file"},
-    {NULL},
+    {"format", 0, "raw qcow2"}, JOB_SIDES_WORDS, {NULL, 0, "@device"}, {NULL, 1, "@file"}, {NULL},
 };
 
 /* ---- The command line ------------------------------------------------------------------------ */
@@ -81,8 +71,7 @@ static bool check_options(GError **error)
                     chosen.max_differences);
         return false;
     }
-    return job_check_word("on-source-error", chosen.on_source_error, job_policies, error) &&
-           job_check_word("on-target-error", chosen.on_target_error, job_policies, error);
+    return true;
 }
 
 static json_t *make_arguments(const char *device, GError **error)
@@ -97,8 +86,6 @@ static json_t *make_arguments(const char *device, GError **error)
         return NULL;
     }
     job_set_text(arguments, "since", chosen.since);
-    job_set_text(arguments, "on-source-error", chosen.on_source_error);
-    job_set_text(arguments, "on-target-error", chosen.on_target_error);
     if (chosen.sample) {
         json_object_set_new(arguments, "sample-percent", json_integer(chosen.sample));
     }

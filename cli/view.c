@@ -8,6 +8,7 @@
 #include "cli/follow.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/scratch-limits.h"
 #include "cli/views-table.h"
 
 static struct {
@@ -147,7 +148,7 @@ static bool add_scratch(json_t *arguments, struct client *client, GError **error
     return nodes && !json_object_set_new(arguments, "scratch-nodes", nodes);
 }
 
-static bool check_create_options(int64_t *scratch_max, GError **error)
+static bool check_create_options(GError **error)
 {
     if (!check_text(chosen.scratch, error)) {
         return false;
@@ -168,20 +169,11 @@ static bool check_create_options(int64_t *scratch_max, GError **error)
                     chosen.timeout);
         return false;
     }
-    if (chosen.scratch_high_water < -1) {
-        usage_error(error, "--scratch-high expects a percentage, or 0 for never, not %d",
-                    chosen.scratch_high_water);
-        return false;
-    }
-    if (chosen.scratch_max && !parse_size(chosen.scratch_max, scratch_max)) {
-        usage_error(error, "--scratch-max expects a number of bytes such as 50M, not '%s'",
-                    chosen.scratch_max);
-        return false;
-    }
     return true;
 }
 
-static json_t *make_create_arguments(const char *name, int64_t scratch_max)
+/* NULL with the error set. */
+static json_t *make_create_arguments(const char *name, GError **error)
 {
     json_t *arguments = json_pack("{s:s}", "name", name);
 
@@ -192,12 +184,9 @@ static json_t *make_create_arguments(const char *name, int64_t scratch_max)
         }
         json_object_set_new(arguments, "devices", devices);
     }
-    if (chosen.scratch_max) {
-        json_object_set_new(arguments, "scratch-max", json_integer(scratch_max));
-    }
-    if (chosen.scratch_high_water >= 0) {
-        json_object_set_new(arguments, "scratch-high-water",
-                            json_integer(chosen.scratch_high_water));
+    if (!scratch_limits_add(arguments, chosen.scratch_max, chosen.scratch_high_water, error)) {
+        json_decref(arguments);
+        return NULL;
     }
     if (chosen.timeout >= 0) {
         json_object_set_new(arguments, "cbw-timeout", json_integer(chosen.timeout));
@@ -250,12 +239,12 @@ static void print_created(const json_t *view)
 static enum exit_status create(const struct invocation *invocation, const char *admin,
                                struct client *client, GError **error)
 {
-    int64_t scratch_max = 0;
+    json_t *arguments =
+        check_create_options(error) ? make_create_arguments(invocation->arguments[1], error) : NULL;
 
-    if (!check_create_options(&scratch_max, error)) {
+    if (!arguments) {
         return EXIT_USAGE;
     }
-    json_t *arguments = make_create_arguments(invocation->arguments[1], scratch_max);
     if (!add_scratch(arguments, client, error)) {
         json_decref(arguments);
         return EXIT_FAILED;
