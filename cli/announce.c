@@ -91,6 +91,9 @@ static void announce(const struct announcement *announcement, pid_t server, int 
     }
     if (!devices && announcement->listener) {
         unix_socket_unlisten(announcement->listener);
+    } else if (announcement->listener) {
+        /* Only the server listens now: with it the socket dies, however long we stay. */
+        close(announcement->listener->fd);
     }
     if (devices && announcement->then) {
         announcement->then(announcement->admin, announcement->then_data);
