@@ -208,6 +208,10 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     if (set_is_meant(invocation, copy_option_to())) {
         return run_set(invocation, error);
     }
+    if (set_find_misplaced()) {
+        return usage_error(error, "--%s is for backup sets: --to DIRECTORY/, and their verbs",
+                           set_find_misplaced());
+    }
     return check_options(error) ? copy_run(&copy, invocation, error) : EXIT_USAGE;
 }
 

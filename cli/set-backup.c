@@ -350,21 +350,13 @@ static void print_json_summary(const struct run *run)
 
     for (size_t i = 0; i < run->count; i++) {
         const struct manifest_disk *disk = &run->manifest->disks[i];
-        json_t *object = json_pack(
-            "{s:s, s:s, s:I, s:I, s:b}", "device", disk->name, "mode",
-            disk->parent ? "incremental" : "full", "data-bytes", (json_int_t)disk->data_bytes,
-            "zero-bytes", (json_int_t)disk->zero_bytes, "checkpoint", disk->checkpoint != NULL);
-        const struct {
-            const char *key, *text;
-        } texts[] = {{"parent", disk->parent},
-                     {"reason", disk->reason},
-                     {"message", disk->reason ? run->parents[i].message : NULL}};
+        json_t *object =
+            json_pack("{s:s, s:s, s:I, s:I, s:b, s:s*, s:s*, s:s*}", "device", disk->name, "mode",
+                      disk->parent ? "incremental" : "full", "data-bytes",
+                      (json_int_t)disk->data_bytes, "zero-bytes", (json_int_t)disk->zero_bytes,
+                      "checkpoint", disk->checkpoint != NULL, "parent", disk->parent, "reason",
+                      disk->reason, "message", disk->reason ? run->parents[i].message : NULL);
 
-        for (size_t j = 0; j < G_N_ELEMENTS(texts); j++) {
-            if (texts[j].text) {
-                json_object_set_new(object, texts[j].key, json_string(texts[j].text));
-            }
-        }
         json_array_append_new(disks, object);
     }
     print_json_line(json_pack("{s:s, s:s, s:s, s:I, s:o}", "message_type", "backup", "id", run->id,

@@ -8,6 +8,7 @@
  */
 #include "cli/set-live.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -52,13 +53,6 @@ static void below_clear(struct below *below)
     g_free(below->disk);
 }
 
-static char *escaped(const char *value)
-{
-    g_auto(GStrv) parts = g_strsplit(value, ",", -1);
-
-    return g_strjoinv(",,", parts);
-}
-
 /* ---- What lies below ------------------------------------------------------------------------ */
 
 static bool find_in_set(const char *directory, struct below *below, GError **error)
@@ -82,7 +76,7 @@ static bool find_in_set(const char *directory, struct below *below, GError **err
     json_t *object = json_pack("{s:s, s:s, s:s, s:s}", "driver", "backup-set", "directory",
                                set->path, "backup", id, "disk", disk);
     AUTO_FREE char *text = json_dumps(object, JSON_COMPACT | JSON_SORT_KEYS);
-    g_autofree char *path = escaped(set->path);
+    g_autofree char *path = set_escape_option(set->path);
     json_decref(object);
     below->name = g_strconcat("json:", text, NULL);
     below->options =
@@ -119,7 +113,7 @@ static bool find_server(const char *uri, struct below *below, GError **error)
         set_failed(error, cause);
         return false;
     }
-    g_autofree char *value = escaped(uri);
+    g_autofree char *value = set_escape_option(uri);
     below->name = g_strdup(uri);
     below->options = g_strdup_printf("backing.driver=nbd,backing.uri=%s,backing.read-only=on,"
                                      "backing.reconnect-delay=" RECONNECT_S,
@@ -198,7 +192,7 @@ static bool begin_or_continue(const char *target, const struct below *below, GEr
                     below->name);
         return false;
     }
-    if (access(target, F_OK) < 0) {
+    if (access(target, F_OK) < 0 && errno == ENOENT) {
         return make_overlay(target, below, error);
     }
     g_autofree char *name = name_in_header(target);
@@ -365,7 +359,7 @@ enum exit_status set_restore_live(const struct set_call *call, const char *sourc
         .device = below.disk,
         .target = target,
     };
-    g_autofree char *path = escaped(target);
+    g_autofree char *path = set_escape_option(target);
     g_autofree char *disk = g_strdup_printf("name=%s,file=%s,format=qcow2,discard=unmap,%s",
                                             below.disk, path, below.options);
     char *const disks[] = {disk, NULL};

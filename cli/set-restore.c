@@ -50,9 +50,21 @@ static enum exit_status restore_flat(const struct set_call *call, struct restore
     return EXIT_OK;
 }
 
+/* What the way of restoring leaves no meaning to. */
+static const char *find_misplaced(const struct set_call *call, bool is_uri)
+{
+    return is_uri && set_wishes.at                          ? "at"
+           : is_uri && set_wishes.disk && !set_wishes.serve ? "disk"
+           : set_wishes.socket && !set_wishes.serve         ? "socket"
+           : set_wishes.serve && call->may_replace          ? "existing"
+                                                            : NULL;
+}
+
 enum exit_status set_restore(const struct set_call *call, GError **error)
 {
     const char *source = call->invocation->arguments[1];
+    bool is_uri = block_reference_is_uri(source);
+    const char *misplaced = find_misplaced(call, is_uri);
     g_autofree char *target = g_canonicalize_filename(call->invocation->arguments[2], NULL);
     struct restore_plan plan = {
         .target = target,
@@ -61,13 +73,18 @@ enum exit_status set_restore(const struct set_call *call, GError **error)
     };
     GError *cause = NULL;
 
+    if (misplaced) {
+        return usage_error(error, "--%s means nothing for a restore %s%s", misplaced,
+                           is_uri ? "from a server" : "from a directory",
+                           set_wishes.serve ? " that is served" : "");
+    }
     if (!set_find_format(call, !set_wishes.serve, &plan.is_raw, error)) {
         return EXIT_USAGE;
     }
     if (set_wishes.serve) {
         return set_restore_live(call, source, target, error);
     }
-    if (block_reference_is_uri(source)) {
+    if (is_uri) {
         plan.uri = source;
         return restore_flat(call, &plan, error);
     }

@@ -7,14 +7,6 @@
 #include "sets/backup-node.h"
 #include "sets/copy.h"
 
-/* A value among options: its commas doubled. */
-static char *escaped(const char *value)
-{
-    g_auto(GStrv) parts = g_strsplit(value, ",", -1);
-
-    return g_strjoinv(",,", parts);
-}
-
 /* Whether it can be opened at all: the error is better here than nbdkit's. */
 static bool can_open(const struct set *set, const char *id, const char *disk, GError **error)
 {
@@ -40,7 +32,7 @@ static char *describe_disk(const char *directory, GError **error)
     if (!set_choose(set, &disk, &id, error) || !can_open(set, id, disk, error)) {
         return NULL;
     }
-    g_autofree char *path = escaped(set->path);
+    g_autofree char *path = set_escape_option(set->path);
     return g_strdup_printf("name=%s,read-only=on,format=raw,file.driver=backup-set,"
                            "file.directory=%s,file.backup=%s,file.disk=%s",
                            disk, path, id, disk);

@@ -49,6 +49,13 @@ bool set_find_format(const struct set_call *call, bool is_raw_without, bool *is_
     return true;
 }
 
+char *set_escape_option(const char *value)
+{
+    g_auto(GStrv) parts = g_strsplit(value, ",", -1);
+
+    return g_strjoinv(",,", parts);
+}
+
 /* ---- Choosing ------------------------------------------------------------------------------- */
 
 /* The only disk that the set has. */
@@ -101,19 +108,12 @@ static char *date_of(int64_t seconds)
 
 static json_t *disk_json(const struct manifest_disk *disk)
 {
-    json_t *object = json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I}", "device", disk->name, "format",
-        disk->is_raw ? "raw" : "qcow2", "mode", disk->parent ? "incremental" : "full", "length",
-        (json_int_t)disk->length, "data-bytes", (json_int_t)disk->data_bytes, "zero-bytes",
-        (json_int_t)disk->zero_bytes, "image-bytes", (json_int_t)disk->image_bytes);
-
-    if (disk->parent) {
-        json_object_set_new(object, "parent", json_string(disk->parent));
-    }
-    if (disk->reason) {
-        json_object_set_new(object, "reason", json_string(disk->reason));
-    }
-    return object;
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s*, s:s*}", "device", disk->name,
+                     "format", disk->is_raw ? "raw" : "qcow2", "mode",
+                     disk->parent ? "incremental" : "full", "length", (json_int_t)disk->length,
+                     "data-bytes", (json_int_t)disk->data_bytes, "zero-bytes",
+                     (json_int_t)disk->zero_bytes, "image-bytes", (json_int_t)disk->image_bytes,
+                     "parent", disk->parent, "reason", disk->reason);
 }
 
 static void list_json(const struct set *set)
@@ -212,14 +212,9 @@ static void print_finding(const struct verify_finding *finding, void *data)
                finding->disk ? finding->disk : "", text);
         return;
     }
-    json_t *object = json_pack("{s:s, s:s, s:s}", "message_type", "finding", "id", finding->id,
-                               "message", finding->message);
-    if (finding->disk) {
-        json_object_set_new(object, "device", json_string(finding->disk));
-    }
-    if (finding->file) {
-        json_object_set_new(object, "file", json_string(finding->file));
-    }
+    json_t *object =
+        json_pack("{s:s, s:s, s:s, s:s*, s:s*}", "message_type", "finding", "id", finding->id,
+                  "message", finding->message, "device", finding->disk, "file", finding->file);
     if (finding->bytes) {
         json_object_set_new(object, "offset", json_integer((json_int_t)finding->offset));
         json_object_set_new(object, "length", json_integer((json_int_t)finding->bytes));
@@ -325,19 +320,31 @@ static enum exit_status prune(const struct set_call *call, GError **error)
 
 /* ---- Which of them -------------------------------------------------------------------------- */
 
+/* What a command line is for, as bits: each option has the ones where it means something. */
+enum use {
+    USE_NONE = 0,
+    USE_RUN = 1,
+    USE_LIST = 2,
+    USE_VERIFY = 4,
+    USE_RESTORE = 8,
+    USE_SERVE = 16,
+    USE_PRUNE = 32,
+};
+
 struct verb {
     const char *name;
     unsigned minimum, maximum; /* words, the verb included */
     const char *what;
+    enum use use;
     enum exit_status (*function)(const struct set_call *call, GError **error);
 };
 
 static const struct verb verbs[] = {
-    {"list", 2, 2, "list DIRECTORY", list},
-    {"verify", 2, 2, "verify DIRECTORY", verify},
-    {"restore", 3, 3, "restore DIRECTORY TARGET", set_restore},
-    {"serve", 2, 2, "serve DIRECTORY", set_serve},
-    {"prune", 2, 2, "prune DIRECTORY", prune},
+    {"list", 2, 2, "list DIRECTORY", USE_LIST, list},
+    {"verify", 2, 2, "verify DIRECTORY", USE_VERIFY, verify},
+    {"restore", 3, 3, "restore DIRECTORY TARGET", USE_RESTORE, set_restore},
+    {"serve", 2, 2, "serve DIRECTORY", USE_SERVE, set_serve},
+    {"prune", 2, 2, "prune DIRECTORY", USE_PRUNE, prune},
 };
 
 static const struct verb *find_verb_of(const struct invocation *invocation)
@@ -365,13 +372,83 @@ bool set_is_meant(const struct invocation *invocation, const char *to)
            set_wishes.session.lease != SET_LEASE_NOT_GIVEN;
 }
 
-static bool check(const struct set_call *call, GError **error)
+struct placed_option {
+    bool is_given;
+    const char *name;
+    unsigned uses;
+};
+
+static const char *find_misplaced(const struct placed_option *options, size_t count, enum use use)
 {
+    for (size_t i = 0; i < count; i++) {
+        if (options[i].is_given && !(options[i].uses & use)) {
+            return options[i].name;
+        }
+    }
+    return NULL;
+}
+
+static const char *find_misplaced_own(enum use use)
+{
+    const struct session_wishes *session = &set_wishes.session;
+    const struct placed_option options[] = {
+        {set_wishes.raw, "raw", USE_RUN | USE_RESTORE},
+        {set_wishes.multi, "multi", USE_RUN},
+        {set_wishes.full, "full", USE_RUN},
+        {set_wishes.check_parent, "check-parent", USE_RUN},
+        {set_wishes.nbd, "nbd", USE_RUN},
+        {session->lease != SET_LEASE_NOT_GIVEN, "lease", USE_RUN},
+        {session->before, "before-cut", USE_RUN},
+        {session->after, "after-cut", USE_RUN},
+        {session->hook_timeout, "hook-timeout", USE_RUN},
+        {set_wishes.disk, "disk", USE_VERIFY | USE_RESTORE | USE_SERVE},
+        {set_wishes.at, "at", USE_VERIFY | USE_RESTORE | USE_SERVE},
+        {set_wishes.keep, "keep", USE_PRUNE},
+        {set_wishes.keep_days, "keep-days", USE_PRUNE},
+        {set_wishes.dry_run, "dry-run", USE_PRUNE},
+        {set_wishes.serve, "serve", USE_RESTORE},
+        {set_wishes.socket, "socket", USE_RESTORE | USE_SERVE},
+    };
+
+    return find_misplaced(options, G_N_ELEMENTS(options), use);
+}
+
+static const char *find_misplaced_shared(const struct set_call *call, enum use use)
+{
+    const struct placed_option options[] = {
+        {call->format, "format", USE_RUN | USE_RESTORE},
+        {call->scratch, "scratch", USE_RUN},
+        {call->scratch_max, "scratch-max", USE_RUN},
+        {call->scratch_high_water >= 0, "scratch-high", USE_RUN},
+        {call->may_replace, "existing", USE_RESTORE},
+        {call->compress, "compress", USE_RUN},
+        {call->speed, "speed", USE_RUN | USE_RESTORE},
+    };
+
+    return find_misplaced(options, G_N_ELEMENTS(options), use);
+}
+
+const char *set_find_misplaced(void)
+{
+    return find_misplaced_own(USE_NONE);
+}
+
+static bool check(const struct set_call *call, const struct verb *verb, GError **error)
+{
+    enum use use = verb ? verb->use : USE_RUN;
+    const char *own = find_misplaced_own(use);
+    const char *misplaced = own ? own : find_misplaced_shared(call, use);
+
     if (call->refused) {
         usage_error(error, "A backup set has no option --%s", call->refused);
         return false;
     }
-    if (call->to && !g_utf8_validate(call->to, -1, NULL)) {
+    if (misplaced) {
+        usage_error(error, "--%s means nothing for %s", misplaced,
+                    verb ? verb->what : "a new backup in a set");
+        return false;
+    }
+    if (!g_utf8_validate(verb ? call->invocation->arguments[1] : call->to, -1, NULL)) {
         usage_error(error, "The name of the directory is not valid UTF-8");
         return false;
     }
@@ -383,7 +460,7 @@ enum exit_status set_run(const struct set_call *call, GError **error)
     const struct verb *verb = call->to ? NULL : find_verb_of(call->invocation);
     GError *cause = NULL;
 
-    if (!check(call, error) ||
+    if (!check(call, verb, error) ||
         (verb &&
          !check_arguments(call->invocation, verb->minimum, verb->maximum, verb->what, error)) ||
         (!verb && !check_arguments(call->invocation, 0, 1, "the device's name", error))) {

@@ -74,6 +74,10 @@ extern struct set_wishes set_wishes;
 
 /* Whether a command line is one of backup sets; to: the value of --to, or NULL. */
 bool set_is_meant(const struct invocation *invocation, const char *to);
+/* An option of backup sets only that was given, though the command line is none of theirs; NULL:
+ * none.
+ */
+const char *set_find_misplaced(void);
 /* Do it. What other backups have, too: */
 struct set_call {
     const struct invocation *invocation;
@@ -100,6 +104,9 @@ bool set_find_format(const struct set_call *call, bool is_raw_without, bool *is_
 
 /* A GError of the sets as one of ours. */
 enum exit_status set_failed(GError **error, GError *cause);
+
+/* A value among a disk's options: its commas doubled. The caller frees. */
+char *set_escape_option(const char *value);
 
 /* What --disk and --at say, or else the only disk and its newest backup. False: error. */
 bool set_choose(const struct set *set, const char **disk, const char **id, GError **error);

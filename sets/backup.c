@@ -130,7 +130,7 @@ static void add_growth(const struct backup_source *source, uint64_t length)
     }
 }
 
-static int copy_to(struct block_node *target, struct manifest_disk *disk,
+static int copy_to(struct block_node *target, const char *image, struct manifest_disk *disk,
                    const struct backup_source *source, struct sums *sums, GError **error)
 {
     const struct copy_plan plan = {
@@ -147,21 +147,7 @@ static int copy_to(struct block_node *target, struct manifest_disk *disk,
     };
 
     add_growth(source, disk->length);
-    return copy_run_plan(&plan, error);
-}
-
-static int describe(const char *image, const char *sums_path, const struct sums *sums,
-                    struct manifest_disk *disk, GError **error)
-{
-    struct stat st;
-
-    if (stat(image, &st) < 0) {
-        return block_error_errno(error, errno, "Could not look at '%s'", image);
-    }
-    disk->image_bytes = (uint64_t)st.st_size;
-    disk->data_bytes = sums_count(sums, GRANULE_DATA);
-    disk->zero_bytes = sums_count(sums, GRANULE_ZERO);
-    return sums_write(sums, sums_path, &disk->sums, error);
+    return copy_to_image(&plan, image, error);
 }
 
 int backup_copy_disk(const struct set *set, const char *id, struct manifest_disk *disk,
@@ -196,14 +182,9 @@ int backup_copy_disk(const struct set *set, const char *id, struct manifest_disk
     if (!target) {
         return -EIO;
     }
-    int status = copy_to(target, disk, source, sums, error);
-    if (status < 0) {
-        block_node_dispose(target);
-        return status;
-    }
-    status = image_finish(target, image, error);
+    int status = copy_to(target, image, disk, source, sums, error);
     if (status == 0) {
-        status = describe(image, sums_path, sums, disk, error);
+        status = image_describe(image, sums, sums_path, disk, error);
     }
     return status < 0 ? status : durable_sync_folder(folder, error);
 }

@@ -12,6 +12,7 @@
 #include "jobs/copy-engine.h"
 #include "jobs/job.h"
 #include "jobs/work-list.h"
+#include "sets/image.h"
 
 #define JOB_ID "copy"
 
@@ -299,7 +300,7 @@ static int run_job(struct set_copy *copy, GError **error)
     return conclude(copy, error);
 }
 
-int copy_run_plan(const struct copy_plan *plan, GError **error)
+static int copy(const struct copy_plan *plan, GError **error)
 {
     struct set_copy copy = {
         .source = {.operations = &operations},
@@ -316,15 +317,32 @@ int copy_run_plan(const struct copy_plan *plan, GError **error)
     return status;
 }
 
+int copy_to_image(const struct copy_plan *plan, const char *path, GError **error)
+{
+    int status = copy(plan, error);
+
+    if (status < 0) {
+        block_node_dispose(plan->target);
+        return status;
+    }
+    return image_finish(plan->target, path, error);
+}
+
+static bool is_up;
+
 int copy_start_up(GError **error)
 {
     int status = main_loop_start();
 
+    is_up = status == 0;
     return status < 0 ? block_error_errno(error, -status, "Could not start a thread") : 0;
 }
 
 void copy_shut_down(void)
 {
-    job_cancel_all(); /* there is none any more, but threads of theirs to be joined */
-    main_loop_stop();
+    if (is_up) {
+        is_up = false;
+        job_cancel_all(); /* there is none any more, but threads of theirs to be joined */
+        main_loop_stop();
+    }
 }

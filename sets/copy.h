@@ -16,7 +16,8 @@
 #include "sets/sums.h"
 
 struct copy_plan {
-    struct block_node *source, *target; /* borrowed; the target is at least as long */
+    struct block_node *source; /* borrowed */
+    struct block_node *target; /* as image_make() returned it, at least as long; it is taken */
     /* The source is a backup (sets/backup-node.h). Damage fails the copy with the sentence that
      * says where it is. NULL: it is not. */
     const struct backup_chain *chain;
@@ -34,12 +35,15 @@ struct copy_plan {
 };
 
 /*
- * Copy, and flush the target. Blocks. One at a time in a process, not on the main thread. Returns a
- * negative errno with the error set, -ECANCELED if progress said so.
+ * Copy to a new image, whose path this is, and image_finish() it. Blocks. One at a time in a
+ * process, not on the main thread. Returns a negative errno with the error set, -ECANCELED if
+ * progress said so: the image is closed in any case, and what there is of it is the caller's to
+ * remove.
  */
-int copy_run_plan(const struct copy_plan *plan, GError **error);
+int copy_to_image(const struct copy_plan *plan, const char *path, GError **error);
 
-/* A thread for the graph, which jobs need: before the first copy, and at the end. */
+/* A thread for the graph, which jobs need: before the first copy, and at the end (or earlier: there
+ * is no thread any more then, and to end it again does nothing). */
 int copy_start_up(GError **error);
 void copy_shut_down(void);
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/cleanup.h"
@@ -97,4 +98,18 @@ int image_finish(struct block_node *node, const char *path, GError **error)
     return status < 0 ? block_error_errno(error, -status,
                                           "Could not make safe what was written to '%s'", path)
                       : durable_sync_file(path, error);
+}
+
+int image_describe(const char *path, const struct sums *sums, const char *sums_path,
+                   struct manifest_disk *disk, GError **error)
+{
+    struct stat st;
+
+    if (stat(path, &st) < 0) {
+        return block_error_errno(error, errno, "Could not look at '%s'", path);
+    }
+    disk->image_bytes = (uint64_t)st.st_size;
+    disk->data_bytes = sums_count(sums, GRANULE_DATA);
+    disk->zero_bytes = sums_count(sums, GRANULE_ZERO);
+    return sums_write(sums, sums_path, &disk->sums, error);
 }

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "block/node.h"
+#include "sets/manifest.h"
 
 struct image_plan {
     const char *path;
@@ -24,5 +25,10 @@ struct block_node *image_make(const struct image_plan *plan, GError **error);
 
 /* Close it; all that was written is safe then, but for the name. Takes the reference. */
 int image_finish(struct block_node *node, const char *path, GError **error);
+
+/* Of a finished image: write its checksums to a file beside it, and what a manifest says of both
+ * (image_bytes, data_bytes, zero_bytes, sums). */
+int image_describe(const char *path, const struct sums *sums, const char *sums_path,
+                   struct manifest_disk *disk, GError **error);
 
 #endif

@@ -71,12 +71,6 @@ struct manifest_disk *manifest_find_disk(const struct manifest *manifest, const 
     return NULL;
 }
 
-void manifest_set_text(char **place, char *text)
-{
-    g_free(*place);
-    *place = text;
-}
-
 /* ---- Reading -------------------------------------------------------------------------------- */
 
 static bool take_size(const json_t *object, const char *key, uint64_t max, uint64_t *value)
@@ -185,23 +179,13 @@ static json_t *disk_object(const struct manifest_disk *disk)
     char digest[DIGEST_TEXT_BYTES];
 
     digest_to_text(&disk->sums.digest, digest);
-    json_t *object = json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:I, s:I}", "name", disk->name, "format",
-        disk->is_raw ? "raw" : "qcow2", "mode", disk->parent ? "incremental" : "full", "length",
-        (json_int_t)disk->length, "image-bytes", (json_int_t)disk->image_bytes, "checksum-bytes",
-        (json_int_t)disk->sums.bytes, "checksum-digest", digest, "data-bytes",
-        (json_int_t)disk->data_bytes, "zero-bytes", (json_int_t)disk->zero_bytes);
-    const struct {
-        const char *key, *text;
-    } texts[] = {
-        {"parent", disk->parent}, {"reason", disk->reason}, {"checkpoint", disk->checkpoint}};
-
-    for (size_t i = 0; i < G_N_ELEMENTS(texts); i++) {
-        if (texts[i].text) {
-            json_object_set_new(object, texts[i].key, json_string(texts[i].text));
-        }
-    }
-    return object;
+    return json_pack(
+        "{s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:I, s:I, s:s*, s:s*, s:s*}", "name", disk->name,
+        "format", disk->is_raw ? "raw" : "qcow2", "mode", disk->parent ? "incremental" : "full",
+        "length", (json_int_t)disk->length, "image-bytes", (json_int_t)disk->image_bytes,
+        "checksum-bytes", (json_int_t)disk->sums.bytes, "checksum-digest", digest, "data-bytes",
+        (json_int_t)disk->data_bytes, "zero-bytes", (json_int_t)disk->zero_bytes, "parent",
+        disk->parent, "reason", disk->reason, "checkpoint", disk->checkpoint);
 }
 
 int manifest_write(const struct manifest *manifest, const char *path, GError **error)

@@ -48,9 +48,6 @@ DEFINE_AUTO(manifest, manifest_free)
 /* Borrowed; NULL: the backup has no such disk. */
 struct manifest_disk *manifest_find_disk(const struct manifest *manifest, const char *name);
 
-/* Take over a text in the place of another. */
-void manifest_set_text(char **place, char *text);
-
 /*
  * Read a manifest, which has to be of the backup of this ID. NULL with the error set: -ENOENT if
  * it is not there, -EBADMSG if it is damaged or makes no sense.

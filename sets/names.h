@@ -31,7 +31,6 @@ char *names_checkpoint_prefix(const char *uuid);
 #define NAMES_SET      "set.json"
 #define NAMES_LOCK     ".lock"
 #define NAMES_READERS  ".readers"
-#define NAMES_PENDING  "pending.json"
 #define NAMES_MANIFEST ".json" /* after the ID */
 #define NAMES_DAMAGED  ".damaged"
 /* What is written beside a file, to be renamed to it. */

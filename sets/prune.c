@@ -114,9 +114,13 @@ static int write_whole(const struct set *set, const char *id, struct manifest_di
         .path = image, .is_raw = disk->is_raw, .length = disk->length};
     AUTO(block_node) source = backup_node_open(set, id, disk->name, error);
     AUTO(sums) sums = source ? sums_new(disk->length) : NULL;
-    struct block_node *target = sums ? image_make(&image_plan, error) : NULL;
-    struct stat st;
 
+    if (!sums) {
+        return source ? block_error(error, ENOMEM, "There is no memory for the checksums of '%s'",
+                                    disk->name)
+                      : -EIO;
+    }
+    struct block_node *target = image_make(&image_plan, error);
     if (!target) {
         return -EIO;
     }
@@ -128,21 +132,13 @@ static int write_whole(const struct set *set, const char *id, struct manifest_di
         .progress = prune->progress,
         .progress_data = prune->progress_data,
     };
-    int status = copy_run_plan(&plan, error);
+    int status = copy_to_image(&plan, image, error);
+    if (status == 0) {
+        status = image_describe(image, sums, sums_path, disk, error);
+    }
     if (status < 0) {
-        block_node_dispose(target);
         return status;
     }
-    if (image_finish(target, image, error) < 0 ||
-        sums_write(sums, sums_path, &disk->sums, error) < 0) {
-        return -EIO;
-    }
-    if (stat(image, &st) < 0) {
-        return block_error_errno(error, errno, "Could not look at '%s'", image);
-    }
-    disk->image_bytes = (uint64_t)st.st_size;
-    disk->data_bytes = sums_count(sums, GRANULE_DATA);
-    disk->zero_bytes = sums_count(sums, GRANULE_ZERO);
     g_clear_pointer(&disk->parent, g_free);
     return durable_sync_folder(folder, error);
 }

@@ -78,12 +78,7 @@ static int copy_to(const struct restore_plan *plan, struct block_node *source, c
     if (!target) {
         return -EIO;
     }
-    int status = copy_run_plan(&copy, error);
-    if (status == 0) {
-        status = image_finish(target, partial, error);
-    } else {
-        block_node_dispose(target);
-    }
+    int status = copy_to_image(&copy, partial, error);
     if (status < 0) {
         unlink(partial);
     }

@@ -12,7 +12,7 @@
 #include "sets/manifest.h"
 
 /* What a set of some thousand disks would not reach. */
-#define SEALED_BYTES_MAX ((off_t)4 << 20)
+#define SEALED_BYTES_MAX ((size_t)4 << 20)
 
 #define DIGEST_KEY       "digest"
 
@@ -50,7 +50,7 @@ json_t *sealed_read(const char *path, GError **error)
         block_error_errno(error, errno, "Could not read '%s'", path);
         return NULL;
     }
-    if (st.st_size > SEALED_BYTES_MAX) {
+    if ((uint64_t)st.st_size > SEALED_BYTES_MAX) {
         block_error(error, EBADMSG, "'%s' is damaged: it is far too large", path);
         return NULL;
     }
@@ -78,5 +78,9 @@ int sealed_write(json_t *object, const char *path, GError **error)
                            path);
     }
     g_autofree char *line = g_strconcat(dump, "\n", NULL);
+    if (strlen(line) > SEALED_BYTES_MAX) {
+        return block_error(error, EFBIG, "Could not write '%s': it would be too large to be read",
+                           path);
+    }
     return durable_replace(path, line, strlen(line), error);
 }

@@ -196,6 +196,10 @@ int set_recover(struct set *set, GError **error)
         status = clean_manifests(set, error);
     }
     if (status == 0) {
+        /* Manifests that are gone for us must not come back, with the power, to files that are. */
+        status = durable_sync_folder(set->path, error);
+    }
+    if (status == 0) {
         status = clean_folders(set, error);
     }
     return status < 0 ? status : durable_sync_folder(set->path, error);

@@ -319,16 +319,18 @@ static int make_directory(const struct set *set, GError **error)
                              set->path);
 }
 
-static char *read_uuid(const struct set *set, bool *is_damaged)
+/* NULL with the error set if there is none; -EBADMSG: what there is makes no sense. */
+static char *read_uuid(const struct set *set, GError **error)
 {
     g_autofree char *path = g_build_filename(set->path, NAMES_SET, NULL);
-    g_autoptr(GError) problem = NULL;
-    json_t *object = sealed_read(path, &problem);
+    json_t *object = sealed_read(path, error);
     const char *uuid = json_string_value(json_object_get(object, "uuid"));
     char *found = names_uuid_is_valid(uuid) ? g_strdup(uuid) : NULL;
 
+    if (object && !found) {
+        block_error(error, EBADMSG, "'%s' holds no UUID", path);
+    }
     json_decref(object);
-    *is_damaged = !found && !g_error_matches(problem, BLOCK_ERROR, ENOENT);
     return found;
 }
 
@@ -345,11 +347,18 @@ static int write_uuid(const struct set *set, GError **error)
 
 static int find_uuid(struct set *set, enum set_use use, GError **error)
 {
-    bool is_damaged;
+    g_autoptr(GError) problem = NULL;
 
-    set->uuid = read_uuid(set, &is_damaged);
+    set->uuid = read_uuid(set, &problem);
     if (set->uuid) {
         return 0;
+    }
+    bool is_damaged = g_error_matches(problem, BLOCK_ERROR, EBADMSG);
+    if (use == SET_RUN && !is_damaged && !g_error_matches(problem, BLOCK_ERROR, ENOENT)) {
+        int status = block_error_code(problem); /* it may be there: no other one is written */
+
+        g_propagate_error(error, g_steal_pointer(&problem));
+        return status;
     }
     if (set->manifests->len) {
         const struct manifest *last = g_ptr_array_index(set->manifests, set->manifests->len - 1);

@@ -346,11 +346,12 @@ static struct sums *decode(const char *path, const uint8_t *file, uint64_t bytes
         return NULL;
     }
     if (contents.runs > bytes / RUN_BYTES || contents.digests > bytes / DIGEST_BYTES ||
-        file_bytes(&contents) != bytes || !(sums = sums_new(length))) {
+        file_bytes(&contents) != bytes) {
         refuse(path, "what they count does not fit their size", error);
         return NULL;
     }
-    int status = decode_runs(sums, file, &contents);
+    sums = sums_new(length);
+    int status = sums ? decode_runs(sums, file, &contents) : -ENOMEM;
     if (status < 0) {
         status == -ENOMEM ? block_error(error, ENOMEM, "There is no memory for '%s'", path)
                           : refuse(path, "their runs overlap or lead out of the disk", error);

@@ -22,7 +22,6 @@ struct verification {
     uint64_t done, total; /* bytes of images */
     bool is_interrupted;
     /* Of the layer that is being looked at: */
-    const struct manifest *manifest;
     const struct manifest_disk *disk;
     const struct backup_layer *layer;
     uint64_t findings;
@@ -254,8 +253,7 @@ static uint64_t findings_of(struct verification *now, const struct backup_layer 
     uint64_t *known = g_hash_table_lookup(now->layers, key);
 
     if (!known) {
-        now->manifest = set_find(now->set, layer->id);
-        now->disk = manifest_find_disk(now->manifest, disk);
+        now->disk = manifest_find_disk(set_find(now->set, layer->id), disk);
         now->layer = layer;
         now->findings = 0;
         verify_layer(now);
@@ -284,6 +282,12 @@ static bool verify_disk(struct verification *now, const struct manifest *manifes
     return is_good;
 }
 
+/* asked: an ID or a disk of the plan; NULL: all. */
+static bool is_wanted(const char *asked, const char *name)
+{
+    return !asked || !strcmp(asked, name);
+}
+
 static void verify_backup(struct verification *now, const struct manifest *manifest)
 {
     bool is_good = true;
@@ -294,7 +298,7 @@ static void verify_backup(struct verification *now, const struct manifest *manif
     for (size_t i = 0; i < manifest->disk_count && !now->is_interrupted; i++) {
         const struct manifest_disk *disk = &manifest->disks[i];
 
-        if (!now->plan->disk || !strcmp(disk->name, now->plan->disk)) {
+        if (is_wanted(now->plan->disk, disk->name)) {
             is_good &= verify_disk(now, manifest, disk);
         }
     }
@@ -311,18 +315,13 @@ static void verify_backup(struct verification *now, const struct manifest *manif
 
 /* ---- The set -------------------------------------------------------------------------------- */
 
-static bool is_wanted(const struct verify_plan *plan, const char *id)
-{
-    return !plan->id || !strcmp(plan->id, id);
-}
-
 static void report_problems(struct verification *now)
 {
     for (guint i = 0; i < now->set->problems->len; i++) {
         const struct set_problem *problem =
             &g_array_index(now->set->problems, struct set_problem, i);
 
-        if (is_wanted(now->plan, problem->id)) {
+        if (is_wanted(now->plan->id, problem->id)) {
             g_autofree char *path = set_manifest_path(now->set, problem->id);
 
             now->disk = NULL;
@@ -333,13 +332,39 @@ static void report_problems(struct verification *now)
     }
 }
 
+/* What a disk's layers hold that are not among those counted yet; the keys are as in `layers`. */
+static uint64_t count_layers(const struct set *set, const char *id, const char *name,
+                             GHashTable *counted)
+{
+    const struct manifest *manifest = set_find(set, id);
+    uint64_t bytes = 0;
+
+    while (manifest) {
+        const struct manifest_disk *disk = manifest_find_disk(manifest, name);
+
+        if (!disk || !g_hash_table_add(counted, g_build_filename(name, manifest->id, NULL))) {
+            break;
+        }
+        bytes += disk->data_bytes;
+        manifest = disk->parent ? set_find(set, disk->parent) : NULL;
+    }
+    return bytes;
+}
+
 static void count_total(struct verification *now)
 {
+    g_autoptr(GHashTable) counted = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+
     for (guint i = 0; i < now->set->manifests->len; i++) {
         const struct manifest *manifest = g_ptr_array_index(now->set->manifests, i);
 
-        for (size_t j = 0; is_wanted(now->plan, manifest->id) && j < manifest->disk_count; j++) {
-            now->total += manifest->disks[j].data_bytes;
+        for (size_t j = 0; is_wanted(now->plan->id, manifest->id) && j < manifest->disk_count;
+             j++) {
+            const char *name = manifest->disks[j].name;
+
+            now->total += is_wanted(now->plan->disk, name)
+                              ? count_layers(now->set, manifest->id, name, counted)
+                              : 0;
         }
     }
 }
@@ -368,7 +393,7 @@ int verify_set(const struct set *set, const struct verify_plan *plan, struct ver
     for (guint i = 0; i < set->manifests->len && !now.is_interrupted; i++) {
         const struct manifest *manifest = g_ptr_array_index(set->manifests, i);
 
-        if (is_wanted(plan, manifest->id)) {
+        if (is_wanted(plan->id, manifest->id)) {
             verify_backup(&now, manifest);
         }
     }

@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 
-from liveblk_sets import LENGTH, World, damage, damage_data, read
+from liveblk_sets import LENGTH, World, damage, damage_data
 from liveblk_test import BUILD, LIVEBLK, ROOT, Server, main, promise, wait_until
-from liveblk_tracking import GRANULE, KIB, MIB, noise
+from liveblk_tracking import GRANULE, KIB, MIB, noise, read
 
 
 def chain(test, *words):
@@ -55,7 +55,8 @@ def raw_chain(test):
 @promise("a disk that grows and shrinks between backups is restored with the length it had")
 def resized(test):
     world = World(test)
-    for length in (LENGTH, LENGTH + 100 * KIB, 2 * MIB + 4 * KIB, 3 * MIB, 2 * LENGTH):
+    lengths = (LENGTH, LENGTH + 100 * KIB, MIB + 4 * KIB, MIB + MIB // 2, 2 * LENGTH)
+    for length in lengths:
         world.qmp.command("block_resize", device="vda", size=length)
         world.guests["vda"].shutdown()
         world.guests["vda"] = world.server.connect("vda")
@@ -63,9 +64,7 @@ def resized(test):
         world.backup()
         world.write(3)
         world.backup()
-    assert sorted({len(held["vda"]) for held in world.held.values()}) == sorted(
-        {LENGTH, LENGTH + 100 * KIB, 2 * MIB + 4 * KIB, 3 * MIB, 2 * LENGTH}
-    )
+    assert {len(held["vda"]) for held in world.held.values()} == set(lengths)
     world.assert_all_good()
     world.stop()
 
@@ -73,7 +72,7 @@ def resized(test):
 @promise("what guests write while a backup is made is not in it, but in the next one; a run that takes "
          "long keeps its session")  # fmt: skip
 def guests_go_on(test):
-    world = World(test, "vda", "vdb")
+    world = World(test, "vda", "vdb", length=4 * MIB)
     for number in range(2):
         for guest in world.guests.values():
             guest.pwrite(noise(test.random, 2 * MIB), MIB)
@@ -269,6 +268,15 @@ def refusals(test):
         assert "of disk 'vdx'" in result.stderr, result
     world.liveblk("prune", world.set, status=2)
     world.liveblk("vda", "--to", world.set, "--sync", "top", status=2)
+    # What would have no effect.
+    for words in (["vda", "--to", world.set, "--disk", "vda"], ["list", world.set, "--keep", "3"],
+                  ["restore", world.set, target, "--socket", "x"], ["verify", world.set, "--raw"],
+                  ["vda", "--to", target, "--at", world.ids()[0]],
+                  ["restore", "nbd://localhost/vda", target, "--at", world.ids()[0]],
+                  ["prune", world.set, "--keep", "1", "--compress"]):  # fmt: skip
+        result = world.liveblk(*words, status=2)
+        option = next(word for word in reversed(words) if str(word).startswith("--"))
+        assert f"{option} " in result.stderr, result.stderr
     world.stop()
 
 
