@@ -79,35 +79,60 @@ def preload(**variables):
             **variables}  # fmt: skip
 
 
-@promise("a run that is killed at any step leaves a good set, and the next one repairs what is left",
-         timeout=PATIENCE)  # fmt: skip
-def killed(test):
+def count_steps(test, run):
+    """How many of them what run(env) calls has; about, as it is not the same each time."""
+    counted = test.path("count")
+    run(preload(LIVEBLK_TEST_DIE_COUNT=str(counted)))
+    count = int(counted.read_text())
+    test.log(f"{count} steps")
+    return count
+
+
+def runs_that_die(test, with_server):
+    """Runs that are killed, or whose server is, at a step each, and the runs after them."""
     world = World(test, length=MIB)
     world.write()
     world.backup()
-    counted = test.path("count")
     world.write()
-    world.backup(env=preload(LIVEBLK_TEST_DIE_COUNT=str(counted)))
-    count = int(counted.read_text()) + 2  # it is not the same each time
-    test.log(f"a run has about {count} steps")
+    count = count_steps(test, lambda env: world.backup(env=env)) + 2
     for step in steps(test, count):
         world.write(3)
         held = {"vda": read(world.guests["vda"])}
-        found = world.backup(status=None, env=preload(LIVEBLK_TEST_DIE_AT=str(step)))
-        for backup in world.ids():  # one whose manifest was written just before the end
+        world.guests["vda"].flush()
+        victim = {"LIVEBLK_TEST_DIE_PID": str(world.server.process.pid)} if with_server else {}
+        found = world.backup(status=None, env=preload(LIVEBLK_TEST_DIE_AT=str(step), **victim))
+        if with_server:
+            world.kill()
+        ids = world.ids()
+        for backup in ids:  # one whose manifest was written just before the end
             world.held.setdefault(backup, held)
-        assert set(world.ids()) == set(world.held), f"step {step}: {found}"
+        assert set(ids) == set(world.held), f"step {step}: {found}"
         world.liveblk("verify", world.set)
+        if with_server:
+            world.start()
         world.write(2)
         disk = world.backup()["disks"][0]
-        assert disk["mode"] == "incremental", f"step {step}: {disk}"
+        # The manifest may be there and its checkpoint be gone with the server: then all is copied.
+        kept = disk["mode"] == "incremental" or with_server and disk["reason"] == "no-parent"
+        assert kept, f"step {step}: {disk}"
         world.assert_restored(max(world.held), "vda")
         world.assert_tidy()
         if len(world.held) > 8:  # a chain need not be long
-            world.liveblk("prune", world.set, "--keep", "1")
-            world.held = {backup: world.held[backup] for backup in world.ids()}
+            world.prune("--keep", "1")
     world.assert_all_good()
     world.stop()
+
+
+@promise("a run that is killed at any step leaves a good set, and the next one repairs what is left",
+         timeout=PATIENCE)  # fmt: skip
+def killed(test):
+    runs_that_die(test, with_server=False)
+
+
+@promise("a server that is killed at any step of a run costs that run at most, and the next one copes",
+         timeout=PATIENCE)  # fmt: skip
+def server_killed_at_any_step(test):
+    runs_that_die(test, with_server=True)
 
 
 @promise("whenever the power is lost, what a manifest names is safe, and so is what its checkpoint is "
@@ -129,47 +154,9 @@ def power_lost(test):
     world.write()
     world.backup(env=listed)
     seen()
-    world.liveblk("prune", world.set, "--keep", "1", env=listed)
+    world.prune("--keep", "1", env=listed)
     found = seen()
     assert found.count("manifest") == 2 and "removal" in found, found
-    world.held = {backup: world.held[backup] for backup in world.ids()}
-    world.assert_all_good()
-    world.stop()
-
-
-@promise("a server that is killed at any step of a run costs that run at most, and the next one copes",
-         timeout=PATIENCE)  # fmt: skip
-def server_killed_at_any_step(test):
-    world = World(test, length=MIB)
-    world.write()
-    world.backup()
-    counted = test.path("count")
-    world.write()
-    world.backup(env=preload(LIVEBLK_TEST_DIE_COUNT=str(counted)))
-    count = int(counted.read_text())
-    for step in steps(test, count):
-        world.write(3)
-        held = {"vda": read(world.guests["vda"])}
-        world.guests["vda"].flush()
-        victim = str(world.server.process.pid)
-        found = world.backup(status=None, env=preload(LIVEBLK_TEST_DIE_AT=str(step),
-                                                      LIVEBLK_TEST_DIE_PID=victim))  # fmt: skip
-        world.kill()
-        for backup in world.ids():
-            world.held.setdefault(backup, held)
-        assert set(world.ids()) == set(world.held), f"step {step}: {found}"
-        world.liveblk("verify", world.set)
-        world.start()
-        world.write(2)
-        disk = world.backup()["disks"][0]
-        # The manifest may be there and its checkpoint be gone with the server: then all is copied.
-        kept = disk["mode"] == "incremental" or disk["reason"] == "no-parent"
-        assert kept, f"step {step}: {disk}"
-        world.assert_restored(max(world.held), "vda")
-        world.assert_tidy()
-        if len(world.held) > 8:
-            world.liveblk("prune", world.set, "--keep", "1")
-            world.held = {backup: world.held[backup] for backup in world.ids()}
     world.assert_all_good()
     world.stop()
 
@@ -335,19 +322,16 @@ def prune(test):
     shutil.copytree(world.set, good)
     said = world.liveblk("prune", world.set, "--keep", "2", "--dry-run").stdout
     assert said.split()[0] == ids[2] and world.ids() == ids, said
-    counted = test.path("count")
-    world.liveblk("prune", world.set, "--keep", "2",
-                  env=preload(LIVEBLK_TEST_DIE_COUNT=str(counted)))  # fmt: skip
+    count = count_steps(test, lambda env: world.prune("--keep", "2", env=env))
     assert [entry["disks"][0]["mode"] for entry in world.list()["backups"]] == ["full", "full"]
     world.assert_all_good()
-    count = int(counted.read_text())
-    test.log(f"a prune has {count} steps")
     for step in steps(test, count):
         shutil.rmtree(world.set)
         shutil.copytree(good, world.set)
         result = world.liveblk("prune", world.set, "--keep", "2", status=None,
                                env=preload(LIVEBLK_TEST_DIE_AT=str(step)))  # fmt: skip
-        assert set(ids[2:]) <= set(world.ids()) <= set(ids), f"step {step}: {result.stderr}"
+        left = set(world.ids())
+        assert set(ids[2:]) <= left <= set(ids), f"step {step}: {result.stderr}"
         world.liveblk("verify", world.set)
         world.assert_restored(ids[2], "vda")
         world.liveblk("prune", world.set, "--keep", "2")
@@ -411,18 +395,22 @@ def live_local(test):
     world.write(12)
     world.backup("--raw")
     newest = world.ids()[-1]
-    live = Live(test, world.set, "--speed", "256K")
+    live = Live(test, world.set, "--speed", "64K")
     guest = live.connect()
     assert read(guest) == world.held[newest]["vda"]
     guest.pwrite(b"new data" * 512, MIB)
     guest.flush()
     held = bytearray(world.held[newest]["vda"])
     held[MIB : MIB + 4096] = b"new data" * 512
+    result = world.liveblk("prune", world.set, "--keep", "1", status=1)
+    assert "in use" in result.stderr, result.stderr
+    result = world.liveblk("restore", world.set, test.path("other"), "--serve", "--socket",
+                           live.socket, status=1)  # fmt: skip
+    assert "A server already runs" in result.stderr, result.stderr
     live.kill()
-    result = world.liveblk("prune", world.set, "--keep", "1")
-    world.held = {newest: world.held[newest]}
+    world.prune("--keep", "1")
+    assert list(world.held) == [newest]
     live = Live(test, world.set)
-    result = world.liveblk("prune", world.set, "--keep", "1", status=None)
     live.wait_complete()
     guest = live.connect()
     assert read(guest) == bytes(held)
@@ -472,9 +460,9 @@ def live_remote(test):
     target = test.path("flat")
     world.liveblk("restore", backup.uri(), target)
     assert target.read_bytes() == held
-    live = Live(test, backup.uri(), "--speed", "1M")
+    live = Live(test, backup.uri(), "--speed", "256K")
     backup.kill()
-    with live_qmp(test, live) as qmp:
+    with Qmp(live.admin) as qmp:
         before = progress_of(qmp)
         backup.start()
         wait_until(lambda: progress_of(qmp) is None or progress_of(qmp) > before, "it goes on")
@@ -490,10 +478,6 @@ def live_remote(test):
     live.stop()
     assert_plain(test, live.target, held)
     world.stop()
-
-
-def live_qmp(test, live):
-    return Qmp(live.admin)
 
 
 def progress_of(qmp):

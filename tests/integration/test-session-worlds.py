@@ -30,7 +30,7 @@ import nbd
 
 from liveblk_load import hang_up
 from liveblk_test import QmpError, Server, connect, main, promise, wait_until
-from liveblk_tracking import KIB, MIB, drop_unsynced, noise
+from liveblk_tracking import KIB, MIB, drop_unsynced, noise, read
 
 WORLDS = int(os.environ.get("LIVEBLK_TEST_CASES", 3))
 ONE_SEED = os.environ.get("LIVEBLK_TEST_CASE_SEED")
@@ -87,12 +87,6 @@ class Disk:
     def connect(self):
         self.guest = self.world.server.connect(self.name)
         assert self.guest.get_size() == self.length(), f"{self.name} has another length"
-
-
-def read(handle):
-    length = handle.get_size()
-    pieces = range(0, length, MIB)
-    return b"".join(bytes(handle.pread(min(MIB, length - at), at)) for at in pieces)
 
 
 class Backup:

@@ -14,7 +14,7 @@ import nbd
 from liveblk_test import (
     LIVEBLK, ROOT, QmpError, Server, connect, main, promise, wait_until,
 )  # fmt: skip
-from liveblk_tracking import GRANULE, KIB, MIB, Load, noise
+from liveblk_tracking import GRANULE, KIB, MIB, Load, noise, read
 
 LENGTH = 8 * MIB
 BASE = "base:allocation"
@@ -27,12 +27,6 @@ def expect_error(text, qmp, command, **arguments):
         assert text in str(error), f"{text!r} is not in {error}"
     else:
         raise AssertionError(f"{command} succeeded")
-
-
-def read(handle):
-    length = handle.get_size()
-    pieces = range(0, length, MIB)
-    return b"".join(bytes(handle.pread(min(MIB, length - at), at)) for at in pieces)
 
 
 class Disks:

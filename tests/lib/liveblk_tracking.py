@@ -33,6 +33,12 @@ def choose_range(generator, length):
     return generator.randrange(0, length - size + 1, 512), size
 
 
+def read(handle):
+    """All of a disk."""
+    length = handle.get_size()
+    return b"".join(handle.pread(min(MIB, length - at), at) for at in range(0, length, MIB))
+
+
 def drop_unsynced(path, generator, chance=1.0):
     """What a loss of power may leave of a tracking file whose server was killed.
 
@@ -103,10 +109,7 @@ class TrackedDisk:
         self.start()
 
     def read(self, guest=None):
-        guest = guest or self.guest
-        length = guest.get_size()
-        pieces = range(0, length, MIB)
-        return b"".join(bytes(guest.pread(min(MIB, length - at), at)) for at in pieces)
+        return read(guest or self.guest)
 
     def info(self):
         (info,) = self.qmp.command("query-block-tracking")
