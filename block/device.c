@@ -71,7 +71,8 @@ static int insert_device(struct block_device *device, GError **error)
 }
 
 /* A device on its root, unlisted. */
-static struct block_device *new_device(const char *name, struct block_node *root, GError **error)
+static struct block_device *new_device(const char *name, struct block_node *root, bool read_only,
+                                       GError **error)
 {
     struct block_device *device = g_new0(struct block_device, 1);
 
@@ -82,7 +83,7 @@ static struct block_device *new_device(const char *name, struct block_node *root
     pthread_cond_init(&device->changed, NULL);
     device->root.owner = g_strdup_printf("block device '%s'", name);
     device->root.operations = &block_device_claim_operations;
-    device->read_only = root->options.read_only;
+    device->read_only = read_only;
     device->root.perms = root_perms(device, root);
     device->root.shared = root_shared(device, root);
     if (block_claim_acquire(&device->root, root, error) < 0) {
@@ -103,7 +104,7 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
                     name);
         return NULL;
     }
-    device = new_device(name, root, error);
+    device = new_device(name, root, root->options.read_only, error);
     if (device && insert_device(device, error) < 0) {
         block_claim_release(&device->root);
         free_device(device);
@@ -115,12 +116,18 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
 struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
                                                bool discards, GError **error)
 {
-    struct block_device *device = new_device(name, root, error);
+    struct block_device *device = new_device(name, root, root->options.read_only, error);
 
     if (device) {
         device->discards = discards;
     }
     return device;
+}
+
+struct block_device *block_device_new_reader(const char *name, struct block_node *root,
+                                             GError **error)
+{
+    return new_device(name, root, true, error);
 }
 
 struct block_device *block_device_ref(struct block_device *device)

@@ -48,6 +48,9 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
  */
 struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
                                                bool discards, GError **error);
+/* The same for who only reads, whatever the root. */
+struct block_device *block_device_new_reader(const char *name, struct block_node *root,
+                                             GError **error);
 
 /* References: an export or a request in progress keeps the device alive after removal. */
 struct block_device *block_device_ref(struct block_device *device);
@@ -129,6 +132,9 @@ int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t
 /* What a reader sees: through the chain. */
 int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
                               struct block_extent *extent);
+/* And which layer it is from, as block_node_block_status_chain tells. */
+int block_device_block_status_depth(struct block_device *device, uint64_t offset, uint64_t bytes,
+                                    struct block_extent *extent, unsigned *depth);
 
 /*
  * Who notes what the guest changes: set before the device is used, or with it drained; it stays the

@@ -16,6 +16,7 @@
 #include "server/commands-bitmap.h"
 #include "server/commands-chain.h"
 #include "server/commands-checkpoint.h"
+#include "server/commands-export.h"
 #include "server/commands-fault.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-tracking.h"
@@ -25,6 +26,7 @@
 #include "server/device-tracking.h"
 #include "server/disk.h"
 #include "server/listening.h"
+#include "server/nbd/server.h"
 #include "server/qmp/monitor.h"
 #include "server/qmp/schema.h"
 #include "server/sessions.h"
@@ -48,15 +50,15 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands,     block_commands,
-    qom_commands,         job_commands,        bitmap_commands,
-    transaction_commands, view_commands,       fault_commands,
-    snapshot_commands,    chain_commands,      overlay_commands,
-    tracking_commands,    checkpoint_commands, NULL,
+    qmp_commands_control, server_commands,     block_commands,       qom_commands,
+    job_commands,         bitmap_commands,     transaction_commands, view_commands,
+    fault_commands,       snapshot_commands,   chain_commands,       overlay_commands,
+    tracking_commands,    checkpoint_commands, export_commands,      NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {
-    block_events, job_events, view_events, fault_events, tracking_events, checkpoint_events, NULL};
+    block_events,    job_events,        view_events,   fault_events,
+    tracking_events, checkpoint_events, export_events, NULL};
 
 static void register_drivers(void)
 {
@@ -239,6 +241,7 @@ void server_stop(struct server *server)
     if (server->started) {
         job_cancel_all();
     }
+    nbd_server_stop_all();
     sessions_end_all();
     view_drop_all();
     remove_devices();

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Who may connect: names that TLS vouches for (server/tls.h), by rules. */
+#ifndef LIVEBLK_SERVER_AUTHORIZATION_H
+#define LIVEBLK_SERVER_AUTHORIZATION_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "block/cleanup.h"
+
+struct authorization;
+
+/* One rule of a list: the first that matches decides. */
+struct authorization_rule {
+    char *match;   /* a name, or a pattern with * and ? */
+    bool is_exact; /* it is a name */
+    bool allows;
+};
+
+/*
+ * Rules, copied, and what counts if none matches. Constant from then on. A new reference; any
+ * thread.
+ */
+struct authorization *authorization_new(const struct authorization_rule *rules, size_t count,
+                                        bool allows_others);
+struct authorization *authorization_ref(struct authorization *authorization);
+void authorization_unref(struct authorization *authorization);
+DEFINE_AUTO(authorization, authorization_unref)
+
+/* NULL as the peer, whom nobody vouches for, is never allowed. */
+bool authorization_allows(const struct authorization *authorization, const char *peer);
+
+#endif
