@@ -50,7 +50,7 @@ struct nbd_server {
     unsigned count;
     bool is_stopping;
 
-    bool is_taken; /* somebody stops it; servers_lock */
+    bool is_taken; /* somebody starts or stops it; servers_lock */
     TAILQ_ENTRY(nbd_server) entry;
 };
 
@@ -109,8 +109,7 @@ static void add_client_locked(struct nbd_server *server, int fd)
 
     prepare_socket(fd);
     client->server = server;
-    client->deadline_ns =
-        server->handshake_ns ? clock_now_ns() + server->handshake_ns : INT64_MAX;
+    client->deadline_ns = server->handshake_ns ? clock_now_ns() + server->handshake_ns : INT64_MAX;
     client->connection = nbd_connection_new(fd, &server->policy, end_handshake, client);
     if (thread_create(&client->thread, client_thread, client) != 0) {
         g_warning("There is no thread for another NBD client");
@@ -293,7 +292,8 @@ static int check_options(const struct nbd_server_options *options, GError **erro
         return block_error(error, EINVAL, "Expecting TLS credentials with a server endpoint");
     }
     if (options->authorization && !options->credentials) {
-        return block_error(error, EINVAL, "TLS authorization has no meaning without TLS credentials");
+        return block_error(error, EINVAL,
+                           "TLS authorization has no meaning without TLS credentials");
     }
     return 0;
 }
@@ -323,6 +323,27 @@ static int run(struct nbd_server *server, const struct nbd_server_options *optio
     return error_number ? block_error_errno(error, error_number, "Could not start a thread") : 0;
 }
 
+/* Its ID is taken from here on; it is its maker's until it listens. */
+static int insert_server(struct nbd_server *server, GError **error)
+{
+    SCOPE_LOCK(&servers_lock);
+
+    if (find_locked(server->id)) {
+        return block_error(error, EEXIST, "NBD server already running");
+    }
+    server->is_taken = true;
+    TAILQ_INSERT_TAIL(&servers, server, entry);
+    return 0;
+}
+
+/* Its address and its ID are free at once. */
+static void remove_server_locked(struct nbd_server *server)
+{
+    TAILQ_REMOVE(&servers, server, entry);
+    free_server(server);
+    pthread_cond_broadcast(&servers_changed);
+}
+
 int nbd_server_start(const struct nbd_server_options *options, GError **error)
 {
     int status = check_options(options, error);
@@ -330,18 +351,20 @@ int nbd_server_start(const struct nbd_server_options *options, GError **error)
     if (status < 0) {
         return status;
     }
-    SCOPE_LOCK(&servers_lock); /* two with one ID cannot both come to listen */
-    if (find_locked(options->id)) {
-        return block_error(error, EEXIST, "NBD server already running");
-    }
     struct nbd_server *server = new_server(options);
-    status = run(server, options, error);
+    status = insert_server(server, error);
     if (status < 0) {
         free_server(server);
         return status;
     }
-    TAILQ_INSERT_TAIL(&servers, server, entry);
-    return 0;
+    status = run(server, options, error);
+    SCOPE_LOCK(&servers_lock);
+    server->is_taken = false;
+    pthread_cond_broadcast(&servers_changed);
+    if (status < 0) {
+        remove_server_locked(server);
+    }
+    return status;
 }
 
 /* It is the caller's to end; NULL: there is none. id NULL: any. */
@@ -377,10 +400,8 @@ static bool end_server(struct nbd_server *server)
     disconnect_all(server);
     pthread_join(server->thread, NULL);
     pthread_mutex_lock(&servers_lock);
-    TAILQ_REMOVE(&servers, server, entry);
-    free_server(server); /* its address and its ID are free at once */
+    remove_server_locked(server);
     bool is_last = TAILQ_EMPTY(&servers);
-    pthread_cond_broadcast(&servers_changed);
     pthread_mutex_unlock(&servers_lock);
     return is_last;
 }
@@ -398,18 +419,28 @@ int nbd_server_stop(const char *id, GError **error)
     return 0;
 }
 
+/* One of them, once nobody else starts or stops it; NULL: there are none. */
+static struct nbd_server *await_server(void)
+{
+    SCOPE_LOCK(&servers_lock);
+    struct nbd_server *server;
+
+    while ((server = TAILQ_FIRST(&servers)) && server->is_taken) {
+        pthread_cond_wait(&servers_changed, &servers_lock);
+    }
+    if (server) {
+        server->is_taken = true;
+    }
+    return server;
+}
+
 void nbd_server_stop_all(void)
 {
     struct nbd_server *server;
 
-    while ((server = take_server(NULL))) {
+    while ((server = await_server())) {
         end_server(server);
     }
-    pthread_mutex_lock(&servers_lock);
-    while (!TAILQ_EMPTY(&servers)) {
-        pthread_cond_wait(&servers_changed, &servers_lock);
-    }
-    pthread_mutex_unlock(&servers_lock);
     nbd_export_remove_all();
 }
 
