@@ -19,6 +19,7 @@ struct block_device {
     enum block_error_policy on_read_error;
     enum block_error_policy on_write_error;
     bool is_listed;                         /* a guest's disk */
+    bool shares_writing;                    /* it minds nobody who writes the root, too */
     bool discards;                          /* the read-only root takes discards */
     bool is_moving;                         /* block_device_begin_move; main thread */
     struct change_tracker *_Atomic tracker; /* the server's, or NULL; changed while drained */

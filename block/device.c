@@ -26,8 +26,8 @@ static unsigned root_perms(const struct block_device *device, const struct block
 /* A guest owns the contents; the graph under it and its length are the administrator's. */
 static unsigned root_shared(const struct block_device *device, const struct block_node *root)
 {
-    unsigned refused =
-        BLOCK_PERM_VOID | (device_is_read_only(device, root) ? 0u : BLOCK_PERM_WRITE);
+    bool is_alone = !device->shares_writing && !device_is_read_only(device, root);
+    unsigned refused = BLOCK_PERM_VOID | (is_alone ? BLOCK_PERM_WRITE : 0u);
 
     return BLOCK_PERM_ALL & ~refused;
 }
@@ -72,7 +72,7 @@ static int insert_device(struct block_device *device, GError **error)
 
 /* A device on its root, unlisted. */
 static struct block_device *new_device(const char *name, struct block_node *root, bool read_only,
-                                       GError **error)
+                                       bool shares_writing, GError **error)
 {
     struct block_device *device = g_new0(struct block_device, 1);
 
@@ -84,6 +84,7 @@ static struct block_device *new_device(const char *name, struct block_node *root
     device->root.owner = g_strdup_printf("block device '%s'", name);
     device->root.operations = &block_device_claim_operations;
     device->read_only = read_only;
+    device->shares_writing = shares_writing;
     device->root.perms = root_perms(device, root);
     device->root.shared = root_shared(device, root);
     if (block_claim_acquire(&device->root, root, error) < 0) {
@@ -104,7 +105,7 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
                     name);
         return NULL;
     }
-    device = new_device(name, root, root->options.read_only, error);
+    device = new_device(name, root, root->options.read_only, false, error);
     if (device && insert_device(device, error) < 0) {
         block_claim_release(&device->root);
         free_device(device);
@@ -116,7 +117,7 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
 struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
                                                bool discards, GError **error)
 {
-    struct block_device *device = new_device(name, root, root->options.read_only, error);
+    struct block_device *device = new_device(name, root, root->options.read_only, false, error);
 
     if (device) {
         device->discards = discards;
@@ -124,10 +125,10 @@ struct block_device *block_device_new_unlisted(const char *name, struct block_no
     return device;
 }
 
-struct block_device *block_device_new_reader(const char *name, struct block_node *root,
-                                             GError **error)
+struct block_device *block_device_new_shared(const char *name, struct block_node *root,
+                                             bool read_only, GError **error)
 {
-    return new_device(name, root, true, error);
+    return new_device(name, root, read_only || root->options.read_only, true, error);
 }
 
 struct block_device *block_device_ref(struct block_device *device)

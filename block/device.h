@@ -48,9 +48,12 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
  */
 struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
                                                bool discards, GError **error);
-/* The same for who only reads, whatever the root. */
-struct block_device *block_device_new_reader(const char *name, struct block_node *root,
-                                             GError **error);
+/*
+ * The same for a node that is served as it is: to be read only, or to be written, where others may
+ * write, too.
+ */
+struct block_device *block_device_new_shared(const char *name, struct block_node *root,
+                                             bool read_only, GError **error);
 
 /* References: an export or a request in progress keeps the device alive after removal. */
 struct block_device *block_device_ref(struct block_device *device);

@@ -166,8 +166,7 @@ struct export_handle *export_open_node(struct block_node *node, bool read_only, 
 {
     g_autofree char *name = g_strdup_printf("export of node '%s'", node->name);
     struct export_handle *handle;
-    struct block_device *device = read_only ? block_device_new_reader(name, node, error)
-                                            : block_device_new_unlisted(name, node, false, error);
+    struct block_device *device = block_device_new_shared(name, node, read_only, error);
 
     if (!device) {
         return NULL;

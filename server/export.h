@@ -36,8 +36,8 @@ struct export_handle *export_open(const char *name, bool read_only, GError **err
 void export_close(struct export_handle *handle);
 
 /*
- * Open a node that is to be served although it is no device's: it is claimed as a guest's disk is,
- * or only to be read. Not the main thread, nor to be closed there.
+ * Open a node that is to be served although it is no device's, perhaps more than once. Not the main
+ * thread, nor to be closed there.
  */
 struct export_handle *export_open_node(struct block_node *node, bool read_only, GError **error);
 

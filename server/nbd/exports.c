@@ -274,6 +274,19 @@ int nbd_export_context_at(struct nbd_export *export, size_t index, struct export
 
 /* ---- Adding ---------------------------------------------------------------------------------- */
 
+/* As it is served writable, a device that stands on the node takes part in that. */
+static struct export_handle *open_node(struct block_node *node, bool writable, GError **error)
+{
+    AUTO(block_device) device = writable ? block_device_find_by_root(node) : NULL;
+
+    if (writable && block_node_is_read_only(node)) {
+        block_error(error, EACCES, "Cannot export read-only node as writable");
+        return NULL;
+    }
+    return device ? export_open(block_device_name(device), false, error)
+                  : export_open_node(node, !writable, error);
+}
+
 /* A device or a view by its name, or else a node. */
 static struct export_handle *open_target(const struct nbd_export_options *options, GError **error)
 {
@@ -284,11 +297,7 @@ static struct export_handle *open_target(const struct nbd_export_options *option
     if (!handle) {
         AUTO(block_node) node = lookup_device_or_node(options->target, error);
 
-        if (node && options->writable && block_node_is_read_only(node)) {
-            block_error(error, EACCES, "Cannot export read-only node as writable");
-            return NULL;
-        }
-        return node ? export_open_node(node, !options->writable, error) : NULL;
+        return node ? open_node(node, options->writable, error) : NULL;
     }
     if (options->writable && export_is_read_only(handle)) {
         block_error(error, EACCES, "Cannot export read-only node as writable");
