@@ -13,7 +13,20 @@
 #include <stdbool.h>
 
 #include "server/authorization.h"
+#include "server/qmp/schema.h"
 #include "server/tls.h"
+
+/* The arguments of object-add: qom-type, id, and what that type has besides. */
+extern const struct qmp_type object_options_type;
+
+/*
+ * Make an object of properties that qmp_check has found to be of object_options_type. Files that
+ * they name are read at once. Returns a negative errno with QEMU's text.
+ */
+int object_add(json_t *properties, GError **error);
+
+/* Delete an object that nothing uses. Returns a negative errno with QEMU's text. */
+int object_delete(const char *id, GError **error);
 
 /* A new reference to what an object stands for; NULL with the error set: it is none of that kind. */
 struct tls_credentials *object_tls_credentials(const char *id, GError **error);
