@@ -7,8 +7,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/device.h"
-#include "block/dirty-bitmap.h"
 #include "block/drain.h"
 #include "block/error.h"
 #include "block/main-loop.h"
@@ -106,46 +106,6 @@ static int check_node(const struct switch_root *change, GError **error)
     return 0;
 }
 
-static bool is_in_chain(const struct block_node *node, const struct block_node *top)
-{
-    while (top != node && top->driver->is_filter && top->file) {
-        top = top->file;
-    }
-    return top == node;
-}
-
-static bool follows_writes(const struct block_node *node)
-{
-    for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
-        if (dirty_bitmap_enabled(*bitmap)) {
-            return true;
-        }
-    }
-    return node->notifiers != NULL || node->followers != NULL;
-}
-
-/*
- * A job or a bitmap on a filter that the guest would go past, to the same data, would miss its
- * writes. Main thread, drained.
- */
-static int check_followers(const struct switch_root *change)
-{
-    const struct block_node *data = block_node_below_filters(change->from);
-
-    if (data != block_node_below_filters(change->to)) {
-        return 0;
-    }
-    for (struct block_node *node = change->from; node != data; node = node->file) {
-        if (!is_in_chain(node, change->to) && follows_writes(node)) {
-            return block_error(change->error, EBUSY,
-                               "Node '%s' is busy: a job or a dirty bitmap follows the writes "
-                               "that pass through it, and device '%s' would write past it",
-                               node->name, block_device_name(change->device));
-        }
-    }
-    return 0;
-}
-
 static void switch_drained(void *data)
 {
     struct switch_root *change = data;
@@ -159,7 +119,10 @@ static void switch_drained(void *data)
     }
     change->status = check_node(change, change->error);
     if (change->status == 0) {
-        change->status = check_followers(change);
+        g_autofree char *user = g_strdup_printf("device '%s'", block_device_name(change->device));
+
+        change->status =
+            block_chain_check_followers(change->from, change->to, user, change->error);
     }
     if (change->status == 0) {
         change->status = block_device_set_root(change->device, change->to, change->error);
