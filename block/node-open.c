@@ -112,7 +112,8 @@ void block_child_permissions(const struct block_node *parent, enum block_role ro
      */
     if (parent->driver->is_filter && role == BLOCK_ROLE_FILE) {
         *perms = BLOCK_PERM_READ;
-        *shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
+        *shared = parent->driver->is_length_free ? BLOCK_PERM_ALL
+                                                 : BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
     }
     if (parent->driver->child_permissions) {
         parent->driver->child_permissions(parent, role, perms, shared);

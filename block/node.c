@@ -149,6 +149,9 @@ void block_node_unref(struct block_node *node)
     if (last && node->published) {
         TAILQ_REMOVE(&all_nodes, node, entry);
     }
+    if (last) {
+        block_drain_node_gone(node);
+    }
     pthread_cond_broadcast(&reference_dropped);
     pthread_mutex_unlock(&block_graph_lock);
     if (!last) {

@@ -282,7 +282,8 @@ int block_node_check_sees_writes(struct block_node *node, GError **error);
 
 /*
  * -EBUSY with the user named if a format above lets the node grow beside requests
- * (block_node_grow): then it can have no bitmaps. Any thread.
+ * (block_node_grow), or if it is a filter that is not used yet (is_length_free): then it can have
+ * no bitmaps. Any thread.
  */
 int block_node_check_steady(struct block_node *node, GError **error);
 

@@ -5,8 +5,11 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "server/authorization-file.h"
+
 struct authorization {
     _Atomic unsigned references;
+    struct authorization_file *file; /* that has the rules; NULL: they are these */
     struct authorization_rule *rules;
     size_t count;
     bool allows_others;
@@ -28,6 +31,18 @@ struct authorization *authorization_new(const struct authorization_rule *rules, 
     return authorization;
 }
 
+struct authorization *authorization_from_file(const char *filename, bool refresh, GError **error)
+{
+    struct authorization_file *file = authorization_file_open(filename, refresh, error);
+
+    if (!file) {
+        return NULL;
+    }
+    struct authorization *authorization = authorization_new(NULL, 0, false);
+    authorization->file = file;
+    return authorization;
+}
+
 struct authorization *authorization_ref(struct authorization *authorization)
 {
     atomic_fetch_add(&authorization->references, 1);
@@ -43,6 +58,7 @@ void authorization_unref(struct authorization *authorization)
         g_free(authorization->rules[i].match);
     }
     g_free(authorization->rules);
+    authorization_file_close(authorization->file);
     g_free(authorization);
 }
 
@@ -50,6 +66,9 @@ bool authorization_allows(const struct authorization *authorization, const char 
 {
     if (!peer) {
         return false;
+    }
+    if (authorization->file) {
+        return authorization_file_allows(authorization->file, peer);
     }
     for (size_t i = 0; i < authorization->count; i++) {
         const struct authorization_rule *rule = &authorization->rules[i];

@@ -9,6 +9,7 @@
 #include "block/error.h"
 #include "block/gate.h"
 #include "block/main-loop.h"
+#include "block/throttle-group.h"
 #include "block/tracking-bitmaps.h"
 #include "formats/blkdebug.h"
 #include "formats/formats.h"
@@ -18,6 +19,7 @@
 #include "server/commands-checkpoint.h"
 #include "server/commands-export.h"
 #include "server/commands-fault.h"
+#include "server/commands-object.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-tracking.h"
 #include "server/commands-transaction.h"
@@ -27,6 +29,7 @@
 #include "server/disk.h"
 #include "server/listening.h"
 #include "server/nbd/server.h"
+#include "server/objects.h"
 #include "server/qmp/monitor.h"
 #include "server/qmp/schema.h"
 #include "server/sessions.h"
@@ -50,10 +53,23 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands,     block_commands,       qom_commands,
-    job_commands,         bitmap_commands,     transaction_commands, view_commands,
-    fault_commands,       snapshot_commands,   chain_commands,       overlay_commands,
-    tracking_commands,    checkpoint_commands, export_commands,      NULL,
+    qmp_commands_control,
+    server_commands,
+    block_commands,
+    qom_commands,
+    job_commands,
+    bitmap_commands,
+    transaction_commands,
+    view_commands,
+    fault_commands,
+    snapshot_commands,
+    chain_commands,
+    overlay_commands,
+    tracking_commands,
+    checkpoint_commands,
+    export_commands,
+    object_commands,
+    NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {
@@ -68,6 +84,7 @@ static void register_drivers(void)
         formats_register();
         sets_register();
         block_stored_bitmaps_add_keeper(&tracking_bitmap_keeper);
+        objects_init();
         types_init();
         fault_commands_init();
         transaction_commands_init();
@@ -213,12 +230,20 @@ static void flush_devices(void)
     block_device_list_free(devices);
 }
 
+/* Their requests are not to wait for rates, of groups that were made meanwhile either. */
+static void cancel_jobs(void)
+{
+    throttle_groups_release_all();
+    job_cancel_all();
+}
+
 void server_begin_stop(struct server *server)
 {
     block_device_shutdown_all();
     blkdebug_release_all();
+    throttle_groups_release_all();
     if (server->started) {
-        job_cancel_all();
+        cancel_jobs();
     }
     flush_devices();
 }
@@ -231,21 +256,23 @@ void server_stop(struct server *server)
 {
     block_device_shutdown_all();
     blkdebug_release_all();
+    throttle_groups_release_all();
     if (server->started) {
-        job_cancel_all();
+        cancel_jobs();
     }
     if (server->monitor) {
         qmp_monitor_free(server->monitor);
         server->monitor = NULL;
     }
     if (server->started) {
-        job_cancel_all();
+        cancel_jobs();
     }
     nbd_server_stop_all();
     sessions_end_all();
     view_drop_all();
     remove_devices();
     block_node_remove_all();
+    objects_delete_all();
     device_tracking_finish_all();
     if (server->started) {
         main_loop_stop();

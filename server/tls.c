@@ -80,6 +80,61 @@ static int load_certificate(struct tls_credentials *credentials, const struct tl
                : 0;
 }
 
+/* What a certificate that does not verify lacks. */
+static const char *problem(unsigned problems)
+{
+    return problems & GNUTLS_CERT_REVOKED            ? "it was revoked"
+           : problems & GNUTLS_CERT_EXPIRED          ? "it has expired"
+           : problems & GNUTLS_CERT_NOT_ACTIVATED    ? "it is not valid yet"
+           : problems & GNUTLS_CERT_SIGNER_NOT_FOUND ? "it is of an unknown authority"
+           : problems & GNUTLS_CERT_PURPOSE_MISMATCH ? "it is for another purpose"
+                                                     : "it does not verify";
+}
+
+/* Our own certificate as the other side will see it. */
+static int verify_own(struct tls_credentials *credentials, gnutls_x509_crt_t *chain, unsigned count,
+                      const char *directory, GError **error)
+{
+    gnutls_x509_trust_list_t trust = NULL;
+    gnutls_typed_vdata_st purpose = {
+        .type = GNUTLS_DT_KEY_PURPOSE_OID,
+        .data = (unsigned char *)(uintptr_t)(credentials->is_client ? GNUTLS_KP_TLS_WWW_CLIENT
+                                                                    : GNUTLS_KP_TLS_WWW_SERVER),
+    };
+    unsigned problems = 0;
+
+    gnutls_certificate_get_trust_list(credentials->x509, &trust);
+    int status =
+        gnutls_x509_trust_list_verify_crt2(trust, chain, count, &purpose, 1, 0, &problems, NULL);
+    if (status < 0) {
+        return fail(error, status, "Could not check the certificate in", directory);
+    }
+    return problems ? block_error(error, EINVAL, "The %s's certificate in '%s' cannot be used: %s",
+                                  credentials->is_client ? "client" : "server", directory,
+                                  problem(problems))
+                    : 0;
+}
+
+static int check_own(struct tls_credentials *credentials, const char *directory, GError **error)
+{
+    gnutls_x509_crt_t *chain = NULL;
+    unsigned count = 0;
+    int status = gnutls_certificate_get_x509_crt(credentials->x509, 0, &chain, &count);
+
+    if (status == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE) {
+        return 0; /* a client without one */
+    }
+    if (status < 0) {
+        return fail(error, status, "Could not look at the certificate in", directory);
+    }
+    status = verify_own(credentials, chain, count, directory, error);
+    for (unsigned i = 0; i < count; i++) {
+        gnutls_x509_crt_deinit(chain[i]);
+    }
+    gnutls_free(chain);
+    return status;
+}
+
 static int load_x509(struct tls_credentials *credentials, const struct tls_options *options,
                      GError **error)
 {
@@ -88,7 +143,32 @@ static int load_x509(struct tls_credentials *credentials, const struct tls_optio
     }
     gnutls_certificate_set_known_dh_params(credentials->x509, GNUTLS_SEC_PARAM_MEDIUM);
     int status = load_authority(credentials, options, error);
-    return status < 0 ? status : load_certificate(credentials, options, error);
+    if (status == 0) {
+        status = load_certificate(credentials, options, error);
+    }
+    return status == 0 && options->sanity_check ? check_own(credentials, options->directory, error)
+                                                : status;
+}
+
+/* A client's key is read by who connects with it. */
+static int check_user(const char *keys, const char *username, GError **error)
+{
+    g_autofree char *text = NULL;
+
+    if (!g_file_get_contents(keys, &text, NULL, error)) {
+        return -EIO;
+    }
+    g_autofree char *start = g_strdup_printf("%s:", username);
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    memset(text, 0, strlen(text));
+    bool found = false;
+    for (char **line = lines; *line; line++) {
+        found |= g_str_has_prefix(*line, start);
+        memset(*line, 0, strlen(*line));
+    }
+    return found ? 0
+                 : block_error(error, ENOENT, "The file '%s' has no key of user '%s'", keys,
+                               username);
 }
 
 static int load_psk(struct tls_credentials *credentials, const struct tls_options *options,
@@ -98,6 +178,9 @@ static int load_psk(struct tls_credentials *credentials, const struct tls_option
 
     if (!g_file_test(keys, G_FILE_TEST_IS_REGULAR)) {
         return block_error(error, ENOENT, "There is no file '%s' with keys", keys);
+    }
+    if (options->is_client) {
+        return check_user(keys, options->username, error);
     }
     if (gnutls_psk_allocate_server_credentials(&credentials->psk) < 0) {
         return block_error(error, ENOMEM, "There is no memory for TLS credentials");
@@ -126,7 +209,7 @@ static int load(struct tls_credentials *credentials, const struct tls_options *o
     case TLS_X509:
         return load_x509(credentials, options, error);
     case TLS_PSK:
-        return options->is_client ? 0 : load_psk(credentials, options, error);
+        return load_psk(credentials, options, error);
     case TLS_ANON:
         return load_anon(credentials, error);
     }
@@ -255,12 +338,8 @@ static int check_peer(struct tls_session *tls, GError **error)
     }
     int status = gnutls_certificate_verify_peers2(tls->session, &problems);
     if (status < 0 || problems) {
-        return block_error(error, EACCES, "The client's certificate is not valid%s",
-                           problems & GNUTLS_CERT_REVOKED   ? ": it was revoked"
-                           : problems & GNUTLS_CERT_EXPIRED ? ": it has expired"
-                           : problems & GNUTLS_CERT_SIGNER_NOT_FOUND
-                               ? ": it is of an unknown authority"
-                               : "");
+        return block_error(error, EACCES, "The client's certificate is not valid: %s",
+                           status < 0 ? gnutls_strerror(status) : problem(problems));
     }
     tls->peer = certificate_name(tls->session);
     return tls->peer ? 0 : block_error(error, EACCES, "The client's certificate has no name");

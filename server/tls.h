@@ -15,8 +15,8 @@ struct tls_session;
 
 enum tls_kind {
     TLS_X509, /* ca-cert.pem, server-cert.pem, server-key.pem, and ca-crl.pem if there is one */
-    TLS_PSK,  /* keys.psk */
-    TLS_ANON, /* neither side says who it is; dh-params.pem if there is one */
+    TLS_PSK,  /* keys.psk, lines USER:HEXADECIMAL */
+    TLS_ANON, /* neither side says who it is */
 };
 
 struct tls_options {
@@ -24,8 +24,12 @@ struct tls_options {
     const char *directory; /* that has the files; may be NULL for TLS_ANON */
     bool is_client;        /* the other end: such credentials cannot serve */
     bool verify_peer;      /* x509: clients must have a certificate of that authority */
-    const char *priority;  /* GnuTLS's priority string; NULL: the system's default */
-    const char *password;  /* of the key; NULL: it has none */
+    /* x509: refuse certificates that are not valid now, or are not the authority's, or are for
+     * something else. */
+    bool sanity_check;
+    const char *username; /* psk, of a client: whose key it uses */
+    const char *priority; /* GnuTLS's priority string; NULL: the system's default */
+    const char *password; /* of the key; NULL: it has none */
 };
 
 /* Load the files, now. NULL with the error set. Any thread. A new reference. */
