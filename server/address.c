@@ -79,8 +79,11 @@ static const struct qmp_member address_members[] = {
     {NULL},
 };
 static const struct qmp_variant legacy_variants[] = {
-    {"inet", &inet_wrapper}, {"unix", &unix_wrapper}, {"vsock", &vsock_wrapper},
-    {"fd", &fd_wrapper},     {NULL},
+    {"inet", &inet_wrapper},
+    {"unix", &unix_wrapper},
+    {"vsock", &vsock_wrapper},
+    {"fd", &fd_wrapper},
+    {NULL},
 };
 const struct qmp_type socket_address_legacy_type = {
     .name = "SocketAddressLegacy",

@@ -69,8 +69,8 @@ static json_t *nbd_start(struct qmp_request *request, json_t *arguments, GError 
     AUTO(tls_credentials) credentials = NULL;
     AUTO(authorization) authorization = NULL;
     struct nbd_server_options options = {
-        .max_connections = (unsigned)lookup_integer(arguments, "max-connections",
-                                                    NBD_CONNECTIONS_DEFAULT),
+        .max_connections =
+            (unsigned)lookup_integer(arguments, "max-connections", NBD_CONNECTIONS_DEFAULT),
         .handshake_s = (unsigned)lookup_integer(arguments, "handshake-max-seconds",
                                                 NBD_HANDSHAKE_SECONDS_DEFAULT),
     };
@@ -251,7 +251,7 @@ static json_t *delete_export(json_t *arguments, const char *id, GError **error)
     bool is_hard = mode && !strcmp(mode, "hard");
 
     return nbd_export_remove(text_argument(arguments, id), is_hard, error) < 0 ? NULL
-                                                                              : json_object();
+                                                                               : json_object();
 }
 
 static json_t *export_del(struct qmp_request *request, json_t *arguments, GError **error)
@@ -324,8 +324,7 @@ static json_t *nbd_add(struct qmp_request *request, json_t *arguments, GError **
         return NULL;
     }
     options.id = name ? name : options.target;
-    options.writable =
-        lookup_bool(arguments, "writable", false) && !block_node_is_read_only(node);
+    options.writable = lookup_bool(arguments, "writable", false) && !block_node_is_read_only(node);
     return nbd_export_add(&options, error) < 0 ? NULL : json_object();
 }
 
@@ -341,8 +340,7 @@ const struct qmp_command export_commands[] = {
      "Disconnect a server's clients and listen no more. With the last server all exports go."},
     {"nbd-server-add", &add_type, NULL, nbd_add, 0,
      "Deprecated: block-export-add, with the name as the ID."},
-    {"nbd-server-remove", &old_remove_type, NULL, nbd_remove, 0,
-     "Deprecated: block-export-del."},
+    {"nbd-server-remove", &old_remove_type, NULL, nbd_remove, 0, "Deprecated: block-export-del."},
     {"block-export-add", &export_type, NULL, export_add, 0,
      "Offer a node, a device or a view to the clients of our NBD servers. Its length is what it is "
      "when a client connects."},

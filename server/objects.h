@@ -15,7 +15,8 @@
 #include "server/authorization.h"
 #include "server/tls.h"
 
-/* A new reference to what an object stands for; NULL with the error set: it is none of that kind. */
+/* A new reference to what an object stands for; NULL with the error set: it is none of that kind.
+ */
 struct tls_credentials *object_tls_credentials(const char *id, GError **error);
 struct authorization *object_authorization(const char *id, GError **error);
 

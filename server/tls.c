@@ -73,11 +73,11 @@ static int load_certificate(struct tls_credentials *credentials, const struct tl
     if (options->is_client && !g_file_test(certificate, G_FILE_TEST_EXISTS)) {
         return 0;
     }
-    int status = gnutls_certificate_set_x509_key_file2(
-        credentials->x509, certificate, key, GNUTLS_X509_FMT_PEM, options->password, 0);
-    return status < 0 ? fail(error, status, "Could not load the certificate and its key",
-                             certificate)
-                      : 0;
+    int status = gnutls_certificate_set_x509_key_file2(credentials->x509, certificate, key,
+                                                       GNUTLS_X509_FMT_PEM, options->password, 0);
+    return status < 0
+               ? fail(error, status, "Could not load the certificate and its key", certificate)
+               : 0;
 }
 
 static int load_x509(struct tls_credentials *credentials, const struct tls_options *options,
@@ -280,9 +280,9 @@ static int begin(struct tls_session *tls, int fd, GError **error)
         gnutls_transport_set_int(tls->session, fd);
         status = shake_hands(tls->session);
     }
-    return status < 0 ? block_error(error, EPROTO, "TLS handshake failed: %s",
-                                    gnutls_strerror(status))
-                      : check_peer(tls, error);
+    return status < 0
+               ? block_error(error, EPROTO, "TLS handshake failed: %s", gnutls_strerror(status))
+               : check_peer(tls, error);
 }
 
 struct tls_session *tls_serve(struct tls_credentials *credentials, int fd, GError **error)

@@ -62,7 +62,8 @@ int nbd_channel_send(struct nbd_channel *channel, struct iovec *parts, size_t co
     }
     advance(&parts, &count, 0);
     while (count) {
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = count < PARTS_MAX ? count : PARTS_MAX};
+        struct msghdr message = {.msg_iov = parts,
+                                 .msg_iovlen = count < PARTS_MAX ? count : PARTS_MAX};
         ssize_t sent = sendmsg(channel->fd, &message, MSG_NOSIGNAL);
 
         if (sent < 0 && errno != EINTR) {

@@ -111,8 +111,8 @@ void nbd_reply_chunk(const struct nbd_connection *connection, struct nbd_request
  * One context's extents: begin it, append (32 bits each, or 64 with extended headers, length before
  * flags) to request->extents, and end it; when all are there, send them.
  */
-size_t nbd_reply_begin_extents(const struct nbd_connection *connection,
-                               struct nbd_request *request, uint32_t context);
+size_t nbd_reply_begin_extents(const struct nbd_connection *connection, struct nbd_request *request,
+                               uint32_t context);
 void nbd_reply_end_extents(const struct nbd_connection *connection, struct nbd_request *request,
                            size_t begin, bool is_last);
 void nbd_reply_extents(struct nbd_request *request);

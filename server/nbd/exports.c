@@ -101,9 +101,8 @@ static int add_bitmap(const struct bitmap_search *search, const struct nbd_expor
 {
     AUTO(block_node) top = wanted->node ? block_node_find_or_error(wanted->node, search->error)
                                         : export_root(search->export->handle);
-    AUTO(block_node) node = top ? wanted->node ? block_node_ref(top)
-                                               : find_bitmap_node(top, wanted->name)
-                                : NULL;
+    AUTO(block_node) node =
+        top ? wanted->node ? block_node_ref(top) : find_bitmap_node(top, wanted->name) : NULL;
     struct dirty_bitmap *bitmap = node ? block_node_find_bitmap(node, wanted->name) : NULL;
 
     if (!top && wanted->node) {
@@ -115,8 +114,8 @@ static int add_bitmap(const struct bitmap_search *search, const struct nbd_expor
     if (check_bitmap(search->options, wanted, node, bitmap, search->error) < 0) {
         return -EINVAL;
     }
-    struct context *context = add_context(search->export, CONTEXT_BITMAP,
-                                          g_strconcat(NBD_CONTEXT_DIRTY_BITMAP, wanted->name, NULL));
+    struct context *context = add_context(
+        search->export, CONTEXT_BITMAP, g_strconcat(NBD_CONTEXT_DIRTY_BITMAP, wanted->name, NULL));
     dirty_bitmap_hold(bitmap);
     context->bitmap = bitmap;
     context->node = STEAL(node);
@@ -145,7 +144,8 @@ static int open_changes(struct nbd_export *export, const struct nbd_export_optio
                            "meaning for it",
                            options->target);
     }
-    add_context(export, CONTEXT_CHANGES, g_strconcat(NBD_CONTEXT_DIRTY_BITMAP, options->changes, NULL));
+    add_context(export, CONTEXT_CHANGES,
+                g_strconcat(NBD_CONTEXT_DIRTY_BITMAP, options->changes, NULL));
     return 0;
 }
 
@@ -156,7 +156,8 @@ static int check_context_names(const struct nbd_export *export, GError **error)
         const char *name = context_of(export, i)->name;
 
         if (strlen(name) > NBD_STRING_MAX || !g_utf8_validate(name, -1, NULL)) {
-            return block_error(error, EINVAL, "'%s' cannot be the name of a metadata context", name);
+            return block_error(error, EINVAL, "'%s' cannot be the name of a metadata context",
+                               name);
         }
         for (size_t j = 0; j < i; j++) {
             if (!strcmp(name, context_of(export, j)->name)) {
@@ -541,7 +542,8 @@ static GPtrArray *list_locked(GArray *infos)
     GPtrArray *list = g_ptr_array_new();
     struct nbd_export *export;
 
-    TAILQ_FOREACH_REVERSE (export, &exports, nbd_export_list, entry) {
+    TAILQ_FOREACH_REVERSE(export, &exports, nbd_export_list, entry)
+    {
         struct nbd_export_info info = {
             .id = g_strdup(export->id),
             .name = g_strdup(export->name),

@@ -46,7 +46,9 @@ static int resolve(const struct nbd_address *address, const char *port, struct a
 {
     const struct addrinfo hints = {
         .ai_flags = AI_PASSIVE | (address->is_numeric ? AI_NUMERICHOST : AI_ADDRCONFIG),
-        .ai_family = address->no_ipv6 ? AF_INET : address->no_ipv4 ? AF_INET6 : AF_UNSPEC,
+        .ai_family = address->no_ipv6   ? AF_INET
+                     : address->no_ipv4 ? AF_INET6
+                                        : AF_UNSPEC,
         .ai_socktype = SOCK_STREAM,
     };
     int status = getaddrinfo(*address->host ? address->host : NULL, port, &hints, found);
@@ -146,8 +148,9 @@ static int listen_vsock(const struct nbd_address *address, struct nbd_listener *
 
     if (!g_ascii_string_to_unsigned(address->cid, 10, 0, UINT32_MAX, &cid, NULL) ||
         !g_ascii_string_to_unsigned(address->port, 10, 0, UINT32_MAX, &port, NULL)) {
-        return block_error(error, EINVAL, "The cid and port of a vsock address are numbers, not "
-                                          "'%s' and '%s'",
+        return block_error(error, EINVAL,
+                           "The cid and port of a vsock address are numbers, not "
+                           "'%s' and '%s'",
                            address->cid, address->port);
     }
     there.svm_cid = (unsigned)cid;

@@ -8,9 +8,9 @@
 /* More data than this an option of ours has no use for. */
 #define OPTION_BYTES_MAX (256u << 10)
 /* And more than this is not even skipped. */
-#define SKIPPED_MAX      (32u << 20)
-#define QUERIES_MAX      1024
-#define ZEROES_BYTES     124
+#define SKIPPED_MAX  (32u << 20)
+#define QUERIES_MAX  1024
+#define ZEROES_BYTES 124
 
 /* What becomes of the negotiation after an option. */
 enum outcome { GO_ON, TRANSMIT, END };
@@ -185,8 +185,8 @@ static enum outcome list_exports(struct nbd_connection *connection, const struct
 static uint16_t transmission_flags(const struct nbd_connection *connection,
                                    struct export_handle *handle, bool may_choose_contexts)
 {
-    unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
-                     NBD_FLAG_SEND_CACHE;
+    unsigned flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
     flags |= export_is_read_only(handle)
                  ? NBD_FLAG_READ_ONLY
@@ -249,8 +249,8 @@ static enum outcome send_block_size(struct nbd_connection *connection, const str
     return send_info(connection, option, info);
 }
 
-static enum outcome send_export_info(struct nbd_connection *connection,
-                                     const struct option *option, struct export_handle *handle)
+static enum outcome send_export_info(struct nbd_connection *connection, const struct option *option,
+                                     struct export_handle *handle)
 {
     g_autoptr(GByteArray) info = g_byte_array_new();
 
@@ -332,9 +332,8 @@ static enum outcome tell_export(struct nbd_connection *connection, const struct 
 static enum outcome enter_by_name(struct nbd_connection *connection, const struct option *option)
 {
     g_autofree char *name = g_strndup((const char *)option->data, option->length);
-    struct nbd_export *export = option->length <= NBD_STRING_MAX
-                                    ? nbd_export_find(name, peer_of(connection))
-                                    : NULL;
+    struct nbd_export *export =
+        option->length <= NBD_STRING_MAX ? nbd_export_find(name, peer_of(connection)) : NULL;
     struct export_handle *handle = export ? nbd_export_open(export, NULL) : NULL;
 
     if (handle) {

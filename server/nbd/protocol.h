@@ -10,13 +10,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#define NBD_PACKED        __attribute__((packed))
+#define NBD_PACKED       __attribute__((packed))
 
-#define NBD_STRING_MAX    4096 /* bytes of a name, description or query */
+#define NBD_STRING_MAX   4096 /* bytes of a name, description or query */
 
-#define NBD_MAGIC         UINT64_C(0x4e42444d41474943) /* "NBDMAGIC" */
-#define NBD_OPTION_MAGIC  UINT64_C(0x49484156454f5054) /* "IHAVEOPT" */
-#define NBD_REPLY_MAGIC   UINT64_C(0x0003e889045565a9)
+#define NBD_MAGIC        UINT64_C(0x4e42444d41474943) /* "NBDMAGIC" */
+#define NBD_OPTION_MAGIC UINT64_C(0x49484156454f5054) /* "IHAVEOPT" */
+#define NBD_REPLY_MAGIC  UINT64_C(0x0003e889045565a9)
 
 /* ---- Handshake ------------------------------------------------------------------------------- */
 

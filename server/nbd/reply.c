@@ -119,8 +119,8 @@ void nbd_reply_chunk(const struct nbd_connection *connection, struct nbd_request
 
 /* ---- Block status ---------------------------------------------------------------------------- */
 
-size_t nbd_reply_begin_extents(const struct nbd_connection *connection,
-                               struct nbd_request *request, uint32_t context)
+size_t nbd_reply_begin_extents(const struct nbd_connection *connection, struct nbd_request *request,
+                               uint32_t context)
 {
     size_t begin = request->extents->len;
     bool is_extended = connection->mode == NBD_EXTENDED;

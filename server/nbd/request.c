@@ -14,10 +14,10 @@
 /* A read of less is made first, and zeroes are looked for then: that costs less than to ask. */
 #define STATUS_BYTES_MIN (64u << 10)
 /* Zeroes that are left out of a reply. */
-#define HOLE_BYTES_MIN   4096u
+#define HOLE_BYTES_MIN 4096u
 
 /* How many extents of a context one reply has at the most, as QEMU's. */
-#define EXTENTS_MAX      (128u << 10)
+#define EXTENTS_MAX (128u << 10)
 
 bool nbd_request_reserve(struct nbd_request *request, size_t bytes)
 {
@@ -315,8 +315,7 @@ static int do_write_zeroes(struct nbd_connection *connection, const struct nbd_r
 static int do_other(struct nbd_connection *connection, const struct nbd_request *request)
 {
     struct export_handle *handle = connection->handle;
-    bool fua =
-        request->flags & NBD_CMD_FLAG_FUA || nbd_export_is_writethrough(connection->export);
+    bool fua = request->flags & NBD_CMD_FLAG_FUA || nbd_export_is_writethrough(connection->export);
 
     switch (request->type) {
     case NBD_CMD_WRITE:

@@ -109,8 +109,7 @@ static void add_client_locked(struct nbd_server *server, int fd)
 
     prepare_socket(fd);
     client->server = server;
-    client->deadline_ns =
-        server->handshake_ns ? clock_now_ns() + server->handshake_ns : INT64_MAX;
+    client->deadline_ns = server->handshake_ns ? clock_now_ns() + server->handshake_ns : INT64_MAX;
     client->connection = nbd_connection_new(fd, &server->policy, end_handshake, client);
     if (thread_create(&client->thread, client_thread, client) != 0) {
         g_warning("There is no thread for another NBD client");
@@ -293,7 +292,8 @@ static int check_options(const struct nbd_server_options *options, GError **erro
         return block_error(error, EINVAL, "Expecting TLS credentials with a server endpoint");
     }
     if (options->authorization && !options->credentials) {
-        return block_error(error, EINVAL, "TLS authorization has no meaning without TLS credentials");
+        return block_error(error, EINVAL,
+                           "TLS authorization has no meaning without TLS credentials");
     }
     return 0;
 }

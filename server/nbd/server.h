@@ -36,7 +36,7 @@ struct nbd_address {
     bool no_ipv4, no_ipv6;
     bool is_numeric;    /* the host is a number: nobody is asked for a name */
     unsigned last_port; /* the first free port up to this one is taken; 0: only `port` */
-    const char *cid; /* a number */
+    const char *cid;    /* a number */
     int fd;
 };
 

@@ -11,15 +11,15 @@
 #include "block/thread.h"
 #include "server/nbd/connection-internal.h"
 
-#define INPUT_BYTES      (64u << 10)
+#define INPUT_BYTES (64u << 10)
 /* A payload of so much is received into its place, not read ahead with its header. */
-#define LARGE_PAYLOAD    (32u << 10)
+#define LARGE_PAYLOAD (32u << 10)
 /* A buffer as large as this stays with its request for the next one. */
-#define KEPT_BUFFER      (256u << 10)
+#define KEPT_BUFFER (256u << 10)
 /* What one sendmsg takes. */
-#define BATCH_PARTS      256
+#define BATCH_PARTS 256
 /* A command that is none of ours may have a payload only with extended headers. */
-#define IGNORED_MAX      (64u << 20)
+#define IGNORED_MAX (64u << 20)
 
 /* ---- Requests as objects --------------------------------------------------------------------- */
 
@@ -176,8 +176,9 @@ static bool read_header(struct nbd_connection *connection, struct nbd_request *r
  */
 static bool receive_payload(struct nbd_connection *connection, struct nbd_request *request)
 {
-    bool has_payload = request->type == NBD_CMD_WRITE ||
-                       (connection->mode == NBD_EXTENDED && request->flags & NBD_CMD_FLAG_PAYLOAD_LEN);
+    bool has_payload =
+        request->type == NBD_CMD_WRITE ||
+        (connection->mode == NBD_EXTENDED && request->flags & NBD_CMD_FLAG_PAYLOAD_LEN);
     uint64_t bytes = has_payload ? request->length : 0;
 
     request->payload = 0;
