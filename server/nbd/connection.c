@@ -44,7 +44,6 @@ void nbd_connection_free(struct nbd_connection *connection)
     }
     nbd_export_unref(connection->export);
     g_array_unref(connection->contexts);
-    g_free(connection->contexts_export);
     pthread_cond_destroy(&connection->reply_changed);
     pthread_mutex_destroy(&connection->reply_lock);
     pthread_mutex_destroy(&connection->read_lock);
