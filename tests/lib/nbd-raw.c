@@ -125,8 +125,8 @@ bool nbd_raw_agree(struct nbd_raw *client, enum nbd_raw_mode mode)
 {
     uint32_t option =
         mode == NBD_RAW_EXTENDED ? NBD_OPT_EXTENDED_HEADERS : NBD_OPT_STRUCTURED_REPLY;
-    uint32_t type = mode == NBD_RAW_SIMPLE ? NBD_REP_ACK
-                                           : nbd_raw_option(client, option, NULL, 0, NULL);
+    uint32_t type =
+        mode == NBD_RAW_SIMPLE ? NBD_REP_ACK : nbd_raw_option(client, option, NULL, 0, NULL);
 
     g_assert_true(type == NBD_REP_ACK || type == 0);
     client->mode = mode;
@@ -202,8 +202,8 @@ bool nbd_raw_request(struct nbd_raw *client, uint16_t type, uint16_t flags, uint
 {
     g_autoptr(GByteArray) message = g_byte_array_new();
 
-    nbd_append32(message, client->mode == NBD_RAW_EXTENDED ? NBD_EXTENDED_REQUEST_MAGIC
-                                                           : NBD_REQUEST_MAGIC);
+    nbd_append32(message,
+                 client->mode == NBD_RAW_EXTENDED ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC);
     nbd_append16(message, flags);
     nbd_append16(message, type);
     nbd_append64(message, cookie);
@@ -225,9 +225,9 @@ static bool receive_chunk(struct nbd_raw *client, struct nbd_raw_reply *reply)
 {
     uint8_t header[sizeof(struct nbd_extended_reply) - sizeof(uint32_t)];
     bool is_extended = client->mode == NBD_RAW_EXTENDED;
-    size_t size = (is_extended ? sizeof(struct nbd_extended_reply)
-                               : sizeof(struct nbd_structured_reply)) -
-                  sizeof(uint32_t);
+    size_t size =
+        (is_extended ? sizeof(struct nbd_extended_reply) : sizeof(struct nbd_structured_reply)) -
+        sizeof(uint32_t);
 
     if (!nbd_raw_receive(client, header, size)) {
         return false;
@@ -261,8 +261,9 @@ bool nbd_raw_reply(struct nbd_raw *client, struct nbd_raw_reply *reply)
     magic = GUINT32_FROM_BE(magic);
     reply->is_simple = magic == NBD_SIMPLE_REPLY_MAGIC;
     if (!reply->is_simple) {
-        g_assert_cmphex(magic, ==, client->mode == NBD_RAW_EXTENDED ? NBD_EXTENDED_REPLY_MAGIC
-                                                                   : NBD_STRUCTURED_REPLY_MAGIC);
+        g_assert_cmphex(magic, ==,
+                        client->mode == NBD_RAW_EXTENDED ? NBD_EXTENDED_REPLY_MAGIC
+                                                         : NBD_STRUCTURED_REPLY_MAGIC);
         g_assert_cmpuint(client->mode, !=, NBD_RAW_SIMPLE);
         return receive_chunk(client, reply) || (nbd_raw_reply_clear(reply), false);
     }
@@ -356,9 +357,8 @@ int nbd_raw_write(struct nbd_raw *client, const void *buffer, uint64_t offset, u
 int nbd_raw_command(struct nbd_raw *client, uint16_t type, uint16_t flags, uint64_t offset,
                     uint64_t bytes)
 {
-    return nbd_raw_request(client, type, flags, offset, offset, bytes)
-               ? take_answer(client, offset)
-               : -1;
+    return nbd_raw_request(client, type, flags, offset, offset, bytes) ? take_answer(client, offset)
+                                                                       : -1;
 }
 
 /* ---- Servers --------------------------------------------------------------------------------- */
@@ -378,8 +378,8 @@ void nbd_raw_start_server(const char *id, const char *path)
 void nbd_raw_add_export(const char *id, const char *target, bool writable)
 {
     g_autoptr(GError) error = NULL;
-    const struct nbd_export_options options = {.id = id, .target = target, .name = id,
-                                               .writable = writable};
+    const struct nbd_export_options options = {
+        .id = id, .target = target, .name = id, .writable = writable};
 
     nbd_export_add(&options, &error);
     g_assert_no_error(error);

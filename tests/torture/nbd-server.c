@@ -30,7 +30,7 @@
 #define SLICES      32 /* of so many blocks, that a client has */
 #define LENGTH      ((uint64_t)CLIENTS * SLICES * BLOCKS * BLOCK)
 #define BATCH       12
-#define DURATION_NS (2 * NS_PER_SECOND)
+#define DURATION_NS NS_PER_SECOND
 
 static char *directory;
 static char *paths[2]; /* of the servers' sockets; the second one comes and goes */
@@ -71,12 +71,12 @@ static bool send_batch(struct client *client, struct nbd_raw *nbd, struct reques
 
     for (unsigned i = 0; i < BATCH; i++) {
         struct request *request = &requests[i];
-        unsigned block = i * (BLOCKS / BATCH) +
-                         (unsigned)test_random_below(&client->random, BLOCKS / BATCH);
+        unsigned block =
+            i * (BLOCKS / BATCH) + (unsigned)test_random_below(&client->random, BLOCKS / BATCH);
         uint64_t offset = offset_of(client, client->slice, block);
 
-        *request = (struct request){.is_read = test_random_chance(&client->random, 40),
-                                    .block = block};
+        *request =
+            (struct request){.is_read = test_random_chance(&client->random, 40), .block = block};
         if (!nbd_raw_request(nbd, request->is_read ? NBD_CMD_READ : NBD_CMD_WRITE,
                              request->is_read ? 0 : flags, i, offset, BLOCK)) {
             return false;
@@ -191,8 +191,8 @@ static void go_elsewhere(struct client *client)
 static void work(struct client *client)
 {
     const char *path = paths[test_random_below(&client->random, 2)];
-    g_autofree char *name = g_strdup_printf("e%u", (unsigned)test_random_below(&client->random,
-                                                                              EXPORTS));
+    g_autofree char *name =
+        g_strdup_printf("e%u", (unsigned)test_random_below(&client->random, EXPORTS));
     struct nbd_raw nbd = nbd_raw_open(path, name, test_random_below(&client->random, 3));
     unsigned rounds = (unsigned)test_random_below(&client->random, 20);
 
@@ -327,8 +327,8 @@ static void check_disk(struct block_node *disk)
 static void test(void)
 {
     struct test_random random = test_random_new(test_seed());
-    AUTO(block_node) disk = test_open("driver=memory,node-name=disk,size=%llu",
-                                      (unsigned long long)LENGTH);
+    AUTO(block_node) disk =
+        test_open("driver=memory,node-name=disk,size=%llu", (unsigned long long)LENGTH);
 
     directory = test_directory_new(true);
     paths[0] = test_path(directory, "0");

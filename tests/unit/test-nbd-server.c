@@ -92,9 +92,9 @@ static void test_came_back(void)
     add_with_bitmaps("a", 3);
     client = nbd_raw_connect(path);
     nbd_raw_agree(&client, NBD_RAW_STRUCTURED);
-    g_assert_cmphex(nbd_raw_context(&client, NBD_OPT_SET_META_CONTEXT, "e",
-                                    "qemu:dirty-bitmap:b2", NULL),
-                    ==, NBD_REP_ACK);
+    g_assert_cmphex(
+        nbd_raw_context(&client, NBD_OPT_SET_META_CONTEXT, "e", "qemu:dirty-bitmap:b2", NULL), ==,
+        NBD_REP_ACK);
     remove_hard("a");
     EXPECT("BLOCK_EXPORT_DELETED");
     add_with_bitmaps("b", 3);
@@ -244,8 +244,8 @@ static void test_short_bitmap(void)
     struct nbd_raw_reply reply;
 
     begin();
-    AUTO(block_node) node = test_open("driver=memory,node-name=long,size=%llu",
-                                      (unsigned long long)(2 * LENGTH));
+    AUTO(block_node) node =
+        test_open("driver=memory,node-name=long,size=%llu", (unsigned long long)(2 * LENGTH));
     main_loop_call_wait(add_bitmaps, NULL);
     nbd_export_add(&options, &error);
     g_assert_no_error(error);
@@ -276,8 +276,8 @@ static void test_greedy(void)
     uint8_t data[BLOCK];
 
     begin();
-    AUTO(block_node) large = test_open("driver=memory,node-name=large,size=%llu",
-                                       (unsigned long long)length);
+    AUTO(block_node) large =
+        test_open("driver=memory,node-name=large,size=%llu", (unsigned long long)length);
     nbd_raw_add_export("e", "disk", true);
     nbd_raw_add_export("large", "large", true);
     struct nbd_raw greedy = nbd_raw_open(path, "large", NBD_RAW_SIMPLE);
