@@ -26,7 +26,9 @@ void nbd_connection_run(struct nbd_connection *connection)
     if (!nbd_negotiate(connection)) {
         return;
     }
-    connection->negotiated(connection->negotiated_data);
+    if (connection->negotiated) {
+        connection->negotiated(connection->negotiated_data);
+    }
     nbd_transmit(connection);
     nbd_export_leave(connection->export, connection);
 }
