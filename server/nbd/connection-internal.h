@@ -62,8 +62,8 @@ struct nbd_connection {
 };
 
 /*
- * The handshake, server/nbd/negotiate.c: true if the client has chosen an export, which it has
- * entered then.
+ * The handshake, server/nbd/negotiate.c: true if the client has chosen an export and knows it. It
+ * may have entered one in any case.
  */
 bool nbd_negotiate(struct nbd_connection *connection);
 

@@ -21,16 +21,27 @@ struct nbd_connection *nbd_connection_new(int fd, const struct nbd_policy *polic
     return connection;
 }
 
+/* It may have been the last one: to end what it used blocks, which must be on no other thread. */
+static void leave_export(struct nbd_connection *connection)
+{
+    nbd_export_leave(connection->export, connection);
+    export_close(connection->handle);
+    nbd_export_unref(connection->export);
+    connection->handle = NULL;
+    connection->export = NULL;
+}
+
 void nbd_connection_run(struct nbd_connection *connection)
 {
-    if (!nbd_negotiate(connection)) {
-        return;
+    if (nbd_negotiate(connection)) {
+        if (connection->negotiated) {
+            connection->negotiated(connection->negotiated_data);
+        }
+        nbd_transmit(connection);
     }
-    if (connection->negotiated) {
-        connection->negotiated(connection->negotiated_data);
+    if (connection->export) {
+        leave_export(connection);
     }
-    nbd_transmit(connection);
-    nbd_export_leave(connection->export, connection);
 }
 
 void nbd_connection_shut_down(struct nbd_connection *connection)
@@ -41,10 +52,6 @@ void nbd_connection_shut_down(struct nbd_connection *connection)
 void nbd_connection_free(struct nbd_connection *connection)
 {
     nbd_channel_close(&connection->channel);
-    if (connection->handle) {
-        export_close(connection->handle);
-    }
-    nbd_export_unref(connection->export);
     g_array_unref(connection->contexts);
     pthread_cond_destroy(&connection->reply_changed);
     pthread_mutex_destroy(&connection->reply_lock);

@@ -573,8 +573,5 @@ bool nbd_negotiate(struct nbd_connection *connection)
     while (outcome == GO_ON) {
         outcome = next_option(connection);
     }
-    if (outcome == END && connection->export) {
-        nbd_export_leave(connection->export, connection);
-    }
     return outcome == TRANSMIT;
 }

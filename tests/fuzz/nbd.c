@@ -154,9 +154,13 @@ static void talk(int fd, const GByteArray *said, GByteArray *heard)
     struct pollfd polled = {.fd = fd, .events = POLLIN | POLLOUT};
     size_t sent = 0;
 
-    while (poll(&polled, 1, -1) > 0) {
+    for (;;) {
+        if (poll(&polled, 1, -1) < 0) {
+            continue; /* libFuzzer has timers */
+        }
         if (polled.revents & POLLOUT && sent < said->len) {
-            ssize_t now = send(fd, said->data + sent, said->len - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+            ssize_t now =
+                send(fd, said->data + sent, said->len - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
 
             sent = now < 0 && errno != EAGAIN ? said->len : sent + (size_t)MAX(now, 0);
         }

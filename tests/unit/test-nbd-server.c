@@ -214,6 +214,30 @@ static void test_remove(void)
     end();
 }
 
+/* What the export used cannot be let go yet: its last flush is held. */
+static void test_slow_end(void)
+{
+    begin();
+    AUTO(block_node) other = test_open("driver=memory,node-name=other");
+    nbd_raw_add_export("e", "disk", true);
+    nbd_raw_add_export("other", "other", true);
+    struct nbd_raw client = nbd_raw_open(path, "e", NBD_RAW_SIMPLE);
+    g_assert_cmpint(nbd_raw_command(&client, NBD_CMD_WRITE_ZEROES, 0, 0, BLOCK), ==, 0);
+    memory_disk_hold(disk, BLOCK_OPERATION_FLUSH);
+    remove_hard("e");
+    memory_disk_wait_held(disk, 1);
+    struct nbd_raw later = nbd_raw_open(path, "other", NBD_RAW_SIMPLE);
+    g_assert_cmpint(later.fd, >=, 0);
+    EXPECT_NOTHING();
+    memory_disk_release(disk);
+    EXPECT("BLOCK_EXPORT_DELETED");
+    nbd_raw_close(&client);
+    nbd_raw_close(&later);
+    nbd_server_stop("", NULL);
+    block_node_unref(STEAL(other));
+    end();
+}
+
 /* ---- Requests -------------------------------------------------------------------------------- */
 
 static void test_nothing(void)
@@ -343,6 +367,8 @@ int main(int argc, char **argv)
     g_test_add_func("/nbd-server/a-stop-waits-for-no-export-that-came-after-it",
                     test_stop_and_start);
     g_test_add_func("/nbd-server/a-removed-export-is-gone-when-its-last-request-is", test_remove);
+    g_test_add_func("/nbd-server/an-export-that-takes-long-to-end-keeps-no-client-waiting",
+                    test_slow_end);
     g_test_add_func("/nbd-server/a-request-for-nothing-is-answered-as-others-are", test_nothing);
     g_test_add_func("/nbd-server/what-a-bitmap-does-not-reach-is-dirty", test_short_bitmap);
     g_test_add_func("/nbd-server/a-client-that-reads-no-replies-gets-no-more-memory", test_greedy);
