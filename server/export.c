@@ -185,7 +185,14 @@ struct export_handle *export_open_again(struct export_handle *handle, GError **e
     struct export_handle *again;
 
     if (handle->name) {
-        return export_open(handle->name, handle->read_only, error);
+        again = export_open(handle->name, handle->read_only, error);
+        if (again && again->device != handle->device) {
+            export_close(again);
+            block_error(error, ENODEV, "What the export is for has gone; '%s' is another one now",
+                        handle->name);
+            return NULL;
+        }
+        return again;
     }
     root = block_device_root(handle->device);
     if (!root) {
@@ -296,9 +303,10 @@ int export_discard(struct export_handle *handle, uint64_t offset, uint64_t bytes
 {
     int status = check(handle, true, offset, bytes);
 
-    return status < 0
-               ? status
-               : block_device_discard(handle->device, offset, bytes, fua ? BLOCK_REQUEST_FUA : 0);
+    if (status < 0) {
+        return status == -ENOSPC ? -EINVAL : status; /* as the protocol has it: it needs no space */
+    }
+    return block_device_discard(handle->device, offset, bytes, fua ? BLOCK_REQUEST_FUA : 0);
 }
 
 int export_flush(struct export_handle *handle)

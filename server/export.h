@@ -43,7 +43,7 @@ struct export_handle *export_open_node(struct block_node *node, bool read_only, 
 
 /*
  * For one more client of what this handle is for, with the length it has now. The handle outlives
- * it. NULL with the error set: what it is for has gone.
+ * it. NULL with the error set: what it is for has gone, even if there is another one of its name.
  */
 struct export_handle *export_open_again(struct export_handle *handle, GError **error);
 

@@ -19,6 +19,8 @@ enum nbd_mode { NBD_SIMPLE, NBD_STRUCTURED, NBD_EXTENDED };
 #define NBD_THREADS_MAX 16          /* that carry out one client's requests */
 /* Requests that are begun, or whose replies wait to be sent. */
 #define NBD_REQUESTS_MAX 32
+/* Bytes of data that these have in all, so that a client that reads no replies takes little. */
+#define NBD_DATA_MAX (2 * NBD_PAYLOAD_MAX)
 
 struct nbd_request;
 
@@ -35,7 +37,7 @@ struct nbd_connection {
     struct export_handle *handle; /* of it */
     /* Indices of its contexts that the client chose; and for which export, until it enters that. */
     GArray *contexts;
-    char *contexts_export;
+    uint64_t contexts_export; /* its serial number; 0: none */
 
     /* Whoever reads a request holds it; before reply_lock. */
     pthread_mutex_t read_lock;
@@ -53,14 +55,15 @@ struct nbd_connection {
     pthread_cond_t reply_changed;
     STAILQ_HEAD(, nbd_request) replies; /* to be sent */
     STAILQ_HEAD(, nbd_request) unused;
-    unsigned requests; /* that exist */
-    bool is_sending;   /* some thread */
-    bool is_deaf;      /* sending failed: replies are dropped */
+    unsigned requests;   /* that exist */
+    uint64_t data_bytes; /* that they claim */
+    bool is_sending;     /* some thread */
+    bool is_deaf;        /* sending failed: replies are dropped */
 };
 
 /*
- * The handshake, server/nbd/negotiate.c: true if the client has chosen an export, which it has
- * entered then.
+ * The handshake, server/nbd/negotiate.c: true if the client has chosen an export and knows it. It
+ * may have entered one in any case.
  */
 bool nbd_negotiate(struct nbd_connection *connection);
 
@@ -79,6 +82,7 @@ struct nbd_request {
 
     uint8_t *buffer; /* aligned; the payload, then what is read */
     size_t capacity;
+    uint64_t claimed; /* bytes of its connection's NBD_DATA_MAX */
 
     /* The reply, in parts that lead to the headers below and the buffer. */
     struct iovec parts[NBD_PARTS_MAX];

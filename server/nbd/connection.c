@@ -21,14 +21,27 @@ struct nbd_connection *nbd_connection_new(int fd, const struct nbd_policy *polic
     return connection;
 }
 
+/* It may have been the last one: to end what it used blocks, which must be on no other thread. */
+static void leave_export(struct nbd_connection *connection)
+{
+    nbd_export_leave(connection->export, connection);
+    export_close(connection->handle);
+    nbd_export_unref(connection->export);
+    connection->handle = NULL;
+    connection->export = NULL;
+}
+
 void nbd_connection_run(struct nbd_connection *connection)
 {
-    if (!nbd_negotiate(connection)) {
-        return;
+    if (nbd_negotiate(connection)) {
+        if (connection->negotiated) {
+            connection->negotiated(connection->negotiated_data);
+        }
+        nbd_transmit(connection);
     }
-    connection->negotiated(connection->negotiated_data);
-    nbd_transmit(connection);
-    nbd_export_leave(connection->export, connection);
+    if (connection->export) {
+        leave_export(connection);
+    }
 }
 
 void nbd_connection_shut_down(struct nbd_connection *connection)
@@ -39,12 +52,7 @@ void nbd_connection_shut_down(struct nbd_connection *connection)
 void nbd_connection_free(struct nbd_connection *connection)
 {
     nbd_channel_close(&connection->channel);
-    if (connection->handle) {
-        export_close(connection->handle);
-    }
-    nbd_export_unref(connection->export);
     g_array_unref(connection->contexts);
-    g_free(connection->contexts_export);
     pthread_cond_destroy(&connection->reply_changed);
     pthread_mutex_destroy(&connection->reply_lock);
     pthread_mutex_destroy(&connection->read_lock);

@@ -23,7 +23,8 @@ struct nbd_policy {
 
 /*
  * fd: a connected, blocking stream socket, which is taken over. negotiated is called on the
- * connection's thread when the client has chosen an export, and no time limit counts any more.
+ * connection's thread when the client has chosen an export, and no time limit counts any more;
+ * NULL: nobody wants to know.
  */
 struct nbd_connection *nbd_connection_new(int fd, const struct nbd_policy *policy,
                                           void (*negotiated)(void *data), void *data);

@@ -36,6 +36,8 @@ struct nbd_export {
     struct export_handle *changes; /* that answers for CONTEXT_CHANGES; or NULL */
     GArray *contexts;              /* of struct context; constant once it is in the list */
 
+    uint64_t serial; /* likewise */
+
     /* Under exports_lock. */
     unsigned references;
     bool is_shutting_down; /* it is in the list until it is gone, so that its ID is taken */
@@ -47,6 +49,7 @@ struct nbd_export {
 static pthread_mutex_t exports_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t exports_changed = PTHREAD_COND_INITIALIZER;
 static TAILQ_HEAD(nbd_export_list, nbd_export) exports = TAILQ_HEAD_INITIALIZER(exports);
+static uint64_t last_serial;
 
 /* ---- Contexts -------------------------------------------------------------------------------- */
 
@@ -220,7 +223,14 @@ const char *nbd_export_context_name(const struct nbd_export *export, size_t inde
 static void bitmap_at(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t bytes,
                       uint64_t *range_bytes, uint32_t *flags)
 {
-    uint64_t end = offset + bytes;
+    uint64_t length = dirty_bitmap_length(bitmap);
+
+    if (offset >= length) {
+        *range_bytes = bytes; /* it knows nothing of this */
+        *flags = NBD_STATE_DIRTY;
+        return;
+    }
+    uint64_t end = MIN(offset + bytes, length);
     uint64_t dirty = dirty_bitmap_next_dirty(bitmap, offset, end);
     bool is_dirty = dirty == offset;
     uint64_t next = is_dirty ? dirty_bitmap_next_clean(bitmap, offset, end) : dirty;
@@ -346,6 +356,7 @@ static int insert(struct nbd_export *export, GError **error)
     int status = check_unique_locked(export->id, export->name, error);
 
     if (status == 0) {
+        export->serial = ++last_serial;
         TAILQ_INSERT_HEAD(&exports, export, entry);
     }
     return status;
@@ -507,13 +518,21 @@ int nbd_export_remove(const char *id, bool hard, GError **error)
     return 0;
 }
 
-static struct nbd_export *take_any(void)
+static uint64_t newest(void)
+{
+    SCOPE_LOCK(&exports_lock);
+
+    return last_serial;
+}
+
+/* One that is not newer than this. */
+static struct nbd_export *take_any(uint64_t last)
 {
     SCOPE_LOCK(&exports_lock);
     struct nbd_export *export;
 
     TAILQ_FOREACH (export, &exports, entry) {
-        if (!export->is_shutting_down) {
+        if (!export->is_shutting_down && export->serial <= last) {
             shut_down_locked(export);
             return export;
         }
@@ -521,15 +540,24 @@ static struct nbd_export *take_any(void)
     return NULL;
 }
 
+/* Newer ones are at the head. */
+static bool any_is_left_locked(uint64_t last)
+{
+    const struct nbd_export *oldest = TAILQ_LAST(&exports, nbd_export_list);
+
+    return oldest && oldest->serial <= last;
+}
+
 void nbd_export_remove_all(void)
 {
+    uint64_t last = newest();
     struct nbd_export *export;
 
-    while ((export = take_any())) {
+    while ((export = take_any(last))) {
         nbd_export_unref(export);
     }
     SCOPE_LOCK(&exports_lock);
-    while (!TAILQ_EMPTY(&exports)) {
+    while (any_is_left_locked(last)) {
         pthread_cond_wait(&exports_changed, &exports_lock);
     }
 }
@@ -618,6 +646,11 @@ struct nbd_export *nbd_export_find(const char *name, const char *peer)
         }
     }
     return NULL;
+}
+
+uint64_t nbd_export_serial(const struct nbd_export *export)
+{
+    return export->serial;
 }
 
 const char *nbd_export_name(const struct nbd_export *export)

@@ -51,8 +51,10 @@ int nbd_export_add(const struct nbd_export_options *options, GError **error);
  */
 int nbd_export_remove(const char *id, bool hard, GError **error);
 
-/* Take all away, hard, and wait until they are gone: not before their servers are stopped, or else
- * new ones may be there. */
+/*
+ * Take all away, hard, and wait until they are gone: not before their servers are stopped. But not
+ * those that are added meanwhile.
+ */
 void nbd_export_remove_all(void);
 
 struct nbd_export_info {
@@ -74,6 +76,8 @@ struct nbd_export *nbd_export_ref(struct nbd_export *export);
 void nbd_export_unref(struct nbd_export *export);
 DEFINE_AUTO(nbd_export, nbd_export_unref)
 
+/* Never 0, and no other export's, not even one that comes under the same name. */
+uint64_t nbd_export_serial(const struct nbd_export *export);
 const char *nbd_export_name(const struct nbd_export *export);
 const char *nbd_export_description(const struct nbd_export *export); /* or NULL */
 bool nbd_export_is_writethrough(const struct nbd_export *export);

@@ -8,16 +8,24 @@
 /* More data than this an option of ours has no use for. */
 #define OPTION_BYTES_MAX (256u << 10)
 /* And more than this is not even skipped. */
+<<<<<<< HEAD
 #define SKIPPED_MAX  (32u << 20)
 #define QUERIES_MAX  1024
 #define ZEROES_BYTES 124
+=======
+#define SKIPPED_MAX (32u << 20)
+#define QUERIES_MAX 1024
+>>>>>>> t8
 
 /* What becomes of the negotiation after an option. */
 enum outcome { GO_ON, TRANSMIT, END };
 
+/* It is answered when it has been dealt with: meanwhile exports are held, and a client that does
+ * not listen must not hold them up. */
 struct option {
     uint32_t number, length;
     const uint8_t *data; /* valid until the next one */
+    GByteArray *answer;
 };
 
 /* ---- Sending --------------------------------------------------------------------------------- */
@@ -29,8 +37,7 @@ static bool send_bytes(struct nbd_connection *connection, const void *data, size
     return nbd_channel_send(&connection->channel, &part, 1) == 0;
 }
 
-static enum outcome send_reply(struct nbd_connection *connection, const struct option *option,
-                               uint32_t type, const void *data, size_t bytes)
+static void add_reply(const struct option *option, uint32_t type, const void *data, size_t bytes)
 {
     const struct nbd_option_reply header = {
         .magic = GUINT64_TO_BE(NBD_REPLY_MAGIC),
@@ -38,23 +45,30 @@ static enum outcome send_reply(struct nbd_connection *connection, const struct o
         .type = GUINT32_TO_BE(type),
         .length = GUINT32_TO_BE((uint32_t)bytes),
     };
-    struct iovec parts[] = {
-        {.iov_base = (void *)&header, .iov_len = sizeof(header)},
-        {.iov_base = (void *)data, .iov_len = bytes},
-    };
 
-    return nbd_channel_send(&connection->channel, parts, G_N_ELEMENTS(parts)) == 0 ? GO_ON : END;
+    g_byte_array_append(option->answer, (const guint8 *)&header, sizeof(header));
+    g_byte_array_append(option->answer, data, (guint)bytes);
 }
 
-static enum outcome send_ack(struct nbd_connection *connection, const struct option *option)
+static bool send_answer(struct nbd_connection *connection, const struct option *option)
 {
-    return send_reply(connection, option, NBD_REP_ACK, NULL, 0);
+    bool is_sent =
+        !option->answer->len || send_bytes(connection, option->answer->data, option->answer->len);
+
+    g_byte_array_set_size(option->answer, 0);
+    return is_sent;
 }
 
-static enum outcome refuse(struct nbd_connection *connection, const struct option *option,
-                           uint32_t type, const char *message)
+static enum outcome acknowledge(const struct option *option)
 {
-    return send_reply(connection, option, type, message, MIN(strlen(message), NBD_STRING_MAX));
+    add_reply(option, NBD_REP_ACK, NULL, 0);
+    return GO_ON;
+}
+
+static enum outcome refuse(const struct option *option, uint32_t type, const char *message)
+{
+    add_reply(option, type, message, MIN(strlen(message), NBD_STRING_MAX));
+    return GO_ON;
 }
 
 /* ---- Receiving ------------------------------------------------------------------------------- */
@@ -110,7 +124,7 @@ static void forget_agreements(struct nbd_connection *connection)
 {
     connection->mode = NBD_SIMPLE;
     g_array_set_size(connection->contexts, 0);
-    g_clear_pointer(&connection->contexts_export, g_free);
+    connection->contexts_export = 0;
 }
 
 static enum outcome start_tls(struct nbd_connection *connection, const struct option *option)
@@ -118,15 +132,16 @@ static enum outcome start_tls(struct nbd_connection *connection, const struct op
     g_autoptr(GError) problem = NULL;
 
     if (option->length) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID, "STARTTLS takes no data");
+        return refuse(option, NBD_REP_ERR_INVALID, "STARTTLS takes no data");
     }
     if (connection->channel.tls) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID, "TLS is used already");
+        return refuse(option, NBD_REP_ERR_INVALID, "TLS is used already");
     }
     if (!connection->policy->credentials) {
-        return refuse(connection, option, NBD_REP_ERR_POLICY, "TLS is not configured here");
+        return refuse(option, NBD_REP_ERR_POLICY, "TLS is not configured here");
     }
-    if (send_ack(connection, option) == END) {
+    acknowledge(option);
+    if (!send_answer(connection, option)) {
         return END;
     }
     connection->channel.tls =
@@ -151,8 +166,7 @@ static void append_text(GByteArray *message, const char *text)
     g_byte_array_append(message, (const guint8 *)text, (guint)strlen(text));
 }
 
-static enum outcome send_export(struct nbd_connection *connection, const struct option *option,
-                                const struct nbd_export *export)
+static void add_export(const struct option *option, const struct nbd_export *export)
 {
     g_autoptr(GByteArray) message = g_byte_array_new();
     const char *name = nbd_export_name(export);
@@ -163,21 +177,20 @@ static enum outcome send_export(struct nbd_connection *connection, const struct 
     if (description) {
         append_text(message, description);
     }
-    return send_reply(connection, option, NBD_REP_SERVER, message->data, message->len);
+    add_reply(option, NBD_REP_SERVER, message->data, message->len);
 }
 
-static enum outcome list_exports(struct nbd_connection *connection, const struct option *option)
+static enum outcome list_exports(const struct nbd_connection *connection,
+                                 const struct option *option)
 {
-    enum outcome outcome = GO_ON;
-
     if (option->length) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID, "LIST takes no data");
+        return refuse(option, NBD_REP_ERR_INVALID, "LIST takes no data");
     }
     g_autoptr(GPtrArray) list = nbd_export_list(peer_of(connection));
-    for (guint i = list->len; i > 0 && outcome == GO_ON; i--) {
-        outcome = send_export(connection, option, g_ptr_array_index(list, i - 1));
+    for (guint i = list->len; i > 0; i--) {
+        add_export(option, g_ptr_array_index(list, i - 1));
     }
-    return outcome == GO_ON ? send_ack(connection, option) : outcome;
+    return acknowledge(option);
 }
 
 /* ---- Choosing an export ---------------------------------------------------------------------- */
@@ -202,7 +215,7 @@ static uint16_t transmission_flags(const struct nbd_connection *connection,
 /* Block status is for the export for which contexts were chosen last. */
 static void keep_contexts_of(struct nbd_connection *connection, const struct nbd_export *export)
 {
-    if (g_strcmp0(connection->contexts_export, nbd_export_name(export))) {
+    if (connection->contexts_export != nbd_export_serial(export)) {
         g_array_set_size(connection->contexts, 0);
     }
 }
@@ -219,24 +232,21 @@ static bool enter(struct nbd_connection *connection, struct nbd_export *export,
     return true;
 }
 
-static enum outcome send_info(struct nbd_connection *connection, const struct option *option,
-                              GByteArray *info)
+static void add_info(const struct option *option, const GByteArray *info)
 {
-    return send_reply(connection, option, NBD_REP_INFO, info->data, info->len);
+    add_reply(option, NBD_REP_INFO, info->data, info->len);
 }
 
-static enum outcome send_text_info(struct nbd_connection *connection, const struct option *option,
-                                   uint16_t type, const char *text)
+static void add_text_info(const struct option *option, uint16_t type, const char *text)
 {
     g_autoptr(GByteArray) info = g_byte_array_new();
 
     nbd_append16(info, type);
     append_text(info, text);
-    return send_info(connection, option, info);
+    add_info(option, info);
 }
 
-static enum outcome send_block_size(struct nbd_connection *connection, const struct option *option,
-                                    struct export_handle *handle)
+static void add_block_size(const struct option *option, struct export_handle *handle)
 {
     g_autoptr(GByteArray) info = g_byte_array_new();
     uint32_t minimum, preferred, maximum;
@@ -246,18 +256,23 @@ static enum outcome send_block_size(struct nbd_connection *connection, const str
     nbd_append32(info, minimum);
     nbd_append32(info, preferred);
     nbd_append32(info, maximum);
-    return send_info(connection, option, info);
+    add_info(option, info);
 }
 
+<<<<<<< HEAD
 static enum outcome send_export_info(struct nbd_connection *connection, const struct option *option,
                                      struct export_handle *handle)
+=======
+static void add_export_info(const struct nbd_connection *connection, const struct option *option,
+                            struct export_handle *handle)
+>>>>>>> t8
 {
     g_autoptr(GByteArray) info = g_byte_array_new();
 
     nbd_append16(info, NBD_INFO_EXPORT);
     nbd_append64(info, export_length(handle));
     nbd_append16(info, transmission_flags(connection, handle, option->number == NBD_OPT_INFO));
-    return send_info(connection, option, info);
+    add_info(option, info);
 }
 
 static bool is_requested(const uint8_t *requests, uint16_t count, uint16_t type)
@@ -270,24 +285,18 @@ static bool is_requested(const uint8_t *requests, uint16_t count, uint16_t type)
     return false;
 }
 
-static enum outcome send_all_info(struct nbd_connection *connection, const struct option *option,
-                                  const struct nbd_export *export, struct export_handle *handle,
-                                  const uint8_t *requests, uint16_t count)
+static void add_all_info(const struct nbd_connection *connection, const struct option *option,
+                         const struct nbd_export *export, struct export_handle *handle,
+                         const uint8_t *requests, uint16_t count)
 {
-    enum outcome outcome = GO_ON;
-
     if (is_requested(requests, count, NBD_INFO_NAME)) {
-        outcome = send_text_info(connection, option, NBD_INFO_NAME, nbd_export_name(export));
+        add_text_info(option, NBD_INFO_NAME, nbd_export_name(export));
     }
-    if (outcome == GO_ON && nbd_export_description(export) &&
-        is_requested(requests, count, NBD_INFO_DESCRIPTION)) {
-        outcome = send_text_info(connection, option, NBD_INFO_DESCRIPTION,
-                                 nbd_export_description(export));
+    if (nbd_export_description(export) && is_requested(requests, count, NBD_INFO_DESCRIPTION)) {
+        add_text_info(option, NBD_INFO_DESCRIPTION, nbd_export_description(export));
     }
-    if (outcome == GO_ON) {
-        outcome = send_block_size(connection, option, handle);
-    }
-    return outcome == GO_ON ? send_export_info(connection, option, handle) : outcome;
+    add_block_size(option, handle);
+    add_export_info(connection, option, handle);
 }
 
 /* Of INFO and GO: a name, and which kinds of information are wanted. */
@@ -299,41 +308,41 @@ static enum outcome tell_export(struct nbd_connection *connection, const struct 
     g_autoptr(GError) problem = NULL;
 
     if (!name || left < 2 || left != 2 + nbd_get16(data) * sizeof(uint16_t)) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID, "the option makes no sense");
+        return refuse(option, NBD_REP_ERR_INVALID, "the option makes no sense");
     }
     struct nbd_export *export = nbd_export_find(name, peer_of(connection));
     struct export_handle *handle = export ? nbd_export_open(export, &problem) : NULL;
     if (!handle) {
         nbd_export_unref(export);
         g_autofree char *message = g_strdup_printf("export '%s' not present", name);
-        return refuse(connection, option, NBD_REP_ERR_UNKNOWN, message);
+        return refuse(option, NBD_REP_ERR_UNKNOWN, message);
     }
-    if (option->number == NBD_OPT_GO) {
+    bool is_go = option->number == NBD_OPT_GO;
+    if (is_go) {
         keep_contexts_of(connection, export);
     }
-    enum outcome outcome =
-        send_all_info(connection, option, export, handle, data + 2, nbd_get16(data));
-    bool has_entered =
-        outcome == GO_ON && option->number == NBD_OPT_GO && enter(connection, export, handle);
-    if (outcome == GO_ON) {
-        outcome = option->number == NBD_OPT_GO && !has_entered
-                      ? refuse(connection, option, NBD_REP_ERR_SHUTDOWN, "the export is going")
-                      : send_ack(connection, option);
-    }
-    if (has_entered) {
-        return outcome == GO_ON ? TRANSMIT : END;
+    add_all_info(connection, option, export, handle, data + 2, nbd_get16(data));
+    if (is_go && enter(connection, export, handle)) {
+        acknowledge(option);
+        return TRANSMIT;
     }
     export_close(handle);
     nbd_export_unref(export);
-    return outcome;
+    return is_go ? refuse(option, NBD_REP_ERR_SHUTDOWN, "the export is going")
+                 : acknowledge(option);
 }
 
 /* There is no way to say no here but to hang up. */
 static enum outcome enter_by_name(struct nbd_connection *connection, const struct option *option)
 {
     g_autofree char *name = g_strndup((const char *)option->data, option->length);
+<<<<<<< HEAD
     struct nbd_export *export =
         option->length <= NBD_STRING_MAX ? nbd_export_find(name, peer_of(connection)) : NULL;
+=======
+    bool is_name = option->length <= NBD_STRING_MAX && strlen(name) == option->length;
+    struct nbd_export *export = is_name ? nbd_export_find(name, peer_of(connection)) : NULL;
+>>>>>>> t8
     struct export_handle *handle = export ? nbd_export_open(export, NULL) : NULL;
 
     if (handle) {
@@ -346,15 +355,13 @@ static enum outcome enter_by_name(struct nbd_connection *connection, const struc
         nbd_export_unref(export);
         return END;
     }
-    g_autoptr(GByteArray) message = g_byte_array_new();
-    nbd_append64(message, export_length(handle));
-    nbd_append16(message, transmission_flags(connection, handle, false));
+    nbd_append64(option->answer, export_length(handle));
+    nbd_append16(option->answer, transmission_flags(connection, handle, false));
     if (!connection->no_zeroes) {
-        guint begin = message->len;
-        g_byte_array_set_size(message, begin + ZEROES_BYTES);
-        memset(message->data + begin, 0, ZEROES_BYTES);
+        static const uint8_t zeroes[124];
+        g_byte_array_append(option->answer, zeroes, sizeof(zeroes));
     }
-    return send_bytes(connection, message->data, message->len) ? TRANSMIT : END;
+    return TRANSMIT;
 }
 
 /* ---- Metadata contexts ----------------------------------------------------------------------- */
@@ -369,14 +376,13 @@ static bool query_matches(const char *query, const char *context, bool is_list)
            (is_list && g_str_has_suffix(query, ":") && g_str_has_prefix(context, query));
 }
 
-static enum outcome send_context(struct nbd_connection *connection, const struct option *option,
-                                 uint32_t id, const char *name)
+static void add_context(const struct option *option, uint32_t id, const char *name)
 {
     g_autoptr(GByteArray) message = g_byte_array_new();
 
     nbd_append32(message, id);
     append_text(message, name);
-    return send_reply(connection, option, NBD_REP_META_CONTEXT, message->data, message->len);
+    add_reply(option, NBD_REP_META_CONTEXT, message->data, message->len);
 }
 
 static bool any_query_matches(GPtrArray *queries, const char *context, bool is_list)
@@ -393,19 +399,18 @@ static enum outcome answer_queries(struct nbd_connection *connection, const stru
                                    const struct nbd_export *export, GPtrArray *queries)
 {
     bool is_list = option->number == NBD_OPT_LIST_META_CONTEXT;
-    enum outcome outcome = GO_ON;
 
-    for (uint32_t i = 0; i < nbd_export_context_count(export) && outcome == GO_ON; i++) {
+    for (uint32_t i = 0; i < nbd_export_context_count(export); i++) {
         const char *name = nbd_export_context_name(export, i);
 
         if (any_query_matches(queries, name, is_list)) {
-            outcome = send_context(connection, option, is_list ? 0 : i, name);
+            add_context(option, is_list ? 0 : i, name);
             if (!is_list) {
                 g_array_append_val(connection->contexts, i);
             }
         }
     }
-    return outcome == GO_ON ? send_ack(connection, option) : outcome;
+    return acknowledge(option);
 }
 
 /* NULL: they are cut off, or no text. */
@@ -438,24 +443,24 @@ static enum outcome handle_contexts(struct nbd_connection *connection, const str
 
     if (!is_list) {
         g_array_set_size(connection->contexts, 0);
-        g_clear_pointer(&connection->contexts_export, g_free);
+        connection->contexts_export = 0;
     }
     if (connection->mode == NBD_SIMPLE) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID,
+        return refuse(option, NBD_REP_ERR_INVALID,
                       "request option when structured reply is not negotiated");
     }
     g_autofree char *name = take_string(&data, &left);
     g_autoptr(GPtrArray) queries = name ? take_queries(data, left) : NULL;
     if (!queries) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID, "the option makes no sense");
+        return refuse(option, NBD_REP_ERR_INVALID, "the option makes no sense");
     }
     AUTO(nbd_export) export = nbd_export_find(name, peer_of(connection));
     if (!export) {
         g_autofree char *message = g_strdup_printf("export '%s' not present", name);
-        return refuse(connection, option, NBD_REP_ERR_UNKNOWN, message);
+        return refuse(option, NBD_REP_ERR_UNKNOWN, message);
     }
     if (!is_list) {
-        connection->contexts_export = STEAL(name);
+        connection->contexts_export = nbd_export_serial(export);
     }
     return answer_queries(connection, option, export, queries);
 }
@@ -466,17 +471,16 @@ static enum outcome agree_on(struct nbd_connection *connection, const struct opt
                              enum nbd_mode mode)
 {
     if (option->length) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID, "the option takes no data");
+        return refuse(option, NBD_REP_ERR_INVALID, "the option takes no data");
     }
     if (connection->mode == NBD_EXTENDED && mode == NBD_STRUCTURED) {
-        return refuse(connection, option, NBD_REP_ERR_EXT_HEADER_REQD,
-                      "extended headers already negotiated");
+        return refuse(option, NBD_REP_ERR_EXT_HEADER_REQD, "extended headers already negotiated");
     }
     if (connection->mode == mode) {
-        return refuse(connection, option, NBD_REP_ERR_INVALID, "it is negotiated already");
+        return refuse(option, NBD_REP_ERR_INVALID, "it is negotiated already");
     }
     connection->mode = mode;
-    return send_ack(connection, option);
+    return acknowledge(option);
 }
 
 /* ---- The whole ------------------------------------------------------------------------------- */
@@ -507,12 +511,12 @@ static enum outcome handle_in_the_clear(struct nbd_connection *connection,
     case NBD_OPT_STARTTLS:
         return start_tls(connection, option);
     case NBD_OPT_ABORT:
-        send_ack(connection, option);
+        acknowledge(option);
         return END;
     case NBD_OPT_EXPORT_NAME:
         return END;
     default:
-        return refuse(connection, option, NBD_REP_ERR_TLS_REQD, "TLS is required here");
+        return refuse(option, NBD_REP_ERR_TLS_REQD, "TLS is required here");
     }
 }
 
@@ -525,7 +529,7 @@ static enum outcome handle(struct nbd_connection *connection, const struct optio
     case NBD_OPT_EXPORT_NAME:
         return enter_by_name(connection, option);
     case NBD_OPT_ABORT:
-        send_ack(connection, option);
+        acknowledge(option);
         return END;
     case NBD_OPT_LIST:
         return list_exports(connection, option);
@@ -542,12 +546,21 @@ static enum outcome handle(struct nbd_connection *connection, const struct optio
     case NBD_OPT_SET_META_CONTEXT:
         return handle_contexts(connection, option);
     default:
-        return refuse(connection, option, NBD_REP_ERR_UNSUP, "the option is not known here");
+        return refuse(option, NBD_REP_ERR_UNSUP, "the option is not known here");
     }
+}
+
+static enum outcome receive_and_handle(struct nbd_connection *connection, struct option *option)
+{
+    g_autofree uint8_t *data = g_malloc(option->length + 1);
+
+    option->data = data;
+    return receive(connection, data, option->length) ? handle(connection, option) : END;
 }
 
 static enum outcome next_option(struct nbd_connection *connection)
 {
+    g_autoptr(GByteArray) answer = g_byte_array_new();
     struct nbd_option header;
     struct option option;
 
@@ -557,15 +570,16 @@ static enum outcome next_option(struct nbd_connection *connection)
     }
     option.number = GUINT32_FROM_BE(header.option);
     option.length = GUINT32_FROM_BE(header.length);
-    if (option.length > OPTION_BYTES_MAX) {
-        return option.length <= SKIPPED_MAX && option.number != NBD_OPT_EXPORT_NAME &&
-                       skip(connection, option.length)
-                   ? refuse(connection, &option, NBD_REP_ERR_TOO_BIG, "the option is too large")
-                   : END;
+    if (option.length > OPTION_BYTES_MAX &&
+        (option.length > SKIPPED_MAX || option.number == NBD_OPT_EXPORT_NAME ||
+         !skip(connection, option.length))) {
+        return END;
     }
-    g_autofree uint8_t *data = g_malloc(option.length + 1);
-    option.data = data;
-    return receive(connection, data, option.length) ? handle(connection, &option) : END;
+    option.answer = answer;
+    enum outcome outcome = option.length > OPTION_BYTES_MAX
+                               ? refuse(&option, NBD_REP_ERR_TOO_BIG, "the option is too large")
+                               : receive_and_handle(connection, &option);
+    return send_answer(connection, &option) ? outcome : END;
 }
 
 bool nbd_negotiate(struct nbd_connection *connection)
@@ -574,9 +588,6 @@ bool nbd_negotiate(struct nbd_connection *connection)
 
     while (outcome == GO_ON) {
         outcome = next_option(connection);
-    }
-    if (outcome == END && connection->export) {
-        nbd_export_leave(connection->export, connection);
     }
     return outcome == TRANSMIT;
 }

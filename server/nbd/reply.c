@@ -78,7 +78,8 @@ static void put64(uint8_t *place, uint64_t value)
 
 void nbd_reply_done(const struct nbd_connection *connection, struct nbd_request *request)
 {
-    if (connection->mode != NBD_EXTENDED) {
+    if (connection->mode == NBD_SIMPLE ||
+        (connection->mode == NBD_STRUCTURED && request->type != NBD_CMD_READ)) {
         add_simple_header(request, 0); /* allowed for all but reads; shorter */
         return;
     }

@@ -64,8 +64,9 @@ static const char *find_fault(const struct nbd_connection *connection,
     if (request->flags & ~allowed_flags(connection, request->type)) {
         return "the command does not have that flag";
     }
-    if (request->type == NBD_CMD_READ && request->length > NBD_PAYLOAD_MAX) {
-        return "the read is longer than 32 MiB";
+    if ((request->type == NBD_CMD_READ || request->type == NBD_CMD_CACHE) &&
+        request->length > NBD_PAYLOAD_MAX) {
+        return "the request is longer than 32 MiB";
     }
     if (request->type == NBD_CMD_BLOCK_STATUS && !connection->contexts->len) {
         return "no metadata context was chosen";

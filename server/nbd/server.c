@@ -208,7 +208,7 @@ static int wait_time(struct nbd_server *server, bool has_failed)
     int64_t wait_ns = next_ns == INT64_MAX ? INT64_MAX : next_ns - clock_now_ns();
 
     wait_ns = has_failed ? MIN(wait_ns, RETRY_NS) : wait_ns;
-    return wait_ns == INT64_MAX ? -1 : (int)(MAX(wait_ns, 0) / NS_PER_MS) + 1;
+    return wait_ns == INT64_MAX ? -1 : (int)MIN(MAX(wait_ns, 0) / NS_PER_MS, INT_MAX - 1) + 1;
 }
 
 static bool is_over(struct nbd_server *server)

@@ -57,8 +57,29 @@ static struct nbd_request *take_request(struct nbd_connection *connection)
     return request;
 }
 
+/*
+ * Wait until there is room for the data of a request that has just been read. Little data need no
+ * room: as many requests as there are have little in all.
+ */
+static void claim_room(struct nbd_connection *connection, struct nbd_request *request)
+{
+    uint64_t bytes = request->type == NBD_CMD_READ ? request->length : request->payload;
+
+    if (bytes <= KEPT_BUFFER || bytes > NBD_PAYLOAD_MAX) {
+        return;
+    }
+    SCOPE_LOCK(&connection->reply_lock);
+    while (connection->data_bytes + bytes > NBD_DATA_MAX) {
+        pthread_cond_wait(&connection->reply_changed, &connection->reply_lock);
+    }
+    connection->data_bytes += bytes;
+    request->claimed = bytes;
+}
+
 static void give_back_locked(struct nbd_connection *connection, struct nbd_request *request)
 {
+    connection->data_bytes -= request->claimed;
+    request->claimed = 0;
     if (request->capacity > KEPT_BUFFER) {
         free(request->buffer);
         request->buffer = NULL;
@@ -76,7 +97,7 @@ static void give_back(struct nbd_connection *connection, struct nbd_request *req
     SCOPE_LOCK(&connection->reply_lock);
 
     give_back_locked(connection, request);
-    pthread_cond_signal(&connection->reply_changed);
+    pthread_cond_broadcast(&connection->reply_changed);
 }
 
 /* ---- Reading a request; read_lock held ------------------------------------------------------- */
@@ -181,13 +202,13 @@ static bool receive_payload(struct nbd_connection *connection, struct nbd_reques
         (connection->mode == NBD_EXTENDED && request->flags & NBD_CMD_FLAG_PAYLOAD_LEN);
     uint64_t bytes = has_payload ? request->length : 0;
 
-    request->payload = 0;
+    request->payload = bytes <= NBD_PAYLOAD_MAX ? (uint32_t)bytes : 0;
+    claim_room(connection, request);
     if (bytes > NBD_PAYLOAD_MAX || (bytes && !nbd_request_reserve(request, bytes))) {
         request->type = UINT16_MAX; /* refused, once it is gone */
         return bytes <= IGNORED_MAX && skip_payload(connection, bytes);
     }
-    request->payload = (uint32_t)bytes;
-    return read_payload(connection, request->buffer, bytes);
+    return !bytes || read_payload(connection, request->buffer, bytes);
 }
 
 static bool read_request(struct nbd_connection *connection, struct nbd_request *request)
