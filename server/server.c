@@ -18,10 +18,12 @@
 #include "server/commands-checkpoint.h"
 #include "server/commands-export.h"
 #include "server/commands-fault.h"
+#include "server/commands-graph.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-tracking.h"
 #include "server/commands-transaction.h"
 #include "server/commands-views.h"
+#include "server/commands-watch.h"
 #include "server/commands.h"
 #include "server/device-tracking.h"
 #include "server/disk.h"
@@ -50,15 +52,17 @@ struct server {
 static struct server *current;
 
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands,     block_commands,       qom_commands,
-    job_commands,         bitmap_commands,     transaction_commands, view_commands,
-    fault_commands,       snapshot_commands,   chain_commands,       overlay_commands,
-    tracking_commands,    checkpoint_commands, export_commands,      NULL,
+    qmp_commands_control, server_commands,     block_commands,
+    qom_commands,         job_commands,        bitmap_commands,
+    transaction_commands, view_commands,       fault_commands,
+    snapshot_commands,    chain_commands,      overlay_commands,
+    tracking_commands,    checkpoint_commands, export_commands,
+    watch_commands,       graph_commands,      NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {
-    block_events,    job_events,        view_events,   fault_events,
-    tracking_events, checkpoint_events, export_events, NULL};
+    block_events,      job_events,    view_events,  fault_events, tracking_events,
+    checkpoint_events, export_events, watch_events, NULL};
 
 static void register_drivers(void)
 {
