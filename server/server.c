@@ -228,8 +228,9 @@ void server_begin_stop(struct server *server)
 }
 
 /*
- * Jobs first, while clients can still hear how they end; then the clients, who could start new
- * ones; then the jobs those had begun, and the views; then the disks.
+ * Jobs first, on which NBD clients may wait, and then exports, while clients of the admin channel
+ * can still hear how they end; then these clients, who could make new ones; then what those had
+ * begun, and the views; then the disks.
  */
 void server_stop(struct server *server)
 {
@@ -238,6 +239,7 @@ void server_stop(struct server *server)
     if (server->started) {
         job_cancel_all();
     }
+    nbd_server_stop_all();
     if (server->monitor) {
         qmp_monitor_free(server->monitor);
         server->monitor = NULL;
