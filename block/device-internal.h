@@ -9,6 +9,7 @@
 #include "block/device.h"
 #include "block/graph.h"
 #include "block/guest-waits.h"
+#include "block/latency-histogram.h"
 #include "block/queue.h"
 #include "block/sharded-counter.h"
 
@@ -25,6 +26,7 @@ struct block_device {
     struct change_tracker *_Atomic tracker; /* the server's, or NULL; changed while drained */
     struct throttle *throttle;
     struct statistics statistics;
+    struct latency_histograms histograms;
 
     /*
      * The gate. A request raises in_flight, then looks at closed; who shuts the gate sets closed,

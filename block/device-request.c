@@ -360,8 +360,11 @@ static int submit(struct block_device *device, const struct guest_request *reque
     if (refused) {
         statistics_record_invalid(&device->statistics, request->operation);
     } else {
+        int64_t end_ns = clock_now_ns();
+
         statistics_record(&device->statistics, request->operation, request->offset, request->bytes,
-                          status, start_ns, clock_now_ns());
+                          status, start_ns, end_ns);
+        latency_histograms_record(&device->histograms, request->operation, end_ns - start_ns);
     }
     return status;
 }

@@ -36,6 +36,7 @@ static void free_device(struct block_device *device)
 {
     g_free(device->root.owner);
     throttle_free(device->throttle);
+    latency_histograms_destroy(&device->histograms);
     pthread_mutex_destroy(&device->lock);
     pthread_cond_destroy(&device->changed);
     g_free(device->name);
@@ -79,6 +80,7 @@ static struct block_device *new_device(const char *name, struct block_node *root
     device->name = g_strdup(name);
     device->references = 1;
     device->throttle = throttle_new();
+    latency_histograms_init(&device->histograms);
     pthread_mutex_init(&device->lock, NULL);
     pthread_cond_init(&device->changed, NULL);
     device->root.owner = g_strdup_printf("block device '%s'", name);
@@ -310,6 +312,11 @@ struct throttle *block_device_throttle(struct block_device *device)
 struct statistics *block_device_statistics(struct block_device *device)
 {
     return &device->statistics;
+}
+
+struct latency_histograms *block_device_histograms(struct block_device *device)
+{
+    return &device->histograms;
 }
 
 enum block_io_status block_device_io_status(struct block_device *device)

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "block/cleanup.h"
+#include "block/latency-histogram.h"
 #include "block/node.h"
 #include "block/request.h"
 #include "block/statistics.h"
@@ -146,8 +147,9 @@ int block_device_block_status_depth(struct block_device *device, uint64_t offset
 void block_device_set_tracker(struct block_device *device, struct change_tracker *tracker);
 struct change_tracker *block_device_tracker(const struct block_device *device); /* or NULL */
 
-struct throttle *block_device_throttle(struct block_device *device);     /* borrowed */
-struct statistics *block_device_statistics(struct block_device *device); /* borrowed */
+struct throttle *block_device_throttle(struct block_device *device);             /* borrowed */
+struct statistics *block_device_statistics(struct block_device *device);         /* borrowed */
+struct latency_histograms *block_device_histograms(struct block_device *device); /* borrowed */
 enum block_io_status block_device_io_status(struct block_device *device);
 
 /* True if requests of the guest are under way just now, not held at the gate. Cheap. */

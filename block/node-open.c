@@ -234,7 +234,7 @@ static int open_child(struct block_node *parent, const struct block_option *opti
         return 0;
     }
     if (reference) {
-        node = block_node_find_or_error(reference, error);
+        node = block_node_find_reference(reference, error);
     } else if (block_options_has(options, option->name)) {
         AUTO(block_options) nested = block_options_take_nested(options, option->name);
 

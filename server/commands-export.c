@@ -338,9 +338,10 @@ const struct qmp_command export_commands[] = {
      "Listen for NBD clients, which are offered what block-export-add adds."},
     {"nbd-server-stop", &stop_type, NULL, nbd_stop, 0,
      "Disconnect a server's clients and listen no more. With the last server all exports go."},
-    {"nbd-server-add", &add_type, NULL, nbd_add, 0,
+    {"nbd-server-add", &add_type, NULL, nbd_add, QMP_COMMAND_DEPRECATED,
      "Deprecated: block-export-add, with the name as the ID."},
-    {"nbd-server-remove", &old_remove_type, NULL, nbd_remove, 0, "Deprecated: block-export-del."},
+    {"nbd-server-remove", &old_remove_type, NULL, nbd_remove, QMP_COMMAND_DEPRECATED,
+     "Deprecated: block-export-del."},
     {"block-export-add", &export_type, NULL, export_add, 0,
      "Offer a node, a device or a view to the clients of our NBD servers. Its length is what it is "
      "when a client connects."},

@@ -80,6 +80,52 @@ static json_t *query_name(struct qmp_request *request, json_t *arguments, GError
     return name ? json_pack("{s:s}", "name", name) : json_object();
 }
 
+static const struct qmp_member uuid_members[] = {
+    {"UUID", &qmp_type_string, .doc = "All zeroes: none is set."},
+    {NULL},
+};
+static const struct qmp_type uuid_type = {
+    .name = "UuidInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = uuid_members,
+};
+
+static json_t *query_uuid(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return json_pack("{s:s}", "UUID", "00000000-0000-0000-0000-000000000000");
+}
+
+/* What clients of QEMU's system emulator ask for, and there is none of here. */
+static const struct qmp_member nothing_members[] = {
+    {"id", &qmp_type_string, .doc = "Its ID."},
+    {NULL},
+};
+static const struct qmp_type tpm_type = {
+    .name = "TPMInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = nothing_members,
+};
+static const struct qmp_type tpm_list_type = {
+    .name = "TPMInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &tpm_type,
+};
+static const struct qmp_type thread_type = {
+    .name = "IOThreadInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = nothing_members,
+};
+static const struct qmp_type thread_list_type = {
+    .name = "IOThreadInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &thread_type,
+};
+
+static json_t *query_none(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return json_array();
+}
+
 static json_t *stop(struct qmp_request *request, json_t *arguments, GError **error)
 {
     block_device_stop_all();
@@ -112,6 +158,11 @@ const struct qmp_command server_commands[] = {
      "The sockets, but for this admin socket, on which the process listens: where nbdkit accepts "
      "NBD clients. Whether they have to use TLS it does not say."},
     {"query-name", NULL, &name_type, query_name, QMP_COMMAND_QUICK, "The server's name."},
+    {"query-uuid", NULL, &uuid_type, query_uuid, QMP_COMMAND_QUICK, "The server's UUID."},
+    {"query-tpm", NULL, &tpm_list_type, query_none, QMP_COMMAND_QUICK,
+     "Always empty: there is no TPM, and backup clients ask."},
+    {"query-iothreads", NULL, &thread_list_type, query_none, QMP_COMMAND_QUICK,
+     "Always empty: requests run on the threads of who makes them, whatever objects there are."},
     {"stop", NULL, NULL, stop, 0,
      "Hold all guests' requests; those in flight have ended when it answers. Emits STOP."},
     {"cont", NULL, NULL, cont, QMP_COMMAND_QUICK,

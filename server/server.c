@@ -19,11 +19,13 @@
 #include "server/commands-checkpoint.h"
 #include "server/commands-export.h"
 #include "server/commands-fault.h"
+#include "server/commands-graph.h"
 #include "server/commands-object.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-tracking.h"
 #include "server/commands-transaction.h"
 #include "server/commands-views.h"
+#include "server/commands-watch.h"
 #include "server/commands.h"
 #include "server/device-tracking.h"
 #include "server/disk.h"
@@ -69,12 +71,14 @@ static const struct qmp_command *const command_tables[] = {
     checkpoint_commands,
     export_commands,
     object_commands,
+    watch_commands,
+    graph_commands,
     NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {
-    block_events,    job_events,        view_events,   fault_events,
-    tracking_events, checkpoint_events, export_events, NULL};
+    block_events,      job_events,    view_events,  fault_events, tracking_events,
+    checkpoint_events, export_events, watch_events, NULL};
 
 static void register_drivers(void)
 {
@@ -249,8 +253,9 @@ void server_begin_stop(struct server *server)
 }
 
 /*
- * Jobs first, while clients can still hear how they end; then the clients, who could start new
- * ones; then the jobs those had begun, and the views; then the disks.
+ * Jobs first, on which NBD clients may wait, and then exports, while clients of the admin channel
+ * can still hear how they end; then these clients, who could make new ones; then what those had
+ * begun, and the views; then the disks.
  */
 void server_stop(struct server *server)
 {
@@ -260,6 +265,7 @@ void server_stop(struct server *server)
     if (server->started) {
         cancel_jobs();
     }
+    nbd_server_stop_all();
     if (server->monitor) {
         qmp_monitor_free(server->monitor);
         server->monitor = NULL;
