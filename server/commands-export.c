@@ -12,11 +12,11 @@
 #include "server/nbd/exports.h"
 #include "server/nbd/server.h"
 #include "server/objects.h"
+#include "server/option-text.h"
 
 /* ---- Servers --------------------------------------------------------------------------------- */
 
-static const struct qmp_member start_members[] = {
-    {"addr", &socket_address_legacy_type, .doc = "Where to listen."},
+static const struct qmp_member server_members[] = {
     {"tls-creds", &qmp_type_string, .optional = true,
      .doc = "The ID of TLS credentials with endpoint=server, which clients must use then."},
     {"tls-authz", &qmp_type_string, .optional = true,
@@ -30,10 +30,30 @@ static const struct qmp_member start_members[] = {
      .doc = "To have several servers, which all offer the same exports. Not in QEMU."},
     {NULL},
 };
+static const struct qmp_type server_type = {
+    .name = "NbdServerOptionsBase",
+    .kind = QMP_KIND_OBJECT,
+    .members = server_members,
+};
+static const struct qmp_member start_members[] = {
+    {"addr", &socket_address_legacy_type, .doc = "Where to listen."},
+    {NULL},
+};
 static const struct qmp_type start_type = {
     .name = "NbdServerOptionsLegacy",
     .kind = QMP_KIND_OBJECT,
+    .base = &server_type,
     .members = start_members,
+};
+static const struct qmp_member flat_start_members[] = {
+    {"addr", &socket_address_type, .doc = "Where to listen."},
+    {NULL},
+};
+static const struct qmp_type flat_start_type = {
+    .name = "NbdServerOptions",
+    .kind = QMP_KIND_OBJECT,
+    .base = &server_type,
+    .members = flat_start_members,
 };
 static const struct qmp_member stop_members[] = {
     {"id", &qmp_type_string, .optional = true, .default_text = "\"\"",
@@ -64,7 +84,9 @@ static int find_objects(json_t *arguments, struct tls_credentials **credentials,
     return authz && !(*authorization = object_authorization(authz, error)) ? -EINVAL : 0;
 }
 
-static json_t *nbd_start(struct qmp_request *request, json_t *arguments, GError **error)
+typedef int address_reader(json_t *value, struct nbd_address *address, GError **error);
+
+static int start_server(json_t *arguments, address_reader *read_address, GError **error)
 {
     AUTO(tls_credentials) credentials = NULL;
     AUTO(authorization) authorization = NULL;
@@ -77,13 +99,27 @@ static json_t *nbd_start(struct qmp_request *request, json_t *arguments, GError 
     const char *id = text_argument(arguments, "id");
 
     options.id = id ? id : "";
-    if (address_read_legacy(json_object_get(arguments, "addr"), &options.address, error) < 0 ||
+    if (read_address(json_object_get(arguments, "addr"), &options.address, error) < 0 ||
         find_objects(arguments, &credentials, &authorization, error) < 0) {
-        return NULL;
+        return -EINVAL;
     }
     options.credentials = credentials;
     options.authorization = authorization;
-    return nbd_server_start(&options, error) < 0 ? NULL : json_object();
+    return nbd_server_start(&options, error);
+}
+
+static json_t *nbd_start(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return start_server(arguments, address_read_legacy, error) < 0 ? NULL : json_object();
+}
+
+int export_start_server(const char *text, GError **error)
+{
+    json_t *arguments = option_text_read(text, NULL, &flat_start_type, error);
+    int status = arguments ? start_server(arguments, address_read, error) : -EINVAL;
+
+    json_decref(arguments);
+    return status;
 }
 
 static json_t *nbd_stop(struct qmp_request *request, json_t *arguments, GError **error)

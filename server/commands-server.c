@@ -63,7 +63,7 @@ static const struct qmp_type socket_list_type = {
 
 static json_t *query_nbd_sockets(struct qmp_request *request, json_t *arguments, GError **error)
 {
-    return listening_sockets(qmp_monitor_listener_fd(qmp_request_monitor(request)));
+    return listening_sockets(server_is_monitor_socket);
 }
 
 static json_t *query_status(struct qmp_request *request, json_t *arguments, GError **error)
@@ -155,7 +155,7 @@ const struct qmp_command server_commands[] = {
     {"query-status", NULL, &status_type, query_status, QMP_COMMAND_QUICK,
      "Whether guests' requests are served."},
     {"query-nbd-sockets", NULL, &socket_list_type, query_nbd_sockets, QMP_COMMAND_QUICK,
-     "The sockets, but for this admin socket, on which the process listens: where nbdkit accepts "
+     "The sockets, but for admin sockets, on which the process listens: where nbdkit accepts "
      "NBD clients. Whether they have to use TLS it does not say."},
     {"query-name", NULL, &name_type, query_name, QMP_COMMAND_QUICK, "The server's name."},
     {"query-uuid", NULL, &uuid_type, query_uuid, QMP_COMMAND_QUICK, "The server's UUID."},

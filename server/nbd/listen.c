@@ -170,17 +170,12 @@ static int listen_vsock(const struct nbd_address *address, struct nbd_listener *
 static int listen_fd(const struct nbd_address *address, struct nbd_listener *listener,
                      GError **error)
 {
-    int is_listening = 0;
-    socklen_t length = sizeof(is_listening);
+    int status = unix_socket_adopt(address->fd, &listener->unix_socket, error);
 
-    if (getsockopt(address->fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &length) < 0 ||
-        !is_listening) {
-        return block_error(error, EINVAL, "Descriptor %d is no socket that listens", address->fd);
+    if (status == 0) {
+        add_socket(listener, address->fd);
     }
-    fcntl(address->fd, F_SETFD, FD_CLOEXEC);
-    fcntl(address->fd, F_SETFL, O_NONBLOCK);
-    add_socket(listener, address->fd);
-    return 0;
+    return status;
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -8,14 +8,8 @@
 /* More data than this an option of ours has no use for. */
 #define OPTION_BYTES_MAX (256u << 10)
 /* And more than this is not even skipped. */
-<<<<<<< HEAD
-#define SKIPPED_MAX  (32u << 20)
-#define QUERIES_MAX  1024
-#define ZEROES_BYTES 124
-=======
 #define SKIPPED_MAX (32u << 20)
 #define QUERIES_MAX 1024
->>>>>>> t8
 
 /* What becomes of the negotiation after an option. */
 enum outcome { GO_ON, TRANSMIT, END };
@@ -259,13 +253,8 @@ static void add_block_size(const struct option *option, struct export_handle *ha
     add_info(option, info);
 }
 
-<<<<<<< HEAD
-static enum outcome send_export_info(struct nbd_connection *connection, const struct option *option,
-                                     struct export_handle *handle)
-=======
 static void add_export_info(const struct nbd_connection *connection, const struct option *option,
                             struct export_handle *handle)
->>>>>>> t8
 {
     g_autoptr(GByteArray) info = g_byte_array_new();
 
@@ -336,13 +325,8 @@ static enum outcome tell_export(struct nbd_connection *connection, const struct 
 static enum outcome enter_by_name(struct nbd_connection *connection, const struct option *option)
 {
     g_autofree char *name = g_strndup((const char *)option->data, option->length);
-<<<<<<< HEAD
-    struct nbd_export *export =
-        option->length <= NBD_STRING_MAX ? nbd_export_find(name, peer_of(connection)) : NULL;
-=======
     bool is_name = option->length <= NBD_STRING_MAX && strlen(name) == option->length;
     struct nbd_export *export = is_name ? nbd_export_find(name, peer_of(connection)) : NULL;
->>>>>>> t8
     struct export_handle *handle = export ? nbd_export_open(export, NULL) : NULL;
 
     if (handle) {

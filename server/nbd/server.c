@@ -157,16 +157,11 @@ static struct client *take_ended(struct nbd_server *server)
     return NULL;
 }
 
-static unsigned count_negotiated(struct nbd_server *server)
+static unsigned count_clients(struct nbd_server *server)
 {
     SCOPE_LOCK(&server->lock);
-    struct client *client;
-    unsigned count = 0;
 
-    TAILQ_FOREACH (client, &server->clients, entry) {
-        count += client->has_negotiated;
-    }
-    return count;
+    return server->count;
 }
 
 static void reap(struct nbd_server *server)
@@ -179,7 +174,7 @@ static void reap(struct nbd_server *server)
         pthread_join(client->thread, NULL);
         free_client(client);
         if (has_negotiated && server->client_left) {
-            server->client_left(count_negotiated(server), server->data);
+            server->client_left(count_clients(server), server->data);
         }
     }
 }

@@ -48,8 +48,8 @@ struct nbd_server_options {
     unsigned max_connections;            /* 0: no limit. Beyond it clients wait to be accepted */
     unsigned handshake_s;                /* the longest a handshake takes; 0: for ever */
     /*
-     * Told on the server's thread, about a client that had chosen an export: how many such there
-     * are still. NULL: nobody is.
+     * Told on the server's thread, about a client that had chosen an export: how many clients there
+     * are still, those that have not chosen yet included. NULL: nobody is.
      */
     void (*client_left)(unsigned left, void *data);
     void *data;
