@@ -15,6 +15,7 @@
 #include "block/options-json.h"
 #include "block/options.h"
 #include "block/tracking.h"
+#include "formats/foreign.h"
 #include "formats/raw.h"
 #include "formats/scratch.h"
 #include "server/device-tracking.h"
@@ -23,35 +24,23 @@
 
 /* ---- Formats that a child knows -------------------------------------------------------------- */
 
-/* By what images begin with, so that they are not taken for raw ones. */
-static const struct {
-    const char *format;
-    size_t offset;
-    const char *magic;
-} foreign_formats[] = {
-    {"vmdk", 0, "KDMV"},          {"vmdk", 0, "COWD"},
-    {"vmdk", 0, "# Disk Des"},    {"vdi", 0x40, "\x7f\x10\xda\xbe"},
-    {"vhdx", 0, "vhdxfile"},      {"vpc", 0, "conectix"},
-    {"parallels", 0, "WithoutF"}, {"parallels", 0, "WithouFr"},
-    {"luks", 0, "LUKS\xba\xbe"},
-};
-
 static const char *find_foreign_format(const char *path)
 {
     AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
-    char head[128] = {0};
+    uint8_t head[FOREIGN_FORMAT_BYTES];
+    ssize_t got = fd >= 0 ? pread(fd, head, sizeof(head), 0) : -1;
 
-    if (fd < 0 || pread(fd, head, sizeof(head), 0) < 0) {
-        return NULL;
-    }
-    for (size_t i = 0; i < G_N_ELEMENTS(foreign_formats); i++) {
-        const char *magic = foreign_formats[i].magic;
+    return got > 0 ? foreign_format(head, (size_t)got) : NULL;
+}
 
-        if (!memcmp(head + foreign_formats[i].offset, magic, strlen(magic))) {
-            return foreign_formats[i].format;
-        }
-    }
-    return NULL;
+/* What the file looks like, raw if nothing else: that is a guess. NULL with the error set. */
+static const char *probe(const char *path, bool *is_guess, GError **error)
+{
+    const char *format = block_probe_file(path, error);
+    const char *foreign = !g_strcmp0(format, "raw") ? find_foreign_format(path) : NULL;
+
+    *is_guess = !foreign && !g_strcmp0(format, "raw");
+    return foreign ? foreign : format;
 }
 
 static void add_argument(struct block_options *options, unsigned *count, const char *format, ...)
@@ -141,21 +130,19 @@ static struct block_options *read_json(const struct nbd_image *image, GError **e
 }
 
 /* As people write them for QEMU: a file needs no driver. */
-static struct block_options *read_options(const struct nbd_image *image, GError **error)
+static struct block_options *read_options(const struct nbd_image *image, bool *is_guess,
+                                          GError **error)
 {
     AUTO(block_options) options = is_json(image)
                                       ? read_json(image, error)
                                       : block_options_parse(image->file, "driver", error);
+    const char *file = options ? block_options_get(options, "file.filename") : NULL;
 
-    if (!options) {
-        return NULL;
-    }
-    if (block_options_get(options, "file.filename") && !block_options_get(options, "file.driver")) {
+    if (file && !block_options_get(options, "file.driver")) {
         block_options_set(options, "file.driver", "file");
     }
-    const char *file = block_options_get(options, "file.filename");
-    if (!block_options_get(options, "driver") && file) {
-        const char *format = block_probe_file(file, error);
+    if (file && !block_options_get(options, "driver")) {
+        const char *format = probe(file, is_guess, error);
 
         if (!format) {
             return NULL;
@@ -185,10 +172,11 @@ static bool is_foreign(const char *format)
 }
 
 static struct block_options *describe(const struct nbd_image *image, const char *file,
-                                      const char *format, GError **error)
+                                      const char *format, bool *is_guess, GError **error)
 {
     bool has_options = image->is_options || is_json(image);
-    AUTO(block_options) options = has_options ? read_options(image, error) : block_options_new();
+    AUTO(block_options) options =
+        has_options ? read_options(image, is_guess, error) : block_options_new();
     const char *driver = !options      ? NULL
                          : has_options ? block_options_get(options, "driver")
                                        : format;
@@ -353,13 +341,7 @@ static const char *find_format(const struct nbd_image *image, const char *file, 
     if (!file) {
         return "raw";
     }
-    const char *format = block_probe_file(file, error);
-    if (!format || strcmp(format, "raw") != 0) {
-        return format;
-    }
-    const char *foreign = find_foreign_format(file);
-    *is_guess = !foreign;
-    return foreign ? foreign : format;
+    return probe(file, is_guess, error);
 }
 
 static void guard_guess(const struct nbd_image *image, struct block_node *node)
@@ -410,7 +392,7 @@ static struct block_node *open_image(const struct nbd_image *image, bool read_on
     if (!format && !image->is_options && !is_json(image)) {
         return NULL;
     }
-    AUTO(block_options) options = describe(image, file, format, error);
+    AUTO(block_options) options = describe(image, file, format, &is_guess, error);
     bool is_ours = !options || !block_options_has(options, "file.command");
     if (options) {
         set_common(image, read_only, options);

@@ -271,9 +271,10 @@ int server_run(struct server *server, const char *name, const char *text, const 
     }
     json_t *arguments = option_text_read(text, implied_key, command->arguments, error);
     json_t *result = arguments ? command->handler(NULL, arguments, error) : NULL;
+    int status = result ? 0 : -EINVAL;
     json_decref(arguments);
     json_decref(result);
-    return result ? 0 : -EINVAL;
+    return status;
 }
 
 /* ---- Life ------------------------------------------------------------------------------------ */
@@ -363,8 +364,8 @@ void server_stop(struct server *server)
     block_device_shutdown_all();
     blkdebug_release_all();
     throttle_groups_release_all();
-    timed_call_run(end_exports, NULL, g_free, clock_now_ns() + EXPORTS_END_NS, &is_left);
     if (server->started) {
+        timed_call_run(end_exports, NULL, g_free, clock_now_ns() + EXPORTS_END_NS, &is_left);
         cancel_jobs();
     }
     nbd_server_stop_all();

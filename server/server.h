@@ -46,8 +46,8 @@ int server_start(struct server *server, void (*quit)(void *data), void *quit_dat
 
 /*
  * Run a command as if an admin client had sent it, with arguments as they stand on a command line
- * (server/option-text.h). It must be one that asks nothing of its client. Not the main thread;
- * after server_start. A negative errno.
+ * (server/option-text.h). It is one that has a thread of its own and asks nothing of its client.
+ * Not the main thread; after server_start. A negative errno.
  */
 int server_run(struct server *server, const char *command, const char *text,
                const char *implied_key, GError **error);

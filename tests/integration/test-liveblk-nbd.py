@@ -237,10 +237,14 @@ def guesses(test):
     assert server.log().startswith("liveblk-nbd: warning: "), server.log()
     handle = connect(server.uri())
     assert refusal(handle.pwrite, header, 0) == "EPERM"
+    handle.pwrite(b"KD", 0)
+    assert refusal(handle.pwrite, b"MV", 2) == "EPERM", "it would be a vmdk image next time"
     handle.pwrite(fill(0, 4096, 1), 0)
     handle.shutdown()
     server.end()
     assert disk.read_bytes()[:4096] == fill(0, 4096, 1)
+    with serving(test, "--image-opts", f"file.filename={disk}") as handle:
+        assert refusal(handle.pwrite, header, 0) == "EPERM"
     with serving(test, "-f", "raw", disk) as handle:
         handle.pwrite(header, 0)
     assert disk.read_bytes()[:512] == header
