@@ -525,8 +525,8 @@ static void test_refusals(struct fixture *fixture, const void *data)
                    "driver=copy-before-write,file=disk,target=scratch,bitmap.node=disk");
     ASSERT_REFUSED("'bitmap.node' is missing",
                    "driver=copy-before-write,file=disk,target=scratch,bitmap.name=b");
-    ASSERT_REFUSED("node-name='none'", "driver=copy-before-write,file=disk,target=scratch,"
-                                       "bitmap.node=none,bitmap.name=b");
+    ASSERT_REFUSED("Node 'none' not found", "driver=copy-before-write,file=disk,target=scratch,"
+                                            "bitmap.node=none,bitmap.name=b");
     ASSERT_REFUSED("Dirty bitmap 'b' not found", "driver=copy-before-write,file=disk,"
                                                  "target=scratch,bitmap.node=disk,bitmap.name=b");
     ASSERT_REFUSED("The bitmap covers", "driver=copy-before-write,file=disk,target=scratch,"
