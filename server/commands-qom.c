@@ -47,6 +47,12 @@ static const struct qmp_type set_type = {
 
 #define OBJECTS "/objects"
 
+/* A level of the tree that holds others. */
+static bool is_container(const char *path)
+{
+    return !strcmp(path, "/") || !strcmp(path, OBJECTS) || !strcmp(path, OBJECTS + 1);
+}
+
 /* A path may leave out what comes before. The last part of one that can mean an object, or NULL. */
 static const char *object_of(const char *path)
 {
@@ -138,11 +144,16 @@ static const char *argument_object(json_t *arguments, bool *failed, GError **err
 
 static json_t *qom_get(struct qmp_request *request, json_t *arguments, GError **error)
 {
+    const char *property = json_string_value(json_object_get(arguments, "property"));
     bool failed;
-    const char *object = argument_object(arguments, &failed, error);
 
+    if (is_container(json_string_value(json_object_get(arguments, "path"))) &&
+        !strcmp(property, "type")) {
+        return json_string("container");
+    }
+    const char *object = argument_object(arguments, &failed, error);
     if (object) {
-        return object_get(object, json_string_value(json_object_get(arguments, "property")), error);
+        return object_get(object, property, error);
     }
     return failed ? NULL : get_drive(arguments, error);
 }
@@ -292,23 +303,16 @@ static void append_property(json_t *list, const char *name, const char *type)
     json_array_append_new(list, json_pack("{s:s, s:s}", "name", name, "type", type));
 }
 
-/* A level of the tree that holds others, or NULL. */
 static json_t *list_container(const char *path)
 {
-    if (!strcmp(path, "/")) {
-        json_t *list = json_array();
+    bool is_root = !strcmp(path, "/");
+    json_t *list = is_root ? json_array() : object_list();
 
-        append_property(list, "type", "string");
+    append_property(list, "type", "string");
+    if (is_root) {
         append_property(list, "objects", "child<container>");
-        return list;
     }
-    if (!strcmp(path, OBJECTS) || !strcmp(path, OBJECTS + 1)) {
-        json_t *list = object_list();
-
-        append_property(list, "type", "string");
-        return list;
-    }
-    return NULL;
+    return list;
 }
 
 static json_t *list_device(const char *path, GError **error)
@@ -320,7 +324,6 @@ static json_t *list_device(const char *path, GError **error)
         return NULL;
     }
     list = json_array();
-    append_property(list, "type", "string");
     append_property(list, "drive", "str");
     return list;
 }
@@ -328,13 +331,13 @@ static json_t *list_device(const char *path, GError **error)
 static json_t *qom_list(struct qmp_request *request, json_t *arguments, GError **error)
 {
     const char *path = json_string_value(json_object_get(arguments, "path"));
-    json_t *list = list_container(path);
-    bool failed = false;
-    const char *object = list ? NULL : argument_object(arguments, &failed, error);
+    bool failed;
 
-    if (object) {
-        list = object_list_properties(object);
+    if (is_container(path)) {
+        return list_container(path);
     }
+    const char *object = argument_object(arguments, &failed, error);
+    json_t *list = object ? object_list_properties(object) : NULL;
     return list || failed ? list : list_device(path, error);
 }
 

@@ -3,14 +3,12 @@
 """TLS of our NBD servers: who is served, who is refused, and who sees which export."""
 
 import json
-import pathlib
 import re
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
-import tempfile
 
 import nbd
 from liveblk_test import DiskModel, QmpError, Server, main, promise, wait_until
@@ -25,8 +23,9 @@ CLIENT_NAME = "O=Backup,CN=alice"
 class Authorities:
     """Folders as QEMU has them: server, and one for each client, with the CA they trust."""
 
-    def __init__(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="liveblk-pki-"))
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
         for name in ("ca", "other-ca", "end"):
             self.certtool("--generate-privkey", "--key-type=ecdsa", "--outfile", self.file(name, "key"))
         for name in ("ca", "other-ca"):
@@ -83,13 +82,27 @@ class Authorities:
                       self.folder / "server" / "ca-crl.pem")  # fmt: skip
 
 
-authorities = None
+made = {}  # the files, by their names in the folder
+folder_now = None
+
+
+def use_certificates(test):
+    """Put them into the promise's own directory, which goes with it."""
+    global folder_now
+    folder_now = test.path("pki")
+    if not made:
+        Authorities(folder_now)
+        for path in folder_now.rglob("*.pem"):
+            made[path.relative_to(folder_now)] = path.read_bytes()
+        return
+    for name, data in made.items():
+        path = folder_now / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def pki():
-    global authorities
-    authorities = authorities or Authorities()
-    return authorities.folder
+    return folder_now
 
 
 # ---- Servers and clients ------------------------------------------------------------------------
@@ -163,6 +176,7 @@ def x509_object(folder):
 
 @promise("with certificates verified, only clients whose certificate is valid are served")
 def verified(test):
+    use_certificates(test)
     disk = test.make_disk("disk.img", 2 * MIB)
     server = Server(test, [disk])
     qmp = server.qmp()
@@ -204,6 +218,7 @@ def verified(test):
 
 @promise("without verification a client needs no certificate, and is still encrypted")
 def unverified(test):
+    use_certificates(test)
     disk = test.make_disk("disk.img", 2 * MIB)
     server = Server(test, [disk])
     model = DiskModel(2 * MIB)
@@ -266,6 +281,7 @@ def shared_keys(test):
 
 @promise("rules decide by the certificate's name, and a file of rules is followed as it changes")
 def rules(test):
+    use_certificates(test)
     server = Server(test, [test.make_disk("disk.img", MIB)])
     qmp = server.qmp()
     file = test.path("rules.json")
@@ -301,6 +317,7 @@ def rules(test):
 
 @promise("what is sent in the clear after STARTTLS is not taken for the client's")
 def injected(test):
+    use_certificates(test)
     server = Server(test, [test.make_disk("disk.img", MIB)])
     qmp = server.qmp()
     add(qmp, "tls-creds-x509", "tls", dir=str(pki() / "server"), endpoint="server",
@@ -344,6 +361,7 @@ def injected(test):
 
 @promise("a node of the driver nbd connects with the credentials of an object")
 def node(test):
+    use_certificates(test)
     folder = test.path("psk")
     folder.mkdir()
     test.run("psktool", "-u", "qemu", "-p", folder / "keys.psk")
@@ -396,6 +414,7 @@ def node(test):
 
 @promise("credentials that cannot work are refused when they are made")
 def refused_credentials(test):
+    use_certificates(test)
     server = Server(test, [test.make_disk("disk.img", MIB)])
     qmp = server.qmp()
 
@@ -418,6 +437,7 @@ def refused_credentials(test):
     no("tls-creds-psk", "keys.psk", dir=str(late))
     qmp.command("object-add", qom_type="tls-creds-x509", id="late", dir=str(late),
                 endpoint="server", sanity_check=False)  # fmt: skip
+    add(qmp, "tls-creds-x509", "nobody", dir=str(pki() / "nobody"))  # clients need none
     # A key with a password, in a secret.
     locked = test.path("locked")
     shutil.copytree(pki() / "server", locked)
