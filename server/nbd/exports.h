@@ -102,6 +102,12 @@ size_t nbd_export_context_count(const struct nbd_export *export);
 const char *nbd_export_context_name(const struct nbd_export *export, size_t index);
 
 /*
+ * Whether the context can be asked: -EIO if it is a bitmap's, and the export has since moved to
+ * where that does not record what is written (a mirror's target, an overlay). Blocks.
+ */
+int nbd_export_context_check(struct nbd_export *export, size_t index, struct export_handle *handle);
+
+/*
  * What the context says of a range that begins at offset: *range_bytes of it, at least 1 and at
  * most `bytes`. handle: the client's. A negative errno.
  */

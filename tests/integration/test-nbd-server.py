@@ -450,10 +450,12 @@ def check_other_session(world, guest):
 @promise("an export of a device follows it; the next client sees its new length")
 def moves(test):
     world = World(test, 4 * MIB)
-    world.add("e")
+    world.qmp.command("block-dirty-bitmap-add", node="vda", name="b")
+    world.add("e", bitmaps=["b"])
     target = test.make_disk("target.raw", 4 * MIB)
-    with world.enter("e", nbd.EXTENDED, [ALLOCATION]) as wire:
+    with world.enter("e", nbd.EXTENDED, [ALLOCATION, DIRTY + "b"]) as wire:
         wire.write(b"a" * 4096, 0)
+        assert wire.all_status(wire.ids[1])[0] == (0, 64 * KIB, 1)
         world.qmp.command(
             "drive-mirror", job_id="m", device="vda", target=str(target), format="raw", sync="full",
             mode="existing",
@@ -466,6 +468,9 @@ def moves(test):
         assert wire.read(8192, 0) == b"a" * 4096 + b"b" * 4096
         assert target.read_bytes()[:8192] == b"a" * 4096 + b"b" * 4096
         assert world.path.read_bytes()[4096:8192] == bytes(4096)
+        # The bitmap has stayed where it was, and does not know of this.
+        wire.write(b"c" * 4096, MIB)
+        fails(errno.EIO, wire.status, 4 * MIB, 0)
         world.qmp.command("block_resize", device="vda", size=6 * MIB)
         fails(errno.ENOSPC, wire.write, b"x", 4 * MIB)
         with world.enter("e", nbd.STRUCTURED) as later:
