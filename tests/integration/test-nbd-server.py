@@ -485,6 +485,46 @@ def moves(test):
         assert wire.read(4096, 4096) == b"b" * 4096
 
 
+@promise("a snapshot is exported beside its disk, which has moved onto a filter and back")
+def fleece(test):
+    world = World(test, 4 * MIB)
+    qmp = world.qmp
+    (node,) = [entry["node-name"] for entry in qmp.command("query-named-block-nodes")
+               if entry["drv"] == "raw"]  # fmt: skip
+    qmp.command("block-dirty-bitmap-add", node=node, name="b")
+    qmp.command("block-dirty-bitmap-add", node=node, name="c")
+    world.add("e", bitmaps=["b"])
+    test.make_disk("fleece.raw", 4 * MIB)
+    qmp.command("blockdev-add", driver="raw", node_name="fleece",
+                file={"driver": "file", "filename": str(test.path("fleece.raw"))})  # fmt: skip
+    with world.enter("e", nbd.STRUCTURED, [DIRTY + "b"]) as wire:
+        wire.write(b"1" * 4096, MIB)
+        qmp.command("blockdev-add", driver="copy-before-write", node_name="cbw", file=node,
+                    target="fleece")  # fmt: skip
+        qmp.command("qom-set", path="vda", property="drive", value="cbw")
+        qmp.command("blockdev-add", driver="snapshot-access", node_name="snap", file="cbw")
+        bitmaps = [{"node": node, "name": "c"}]
+        world.add("snap", "snap", writable=False, bitmaps=bitmaps)
+        wire.write(b"2" * 4096, MIB)
+        wire.write(b"2" * 4096, 2 * MIB)
+        dirty = [(MIB, 64 * KIB, 1), (2 * MIB, 64 * KIB, 1)]
+        assert [found for found in wire.all_status(wire.ids[0]) if found[2]] == dirty
+        with world.enter("snap", nbd.EXTENDED, [DIRTY + "c"]) as snapshot:
+            assert snapshot.flags & nbd.READ_ONLY
+            assert snapshot.read(4096, MIB) == b"1" * 4096
+            assert snapshot.read(4096, 2 * MIB) == bytes(4096)
+            assert [found for found in snapshot.all_status(snapshot.ids[0]) if found[2]] == dirty
+            fails(errno.EPERM, snapshot.write, b"x", 0)
+        world.remove("snap")
+        qmp.command("blockdev-del", node_name="snap")
+        qmp.command("qom-set", path="vda", property="drive", value=node)
+        qmp.command("blockdev-del", node_name="cbw")
+        wire.write(b"3" * 4096, 3 * MIB)
+        dirty.append((3 * MIB, 64 * KIB, 1))
+        assert [found for found in wire.all_status(wire.ids[0]) if found[2]] == dirty
+        assert wire.read(4096, MIB) == b"2" * 4096
+
+
 # ---- Ends ------------------------------------------------------------------------------------
 
 
