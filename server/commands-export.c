@@ -166,7 +166,9 @@ static const struct qmp_member nbd_members[] = {
     {"description", &qmp_type_string, .optional = true, .doc = "Free text of up to 4096 bytes."},
     {"bitmaps", &dirty_bitmap_or_string_list_type, .optional = true,
      .doc = "Dirty bitmaps to offer as qemu:dirty-bitmap:NAME. One given by its name alone is "
-            "looked for in the backing chain, too. They are busy while the export exists."},
+            "looked for in the backing chain, too. They are busy while the export exists. When it "
+            "has moved to where one does not record what is written, clients get an error for "
+            "that one."},
     {"allocation-depth", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Offer qemu:allocation-depth: the layer that holds the data."},
     {"changes", &qmp_type_string, .optional = true,

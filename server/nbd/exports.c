@@ -20,12 +20,17 @@
 
 enum context_kind { CONTEXT_ALLOCATION, CONTEXT_DEPTH, CONTEXT_BITMAP, CONTEXT_CHANGES };
 
+/* Where a bitmap is, from what the export shows: somewhere else, below, or on that or its filters,
+ * so that it records what is written by the export. */
+enum bitmap_place { BITMAP_ELSEWHERE, BITMAP_BELOW, BITMAP_ON_TOP };
+
 struct context {
     enum context_kind kind;
     char *name;
     /* Of a bitmap, which is busy meanwhile: and the node that it is on, a reference. */
     struct dirty_bitmap *bitmap;
     struct block_node *node;
+    enum bitmap_place place; /* where it was when it was added */
 };
 
 struct nbd_export {
@@ -66,15 +71,36 @@ static const struct context *context_of(const struct nbd_export *export, size_t 
     return &g_array_index(export->contexts, struct context, index);
 }
 
+static struct block_node *next_below(const struct block_node *node)
+{
+    return node->driver->is_filter ? node->file : node->backing;
+}
+
 /* A new reference to the node on which a bitmap is found, there or below. Main thread. */
 static struct block_node *find_bitmap_node(struct block_node *top, const char *name)
 {
     struct block_node *node = top;
 
     while (node && !block_node_find_bitmap(node, name)) {
-        node = node->driver->is_filter ? node->file : node->backing;
+        node = next_below(node);
     }
     return node ? block_node_ref(node) : NULL;
+}
+
+/* Main thread. */
+static enum bitmap_place find_place(const struct block_node *top, const struct block_node *wanted)
+{
+    enum bitmap_place place = BITMAP_ON_TOP;
+
+    for (const struct block_node *node = top; node; node = next_below(node)) {
+        if (node == wanted) {
+            return place;
+        }
+        if (!node->driver->is_filter) {
+            place = BITMAP_BELOW;
+        }
+    }
+    return BITMAP_ELSEWHERE;
 }
 
 static int check_bitmap(const struct nbd_export_options *options,
@@ -102,8 +128,10 @@ struct bitmap_search {
 
 static int add_bitmap(const struct bitmap_search *search, const struct nbd_export_bitmap *wanted)
 {
+    AUTO(block_node) root = export_root(search->export->handle);
     AUTO(block_node) top = wanted->node ? block_node_find_or_error(wanted->node, search->error)
-                                        : export_root(search->export->handle);
+                           : root       ? block_node_ref(root)
+                                        : NULL;
     AUTO(block_node) node =
         top ? wanted->node ? block_node_ref(top) : find_bitmap_node(top, wanted->name) : NULL;
     struct dirty_bitmap *bitmap = node ? block_node_find_bitmap(node, wanted->name) : NULL;
@@ -121,6 +149,7 @@ static int add_bitmap(const struct bitmap_search *search, const struct nbd_expor
         search->export, CONTEXT_BITMAP, g_strconcat(NBD_CONTEXT_DIRTY_BITMAP, wanted->name, NULL));
     dirty_bitmap_hold(bitmap);
     context->bitmap = bitmap;
+    context->place = find_place(root, node);
     context->node = STEAL(node);
     return 0;
 }
@@ -218,6 +247,34 @@ size_t nbd_export_context_count(const struct nbd_export *export)
 const char *nbd_export_context_name(const struct nbd_export *export, size_t index)
 {
     return context_of(export, index)->name;
+}
+
+struct place_search {
+    const struct block_node *root, *node;
+    enum bitmap_place place;
+};
+
+static void search_place(void *data)
+{
+    struct place_search *search = data;
+
+    search->place = find_place(search->root, search->node);
+}
+
+int nbd_export_context_check(struct nbd_export *export, size_t index, struct export_handle *handle)
+{
+    const struct context *context = context_of(export, index);
+
+    if (context->kind != CONTEXT_BITMAP || context->place == BITMAP_ELSEWHERE) {
+        return 0;
+    }
+    AUTO(block_node) root = export_root(handle);
+    if (root == context->node) {
+        return 0;
+    }
+    struct place_search search = {.root = root, .node = context->node};
+    main_loop_call_wait(search_place, &search);
+    return search.place < context->place ? -EIO : 0;
 }
 
 static void bitmap_at(struct dirty_bitmap *bitmap, uint64_t offset, uint64_t bytes,

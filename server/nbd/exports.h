@@ -61,7 +61,7 @@ struct nbd_export_info {
     char *id, *name, *node_name; /* node_name: what it shows now; NULL: nothing any more */
     bool is_shutting_down;
 };
-/* An array of struct nbd_export_info, the oldest first; free with g_array_unref. Any thread. */
+/* An array of struct nbd_export_info, the oldest first; free with g_array_unref. */
 GArray *nbd_export_query(void);
 
 /* ---- For connections ------------------------------------------------------------------------- */
@@ -100,6 +100,12 @@ void nbd_export_leave(struct nbd_export *export, struct nbd_connection *connecti
 
 size_t nbd_export_context_count(const struct nbd_export *export);
 const char *nbd_export_context_name(const struct nbd_export *export, size_t index);
+
+/*
+ * Whether the context can be asked: -EIO if it is a bitmap's, and the export has since moved to
+ * where that does not record what is written (a mirror's target, an overlay). Blocks.
+ */
+int nbd_export_context_check(struct nbd_export *export, size_t index, struct export_handle *handle);
 
 /*
  * What the context says of a range that begins at offset: *range_bytes of it, at least 1 and at

@@ -221,11 +221,16 @@ static int add_context(struct nbd_connection *connection, struct nbd_request *re
 {
     unsigned most = request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : EXTENTS_MAX;
     uint64_t offset = request->offset, end = offset + bytes;
+    int status = nbd_export_context_check(connection->export, context, connection->handle);
 
+    if (status < 0) {
+        return status;
+    }
     for (unsigned count = 0; count < most && offset < end; count++) {
         uint64_t extent;
         uint32_t flags;
-        int status = next_extent(connection, context, offset, end - offset, &extent, &flags);
+
+        status = next_extent(connection, context, offset, end - offset, &extent, &flags);
 
         if (status < 0) {
             return count ? 0 : status;

@@ -126,7 +126,7 @@ static bool accept_client(struct nbd_server *server, int listening_fd)
     int fd = accept4(listening_fd, NULL, NULL, SOCK_CLOEXEC);
 
     if (fd < 0) {
-        return errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM;
+        return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED || errno == EPROTO;
     }
     SCOPE_LOCK(&server->lock);
     add_client_locked(server, fd);

@@ -450,10 +450,12 @@ def check_other_session(world, guest):
 @promise("an export of a device follows it; the next client sees its new length")
 def moves(test):
     world = World(test, 4 * MIB)
-    world.add("e")
+    world.qmp.command("block-dirty-bitmap-add", node="vda", name="b")
+    world.add("e", bitmaps=["b"])
     target = test.make_disk("target.raw", 4 * MIB)
-    with world.enter("e", nbd.EXTENDED, [ALLOCATION]) as wire:
+    with world.enter("e", nbd.EXTENDED, [ALLOCATION, DIRTY + "b"]) as wire:
         wire.write(b"a" * 4096, 0)
+        assert wire.all_status(wire.ids[1])[0] == (0, 64 * KIB, 1)
         world.qmp.command(
             "drive-mirror", job_id="m", device="vda", target=str(target), format="raw", sync="full",
             mode="existing",
@@ -466,6 +468,9 @@ def moves(test):
         assert wire.read(8192, 0) == b"a" * 4096 + b"b" * 4096
         assert target.read_bytes()[:8192] == b"a" * 4096 + b"b" * 4096
         assert world.path.read_bytes()[4096:8192] == bytes(4096)
+        # The bitmap has stayed where it was, and does not know of this.
+        wire.write(b"c" * 4096, MIB)
+        fails(errno.EIO, wire.status, 4 * MIB, 0)
         world.qmp.command("block_resize", device="vda", size=6 * MIB)
         fails(errno.ENOSPC, wire.write, b"x", 4 * MIB)
         with world.enter("e", nbd.STRUCTURED) as later:
@@ -478,6 +483,46 @@ def moves(test):
         except Failed:
             pass
         assert wire.read(4096, 4096) == b"b" * 4096
+
+
+@promise("a snapshot is exported beside its disk, which has moved onto a filter and back")
+def fleece(test):
+    world = World(test, 4 * MIB)
+    qmp = world.qmp
+    (node,) = [entry["node-name"] for entry in qmp.command("query-named-block-nodes")
+               if entry["drv"] == "raw"]  # fmt: skip
+    qmp.command("block-dirty-bitmap-add", node=node, name="b")
+    qmp.command("block-dirty-bitmap-add", node=node, name="c")
+    world.add("e", bitmaps=["b"])
+    test.make_disk("fleece.raw", 4 * MIB)
+    qmp.command("blockdev-add", driver="raw", node_name="fleece",
+                file={"driver": "file", "filename": str(test.path("fleece.raw"))})  # fmt: skip
+    with world.enter("e", nbd.STRUCTURED, [DIRTY + "b"]) as wire:
+        wire.write(b"1" * 4096, MIB)
+        qmp.command("blockdev-add", driver="copy-before-write", node_name="cbw", file=node,
+                    target="fleece")  # fmt: skip
+        qmp.command("qom-set", path="vda", property="drive", value="cbw")
+        qmp.command("blockdev-add", driver="snapshot-access", node_name="snap", file="cbw")
+        bitmaps = [{"node": node, "name": "c"}]
+        world.add("snap", "snap", writable=False, bitmaps=bitmaps)
+        wire.write(b"2" * 4096, MIB)
+        wire.write(b"2" * 4096, 2 * MIB)
+        dirty = [(MIB, 64 * KIB, 1), (2 * MIB, 64 * KIB, 1)]
+        assert [found for found in wire.all_status(wire.ids[0]) if found[2]] == dirty
+        with world.enter("snap", nbd.EXTENDED, [DIRTY + "c"]) as snapshot:
+            assert snapshot.flags & nbd.READ_ONLY
+            assert snapshot.read(4096, MIB) == b"1" * 4096
+            assert snapshot.read(4096, 2 * MIB) == bytes(4096)
+            assert [found for found in snapshot.all_status(snapshot.ids[0]) if found[2]] == dirty
+            fails(errno.EPERM, snapshot.write, b"x", 0)
+        world.remove("snap")
+        qmp.command("blockdev-del", node_name="snap")
+        qmp.command("qom-set", path="vda", property="drive", value=node)
+        qmp.command("blockdev-del", node_name="cbw")
+        wire.write(b"3" * 4096, 3 * MIB)
+        dirty.append((3 * MIB, 64 * KIB, 1))
+        assert [found for found in wire.all_status(wire.ids[0]) if found[2]] == dirty
+        assert wire.read(4096, MIB) == b"2" * 4096
 
 
 # ---- Ends ------------------------------------------------------------------------------------

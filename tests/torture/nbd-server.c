@@ -14,6 +14,7 @@
 #include "block/align.h"
 #include "block/clock.h"
 #include "block/device.h"
+#include "block/dirty-bitmap.h"
 #include "block/main-loop.h"
 #include "server/nbd/exports.h"
 #include "server/nbd/protocol.h"
@@ -59,9 +60,19 @@ static uint64_t offset_of(const struct client *client, unsigned slice, unsigned 
 /* ---- Clients --------------------------------------------------------------------------------- */
 
 struct request {
-    bool is_read, is_answered;
+    uint16_t type; /* a read, a write or a block status */
+    bool is_answered;
     unsigned block;
 };
+
+static uint16_t choose_type(struct client *client, const struct nbd_raw *nbd)
+{
+    uint64_t percent = test_random_below(&client->random, 100);
+
+    return percent < 40                                  ? NBD_CMD_READ
+           : percent < 50 && nbd->mode != NBD_RAW_SIMPLE ? NBD_CMD_BLOCK_STATUS
+                                                         : NBD_CMD_WRITE;
+}
 
 /* Reads are of its own slice; each block occurs once in a batch. */
 static bool send_batch(struct client *client, struct nbd_raw *nbd, struct request *requests)
@@ -70,18 +81,17 @@ static bool send_batch(struct client *client, struct nbd_raw *nbd, struct reques
     uint16_t flags = nbd->mode == NBD_RAW_EXTENDED ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
 
     for (unsigned i = 0; i < BATCH; i++) {
-        struct request *request = &requests[i];
         unsigned block =
             i * (BLOCKS / BATCH) + (unsigned)test_random_below(&client->random, BLOCKS / BATCH);
         uint64_t offset = offset_of(client, client->slice, block);
+        uint16_t type = choose_type(client, nbd);
+        bool is_write = type == NBD_CMD_WRITE;
 
-        *request =
-            (struct request){.is_read = test_random_chance(&client->random, 40), .block = block};
-        if (!nbd_raw_request(nbd, request->is_read ? NBD_CMD_READ : NBD_CMD_WRITE,
-                             request->is_read ? 0 : flags, i, offset, BLOCK)) {
+        requests[i] = (struct request){.type = type, .block = block};
+        if (!nbd_raw_request(nbd, type, is_write ? flags : 0, i, offset, BLOCK)) {
             return false;
         }
-        if (!request->is_read) {
+        if (is_write) {
             client->next++;
             client->blocks[client->slice][block].maybe = client->next;
             memset(data, client->next, sizeof(data));
@@ -126,18 +136,20 @@ static bool take_reply(struct client *client, struct nbd_raw *nbd, struct reques
     }
     g_assert_cmpuint(reply.cookie, <, BATCH);
     struct request *request = &requests[reply.cookie];
-    bool has_all = reply.error || !request->is_read || take_block(nbd, &reply, data);
+    bool is_read = request->type == NBD_CMD_READ;
+    bool has_all = reply.error || !is_read || take_block(nbd, &reply, data);
     nbd_raw_reply_clear(&reply);
     if (!has_all) {
         return false;
     }
     g_assert_false(request->is_answered);
-    g_assert_cmpuint(reply.error, ==, 0);
+    /* The export may have come anew after its context was chosen. */
+    g_assert_true(!reply.error || (request->type == NBD_CMD_BLOCK_STATUS && reply.error == EINVAL));
     request->is_answered = true;
     struct block *block = &client->blocks[client->slice][request->block];
-    if (request->is_read) {
+    if (is_read) {
         check_block(block, data);
-    } else {
+    } else if (request->type == NBD_CMD_WRITE) {
         block->is = block->maybe;
     }
     return true;
@@ -188,12 +200,31 @@ static void go_elsewhere(struct client *client)
     client->slice = (client->slice + 1) % SLICES;
 }
 
+/* In an export of its choice, with a context if it can; fd -1: it is not. */
+static struct nbd_raw enter(struct client *client)
+{
+    static const char *const contexts[] = {"base:allocation", "qemu:allocation-depth",
+                                           "qemu:dirty-bitmap:b"};
+    unsigned number = (unsigned)test_random_below(&client->random, EXPORTS);
+    const char *kind = contexts[test_random_below(&client->random, G_N_ELEMENTS(contexts))];
+    g_autofree char *name = g_strdup_printf("e%u", number);
+    g_autofree char *context =
+        g_str_has_suffix(kind, "b") ? g_strdup_printf("%s%u", kind, number) : g_strdup(kind);
+    enum nbd_raw_mode mode = test_random_below(&client->random, 3);
+    struct nbd_raw nbd = nbd_raw_connect(paths[test_random_below(&client->random, 2)]);
+
+    if (nbd.fd < 0 || !nbd_raw_agree(&nbd, mode) ||
+        (mode != NBD_RAW_SIMPLE &&
+         !nbd_raw_context(&nbd, NBD_OPT_SET_META_CONTEXT, name, context, NULL)) ||
+        nbd_raw_go(&nbd, name) != NBD_REP_ACK) {
+        nbd_raw_close(&nbd);
+    }
+    return nbd;
+}
+
 static void work(struct client *client)
 {
-    const char *path = paths[test_random_below(&client->random, 2)];
-    g_autofree char *name =
-        g_strdup_printf("e%u", (unsigned)test_random_below(&client->random, EXPORTS));
-    struct nbd_raw nbd = nbd_raw_open(path, name, test_random_below(&client->random, 3));
+    struct nbd_raw nbd = enter(client);
     unsigned rounds = (unsigned)test_random_below(&client->random, 20);
 
     if (nbd.fd < 0) {
@@ -233,9 +264,17 @@ static void *exports_thread(void *data)
     struct test_random *random = data;
 
     while (!atomic_load(&over)) {
-        g_autofree char *id = g_strdup_printf("e%u", (unsigned)test_random_below(random, EXPORTS));
-        const struct nbd_export_options options = {
-            .id = id, .name = id, .target = "vda", .writable = true, .allocation_depth = true};
+        unsigned number = (unsigned)test_random_below(random, EXPORTS);
+        g_autofree char *id = g_strdup_printf("e%u", number);
+        g_autofree char *name = g_strdup_printf("b%u", number);
+        struct nbd_export_bitmap bitmap = {.name = name};
+        const struct nbd_export_options options = {.id = id,
+                                                   .name = id,
+                                                   .target = "vda",
+                                                   .writable = true,
+                                                   .allocation_depth = true,
+                                                   .bitmaps = &bitmap,
+                                                   .bitmap_count = 1};
 
         if (test_random_chance(random, 50)) {
             nbd_export_remove(id, test_random_chance(random, 30), NULL);
@@ -277,6 +316,11 @@ static void add_device(void *data)
 {
     g_autoptr(GError) error = NULL;
 
+    for (unsigned i = 0; i < EXPORTS; i++) {
+        g_autofree char *name = g_strdup_printf("b%u", i);
+
+        block_node_add_bitmap(data, dirty_bitmap_new(name, LENGTH, 64 * KIB, &error));
+    }
     block_device_new("vda", data, &error);
     g_assert_no_error(error);
 }
