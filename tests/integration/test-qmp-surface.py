@@ -21,9 +21,9 @@ LENGTH = MIB
 LEFT_OUT = {
     "chardev-add", "chardev-change", "chardev-remove", "chardev-send-break", "query-chardev",
     "query-chardev-backends", "ringbuf-read", "ringbuf-write", "x-blockdev-amend",
-    "object-add", "object-del", "qom-list", "qom-list-properties", "qom-list-types",
 }  # fmt: skip
 STORAGE_DAEMON = LEFT_OUT | {
+    "object-add", "object-del", "qom-list", "qom-list-properties", "qom-list-types",
     "block-commit", "block-dirty-bitmap-add", "block-dirty-bitmap-clear",
     "block-dirty-bitmap-disable", "block-dirty-bitmap-enable", "block-dirty-bitmap-merge",
     "block-dirty-bitmap-remove", "block-export-add", "block-export-del", "block-job-cancel",
