@@ -69,7 +69,7 @@ def backup(test):
         "--monitor", "chardev=c1,mode=control",
         "--blockdev", f"driver=file,filename={disk},node-name=f,cache.direct=off,discard=unmap",
         "--blockdev", '{"driver": "qcow2", "node-name": "d", "file": "f"}',
-        "--blockdev", f"raw,node-name=t,size=4M,file.driver=file,file.filename={target}",
+        "--blockdev", f"raw,node-name=t,size=4194304,file.driver=file,file.filename={target}",
         *nbd_server(test),
         "--export", "nbd,id=e,node-name=d,writable=on,bitmaps.0=b0,allocation-depth=on",
         "--export", "{'type': 'nbd', 'id': 'r', 'node-name': 'd', 'name': 'a,b'}",
@@ -134,7 +134,7 @@ def stdio(test):
         for name in ("qmp_capabilities", "query-named-block-nodes", "quit")
     )
     process = subprocess.run(
-        [PROGRAM, "--blockdev", "null-co,node-name=n,size=1M,read-zeroes=on", "--chardev",
+        [PROGRAM, "--blockdev", "null-co,node-name=n,size=1048576,read-zeroes=on", "--chardev",
          "stdio,id=s", "--monitor", "s"],
         input=words, capture_output=True, timeout=30,
     )  # fmt: skip
@@ -200,7 +200,7 @@ def refusals(test):
     wrong = [
         ("--bogus",), ("word",), ("--pidfile",), ("-T", "x"), ("--monitor", "none"),
         ("--blockdev", "driver=file"), ("--blockdev", "{"), ("--blockdev", "{}{}"),
-        ("--blockdev", "null-co,size=1M"), ("--blockdev", "null-co,node-name=n,size=much"),
+        ("--blockdev", "null-co,size=1048576"), ("--blockdev", "null-co,node-name=n,size=much"),
         ("--blockdev", "null-co,node-name=n,no=1"), ("--blockdev", "raw,file=a,file.driver=file"),
         (*listening, "--chardev", "stdio,id=c"), (*listening, "--monitor", "c,mode=readline"),
         (*listening, "--monitor", "c", "--monitor", "c"), ("--chardev", "null,id=n"),
