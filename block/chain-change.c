@@ -8,6 +8,7 @@
 #include "block/align.h"
 #include "block/chain.h"
 #include "block/cleanup.h"
+#include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/graph.h"
 #include "block/node-internal.h"
@@ -198,6 +199,91 @@ static int move_places(GPtrArray *claims, struct block_node *node, struct block_
     }
     return 0;
 }
+
+/* ---- A filter above the file, or one less -----------------------------------------------------
+ */
+
+static bool is_in_filters(const struct block_node *node, const struct block_node *top)
+{
+    while (top != node && top->driver->is_filter && top->file) {
+        top = top->file;
+    }
+    return top == node;
+}
+
+static bool follows_writes(const struct block_node *node)
+{
+    for (struct dirty_bitmap **bitmap = node->bitmaps; bitmap && *bitmap; bitmap++) {
+        if (dirty_bitmap_enabled(*bitmap)) {
+            return true;
+        }
+    }
+    return node->notifiers != NULL || node->followers != NULL;
+}
+
+int block_chain_check_followers(struct block_node *from, struct block_node *to, const char *user,
+                                GError **error)
+{
+    const struct block_node *data = block_node_below_filters(from);
+
+    if (data != block_node_below_filters(to)) {
+        return 0;
+    }
+    for (struct block_node *node = from; node != data; node = node->file) {
+        if (!is_in_filters(node, to) && follows_writes(node)) {
+            return block_error(error, EBUSY,
+                               "Node '%s' is busy: a job or a dirty bitmap follows the writes "
+                               "that pass through it, and %s would write past it",
+                               node->name, user);
+        }
+    }
+    return 0;
+}
+
+static int check_file(struct block_node *node, struct block_node *file, GError **error)
+{
+    if (node->file->is_transient || file->is_transient) {
+        return block_error(error, EBUSY,
+                           "Node '%s' is busy: a job has put a filter there for a while",
+                           node->file->is_transient ? node->file->name : file->name);
+    }
+    if (block_node_below_filters(node->file) != block_node_below_filters(file)) {
+        return block_error(error, EINVAL,
+                           "Node '%s' cannot get '%s' as its file: it holds other data than '%s'",
+                           node->name, file->name, node->file->name);
+    }
+    g_autofree char *user = g_strdup_printf("node '%s'", node->name);
+    return block_chain_check_followers(node->file, file, user, error);
+}
+
+int block_node_set_file(struct block_node *node, struct block_node *file,
+                        const struct block_claim *holder, GError **error)
+{
+    struct block_node *old = node->file;
+    int status = 0;
+
+    if (old == file) {
+        return 0;
+    }
+    pthread_mutex_lock(&block_graph_lock);
+    status = check_file(node, file, error);
+    if (status == 0) {
+        status = check_shared(node, BLOCK_PERM_BACKING, holder, error);
+    }
+    if (status == 0) {
+        status = check_shared(old, BLOCK_PERM_GRAPH, holder, error);
+    }
+    if (status == 0) {
+        status = move_place(&find_child(node, BLOCK_ROLE_FILE)->claim, file, error);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    if (status == 0) {
+        block_node_unref(old);
+    }
+    return status;
+}
+
+/* ---- All who use a node ---------------------------------------------------------------------- */
 
 int block_node_replace(struct block_node *node, struct block_node *replacement,
                        const struct block_claim *holder, GError **error)

@@ -73,6 +73,20 @@ int block_node_replace(struct block_node *node, struct block_node *replacement,
                        const struct block_claim *holder, GError **error);
 
 /*
+ * Put another node where a node has its file: one with the same data, below filters or filters
+ * above it. Otherwise as block_node_set_backing.
+ */
+int block_node_set_file(struct block_node *node, struct block_node *file,
+                        const struct block_claim *holder, GError **error);
+
+/*
+ * -EBUSY if a job or a bitmap on a filter of `from` would miss writes of a user that goes to `to`
+ * instead: to the same data, past it. user is for the message. Main thread, drained.
+ */
+int block_chain_check_followers(struct block_node *from, struct block_node *to, const char *user,
+                                GError **error);
+
+/*
  * What an image must say to have base as its backing file. It is relative if what the image says
  * now is, and both are in the same directory. image may be NULL: a new one, anywhere. The caller
  * frees it. NULL with the error set if it cannot be said. Not the main thread; may block.

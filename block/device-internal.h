@@ -9,6 +9,7 @@
 #include "block/device.h"
 #include "block/graph.h"
 #include "block/guest-waits.h"
+#include "block/latency-histogram.h"
 #include "block/queue.h"
 #include "block/sharded-counter.h"
 
@@ -19,11 +20,13 @@ struct block_device {
     enum block_error_policy on_read_error;
     enum block_error_policy on_write_error;
     bool is_listed;                         /* a guest's disk */
+    bool shares_writing;                    /* it minds nobody who writes the root, too */
     bool discards;                          /* the read-only root takes discards */
     bool is_moving;                         /* block_device_begin_move; main thread */
     struct change_tracker *_Atomic tracker; /* the server's, or NULL; changed while drained */
     struct throttle *throttle;
     struct statistics statistics;
+    struct latency_histograms histograms;
 
     /*
      * The gate. A request raises in_flight, then looks at closed; who shuts the gate sets closed,

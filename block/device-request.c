@@ -360,8 +360,11 @@ static int submit(struct block_device *device, const struct guest_request *reque
     if (refused) {
         statistics_record_invalid(&device->statistics, request->operation);
     } else {
+        int64_t end_ns = clock_now_ns();
+
         statistics_record(&device->statistics, request->operation, request->offset, request->bytes,
-                          status, start_ns, clock_now_ns());
+                          status, start_ns, end_ns);
+        latency_histograms_record(&device->histograms, request->operation, end_ns - start_ns);
     }
     return status;
 }
@@ -453,15 +456,21 @@ int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t
     return status;
 }
 
-int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
-                              struct block_extent *extent)
+int block_device_block_status_depth(struct block_device *device, uint64_t offset, uint64_t bytes,
+                                    struct block_extent *extent, unsigned *depth)
 {
     unsigned shard;
     int status = admit_uncounted(device, &shard);
 
     if (status == 0) {
-        status = block_node_block_status_chain(device->root.node, offset, bytes, extent, NULL);
+        status = block_node_block_status_chain(device->root.node, offset, bytes, extent, depth);
         leave_uncounted(device, shard);
     }
     return status;
+}
+
+int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
+                              struct block_extent *extent)
+{
+    return block_device_block_status_depth(device, offset, bytes, extent, NULL);
 }

@@ -26,8 +26,8 @@ static unsigned root_perms(const struct block_device *device, const struct block
 /* A guest owns the contents; the graph under it and its length are the administrator's. */
 static unsigned root_shared(const struct block_device *device, const struct block_node *root)
 {
-    unsigned refused =
-        BLOCK_PERM_VOID | (device_is_read_only(device, root) ? 0u : BLOCK_PERM_WRITE);
+    bool is_alone = !device->shares_writing && !device_is_read_only(device, root);
+    unsigned refused = BLOCK_PERM_VOID | (is_alone ? BLOCK_PERM_WRITE : 0u);
 
     return BLOCK_PERM_ALL & ~refused;
 }
@@ -36,6 +36,7 @@ static void free_device(struct block_device *device)
 {
     g_free(device->root.owner);
     throttle_free(device->throttle);
+    latency_histograms_destroy(&device->histograms);
     pthread_mutex_destroy(&device->lock);
     pthread_cond_destroy(&device->changed);
     g_free(device->name);
@@ -71,18 +72,21 @@ static int insert_device(struct block_device *device, GError **error)
 }
 
 /* A device on its root, unlisted. */
-static struct block_device *new_device(const char *name, struct block_node *root, GError **error)
+static struct block_device *new_device(const char *name, struct block_node *root, bool read_only,
+                                       bool shares_writing, GError **error)
 {
     struct block_device *device = g_new0(struct block_device, 1);
 
     device->name = g_strdup(name);
     device->references = 1;
     device->throttle = throttle_new();
+    latency_histograms_init(&device->histograms);
     pthread_mutex_init(&device->lock, NULL);
     pthread_cond_init(&device->changed, NULL);
     device->root.owner = g_strdup_printf("block device '%s'", name);
     device->root.operations = &block_device_claim_operations;
-    device->read_only = root->options.read_only;
+    device->read_only = read_only;
+    device->shares_writing = shares_writing;
     device->root.perms = root_perms(device, root);
     device->root.shared = root_shared(device, root);
     if (block_claim_acquire(&device->root, root, error) < 0) {
@@ -103,7 +107,7 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
                     name);
         return NULL;
     }
-    device = new_device(name, root, error);
+    device = new_device(name, root, root->options.read_only, false, error);
     if (device && insert_device(device, error) < 0) {
         block_claim_release(&device->root);
         free_device(device);
@@ -115,12 +119,18 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
 struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
                                                bool discards, GError **error)
 {
-    struct block_device *device = new_device(name, root, error);
+    struct block_device *device = new_device(name, root, root->options.read_only, false, error);
 
     if (device) {
         device->discards = discards;
     }
     return device;
+}
+
+struct block_device *block_device_new_shared(const char *name, struct block_node *root,
+                                             bool read_only, GError **error)
+{
+    return new_device(name, root, read_only || root->options.read_only, true, error);
 }
 
 struct block_device *block_device_ref(struct block_device *device)
@@ -302,6 +312,11 @@ struct throttle *block_device_throttle(struct block_device *device)
 struct statistics *block_device_statistics(struct block_device *device)
 {
     return &device->statistics;
+}
+
+struct latency_histograms *block_device_histograms(struct block_device *device)
+{
+    return &device->histograms;
 }
 
 enum block_io_status block_device_io_status(struct block_device *device)

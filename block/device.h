@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "block/cleanup.h"
+#include "block/latency-histogram.h"
 #include "block/node.h"
 #include "block/request.h"
 #include "block/statistics.h"
@@ -48,6 +49,12 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
  */
 struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
                                                bool discards, GError **error);
+/*
+ * The same for a node that is served as it is: to be read only, or to be written, where others may
+ * write, too.
+ */
+struct block_device *block_device_new_shared(const char *name, struct block_node *root,
+                                             bool read_only, GError **error);
 
 /* References: an export or a request in progress keeps the device alive after removal. */
 struct block_device *block_device_ref(struct block_device *device);
@@ -129,6 +136,9 @@ int block_device_prefetch(struct block_device *device, uint64_t offset, uint64_t
 /* What a reader sees: through the chain. */
 int block_device_block_status(struct block_device *device, uint64_t offset, uint64_t bytes,
                               struct block_extent *extent);
+/* And which layer it is from, as block_node_block_status_chain tells. */
+int block_device_block_status_depth(struct block_device *device, uint64_t offset, uint64_t bytes,
+                                    struct block_extent *extent, unsigned *depth);
 
 /*
  * Who notes what the guest changes: set before the device is used, or with it drained; it stays the
@@ -137,8 +147,9 @@ int block_device_block_status(struct block_device *device, uint64_t offset, uint
 void block_device_set_tracker(struct block_device *device, struct change_tracker *tracker);
 struct change_tracker *block_device_tracker(const struct block_device *device); /* or NULL */
 
-struct throttle *block_device_throttle(struct block_device *device);     /* borrowed */
-struct statistics *block_device_statistics(struct block_device *device); /* borrowed */
+struct throttle *block_device_throttle(struct block_device *device);             /* borrowed */
+struct statistics *block_device_statistics(struct block_device *device);         /* borrowed */
+struct latency_histograms *block_device_histograms(struct block_device *device); /* borrowed */
 enum block_io_status block_device_io_status(struct block_device *device);
 
 /* True if requests of the guest are under way just now, not held at the gate. Cheap. */

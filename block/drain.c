@@ -19,7 +19,9 @@ struct drained_claim {
 };
 
 struct block_drain {
-    GHashTable *nodes; /* set of struct block_node * it covers; not references, never followed */
+    GHashTable *nodes;    /* set of struct block_node * it covers; not references, never followed */
+    GHashTable *below;    /* set of those its users' requests pass through; the same holds */
+    GPtrArray *releasing; /* of these, those whose driver was told; none is freed while in it */
     unsigned perms;
     enum block_drain_turn turn; /* whose turn it is to be quiet; of those before it, too */
     TAILQ_HEAD(, drained_claim) claims;
@@ -36,6 +38,23 @@ static void begin(struct drained_claim *drained)
     drained->claim->operations->drain_begin(drained->claim);
 }
 
+/* Graph lock held: no driver holds requests back that come from here. */
+static void release_below(struct block_drain *drain, struct block_node *node)
+{
+    const struct block_child *child;
+
+    if (!g_hash_table_add(drain->below, node)) {
+        return;
+    }
+    if (node->driver->drain_begin) {
+        g_ptr_array_add(drain->releasing, node);
+        node->driver->drain_begin(node);
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        release_below(drain, child->claim.node);
+    }
+}
+
 /* Graph lock held. */
 static void join(struct block_drain *drain, struct block_claim *claim)
 {
@@ -44,6 +63,7 @@ static void join(struct block_drain *drain, struct block_claim *claim)
     if (!claim->operations || !claim->operations->drain_begin || !(claim->perms & drain->perms)) {
         return;
     }
+    release_below(drain, claim->node);
     drained = g_new0(struct drained_claim, 1);
     drained->claim = claim;
     TAILQ_INSERT_TAIL(&drain->claims, drained, entry);
@@ -110,6 +130,8 @@ struct block_drain *block_drain_begin(struct block_node *const *nodes, size_t co
     struct block_drain *drain = g_new0(struct block_drain, 1);
 
     drain->nodes = g_hash_table_new(NULL, NULL);
+    drain->below = g_hash_table_new(NULL, NULL);
+    drain->releasing = g_ptr_array_new();
     drain->perms = perms;
     TAILQ_INIT(&drain->claims);
     pthread_mutex_lock(&block_graph_lock);
@@ -124,6 +146,26 @@ struct block_drain *block_drain_begin(struct block_node *const *nodes, size_t co
     }
     pthread_mutex_unlock(&block_graph_lock);
     return drain;
+}
+
+static void end_releasing(struct block_drain *drain)
+{
+    for (guint i = 0; i < drain->releasing->len; i++) {
+        struct block_node *node = g_ptr_array_index(drain->releasing, i);
+
+        node->driver->drain_end(node);
+    }
+}
+
+void block_drain_node_gone(struct block_node *node)
+{
+    struct block_drain *drain;
+
+    TAILQ_FOREACH (drain, &sections, entry) {
+        g_ptr_array_remove(drain->releasing, node);
+        g_hash_table_remove(drain->below, node);
+        g_hash_table_remove(drain->nodes, node);
+    }
 }
 
 void block_drain_end(struct block_drain *drain)
@@ -141,7 +183,10 @@ void block_drain_end(struct block_drain *drain)
         }
         g_free(drained);
     }
+    end_releasing(drain);
     pthread_mutex_unlock(&block_graph_lock);
+    g_ptr_array_unref(drain->releasing);
+    g_hash_table_unref(drain->below);
     g_hash_table_unref(drain->nodes);
     g_free(drain);
 }

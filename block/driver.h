@@ -181,6 +181,8 @@ struct block_driver {
     const char *description; /* one line for people */
 
     bool is_filter; /* passes its `file` child's data through unchanged in place */
+    /* A filter that keeps nothing by its length: while nobody uses it, its file may get another. */
+    bool is_length_free;
     /* Ends a tree: reaches storage itself, has no `file` child. cache.no-flush acts here. */
     bool is_protocol;
     /* Lets its file grow beside requests (block_node_grow), so that may have no bitmaps. */
@@ -337,6 +339,13 @@ struct block_driver {
      */
     int (*pwrite_from_fd)(struct block_node *node, int fd, uint64_t fd_offset, uint64_t offset,
                           uint64_t bytes);
+    /*
+     * For a driver that holds requests back on purpose: a drained section waits for some that may
+     * pass through the node, so from begin to end none may be held. Sections nest. Graph lock held;
+     * must not block. Both or none.
+     */
+    void (*drain_begin)(struct block_node *node);
+    void (*drain_end)(struct block_node *node);
     /*
      * Make requests that hang in a driver (an unresponsive server) fail soon, because the job
      * that made them was cancelled. The node need not work afterwards. NULL: passed to the children

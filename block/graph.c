@@ -142,6 +142,31 @@ static unsigned own_perms(const struct block_node *filter)
     return perms & BLOCK_PERM_WRITE_UNCHANGED;
 }
 
+/* Whether the node, a filter, does not mind another length of its file: nobody uses it but others
+ * that do not mind, and it has no bitmaps. Graph lock held. */
+static bool minds_no_length(const struct block_node *node)
+{
+    const struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        bool is_filter = claim->parent && claim->parent->driver->is_length_free;
+
+        if (!is_filter || !(claim->shared & BLOCK_PERM_RESIZE)) {
+            return false;
+        }
+    }
+    return node->driver->is_length_free && !node->bitmaps;
+}
+
+/* Who comes to use such a filter finds it as long as its file. Graph lock held. */
+static uint64_t update_length(struct block_node *node)
+{
+    if (node->driver->is_length_free && node->file) {
+        atomic_store(&node->length, update_length(node->file));
+    }
+    return block_node_length(node);
+}
+
 /*
  * A filter does below it what its own users do, and lets others do no more than they all let: it
  * only reads while nobody uses it, unless it copies on its own. Brings its claim, and those of
@@ -153,7 +178,7 @@ static int pass_claims_on(struct block_node *node, const char *user, GError **er
     struct block_claim *link = filter_link(node);
     const struct block_claim *claim;
     unsigned perms = BLOCK_PERM_READ | own_perms(node);
-    unsigned shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
+    unsigned shared = BLOCK_PERM_ALL & ~(minds_no_length(node) ? 0u : (unsigned)BLOCK_PERM_RESIZE);
 
     if (!link || !link->node) {
         return 0;
@@ -189,6 +214,8 @@ static int insert_claim(struct block_claim *claim, struct block_node *node, GErr
     status = pass_claims_on(node, claim->owner, error);
     if (status < 0) {
         TAILQ_REMOVE(&node->claims, claim, entry);
+    } else {
+        update_length(node);
     }
     return status;
 }
@@ -506,6 +533,13 @@ static const struct block_node *find_grower(const struct block_node *node)
 int block_node_check_steady(struct block_node *node, GError **error)
 {
     SCOPE_LOCK(&block_graph_lock);
+
+    if (minds_no_length(node)) {
+        return block_error(error, EBUSY,
+                           "Node '%s' is a filter that nobody uses, so that what is below it may "
+                           "get another length: use it first",
+                           node->name);
+    }
     const struct block_node *grower = find_grower(node);
 
     return grower

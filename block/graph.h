@@ -30,4 +30,8 @@ int block_claim_move_locked(struct block_claim *claim, struct block_node *node, 
 void block_drain_claim_changed(struct block_claim *claim);
 void block_drain_claim_removed(struct block_claim *claim);
 
+/* A node is about to be closed, which nobody can reach any more: sections forget it. Graph lock
+ * held. */
+void block_drain_node_gone(struct block_node *node);
+
 #endif

@@ -112,7 +112,8 @@ void block_child_permissions(const struct block_node *parent, enum block_role ro
      */
     if (parent->driver->is_filter && role == BLOCK_ROLE_FILE) {
         *perms = BLOCK_PERM_READ;
-        *shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
+        *shared = parent->driver->is_length_free ? BLOCK_PERM_ALL
+                                                 : BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
     }
     if (parent->driver->child_permissions) {
         parent->driver->child_permissions(parent, role, perms, shared);
@@ -233,7 +234,7 @@ static int open_child(struct block_node *parent, const struct block_option *opti
         return 0;
     }
     if (reference) {
-        node = block_node_find_or_error(reference, error);
+        node = block_node_find_reference(reference, error);
     } else if (block_options_has(options, option->name)) {
         AUTO(block_options) nested = block_options_take_nested(options, option->name);
 

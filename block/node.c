@@ -78,6 +78,16 @@ struct block_node *block_node_find_or_error(const char *name, GError **error)
     return node;
 }
 
+struct block_node *block_node_find_reference(const char *name, GError **error)
+{
+    struct block_node *node = block_node_find(name);
+
+    if (!node) {
+        block_error(error, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
+    }
+    return node;
+}
+
 struct block_node **block_node_list(void)
 {
     g_autoptr(GPtrArray) list = g_ptr_array_new();
@@ -148,6 +158,9 @@ void block_node_unref(struct block_node *node)
     bool last = --node->references == 0;
     if (last && node->published) {
         TAILQ_REMOVE(&all_nodes, node, entry);
+    }
+    if (last) {
+        block_drain_node_gone(node);
     }
     pthread_cond_broadcast(&reference_dropped);
     pthread_mutex_unlock(&block_graph_lock);
@@ -571,7 +584,7 @@ static int take_node(struct block_options *options, const struct block_option *o
     AUTO(block_node) node = NULL;
 
     if (reference) {
-        node = block_node_find_or_error(reference, error);
+        node = block_node_find_reference(reference, error);
     } else if (block_options_has(options, option->name)) {
         AUTO(block_options) nested = block_options_take_nested(options, option->name);
 

@@ -149,6 +149,7 @@ struct block_node {
     bool refuses_backing; /* the user said that there is none, whatever the image says */
 
     _Atomic uint64_t length;
+    _Atomic uint64_t write_threshold; /* block/write-threshold.h; 0: none */
     /*
      * One operation that is no request at a time: another length, a check, a snapshot (struct
      * block_driver says which). Held across I/O, so the main thread never wants it; a parent's is
@@ -242,6 +243,9 @@ struct block_node *block_node_find(const char *name);
 /* As block_node_find, with the error "Cannot find device='' nor node-name='%s'". */
 struct block_node *block_node_find_or_error(const char *name, GError **error);
 
+/* The same for a child that options name: "Cannot find device='%s' nor node-name='%s'". */
+struct block_node *block_node_find_reference(const char *name, GError **error);
+
 /* New references to all nodes, newest first, NULL-terminated; free with block_node_list_free. */
 struct block_node **block_node_list(void);
 void block_node_list_free(struct block_node **list);
@@ -282,7 +286,8 @@ int block_node_check_sees_writes(struct block_node *node, GError **error);
 
 /*
  * -EBUSY with the user named if a format above lets the node grow beside requests
- * (block_node_grow): then it can have no bitmaps. Any thread.
+ * (block_node_grow), or if it is a filter that is not used yet (is_length_free): then it can have
+ * no bitmaps. Any thread.
  */
 int block_node_check_steady(struct block_node *node, GError **error);
 

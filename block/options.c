@@ -297,7 +297,7 @@ static int missing(GError **error, const char *name)
 
 static int out_of_range(GError **error, const char *name, const char *text)
 {
-    return block_error(error, ERANGE, "Parameter '%s' is out of range: %s", name, text);
+    return block_error(error, ERANGE, "Value '%s' is out of range for parameter '%s'", text, name);
 }
 
 static int convert_uint(const char *text, const char *name, uint64_t *value, GError **error)

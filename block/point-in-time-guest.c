@@ -456,13 +456,14 @@ static int save_before_write(struct guest *guest)
 int point_in_time_before_write(struct point_in_time *point, enum block_operation operation,
                                uint64_t offset, uint64_t bytes)
 {
-    struct guest guest = {.point = point, .start = align_down(offset, COPY_UNIT)};
+    uint64_t unit = MAX_OF(point->options.guest_unit, (uint64_t)COPY_UNIT);
+    struct guest guest = {.point = point, .start = align_down(offset, unit)};
 
     if (offset >= point->length || bytes == 0) {
         return 0; /* a disk that grew has bytes beyond */
     }
     guest.end = bytes < point->length - offset
-                    ? MIN_OF(align_up(offset + bytes, COPY_UNIT), point->length)
+                    ? MIN_OF(align_up(offset + bytes, unit), point->length)
                     : point->length;
     if (atomic_load_explicit(&point->over, memory_order_acquire) ||
         copy_map_is_saved(point->saved, guest.start, guest.end - guest.start)) {

@@ -82,7 +82,8 @@ struct point_in_time_options {
     struct block_node *scratch; /* at least as long; NULL: memory is all there is. As source. */
     bool scratch_vanishes; /* with its last reference (an unlinked file): not freed at the end */
     enum point_in_time_policy policy;
-    int64_t guest_timeout_ns;      /* the longest one guest request waits for us; 0: for ever */
+    int64_t guest_timeout_ns; /* the longest one guest request waits for us; 0: for ever */
+    uint64_t guest_unit;      /* a guest's write saves whole ones: a power of 2; below 4096: 4096 */
     struct scratch_budget *budget; /* NULL: no limit */
     uint64_t memory_max;           /* bytes; 0: the default */
     /* To record how long guests wait for it and its threads, a reference is taken; or NULL. */

@@ -13,6 +13,7 @@ struct reopen_node {
     struct block_options *given;       /* the same as options */
     bool changes_backing;
     struct block_node *backing; /* then; a reference is held, or NULL: none */
+    struct block_node *file;    /* another for the same data; a reference is held. NULL: it stays */
 
     /* Of the engine: */
     struct block_node_options old_options;
@@ -24,6 +25,7 @@ struct reopen_node {
     void *prepared;      /* the driver's */
     bool has_new_backing;
     struct block_node *old_backing; /* with a reference; or NULL */
+    struct block_node *old_file;    /* with a reference; NULL: it has not been changed */
 };
 
 struct reopen {

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/graph.h"
@@ -80,6 +81,24 @@ static int take_backing(struct reopen_node *entry, const struct block_node *chil
     return 0;
 }
 
+/* Another node for the same data: a filter is put above it, or taken away. */
+static int take_file(struct reopen_node *entry, struct block_node *child, const char *reference,
+                     GError **error)
+{
+    AUTO(block_node) file = block_node_find_or_error(reference, error);
+    AUTO(block_node) data = file ? block_layer_of(file) : NULL;
+    AUTO(block_node) old_data = block_layer_of(child);
+
+    if (!file) {
+        return -ENOENT;
+    }
+    if (data != old_data) {
+        return cannot_replace(entry->node, child, "file", error);
+    }
+    entry->file = STEAL(file);
+    return 0;
+}
+
 static int take_child(struct plan *plan, struct reopen_node *entry,
                       const struct block_option *option, struct block_options *options,
                       GError **error)
@@ -98,8 +117,11 @@ static int take_child(struct plan *plan, struct reopen_node *entry,
                    ? block_error(error, EINVAL, "Parameter '%s' is missing", option->name)
                    : 0;
     }
-    return child && !strcmp(reference, child->name)
-               ? 0
+    if (child && !strcmp(reference, child->name)) {
+        return 0;
+    }
+    return child && !strcmp(option->name, "file")
+               ? take_file(entry, child, reference, error)
                : cannot_replace(entry->node, child, option->name, error);
 }
 

@@ -7,7 +7,7 @@
  *      keeps in memory, so what is below it must be writable still
  *   3. those that become writable are committed, children first, and write what opening for
  *      writing writes. That may fail, and then they become read-only again
- *   4. backing files are exchanged, which may fail, too
+ *   4. backing files, and filters above files, are exchanged, which may fail, too
  *   5. the others are committed, and claims of those that became read-only are lowered.
  */
 #include "block/reopen.h"
@@ -44,6 +44,8 @@ static void free_node(gpointer data)
     block_options_free(entry->given);
     block_node_unref(entry->backing);
     block_node_unref(entry->old_backing);
+    block_node_unref(entry->file);
+    block_node_unref(entry->old_file);
     pthread_mutex_lock(&block_graph_lock);
     node->reopening = false;
     pthread_mutex_unlock(&block_graph_lock);
@@ -565,9 +567,9 @@ static void commit_others(struct reopen *reopen)
     }
 }
 
-/* ---- Backing files -------------------------------------------------------------------------- */
+/* ---- Other children -------------------------------------------------------------------------- */
 
-struct backings {
+struct children {
     struct reopen *reopen;
     GError **error;
     int status;
@@ -583,42 +585,65 @@ static int set_backing(struct reopen_node *entry, struct block_node *backing, GE
     return status;
 }
 
-/* What was moved before one that cannot be goes back. */
-static void set_backings(void *data)
+static int set_children(struct reopen_node *entry, GError **error)
 {
-    struct backings *backings = data;
-    const struct reopen *reopen = backings->reopen;
+    struct block_node *node = entry->node;
+    int status = 0;
 
-    for (guint i = 0; backings->status == 0 && i < reopen->nodes->len; i++) {
-        struct reopen_node *entry = entry_at(reopen, i);
+    if (entry->changes_backing) {
+        entry->old_backing = node->backing ? block_node_ref(node->backing) : NULL;
+        status = set_backing(entry, entry->backing, error);
+        entry->has_new_backing = status == 0;
+    }
+    if (status == 0 && entry->file) {
+        struct block_node *old = block_node_ref(node->file);
 
-        if (entry->changes_backing) {
-            entry->old_backing = entry->node->backing ? block_node_ref(entry->node->backing) : NULL;
-            backings->status = set_backing(entry, entry->backing, backings->error);
-            entry->has_new_backing = backings->status == 0;
+        status = block_node_set_file(node, entry->file, NULL, error);
+        if (status == 0) {
+            entry->old_file = old;
+        } else {
+            block_node_unref(old);
         }
     }
-    for (guint i = reopen->nodes->len; backings->status < 0 && i-- > 0;) {
-        struct reopen_node *entry = entry_at(reopen, i);
+    return status;
+}
 
-        if (entry->has_new_backing && set_backing(entry, entry->old_backing, NULL) < 0) {
-            g_warning("Node '%s' could not get its backing file back", entry->node->name);
-        }
+static void put_back(struct reopen_node *entry)
+{
+    if (entry->old_file && block_node_set_file(entry->node, entry->old_file, NULL, NULL) < 0) {
+        g_warning("Node '%s' could not get its file back", entry->node->name);
+    }
+    if (entry->has_new_backing && set_backing(entry, entry->old_backing, NULL) < 0) {
+        g_warning("Node '%s' could not get its backing file back", entry->node->name);
     }
 }
 
-static int change_backings(struct reopen *reopen, GError **error)
+/* What was moved before one that cannot be goes back. */
+static void set_all_children(void *data)
 {
-    struct backings backings = {.reopen = reopen, .error = error};
+    struct children *children = data;
+    const struct reopen *reopen = children->reopen;
+
+    for (guint i = 0; children->status == 0 && i < reopen->nodes->len; i++) {
+        children->status = set_children(entry_at(reopen, i), children->error);
+    }
+    for (guint i = reopen->nodes->len; children->status < 0 && i-- > 0;) {
+        put_back(entry_at(reopen, i));
+    }
+}
+
+static int change_children(struct reopen *reopen, GError **error)
+{
+    struct children children = {.reopen = reopen, .error = error};
     bool is_wanted = false;
 
     for (guint i = 0; i < reopen->nodes->len; i++) {
-        is_wanted |= entry_at(reopen, i)->changes_backing;
+        is_wanted |= entry_at(reopen, i)->changes_backing || entry_at(reopen, i)->file;
     }
     if (is_wanted) {
-        main_loop_call_wait(set_backings, &backings);
+        main_loop_call_wait(set_all_children, &children);
     }
-    return backings.status;
+    return children.status;
 }
 
 /* ---- All of it ------------------------------------------------------------------------------ */
@@ -637,7 +662,7 @@ static int run_drained(struct reopen *reopen, GError **error)
         status = make_writable(reopen, error);
     }
     if (status == 0) {
-        status = change_backings(reopen, error);
+        status = change_children(reopen, error);
     }
     if (status == 0) {
         commit_others(reopen);

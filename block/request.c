@@ -13,6 +13,7 @@
 #include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/dirty-bitmap.h"
+#include "block/write-threshold.h"
 #include "block/zero.h"
 
 /* Zeroes are written as data in pieces of this size where nothing better works. */
@@ -228,6 +229,7 @@ static void record_change(struct block_node *node, const struct change *change)
     }
     if (change->operation != BLOCK_OPERATION_DISCARD) {
         raise_highest_written(node, change->offset + change->bytes);
+        write_threshold_check(node, change->offset + change->bytes);
     }
     sharded_counter_add(&node->write_generation, shard_here(), 1);
 }

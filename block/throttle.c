@@ -5,19 +5,20 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/queue.h>
 
 #include "block/align.h"
 #include "block/checked.h"
 #include "block/clock.h"
 #include "block/error.h"
 #include "block/leaky-bucket.h"
+#include "block/queue.h"
 
 /* The highest rate and the largest burst: beyond any device, and exact in a double. */
 #define HIGHEST_VALUE UINT64_C(1000000000000000)
 
 /* A request that has to wait; lives on its thread's stack. All under throttle->lock. */
 struct waiter {
+    const struct throttle_user *user; /* NULL: the throttle's only one */
     uint64_t arrival;
     uint64_t bytes;
     bool is_admitted;
@@ -174,16 +175,31 @@ static void enqueue(struct throttle *throttle, int direction, struct waiter *wai
     TAILQ_INSERT_TAIL(&throttle->waiters[direction], waiter, entry);
 }
 
-static void admit_first(struct throttle *throttle, int direction)
+static void admit(struct throttle *throttle, int direction, struct waiter *waiter)
 {
-    struct waiter *waiter = TAILQ_FIRST(&throttle->waiters[direction]);
-    struct waiter *next = TAILQ_NEXT(waiter, entry);
-
     TAILQ_REMOVE(&throttle->waiters[direction], waiter, entry);
     waiter->is_admitted = true;
     pthread_cond_signal(&waiter->changed);
-    if (next) {
-        pthread_cond_signal(&next->changed); /* it watches the clock from now on */
+    if (!TAILQ_EMPTY(&throttle->waiters[direction])) { /* it watches the clock from now on */
+        pthread_cond_signal(&TAILQ_FIRST(&throttle->waiters[direction])->changed);
+    }
+}
+
+static void admit_first(struct throttle *throttle, int direction)
+{
+    admit(throttle, direction, TAILQ_FIRST(&throttle->waiters[direction]));
+}
+
+static void admit_all_of(struct throttle *throttle, const struct throttle_user *user)
+{
+    for (int direction = 0; direction < DIRECTION_COUNT; direction++) {
+        struct waiter *waiter, *next;
+
+        TAILQ_FOREACH_SAFE (waiter, &throttle->waiters[direction], entry, next) {
+            if (waiter->user == user) {
+                admit(throttle, direction, waiter);
+            }
+        }
     }
 }
 
@@ -242,12 +258,14 @@ static int64_t deadline_ns_of(struct throttle *throttle, int direction, const st
     return now_ns + wait_ns_of(throttle, direction, now_ns);
 }
 
-static void wait_in_queue(struct throttle *throttle, int direction, uint64_t bytes)
+static void wait_in_queue(struct throttle *throttle, const struct throttle_user *user,
+                          int direction, uint64_t bytes)
 {
-    struct waiter waiter = {.bytes = bytes};
+    struct waiter waiter = {.user = user, .bytes = bytes};
     SCOPE_LOCK(&throttle->lock);
 
-    if (!atomic_load_explicit(&throttle->is_active, memory_order_relaxed)) {
+    if (!atomic_load_explicit(&throttle->is_active, memory_order_relaxed) ||
+        (user && user->suspended)) {
         return;
     }
     pthread_cond_init(&waiter.changed, NULL);
@@ -308,8 +326,33 @@ void throttle_get_limits(struct throttle *throttle, struct throttle_limits *limi
 void throttle_wait(struct throttle *throttle, bool is_write, uint64_t bytes)
 {
     if (G_UNLIKELY(atomic_load_explicit(&throttle->is_active, memory_order_acquire))) {
-        wait_in_queue(throttle, is_write ? WRITING : READING, bytes);
+        wait_in_queue(throttle, NULL, is_write ? WRITING : READING, bytes);
     }
+}
+
+void throttle_wait_as(const struct throttle_user *user, bool is_write, uint64_t bytes)
+{
+    struct throttle *throttle = user->throttle;
+
+    if (atomic_load_explicit(&throttle->is_active, memory_order_acquire)) {
+        wait_in_queue(throttle, user, is_write ? WRITING : READING, bytes);
+    }
+}
+
+void throttle_suspend_user(struct throttle_user *user)
+{
+    SCOPE_LOCK(&user->throttle->lock);
+
+    user->suspended++;
+    admit_all_of(user->throttle, user);
+}
+
+void throttle_resume_user(struct throttle_user *user)
+{
+    SCOPE_LOCK(&user->throttle->lock);
+
+    g_assert(user->suspended > 0);
+    user->suspended--;
 }
 
 void throttle_suspend(struct throttle *throttle)

@@ -63,4 +63,18 @@ void throttle_wait(struct throttle *throttle, bool is_write, uint64_t bytes);
 void throttle_suspend(struct throttle *throttle);
 void throttle_resume(struct throttle *throttle);
 
+/*
+ * One of several that share a throttle, and wait in one queue, whose own requests can be let
+ * through without those of the others. Set up with the throttle and zeroes.
+ */
+struct throttle_user {
+    struct throttle *throttle;
+    unsigned suspended; /* under the throttle's lock */
+};
+
+/* As the functions above, for requests of one user. Any thread. */
+void throttle_wait_as(const struct throttle_user *user, bool is_write, uint64_t bytes);
+void throttle_suspend_user(struct throttle_user *user);
+void throttle_resume_user(struct throttle_user *user);
+
 #endif

@@ -12,6 +12,7 @@
 #include "formats/qcow2/qcow2.h"
 #include "formats/raw.h"
 #include "formats/snapshot-access.h"
+#include "formats/throttle.h"
 
 void formats_register(void)
 {
@@ -27,4 +28,5 @@ void formats_register(void)
     block_driver_register(&copy_before_write_driver);
     block_driver_register(&snapshot_access_driver);
     block_driver_register(&copy_on_read_driver);
+    block_driver_register(&throttle_driver);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "block/error.h"
+#include "block/tls-client.h"
 
 /* Longest time an option may name, in seconds: nanoseconds since boot plus this fit 63 bits. */
 #define SECONDS_MAX UINT64_C(1000000000)
@@ -29,6 +30,10 @@ const struct block_option nbd_option_table[] = {
     OPTION("command", STRINGS, command, NULL,
            "Program and arguments of an NBD server to run by systemd socket activation, such as "
            "nbdkit or qemu-nbd; instead of server."),
+    OPTION("tls-creds", STRING, tls_creds, NULL,
+           "The ID of an object tls-creds-x509 or tls-creds-psk with endpoint=client: TLS is "
+           "required then. Instead of the options tls, tls-certificates, tls-psk-file, "
+           "tls-username and tls-verify-peer."),
     {.name = "tls",
      .type = BLOCK_OPTION_ENUM,
      .offset = offsetof(struct nbd_options, tls),
@@ -41,10 +46,9 @@ const struct block_option nbd_option_table[] = {
            "client-key.pem."),
     OPTION("tls-psk-file", STRING, tls_psk_file, NULL, "File with pre-shared keys."),
     OPTION("tls-username", STRING, tls_username, NULL, "User name to look up in the PSK file."),
-#ifdef LIBNBD_HAVE_NBD_SET_TLS_HOSTNAME
     OPTION("tls-hostname", STRING, tls_hostname, NULL,
-           "Name the server's certificate must carry, if it is not the host connected to."),
-#endif
+           "Name the server's certificate must carry, if it is not the host connected to. Refused "
+           "where the system's libnbd cannot look for another name."),
     OPTION("tls-verify-peer", BOOL, tls_verify_peer, "on",
            "Whether the server's certificate is verified."),
     OPTION("reconnect-delay", UINT, reconnect_delay, "0",
@@ -96,7 +100,7 @@ static int check_uri(const char *uri, GError **error)
 
 static bool uses_tls(const struct nbd_options *options)
 {
-    return options->tls != LIBNBD_TLS_DISABLE ||
+    return options->tls_creds || options->tls != LIBNBD_TLS_DISABLE ||
            (options->uri && g_str_has_prefix(options->uri, "nbds"));
 }
 
@@ -116,6 +120,29 @@ static int check_numbers(const struct nbd_options *options, GError **error)
     return 0;
 }
 
+static int check_tls(const struct nbd_options *options, GError **error)
+{
+    bool says_how = options->tls_certificates || options->tls_psk_file || options->tls_username;
+
+#ifndef LIBNBD_HAVE_NBD_SET_TLS_HOSTNAME
+    if (options->tls_hostname) {
+        return block_error(error, ENOTSUP,
+                           "Parameter 'tls-hostname' needs a newer libnbd: this one looks in the "
+                           "server's certificate for the host that it connects to");
+    }
+#endif
+    if (options->tls_creds &&
+        (says_how || options->tls != LIBNBD_TLS_DISABLE || !options->tls_verify_peer)) {
+        return block_error(error, EINVAL,
+                           "Parameter 'tls-creds' cannot be given with 'tls' and the options that "
+                           "say what it says, too");
+    }
+    if (!uses_tls(options) && (says_how || options->tls_hostname)) {
+        return block_error(error, EINVAL, "Parameters 'tls-*' need 'tls' to be on or require");
+    }
+    return 0;
+}
+
 int nbd_options_check(const struct nbd_options *options, GError **error)
 {
     int ret = check_place(options, error);
@@ -126,12 +153,11 @@ int nbd_options_check(const struct nbd_options *options, GError **error)
     if (!ret) {
         ret = check_numbers(options, error);
     }
+    if (!ret) {
+        ret = check_tls(options, error);
+    }
     if (ret) {
         return ret;
-    }
-    if (!uses_tls(options) && (options->tls_certificates || options->tls_psk_file ||
-                               options->tls_username || options->tls_hostname)) {
-        return block_error(error, EINVAL, "Parameters 'tls-*' need 'tls' to be on or require");
     }
     if (!nbd_options_can_reconnect(options) &&
         (options->reconnect_delay || options->connections > 1)) {
@@ -139,6 +165,25 @@ int nbd_options_check(const struct nbd_options *options, GError **error)
                            "Parameters 'reconnect-delay' and 'connections' need a server that "
                            "accepts further connections");
     }
+    return 0;
+}
+
+int nbd_options_find_credentials(struct nbd_options *options, GError **error)
+{
+    struct block_tls_client client;
+
+    if (!options->tls_creds) {
+        return 0;
+    }
+    int ret = block_tls_client_find(options->tls_creds, &client, error);
+    if (ret) {
+        return ret;
+    }
+    options->tls = LIBNBD_TLS_REQUIRE;
+    options->tls_certificates = g_steal_pointer(&client.certificates);
+    options->tls_psk_file = g_steal_pointer(&client.keys);
+    options->tls_username = g_steal_pointer(&client.username);
+    options->tls_verify_peer = client.verify_peer;
     return 0;
 }
 

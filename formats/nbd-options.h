@@ -17,8 +17,9 @@ struct nbd_options {
     struct block_address server;
     char *export_name;
     char *uri;
-    char **command; /* argv of a server to run by systemd socket activation */
-    int tls;        /* a LIBNBD_TLS_* value */
+    char **command;  /* argv of a server to run by systemd socket activation */
+    char *tls_creds; /* ID of credentials, which stand for the four after `tls` */
+    int tls;         /* a LIBNBD_TLS_* value */
     char *tls_certificates;
     char *tls_psk_file;
     char *tls_username;
@@ -35,6 +36,10 @@ extern const struct block_option nbd_option_table[];
 /* Check what the table cannot: options that exclude or need each other. Returns a negative errno.
  */
 int nbd_options_check(const struct nbd_options *options, GError **error);
+
+/* Let the members about TLS say what the credentials are, if there are any. Returns a negative
+ * errno. */
+int nbd_options_find_credentials(struct nbd_options *options, GError **error);
 
 /* The NBD URI (or, of a command, the command line) for people; the caller frees. */
 char *nbd_options_describe(const struct nbd_options *options);

@@ -96,7 +96,10 @@ static int nbd_node_open(struct block_node *node, void *values, GError **error)
     /* All of the options stay in use: a lost connection is made again with them. */
     state->options = *(struct nbd_options *)values;
     memset(values, 0, sizeof(state->options));
-    ret = nbd_client_open(&state->client, &state->options, error);
+    ret = nbd_options_find_credentials(&state->options, error);
+    if (!ret) {
+        ret = nbd_client_open(&state->client, &state->options, error);
+    }
     if (ret) {
         block_options_clear_target(nbd_option_table, &state->options);
         return ret;

@@ -17,6 +17,7 @@
 #include "block/error.h"
 #include "block/node.h"
 #include "block/request.h"
+#include "formats/foreign.h"
 
 /* What `size` is when nobody gave one; no size that is given can be this, see parse_window. */
 #define SIZE_NOT_GIVEN      UINT64_MAX
@@ -243,7 +244,10 @@ static int raw_pread(struct block_node *node, void *buffer, uint64_t offset, uin
     return block_node_pread(node->file, buffer, shifted(node, offset), bytes, flags);
 }
 
-/* Whether the head will still be taken for raw after a write; head_lock held. */
+/*
+ * Whether the head will still be taken for raw after a write, by us or by those who know more
+ * formats; head_lock held.
+ */
 static int check_head(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes)
 {
     uint64_t head_bytes = MIN_OF(HEAD_BYTES, block_node_length(node->file));
@@ -253,8 +257,12 @@ static int check_head(struct block_node *node, const void *buffer, uint64_t offs
     if (status < 0) {
         return status;
     }
+    bool was_foreign = foreign_format(head, head_bytes);
     memcpy(head + offset, buffer, MIN_OF(bytes, head_bytes - offset));
-    return block_driver_probe(head, head_bytes, NULL) == &raw_driver ? 0 : -EPERM;
+    bool is_foreign = foreign_format(head, head_bytes);
+    return block_driver_probe(head, head_bytes, NULL) == &raw_driver && (!is_foreign || was_foreign)
+               ? 0
+               : -EPERM;
 }
 
 static int write_head(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,

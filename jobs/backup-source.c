@@ -148,10 +148,15 @@ static int copy_range(struct copy_source *copy, struct block_node *target, uint6
 
 static void done(struct copy_source *copy, uint64_t offset, uint64_t bytes, bool is_copied)
 {
+    struct backup_source *source = backup_source_of(copy);
+
     if (is_copied) {
-        backup_bitmap_note_copied(backup_source_of(copy)->bitmap, offset, bytes);
+        backup_bitmap_note_copied(source->bitmap, offset, bytes);
         /* Fails if it broke, and then the job is told so. */
-        point_in_time_discard(backup_source_of(copy)->point, offset, bytes);
+        point_in_time_discard(source->point, offset, bytes);
+        if (source->discards) { /* it only makes room: the copy is good if it fails, too */
+            block_node_discard(source->node, offset, bytes);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ struct backup_source {
     struct block_node *node;      /* what the point in time is of; borrowed */
     struct backup_bitmap *bitmap; /* is told what was copied; borrowed */
     struct verify *verify;        /* compares; NULL: it is copied. Borrowed. */
+    bool discards;                /* what is copied, from the node */
     /* Under the engine's lock: nothing before it is left. */
     uint64_t cursor;
     uint64_t saved_cursor; /* where the search for saved data goes on */

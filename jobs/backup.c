@@ -316,6 +316,26 @@ static const struct job_driver verify_driver = {
     BACKUP_FUNCTIONS,
 };
 
+/* A guest's disk must not lose what was copied. */
+static int check_discard_source(const struct backup_options *options, GError **error)
+{
+    const struct block_node *source = options->source;
+
+    if (!options->discard_source) {
+        return 0;
+    }
+    if (options->sync == BACKUP_SYNC_NONE) {
+        return block_error(error, EINVAL, "discard-source has no meaning with sync mode 'none'");
+    }
+    if (!source->driver->discard_when_read_only) {
+        return block_error(error, EINVAL,
+                           "discard-source is for a snapshot: node '%s' has the driver '%s', and "
+                           "not 'snapshot-access'",
+                           source->name, source->driver->name);
+    }
+    return 0;
+}
+
 static int check_performance_options(const struct backup_options *options, GError **error)
 {
     if (options->max_workers < 0 || options->max_workers > COPY_MAX_WORKERS) {
@@ -336,6 +356,9 @@ static int check_performance_options(const struct backup_options *options, GErro
                            "max-workers times max-chunk bounds the job's memory and must not be "
                            "above %" PRIu64 " bytes",
                            MEMORY_MAX);
+    }
+    if (options->min_cluster_size && !is_power_of_2(options->min_cluster_size)) {
+        return block_error(error, EINVAL, "min-cluster-size needs to be a power of 2");
     }
     if (options->guest_timeout_s < 0 || options->guest_timeout_s > INT_MAX) {
         return block_error(error, EINVAL, "cbw-timeout must be between 0 (none) and %d seconds",
@@ -439,6 +462,7 @@ static int new_point(struct job *job, const struct backup_options *options, GErr
         .scratch_vanishes = options->scratch == BACKUP_SCRATCH_DIRECTORY,
         .policy = POINT_IN_TIME_BREAK_SNAPSHOT,
         .guest_timeout_ns = options->guest_timeout_s * NS_PER_SECOND,
+        .guest_unit = options->min_cluster_size,
         .budget = &backup->budget,
         .memory_max = memory_for_saved_data(options),
         .waits = job_guest_waits(job),
@@ -505,6 +529,7 @@ static int new_engine(struct job *job, const struct backup_options *options, GEr
     backup->target = options->target;
     backup_source_init(&backup->source, backup->point, options->source, &backup->bitmap,
                        atomic_load(&backup->verify));
+    backup->source.discards = options->discard_source;
     backup->engine = copy_engine_new(job, &engine_options, error);
     return backup->engine ? 0 : -EIO;
 }
@@ -628,7 +653,8 @@ struct job *backup_new(const struct backup_options *given, GError **error)
     complete.source = source;
 
     if ((options->target && check_nodes(options, error) < 0) ||
-        check_performance_options(options, error) < 0 || check_scratch(options, error) < 0) {
+        check_performance_options(options, error) < 0 || check_discard_source(options, error) < 0 ||
+        check_scratch(options, error) < 0) {
         return NULL;
     }
     job = job_new(options->verify ? &verify_driver : &backup_driver, options->job_id,

@@ -55,8 +55,11 @@ struct backup_options {
     /* Compare with the target (sync full or bitmap); with ignore as a policy what cannot be read is
      * left out, and the job fails at its end. NULL: copy to it. */
     const struct verify_options *verify;
-    int64_t max_workers;     /* 0: the default */
-    int64_t max_chunk;       /* bytes; 0: the default */
+    int64_t max_workers;       /* 0: the default */
+    int64_t max_chunk;         /* bytes; 0: the default */
+    uint64_t min_cluster_size; /* what a guest's write saves at least: a power of 2; 0: 4096 */
+    /* Discard what is on the target. The source is a snapshot, which nothing else is made of. */
+    bool discard_source;
     int64_t guest_timeout_s; /* how long a guest's write may wait for the job; 0: for ever */
     unsigned job_flags;      /* JOB_MANUAL_* */
     struct job_transaction *transaction; /* or NULL */

@@ -24,6 +24,7 @@
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
 static struct server *server;
+static bool has_disk; /* one was named */
 
 /*
  * nbdkit tells a plugin that it ends only when all clients have gone, and waits for them for ever.
@@ -88,6 +89,7 @@ static int liveblk_config(const char *key, const char *value)
 
     if (!strcmp(key, "disk")) {
         status = server_add_disk(server, value, &error);
+        has_disk = true;
     } else if (!strcmp(key, "admin")) {
         status = server_set_admin(server, value, &error);
     } else if (!strcmp(key, "name") && strchr(value, ',')) {
@@ -135,6 +137,10 @@ static int liveblk_get_ready(void)
 {
     GError *error = NULL;
 
+    if (!has_disk) {
+        nbdkit_error("No disk was given: use disk=PATH");
+        return -1;
+    }
     return server_prepare(server, &error) < 0 ? fail(error) : 0;
 }
 

@@ -49,6 +49,9 @@ static const struct qmp_member performance_members[] = {
      .doc = "Most requests in flight."},
     {"max-chunk", &qmp_type_int, .optional = true, .default_text = "0",
      .doc = "Most bytes to copy in one piece; 0: the default, 1 MiB."},
+    {"min-cluster-size", &qmp_type_size, .optional = true, .default_text = "0",
+     .doc = "A guest's write lets at least so many bytes of old data be kept, a power of two; 0: 4 "
+            "KiB."},
     {NULL},
 };
 static const struct qmp_type performance_type = {
@@ -101,6 +104,9 @@ static const struct qmp_member common_members[] = {
      .doc = "Percentage of scratch-max: when so much is used there is SCRATCH_HIGH_WATER. 0: "
             "never. An extension of liveblk's."},
     {"x-perf", &performance_type, .optional = true, .doc = "How to go about it."},
+    {"discard-source", &qmp_type_bool, .optional = true, .default_text = "false",
+     .doc = "Discard what is copied, so that a snapshot needs less and less room. Only of a "
+            "`snapshot-access` node, with `discard` unmap; it can be read no more."},
     {NULL},
 };
 static const struct qmp_type common_type = {
@@ -199,6 +205,8 @@ static void read_options(json_t *arguments, struct block_node *source,
         .use_copy_range = lookup_bool(performance, "use-copy-range", false),
         .max_workers = lookup_integer(performance, "max-workers", 0),
         .max_chunk = lookup_integer(performance, "max-chunk", 0),
+        .min_cluster_size = (uint64_t)lookup_integer(performance, "min-cluster-size", 0),
+        .discard_source = lookup_bool(arguments, "discard-source", false),
         .guest_timeout_s = lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
     };
 }

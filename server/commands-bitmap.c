@@ -440,7 +440,7 @@ static const struct qmp_type source_type = {
     .kind = QMP_KIND_ALTERNATE,
     .members = source_branches,
 };
-static const struct qmp_type source_list_type = {
+const struct qmp_type dirty_bitmap_or_string_list_type = {
     .name = "BlockDirtyBitmapOrStrList",
     .kind = QMP_KIND_ARRAY,
     .element = &source_type,
@@ -448,7 +448,7 @@ static const struct qmp_type source_list_type = {
 static const struct qmp_member merge_members[] = {
     {"node", &qmp_type_string, .doc = "The node of the target, or the device whose root it is."},
     {"target", &qmp_type_string, .doc = "The bitmap to merge into."},
-    {"bitmaps", &source_list_type,
+    {"bitmaps", &dirty_bitmap_or_string_list_type,
      .doc = "The bitmaps to merge; they stay as they are. None: nothing is done."},
     {NULL},
 };

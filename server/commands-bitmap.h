@@ -11,4 +11,7 @@ extern const struct transaction_action_type bitmap_add_action, bitmap_remove_act
 
 extern const struct qmp_command bitmap_commands[];
 
+/* Bitmaps, each a name, or an object of a node's and a bitmap's. */
+extern const struct qmp_type dirty_bitmap_or_string_list_type;
+
 #endif

@@ -296,18 +296,6 @@ static const struct qmp_type throttle_type = {
     .members = throttle_members,
 };
 
-/* A device by its name or the path query-block shows for it. */
-static struct block_device *find_device(const char *id, GError **error)
-{
-    const char *slash = strrchr(id, '/');
-    struct block_device *device = block_device_find(slash ? slash + 1 : id);
-
-    if (!device) {
-        g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", id);
-    }
-    return device;
-}
-
 static int read_limits(json_t *arguments, struct throttle_limits *limits, GError **error)
 {
     *limits = (struct throttle_limits){0};
@@ -333,7 +321,7 @@ static json_t *block_set_io_throttle(struct qmp_request *request, json_t *argume
         block_error(error, EINVAL, "Exactly one of 'device' and 'id' must be given");
         return NULL;
     }
-    AUTO(block_device) device = find_device(id ? id : name, error);
+    AUTO(block_device) device = lookup_device(id ? id : name, error);
     if (!device || read_limits(arguments, &limits, error) < 0) {
         return NULL;
     }
@@ -365,12 +353,24 @@ const struct qmp_command block_commands[] = {
 
 /* ---- Events --------------------------------------------------------------------------------- */
 
+static const char *const io_operation_names[] = {"read", "write", NULL};
+static const struct qmp_type io_operation_type = {
+    .name = "IoOperationType",
+    .kind = QMP_KIND_ENUM,
+    .values = io_operation_names,
+};
+static const char *const io_action_names[] = {"ignore", "report", "stop", NULL};
+static const struct qmp_type io_action_type = {
+    .name = "BlockErrorAction",
+    .kind = QMP_KIND_ENUM,
+    .values = io_action_names,
+};
 static const struct qmp_member io_error_members[] = {
     {"qom-path", &qmp_type_string, .doc = "The device."},
     {"device", &qmp_type_string, .doc = "The device."},
     {"node-name", &qmp_type_string, .optional = true, .doc = "Its root node."},
-    {"operation", &qmp_type_string, .doc = "read or write."},
-    {"action", &qmp_type_string, .doc = "report, ignore or stop."},
+    {"operation", &io_operation_type, .doc = "What failed."},
+    {"action", &io_action_type, .doc = "What became of it."},
     {"nospace", &qmp_type_bool, .optional = true, .doc = "Space was short."},
     {"reason", &qmp_type_string, .doc = "For people."},
     {NULL},

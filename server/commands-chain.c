@@ -70,13 +70,13 @@ static const struct qmp_member commit_members[] = {
             "file."},
     {"top-node", &qmp_type_string, .optional = true,
      .doc = "The uppermost image that goes, by its node, or"},
-    {"top", &qmp_type_string, .optional = true,
+    {"top", &qmp_type_string, .optional = true, .deprecated = true,
      .doc =
          "by its file name. Neither: the device's own image, which the guest writes to; then the "
          "job has to be completed."},
     {"base-node", &qmp_type_string, .optional = true,
      .doc = "The image that takes its place and that of those between, by its node, or"},
-    {"base", &qmp_type_string, .optional = true,
+    {"base", &qmp_type_string, .optional = true, .deprecated = true,
      .doc = "by its file name. Neither: the lowest one."},
     {"on-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when copying fails. With ignore it is tried again."},

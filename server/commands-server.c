@@ -63,7 +63,7 @@ static const struct qmp_type socket_list_type = {
 
 static json_t *query_nbd_sockets(struct qmp_request *request, json_t *arguments, GError **error)
 {
-    return listening_sockets(qmp_monitor_listener_fd(qmp_request_monitor(request)));
+    return listening_sockets(server_is_monitor_socket);
 }
 
 static json_t *query_status(struct qmp_request *request, json_t *arguments, GError **error)
@@ -78,6 +78,52 @@ static json_t *query_name(struct qmp_request *request, json_t *arguments, GError
     const char *name = server_name();
 
     return name ? json_pack("{s:s}", "name", name) : json_object();
+}
+
+static const struct qmp_member uuid_members[] = {
+    {"UUID", &qmp_type_string, .doc = "All zeroes: none is set."},
+    {NULL},
+};
+static const struct qmp_type uuid_type = {
+    .name = "UuidInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = uuid_members,
+};
+
+static json_t *query_uuid(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return json_pack("{s:s}", "UUID", "00000000-0000-0000-0000-000000000000");
+}
+
+/* What clients of QEMU's system emulator ask for, and there is none of here. */
+static const struct qmp_member nothing_members[] = {
+    {"id", &qmp_type_string, .doc = "Its ID."},
+    {NULL},
+};
+static const struct qmp_type tpm_type = {
+    .name = "TPMInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = nothing_members,
+};
+static const struct qmp_type tpm_list_type = {
+    .name = "TPMInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &tpm_type,
+};
+static const struct qmp_type thread_type = {
+    .name = "IOThreadInfo",
+    .kind = QMP_KIND_OBJECT,
+    .members = nothing_members,
+};
+static const struct qmp_type thread_list_type = {
+    .name = "IOThreadInfoList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &thread_type,
+};
+
+static json_t *query_none(struct qmp_request *request, json_t *arguments, GError **error)
+{
+    return json_array();
 }
 
 static json_t *stop(struct qmp_request *request, json_t *arguments, GError **error)
@@ -109,9 +155,14 @@ const struct qmp_command server_commands[] = {
     {"query-status", NULL, &status_type, query_status, QMP_COMMAND_QUICK,
      "Whether guests' requests are served."},
     {"query-nbd-sockets", NULL, &socket_list_type, query_nbd_sockets, QMP_COMMAND_QUICK,
-     "The sockets, but for this admin socket, on which the process listens: where nbdkit accepts "
+     "The sockets, but for admin sockets, on which the process listens: where nbdkit accepts "
      "NBD clients. Whether they have to use TLS it does not say."},
     {"query-name", NULL, &name_type, query_name, QMP_COMMAND_QUICK, "The server's name."},
+    {"query-uuid", NULL, &uuid_type, query_uuid, QMP_COMMAND_QUICK, "The server's UUID."},
+    {"query-tpm", NULL, &tpm_list_type, query_none, QMP_COMMAND_QUICK,
+     "Always empty: there is no TPM, and backup clients ask."},
+    {"query-iothreads", NULL, &thread_list_type, query_none, QMP_COMMAND_QUICK,
+     "Always empty: requests run on the threads of who makes them, whatever objects there are."},
     {"stop", NULL, NULL, stop, 0,
      "Hold all guests' requests; those in flight have ended when it answers. Emits STOP."},
     {"cont", NULL, NULL, cont, QMP_COMMAND_QUICK,

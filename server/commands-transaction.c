@@ -25,6 +25,7 @@ static int prepare_abort(struct transaction_action *action, json_t *data, GError
 static const struct transaction_action_type abort_action = {
     .name = "abort",
     .data = &qmp_type_empty,
+    .supports_grouped = true, /* whatever the mode, nothing is left of it */
     .prepare = prepare_abort,
     .doc = "Fail, so that the whole transaction does.",
 };

@@ -19,6 +19,9 @@ extern const struct qmp_event_type job_events[];
 /* The name given at start-up, or NULL. */
 const char *server_name(void);
 
+/* Whether admin clients are accepted there. Any thread. */
+bool server_is_monitor_socket(int fd);
+
 /* Ask the transport to end the process. Main thread. */
 void server_quit(void);
 

@@ -13,6 +13,8 @@
 
 struct export_handle {
     struct block_device *device;
+    bool owns_device;         /* it is removed with the handle */
+    char *name;               /* that it was opened by; NULL: it is a node's */
     struct view_device *view; /* what it is connected to, if the device is a view's; else NULL */
     /* Of an export that tells changes apart; or NULL. */
     struct session *session;
@@ -136,6 +138,13 @@ static bool is_read_only(const struct export_handle *handle, const struct block_
     return root->options.read_only && !block_device_takes_discards(handle->device);
 }
 
+static void fill(struct export_handle *handle, const struct block_node *root, bool read_only)
+{
+    handle->length = block_node_length((struct block_node *)root);
+    handle->read_only = read_only || is_read_only(handle, root);
+    handle->preferred_size = root->limits.preferred_size;
+}
+
 struct export_handle *export_open(const char *name, bool read_only, GError **error)
 {
     g_autofree char *default_name = *name ? NULL : export_default_name();
@@ -148,19 +157,82 @@ struct export_handle *export_open(const char *name, bool read_only, GError **err
         export_close(handle);
         return NULL;
     }
-    handle->length = block_node_length(root);
-    handle->read_only = read_only || is_read_only(handle, root);
-    handle->preferred_size = root->limits.preferred_size;
+    handle->name = default_name ? STEAL(default_name) : g_strdup(name);
+    fill(handle, root, read_only);
     return handle;
+}
+
+struct export_handle *export_open_node(struct block_node *node, bool read_only, GError **error)
+{
+    g_autofree char *name = g_strdup_printf("export of node '%s'", node->name);
+    struct export_handle *handle;
+    struct block_device *device = block_device_new_shared(name, node, read_only, error);
+
+    if (!device) {
+        return NULL;
+    }
+    handle = g_new0(struct export_handle, 1);
+    handle->device = device;
+    handle->owns_device = true;
+    handle->description = describe(device);
+    fill(handle, node, read_only);
+    return handle;
+}
+
+struct export_handle *export_open_again(struct export_handle *handle, GError **error)
+{
+    AUTO(block_node) root = NULL;
+    struct export_handle *again;
+
+    if (handle->name) {
+        again = export_open(handle->name, handle->read_only, error);
+        if (again && again->device != handle->device) {
+            export_close(again);
+            block_error(error, ENODEV, "What the export is for has gone; '%s' is another one now",
+                        handle->name);
+            return NULL;
+        }
+        return again;
+    }
+    root = block_device_root(handle->device);
+    if (!root) {
+        block_error(error, ENODEV, "What the export is for has gone");
+        return NULL;
+    }
+    again = g_new0(struct export_handle, 1);
+    again->device = block_device_ref(handle->device);
+    again->description = g_strdup(handle->description);
+    fill(again, root, handle->read_only);
+    return again;
+}
+
+struct block_node *export_root(struct export_handle *handle)
+{
+    return block_device_root(handle->device);
+}
+
+static void remove_device(struct block_device *device)
+{
+    g_autofree char *name = g_strdup(block_device_name(device));
+    int status = block_device_remove(device);
+
+    if (status < 0 && status != -ESHUTDOWN) {
+        g_warning("The %s: the last flush failed: %s", name, block_strerror(-status));
+    }
 }
 
 void export_close(struct export_handle *handle)
 {
-    block_device_unref(handle->device);
+    if (handle->owns_device) {
+        remove_device(handle->device);
+    } else {
+        block_device_unref(handle->device);
+    }
     if (handle->view) {
         view_export_close(handle->view);
     }
     session_unref(handle->session);
+    g_free(handle->name);
     g_free(handle->description);
     g_free(handle);
 }
@@ -231,9 +303,10 @@ int export_discard(struct export_handle *handle, uint64_t offset, uint64_t bytes
 {
     int status = check(handle, true, offset, bytes);
 
-    return status < 0
-               ? status
-               : block_device_discard(handle->device, offset, bytes, fua ? BLOCK_REQUEST_FUA : 0);
+    if (status < 0) {
+        return status == -ENOSPC ? -EINVAL : status; /* as the protocol has it: it needs no space */
+    }
+    return block_device_discard(handle->device, offset, bytes, fua ? BLOCK_REQUEST_FUA : 0);
 }
 
 int export_flush(struct export_handle *handle)
@@ -272,4 +345,19 @@ int export_block_status(struct export_handle *handle, uint64_t offset, uint64_t 
         return changes_status(handle, offset, bytes, extent);
     }
     return status < 0 ? status : block_device_block_status(handle->device, offset, bytes, extent);
+}
+
+int export_allocation_depth(struct export_handle *handle, uint64_t offset, uint64_t bytes,
+                            uint64_t *range_bytes, unsigned *depth)
+{
+    struct block_extent extent;
+    int status = check(handle, false, offset, bytes);
+
+    if (status == 0) {
+        status = block_device_block_status_depth(handle->device, offset, bytes, &extent, depth);
+    }
+    if (status == 0) {
+        *range_bytes = extent.bytes;
+    }
+    return status;
 }

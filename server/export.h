@@ -35,6 +35,21 @@ char *export_default_name(void);
 struct export_handle *export_open(const char *name, bool read_only, GError **error);
 void export_close(struct export_handle *handle);
 
+/*
+ * Open a node that is to be served although it is no device's, perhaps more than once. Not the main
+ * thread, nor to be closed there.
+ */
+struct export_handle *export_open_node(struct block_node *node, bool read_only, GError **error);
+
+/*
+ * For one more client of what this handle is for, with the length it has now. The handle outlives
+ * it. NULL with the error set: what it is for has gone, even if there is another one of its name.
+ */
+struct export_handle *export_open_again(struct export_handle *handle, GError **error);
+
+/* The node it shows just now: a new reference, or NULL. */
+struct block_node *export_root(struct export_handle *handle);
+
 const char *export_description(struct export_handle *handle);
 
 /* The length when the handle was opened: a client's view of the size never changes under it. */
@@ -60,5 +75,9 @@ int export_prefetch(struct export_handle *handle, uint64_t offset, uint64_t byte
 #define EXPORT_STATUS_UNCHANGED (1u << 31)
 int export_block_status(struct export_handle *handle, uint64_t offset, uint64_t bytes,
                         struct block_extent *extent);
+
+/* Which layer a range is from: 0 none, 1 the top, and so on. *range_bytes is at most `bytes`. */
+int export_allocation_depth(struct export_handle *handle, uint64_t offset, uint64_t bytes,
+                            uint64_t *range_bytes, unsigned *depth);
 
 #endif

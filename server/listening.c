@@ -81,7 +81,7 @@ static bool is_option(int fd, int option, int wanted)
     return getsockopt(fd, SOL_SOCKET, option, &value, &bytes) == 0 && value == wanted;
 }
 
-json_t *listening_sockets(int except_fd)
+json_t *listening_sockets(bool (*is_other)(int fd))
 {
     g_autoptr(GDir) descriptors = g_dir_open("/proc/self/fd", 0, NULL);
     json_t *list = json_array();
@@ -92,7 +92,7 @@ json_t *listening_sockets(int except_fd)
         socklen_t bytes = sizeof(address);
         int fd = atoi(name);
 
-        if (fd != except_fd && is_option(fd, SO_ACCEPTCONN, 1) &&
+        if (!is_other(fd) && is_option(fd, SO_ACCEPTCONN, 1) &&
             is_option(fd, SO_TYPE, SOCK_STREAM) &&
             getsockname(fd, (struct sockaddr *)&address, &bytes) == 0) {
             json_t *object = address_object(&address, bytes);

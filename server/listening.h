@@ -7,12 +7,13 @@
 #define LIVEBLK_SERVER_LISTENING_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 /* Remember the directory that a relative path of a socket starts at. At start-up, before a fork. */
 void listening_init(void);
 
-/* The stream sockets on which the process listens, but for one, as ListeningSocket objects: a new
- * array. Any thread. */
-json_t *listening_sockets(int except_fd);
+/* The stream sockets on which the process listens, but for some, as ListeningSocket objects: a new
+ * array. Any thread that is_other can be called on. */
+json_t *listening_sockets(bool (*is_other)(int fd));
 
 #endif

@@ -7,6 +7,18 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "jobs/job.h"
+#include "server/qmp/schema.h"
+
+struct block_device *lookup_device(const char *id, GError **error)
+{
+    const char *slash = strrchr(id, '/');
+    struct block_device *device = block_device_find(slash ? slash + 1 : id);
+
+    if (!device) {
+        g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", id);
+    }
+    return device;
+}
 
 struct block_node *lookup_root_or_node(const char *name, GError **error)
 {

@@ -10,6 +10,12 @@
 #include "block/node.h"
 
 /*
+ * A device by its name, or the path that query-block shows for it. A new reference, or NULL with
+ * DeviceNotFound "Device '%s' not found".
+ */
+struct block_device *lookup_device(const char *id, GError **error);
+
+/*
  * The node a `device` argument means: a device's root, else a node of that name; what is below it
  * where a job has put a filter for a while. A new reference, or NULL with "Cannot find device='%s'
  * nor node-name='%s'".

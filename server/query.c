@@ -9,6 +9,7 @@
 #include "block/dirty-bitmap.h"
 #include "block/image-info.h"
 #include "block/main-loop.h"
+#include "block/write-threshold.h"
 #include "server/qmp/json-value.h"
 #include "server/throttle-limits.h"
 
@@ -150,7 +151,8 @@ json_t *query_node(struct block_node *node, struct block_device *device, bool is
                         json_pack("{s:b, s:b, s:b}", "writeback", true, "direct",
                                   node->options.cache_direct, "no-flush",
                                   node->options.cache_no_flush));
-    json_object_set_new(object, "write_threshold", json_integer(0));
+    json_object_set_new(object, "write_threshold",
+                        json_integer((json_int_t)write_threshold_get(node)));
     add_bitmaps(object, node);
     return object;
 }
@@ -235,7 +237,7 @@ static void add_sum(json_t *object, const char *name, const struct operation_sum
 
 static json_t *statistics_object(const struct statistics_snapshot *snapshot)
 {
-    struct operation_sum reads = {0}, writes = {0}, unmaps = {0}, flushes = {0};
+    struct operation_sum reads = {0}, writes = {0}, unmaps = {0}, flushes = {0}, none = {0};
     json_t *object = json_object();
 
     add_operation(&reads, snapshot, BLOCK_OPERATION_READ);
@@ -252,6 +254,8 @@ static json_t *statistics_object(const struct statistics_snapshot *snapshot)
         set_number(object, "", "idle_time_ns", "",
                    (uint64_t)(clock_now_ns() - snapshot->last_access_ns));
     }
+    add_sum(object, "zone_append", &none, true); /* clients rely on these being there */
+    json_object_set_new(object, "timed_stats", json_array());
     json_object_set_new(object, "account_invalid", json_true());
     json_object_set_new(object, "account_failed", json_true());
     return object;
@@ -269,6 +273,37 @@ static bool add_specific_statistics(json_t *object, struct block_node *node)
     return specific;
 }
 
+static json_t *number_list(const GArray *numbers)
+{
+    json_t *list = json_array();
+
+    for (guint i = 0; i < numbers->len; i++) {
+        json_array_append_new(list, json_value_from_u64(g_array_index(numbers, uint64_t, i)));
+    }
+    return list;
+}
+
+/* Histograms that somebody chose the boundaries of, in the place of those that are always kept. */
+static void set_chosen_histograms(json_t *stats, struct block_device *device)
+{
+    static const char *const keys[LATENCY_HISTOGRAM_KINDS] = {
+        [LATENCY_HISTOGRAM_READ] = "rd_latency_histogram",
+        [LATENCY_HISTOGRAM_WRITE] = "wr_latency_histogram",
+        [LATENCY_HISTOGRAM_FLUSH] = "flush_latency_histogram",
+    };
+
+    for (unsigned kind = 0; kind < LATENCY_HISTOGRAM_KINDS; kind++) {
+        g_autoptr(GArray) boundaries = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+        g_autoptr(GArray) counts = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+
+        if (latency_histogram_read(block_device_histograms(device), kind, boundaries, counts)) {
+            json_object_set_new(stats, keys[kind],
+                                json_pack("{s:o, s:o}", "boundaries", number_list(boundaries),
+                                          "bins", number_list(counts)));
+        }
+    }
+}
+
 json_t *query_device_statistics(struct block_device *device)
 {
     AUTO(block_node) root = block_device_root(device);
@@ -283,6 +318,7 @@ json_t *query_device_statistics(struct block_device *device)
         json_object_set_new(object, "node-name", json_string(root->name));
     }
     json_object_set_new(object, "stats", statistics_object(&snapshot));
+    set_chosen_histograms(json_object_get(object, "stats"), device);
     for (struct block_node *node = root; node; node = node->file) {
         if (add_specific_statistics(object, node)) {
             break;

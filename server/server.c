@@ -2,13 +2,18 @@
 #include "server/server.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <string.h>
 
+#include "block/cleanup.h"
+#include "block/clock.h"
 #include "block/device.h"
 #include "block/driver.h"
 #include "block/error.h"
 #include "block/gate.h"
 #include "block/main-loop.h"
+#include "block/throttle-group.h"
+#include "block/timed-call.h"
 #include "block/tracking-bitmaps.h"
 #include "formats/blkdebug.h"
 #include "formats/formats.h"
@@ -16,15 +21,23 @@
 #include "server/commands-bitmap.h"
 #include "server/commands-chain.h"
 #include "server/commands-checkpoint.h"
+#include "server/commands-export.h"
 #include "server/commands-fault.h"
+#include "server/commands-graph.h"
+#include "server/commands-object.h"
 #include "server/commands-snapshot.h"
 #include "server/commands-tracking.h"
 #include "server/commands-transaction.h"
 #include "server/commands-views.h"
+#include "server/commands-watch.h"
 #include "server/commands.h"
 #include "server/device-tracking.h"
 #include "server/disk.h"
 #include "server/listening.h"
+#include "server/nbd/server.h"
+#include "server/objects.h"
+#include "server/option-text.h"
+#include "server/qmp/dispatch.h"
 #include "server/qmp/monitor.h"
 #include "server/qmp/schema.h"
 #include "server/sessions.h"
@@ -32,13 +45,16 @@
 #include "server/views.h"
 #include "sets/backup-node.h"
 
+/* How long exports may take to end before jobs are cancelled, on which their clients may wait. */
+#define EXPORTS_END_NS (5 * NS_PER_SECOND)
+
 struct server {
     GPtrArray *disks;
     char *admin;
     char *name;
     bool read_only;
     bool has_image_references;
-    struct qmp_monitor *monitor;
+    GPtrArray *monitors; /* of struct qmp_monitor; monitors_lock */
     void (*quit)(void *data);
     void *quit_data;
     bool started;
@@ -47,16 +63,34 @@ struct server {
 /* The server of this process: commands such as query-name and quit ask it. */
 static struct server *current;
 
+/* Guards its list. A leaf. */
+static pthread_mutex_t monitors_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static const struct qmp_command *const command_tables[] = {
-    qmp_commands_control, server_commands,     block_commands,
-    qom_commands,         job_commands,        bitmap_commands,
-    transaction_commands, view_commands,       fault_commands,
-    snapshot_commands,    chain_commands,      overlay_commands,
-    tracking_commands,    checkpoint_commands, NULL,
+    qmp_commands_control,
+    server_commands,
+    block_commands,
+    qom_commands,
+    job_commands,
+    bitmap_commands,
+    transaction_commands,
+    view_commands,
+    fault_commands,
+    snapshot_commands,
+    chain_commands,
+    overlay_commands,
+    tracking_commands,
+    checkpoint_commands,
+    export_commands,
+    object_commands,
+    watch_commands,
+    graph_commands,
+    NULL,
 };
 
 static const struct qmp_event_type *const event_tables[] = {
-    block_events, job_events, view_events, fault_events, tracking_events, checkpoint_events, NULL};
+    block_events,      job_events,    view_events,  fault_events, tracking_events,
+    checkpoint_events, export_events, watch_events, NULL};
 
 static void register_drivers(void)
 {
@@ -66,6 +100,7 @@ static void register_drivers(void)
         formats_register();
         sets_register();
         block_stored_bitmaps_add_keeper(&tracking_bitmap_keeper);
+        objects_init();
         types_init();
         fault_commands_init();
         transaction_commands_init();
@@ -81,6 +116,7 @@ struct server *server_new(void)
     listening_init();
     register_drivers();
     server->disks = g_ptr_array_new_with_free_func((GDestroyNotify)disk_free);
+    server->monitors = g_ptr_array_new();
     current = server;
     return server;
 }
@@ -158,20 +194,101 @@ static void remove_devices(void)
     block_device_list_free(devices);
 }
 
+/* ---- Admin channels -------------------------------------------------------------------------- */
+
+static void add_monitor(struct server *server, struct qmp_monitor *monitor)
+{
+    SCOPE_LOCK(&monitors_lock);
+
+    g_ptr_array_add(server->monitors, monitor);
+}
+
+static int listen_for_admins(struct server *server, GError **error)
+{
+    struct qmp_monitor *monitor =
+        qmp_monitor_new(server->admin, command_tables, event_tables, error);
+
+    if (!monitor) {
+        return -EINVAL;
+    }
+    add_monitor(server, monitor);
+    return 0;
+}
+
+void server_add_monitor(struct server *server, const struct unix_listener *listener)
+{
+    struct qmp_monitor *monitor = qmp_monitor_new_on(listener, command_tables, event_tables);
+
+    add_monitor(server, monitor);
+    qmp_monitor_start(monitor);
+}
+
+void server_add_monitor_client(struct server *server, int fd)
+{
+    struct qmp_monitor *monitor = qmp_monitor_new_on(NULL, command_tables, event_tables);
+
+    add_monitor(server, monitor);
+    qmp_monitor_start(monitor);
+    qmp_monitor_serve(monitor, fd);
+}
+
+bool server_is_monitor_socket(int fd)
+{
+    SCOPE_LOCK(&monitors_lock);
+
+    for (guint i = 0; current && i < current->monitors->len; i++) {
+        if (qmp_monitor_listener_fd(g_ptr_array_index(current->monitors, i)) == fd) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct qmp_monitor *take_monitor(struct server *server)
+{
+    SCOPE_LOCK(&monitors_lock);
+    guint count = server->monitors->len;
+
+    return count ? g_ptr_array_steal_index(server->monitors, count - 1) : NULL;
+}
+
+static void free_monitors(struct server *server)
+{
+    struct qmp_monitor *monitor;
+
+    while ((monitor = take_monitor(server))) {
+        qmp_monitor_free(monitor);
+    }
+}
+
+int server_run(struct server *server, const char *name, const char *text, const char *implied_key,
+               GError **error)
+{
+    const struct qmp_command *command = qmp_find_command(command_tables, name);
+
+    if (!command) {
+        return block_error(error, EINVAL, "The command %s has not been found", name);
+    }
+    json_t *arguments = option_text_read(text, implied_key, command->arguments, error);
+    json_t *result = arguments ? command->handler(NULL, arguments, error) : NULL;
+    int status = result ? 0 : -EINVAL;
+    json_decref(arguments);
+    json_decref(result);
+    return status;
+}
+
+/* ---- Life ------------------------------------------------------------------------------------ */
+
 int server_prepare(struct server *server, GError **error)
 {
     int status = 0;
 
     main_loop_init();
-    if (server->disks->len == 0) {
-        return block_error(error, EINVAL, "No disk was given: use disk=PATH");
-    }
     for (unsigned i = 0; i < server->disks->len && status == 0; i++) {
         status = disk_open(g_ptr_array_index(server->disks, i), server->read_only, error);
     }
     if (status == 0 && server->admin) {
-        server->monitor = qmp_monitor_new(server->admin, command_tables, event_tables, error);
-        status = server->monitor ? 0 : -EINVAL;
+        status = listen_for_admins(server, error);
     }
     if (status < 0) {
         remove_devices();
@@ -190,8 +307,8 @@ int server_start(struct server *server, void (*quit)(void *data), void *quit_dat
     server->quit = quit;
     server->quit_data = quit_data;
     server->started = true;
-    if (server->monitor) {
-        qmp_monitor_start(server->monitor);
+    for (guint i = 0; i < server->monitors->len; i++) {
+        qmp_monitor_start(g_ptr_array_index(server->monitors, i));
     }
     return 0;
 }
@@ -211,38 +328,57 @@ static void flush_devices(void)
     block_device_list_free(devices);
 }
 
+/* Their requests are not to wait for rates, of groups that were made meanwhile either. */
+static void cancel_jobs(void)
+{
+    throttle_groups_release_all();
+    job_cancel_all();
+}
+
 void server_begin_stop(struct server *server)
 {
     block_device_shutdown_all();
     blkdebug_release_all();
+    throttle_groups_release_all();
     if (server->started) {
-        job_cancel_all();
+        cancel_jobs();
     }
     flush_devices();
 }
 
+static int end_exports(struct timed_call *call, void *data)
+{
+    nbd_server_stop_all();
+    return 0;
+}
+
 /*
- * Jobs first, while clients can still hear how they end; then the clients, who could start new
- * ones; then the jobs those had begun, and the views; then the disks.
+ * Exports first, so that nobody writes what a job would have to copy; then jobs, while admin
+ * clients can still hear how they end; then these, who could start new ones; then what those had
+ * begun, and the views; then the disks.
  */
 void server_stop(struct server *server)
 {
+    bool is_left;
+
     block_device_shutdown_all();
     blkdebug_release_all();
+    throttle_groups_release_all();
     if (server->started) {
-        job_cancel_all();
+        timed_call_run(end_exports, NULL, g_free, clock_now_ns() + EXPORTS_END_NS, &is_left);
+        cancel_jobs();
     }
-    if (server->monitor) {
-        qmp_monitor_free(server->monitor);
-        server->monitor = NULL;
-    }
+    nbd_server_stop_all();
+    free_monitors(server);
     if (server->started) {
-        job_cancel_all();
+        cancel_jobs();
     }
+    nbd_server_stop_all();
     sessions_end_all();
     view_drop_all();
     remove_devices();
     block_node_remove_all();
+    objects_delete_all();
     device_tracking_finish_all();
     if (server->started) {
         main_loop_stop();
@@ -254,6 +390,7 @@ void server_free(struct server *server)
 {
     server_stop(server);
     g_ptr_array_unref(server->disks);
+    g_ptr_array_unref(server->monitors);
     g_free(server->admin);
     g_free(server->name);
     g_free(server);

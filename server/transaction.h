@@ -58,7 +58,8 @@ struct transaction_action_type {
     const char *name;            /* as in QMP */
     const struct qmp_type *data; /* its arguments; never NULL */
     size_t state_size;           /* of transaction_state(), zeroed */
-    bool supports_grouped;       /* it has a job, which completion-mode grouped is about */
+    bool supports_grouped;       /* it has a job, which completion-mode grouped is about, or ends
+                                    all */
 
     /* data was checked against the type and lives as long as the transaction. */
     int (*prepare)(struct transaction_action *action, json_t *data, GError **error);

@@ -252,7 +252,7 @@ static const struct qmp_member device_info_members[] = {
     {"iops_size", &qmp_type_int, .optional = true, .doc = "Bytes that count as one operation."},
     {"image", &image_info_type, .doc = "The image."},
     {"cache", &cache_type, .doc = "How it is cached."},
-    {"write_threshold", &qmp_type_int, .doc = "Always 0: no threshold is set."},
+    {"write_threshold", &qmp_type_int, .doc = "See block-set-write-threshold; 0: none is set."},
     {"dirty-bitmaps", &dirty_info_list_type, .optional = true,
      .doc = "The node's bitmaps, newest first; absent if there are none."},
     {NULL},
@@ -321,10 +321,26 @@ static const struct qmp_type histogram_type = {
         name_ "_latency_histogram", &histogram_type, .optional = true, .doc = "Latencies."         \
     }
 
+static const struct qmp_member timed_members[] = {
+    {"interval_length", &qmp_type_int, .doc = "Seconds it is about."},
+    {NULL},
+};
+static const struct qmp_type timed_type = {
+    .name = "BlockDeviceTimedStats",
+    .kind = QMP_KIND_OBJECT,
+    .members = timed_members,
+};
+static const struct qmp_type timed_list_type = {
+    .name = "BlockDeviceTimedStatsList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &timed_type,
+};
+
 static const struct qmp_member statistics_members[] = {
     OPERATION_MEMBERS("rd"),
     OPERATION_MEMBERS("wr"),
     OPERATION_MEMBERS("unmap"),
+    OPERATION_MEMBERS("zone_append"),
     {"flush_operations", &qmp_type_int, .doc = "Successful flushes."},
     {"flush_total_time_ns", &qmp_type_int, .doc = "Time spent on flushes."},
     {"failed_flush_operations", &qmp_type_int, .doc = "Failed flushes."},
@@ -332,6 +348,7 @@ static const struct qmp_member statistics_members[] = {
     {"flush_latency_histogram", &histogram_type, .optional = true, .doc = "Latencies."},
     {"wr_highest_offset", &qmp_type_int, .doc = "End of the highest byte written."},
     {"idle_time_ns", &qmp_type_int, .optional = true, .doc = "Time since the last request."},
+    {"timed_stats", &timed_list_type, .doc = "Always empty."},
     {"account_invalid", &qmp_type_bool, .doc = "Always true."},
     {"account_failed", &qmp_type_bool, .doc = "Always true."},
     {NULL},

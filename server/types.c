@@ -119,9 +119,12 @@ const struct qmp_type on_error_type = {
            "enospc (stop if space is short, else report), auto (as enospc).",
 };
 
-static const struct qmp_type *object_of_options(const char *name, const struct block_option *table);
+/* QEMU has plain integers where nodes are opened, and type size where images are created. */
+static const struct qmp_type *object_of_options(const char *name, const struct block_option *table,
+                                                const struct qmp_type *size_type);
 
-static const struct qmp_type *type_of_option(const struct block_option *option)
+static const struct qmp_type *type_of_option(const struct block_option *option,
+                                             const struct qmp_type *size_type)
 {
     struct qmp_type *type;
 
@@ -135,7 +138,7 @@ static const struct qmp_type *type_of_option(const struct block_option *option)
     case BLOCK_OPTION_UINT:
         return &qmp_type_uint64;
     case BLOCK_OPTION_SIZE:
-        return &qmp_type_size;
+        return size_type;
     case BLOCK_OPTION_NODE:
         return strcmp(option->name, "backing") ? &reference_type : &reference_or_null_type;
     case BLOCK_OPTION_ADDRESS:
@@ -152,7 +155,7 @@ static const struct qmp_type *type_of_option(const struct block_option *option)
         type = g_new0(struct qmp_type, 1);
         type->name = g_strconcat(option->name, "List", NULL);
         type->kind = QMP_KIND_ARRAY;
-        type->element = object_of_options(option->name, option->element_options);
+        type->element = object_of_options(option->name, option->element_options, size_type);
         return type;
     }
     g_assert_not_reached();
@@ -181,7 +184,7 @@ static const struct qmp_member *finish_members(GArray *members)
 
 /* Options "cache.direct", "cache.no-flush" are one member `cache`, an object. */
 static const struct block_option *append_group(GArray *members, const struct block_option *option,
-                                               const char *dot)
+                                               const char *dot, const struct qmp_type *size_type)
 {
     size_t length = (size_t)(dot - option->name) + 1;
     char *group = g_strndup(option->name, length - 1);
@@ -191,7 +194,7 @@ static const struct block_option *append_group(GArray *members, const struct blo
     const struct block_option *next = option;
 
     for (; next->name && !strncmp(next->name, option->name, length); next++) {
-        append_member(inner, next->name + length, type_of_option(next), next);
+        append_member(inner, next->name + length, type_of_option(next, size_type), next);
     }
     type->name = group;
     type->kind = QMP_KIND_OBJECT;
@@ -200,25 +203,32 @@ static const struct block_option *append_group(GArray *members, const struct blo
     return next - 1;
 }
 
-void types_append_options(GArray *members, const struct block_option *table)
+static void append_options(GArray *members, const struct block_option *table,
+                           const struct qmp_type *size_type)
 {
     for (const struct block_option *option = table; option && option->name; option++) {
         const char *dot = strchr(option->name, '.');
 
         if (dot) {
-            option = append_group(members, option, dot);
+            option = append_group(members, option, dot, size_type);
         } else {
-            append_member(members, option->name, type_of_option(option), option);
+            append_member(members, option->name, type_of_option(option, size_type), option);
         }
     }
 }
 
-static const struct qmp_type *object_of_options(const char *name, const struct block_option *table)
+void types_append_options(GArray *members, const struct block_option *table)
+{
+    append_options(members, table, &qmp_type_int);
+}
+
+static const struct qmp_type *object_of_options(const char *name, const struct block_option *table,
+                                                const struct qmp_type *size_type)
 {
     GArray *members = g_array_new(TRUE, TRUE, sizeof(struct qmp_member));
     struct qmp_type *type = g_new0(struct qmp_type, 1);
 
-    types_append_options(members, table);
+    append_options(members, table, size_type);
     type->name = name;
     type->kind = QMP_KIND_OBJECT;
     type->members = finish_members(members);
@@ -260,8 +270,8 @@ static void make_union(struct qmp_type *type, const char *suffix, bool create)
         }
         g_ptr_array_add(names, (void *)(uintptr_t)(*driver)->name);
         if (table) {
-            variant.type =
-                object_of_options(g_strconcat(type->name, suffix, (*driver)->name, NULL), table);
+            variant.type = object_of_options(g_strconcat(type->name, suffix, (*driver)->name, NULL),
+                                             table, create ? &qmp_type_size : &qmp_type_int);
         }
         g_array_append_val(variants, variant);
     }

@@ -223,6 +223,20 @@ int unix_socket_listen(const char *path, struct unix_listener *listener, GError 
     return 0;
 }
 
+int unix_socket_adopt(int fd, struct unix_listener *listener, GError **error)
+{
+    int is_listening = 0;
+    socklen_t bytes = sizeof(is_listening);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &is_listening, &bytes) < 0 || !is_listening) {
+        return block_error(error, EINVAL, "Descriptor %d is no socket that listens", fd);
+    }
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    *listener = (struct unix_listener){.fd = fd, .directory_fd = -1};
+    return 0;
+}
+
 void unix_socket_unlisten(struct unix_listener *listener)
 {
     struct stat there;
@@ -231,12 +245,15 @@ void unix_socket_unlisten(struct unix_listener *listener)
      * While we still listen nobody takes our socket for a stale one, and its inode's number is
      * not given to another: what has it is ours.
      */
-    if (fstatat(listener->directory_fd, listener->name, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
+    if (listener->name &&
+        fstatat(listener->directory_fd, listener->name, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
         there.st_dev == listener->device && there.st_ino == listener->inode) {
         unlinkat(listener->directory_fd, listener->name, 0);
     }
     close(listener->fd);
-    close(listener->directory_fd);
+    if (listener->directory_fd >= 0) {
+        close(listener->directory_fd);
+    }
     g_free(listener->name);
     *listener = (struct unix_listener){.fd = -1, .directory_fd = -1};
 }

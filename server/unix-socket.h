@@ -12,7 +12,7 @@
 struct unix_listener {
     int fd; /* listening, non-blocking */
     int directory_fd;
-    char *name; /* in that directory */
+    char *name; /* in that directory; NULL: it is somebody else's */
     dev_t device;
     ino_t inode;
 };
@@ -30,6 +30,9 @@ struct unix_listener {
  * Returns a negative errno. No thread is started, no signal mask or umask changed.
  */
 int unix_socket_listen(const char *path, struct unix_listener *listener, GError **error);
+
+/* Take a stream socket over that listens already. Its path, if it has one, is left alone. */
+int unix_socket_adopt(int fd, struct unix_listener *listener, GError **error);
 
 /* Stop listening; remove the socket, unless something else is at its path by now. */
 void unix_socket_unlisten(struct unix_listener *listener);

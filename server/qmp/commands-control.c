@@ -153,6 +153,11 @@ static const struct qmp_type schema_array_type = {
     .doc = "An array.",
 };
 
+static const struct qmp_type feature_list_type = {
+    .name = "strList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &qmp_type_string,
+};
 static const struct qmp_member schema_object_member_members[] = {
     {.name = "name", .type = &qmp_type_string, .doc = "The member's name."},
     {.name = "type", .type = &qmp_type_string, .doc = "Its type."},
@@ -161,6 +166,12 @@ static const struct qmp_member schema_object_member_members[] = {
         .type = &qmp_type_any,
         .optional = true,
         .doc = "Present (and null) if the member may be left out.",
+    },
+    {
+        .name = "features",
+        .type = &feature_list_type,
+        .optional = true,
+        .doc = "deprecated, or unstable: it may change.",
     },
     {.name = NULL},
 };
@@ -265,6 +276,12 @@ static const struct qmp_type schema_event_type = {
 static const struct qmp_member schema_members[] = {
     {.name = "name", .type = &qmp_type_string, .doc = "The name others refer to."},
     {.name = "meta-type", .type = &meta_type_type, .doc = "What it is."},
+    {
+        .name = "features",
+        .type = &feature_list_type,
+        .optional = true,
+        .doc = "Of a command: deprecated, or unstable: it may change.",
+    },
     {.name = NULL},
 };
 static const struct qmp_variant schema_variants[] = {

@@ -73,8 +73,8 @@ static int check_message(const struct qmp_session *session, json_t *message, con
     return 0;
 }
 
-static const struct qmp_command *find_command(const struct qmp_command *const *tables,
-                                              const char *name)
+const struct qmp_command *qmp_find_command(const struct qmp_command *const *tables,
+                                           const char *name)
 {
     for (; *tables; tables++) {
         const struct qmp_command *command;
@@ -105,7 +105,7 @@ const struct qmp_command *qmp_dispatch(const struct qmp_command *const *tables,
                     "Expecting capabilities negotiation with 'qmp_capabilities'");
         return NULL;
     }
-    command = find_command(tables, name);
+    command = qmp_find_command(tables, name);
     if (!command) {
         g_set_error(error, QMP_ERROR, QMP_ERROR_COMMAND_NOT_FOUND,
                     "The command %s has not been found", name);

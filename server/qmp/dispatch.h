@@ -23,6 +23,10 @@ const struct qmp_command *qmp_dispatch(const struct qmp_command *const *tables,
                                        const struct qmp_session *session, json_t *message,
                                        json_t **arguments, GError **error);
 
+/* The command of this name, or NULL. */
+const struct qmp_command *qmp_find_command(const struct qmp_command *const *tables,
+                                           const char *name);
+
 /* True for requests that are answered at once, past those that wait. */
 bool qmp_is_out_of_band(const json_t *message);
 

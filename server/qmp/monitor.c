@@ -120,8 +120,8 @@ static gboolean on_connection(gint fd, GIOCondition condition, gpointer data)
 
 static void resume_accepting(struct qmp_monitor *monitor)
 {
-    if (!monitor->is_started || monitor->accept_source || monitor->accept_pause ||
-        monitor->clients->len >= MAX_CLIENTS) {
+    if (!monitor->is_started || monitor->listener.fd < 0 || monitor->accept_source ||
+        monitor->accept_pause || monitor->clients->len >= MAX_CLIENTS) {
         return;
     }
     monitor->accept_source = g_unix_fd_source_new(monitor->listener.fd, G_IO_IN);
@@ -161,15 +161,23 @@ struct qmp_monitor *qmp_monitor_new(const char *path,
                                     GError **error)
 {
     struct unix_listener listener;
-    struct qmp_monitor *monitor;
 
     if (unix_socket_listen(path, &listener, error) < 0) {
         return NULL;
     }
-    monitor = g_new0(struct qmp_monitor, 1);
+    return qmp_monitor_new_on(&listener, command_tables, event_tables);
+}
+
+struct qmp_monitor *qmp_monitor_new_on(const struct unix_listener *listener,
+                                       const struct qmp_command *const *command_tables,
+                                       const struct qmp_event_type *const *event_tables)
+{
+    const struct unix_listener none = {.fd = -1, .directory_fd = -1};
+    struct qmp_monitor *monitor = g_new0(struct qmp_monitor, 1);
+
     monitor->command_tables = command_tables;
     monitor->event_tables = event_tables;
-    monitor->listener = listener;
+    monitor->listener = listener ? *listener : none;
     monitor->gate = qmp_event_gate_new(send_to_all, monitor);
     monitor->clients = g_ptr_array_new();
     pthread_mutex_init(&monitor->lock, NULL);
@@ -192,6 +200,25 @@ void qmp_monitor_start(struct qmp_monitor *monitor)
     main_loop_call_wait(start_on_main_thread, monitor);
 }
 
+struct connection {
+    struct qmp_monitor *monitor;
+    int fd;
+};
+
+static void serve_on_main_thread(void *data)
+{
+    struct connection *connection = data;
+
+    add_client(connection->monitor, connection->fd);
+}
+
+void qmp_monitor_serve(struct qmp_monitor *monitor, int fd)
+{
+    struct connection connection = {monitor, fd};
+
+    main_loop_call_wait(serve_on_main_thread, &connection);
+}
+
 static void stop_on_main_thread(void *data)
 {
     struct qmp_monitor *monitor = data;
@@ -203,7 +230,9 @@ static void stop_on_main_thread(void *data)
         monitor->is_started = false;
         event_remove_listener(on_event, monitor);
     }
-    unix_socket_unlisten(&monitor->listener);
+    if (monitor->listener.fd >= 0) {
+        unix_socket_unlisten(&monitor->listener);
+    }
     for (n = monitor->clients->len; n > 0; n--) {
         qmp_client_finish(g_ptr_array_index(monitor->clients, n - 1));
     }

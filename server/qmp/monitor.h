@@ -12,6 +12,7 @@
 #include <glib.h>
 
 #include "server/qmp/schema.h"
+#include "server/unix-socket.h"
 
 struct qmp_monitor;
 
@@ -26,8 +27,16 @@ struct qmp_monitor *qmp_monitor_new(const char *path,
                                     const struct qmp_event_type *const *event_tables,
                                     GError **error);
 
+/* On a socket that listens already, which is taken over; NULL: it accepts nobody by itself. */
+struct qmp_monitor *qmp_monitor_new_on(const struct unix_listener *listener,
+                                       const struct qmp_command *const *command_tables,
+                                       const struct qmp_event_type *const *event_tables);
+
 /* Accept clients, on the main loop. After main_loop_start or before. */
 void qmp_monitor_start(struct qmp_monitor *monitor);
+
+/* Serve a client that is connected already; takes the socket. After qmp_monitor_start. */
+void qmp_monitor_serve(struct qmp_monitor *monitor, int fd);
 
 /*
  * Stop accepting, send what replies are ready, close the clients, remove the socket, wait for
@@ -36,7 +45,7 @@ void qmp_monitor_start(struct qmp_monitor *monitor);
  */
 void qmp_monitor_free(struct qmp_monitor *monitor);
 
-/* The socket it accepts clients on; the monitor's. */
+/* The socket it accepts clients on, the monitor's; -1: none. */
 int qmp_monitor_listener_fd(const struct qmp_monitor *monitor);
 
 /* The monitor a request came through, for commands that need its tables (query-commands). */

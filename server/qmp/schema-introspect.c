@@ -85,6 +85,24 @@ static json_t *reference(struct introspection *introspection, const struct qmp_t
     return json_string(name_of(introspection, type ? type : &qmp_type_empty));
 }
 
+/* What a program should know of a command or member before it uses that. */
+static void add_features(json_t *entry, const char *name, bool is_deprecated)
+{
+    bool is_unstable = g_str_has_prefix(name, "x-");
+    json_t *features = json_array();
+
+    if (is_deprecated) {
+        json_array_append_new(features, json_string("deprecated"));
+    }
+    if (is_unstable) {
+        json_array_append_new(features, json_string("unstable"));
+    }
+    if (is_deprecated || is_unstable) {
+        json_object_set(entry, "features", features);
+    }
+    json_decref(features);
+}
+
 static json_t *new_entry(struct introspection *introspection, const char *name,
                          const char *meta_type)
 {
@@ -126,6 +144,7 @@ static void add_members(struct introspection *introspection, const struct qmp_ty
         if (member->optional) {
             json_object_set_new(entry, "default", json_null());
         }
+        add_features(entry, member->name, member->deprecated);
         json_array_append_new(members, entry);
     }
 }
@@ -216,6 +235,7 @@ static void add_commands(struct introspection *introspection,
 
             json_object_set_new(entry, "arg-type", reference(introspection, command->arguments));
             json_object_set_new(entry, "ret-type", reference(introspection, command->returns));
+            add_features(entry, command->name, command->flags & QMP_COMMAND_DEPRECATED);
         }
     }
 }

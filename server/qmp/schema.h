@@ -35,6 +35,7 @@ struct qmp_member {
     bool optional;
     const char *default_text; /* for the documentation; NULL: none */
     const char *doc;          /* one sentence */
+    bool deprecated;
 };
 
 /* A branch of a flat union. */
@@ -73,6 +74,8 @@ enum {
     /* Runs on the main thread: for short commands that only read or set state. Others run on a
      * thread of their own, so that neither other clients nor the main thread wait for them. */
     QMP_COMMAND_QUICK = 1 << 0,
+    /* There is a better one. The schema says so, as it says "unstable" of names with "x-". */
+    QMP_COMMAND_DEPRECATED = 1 << 1,
 };
 
 struct qmp_command {

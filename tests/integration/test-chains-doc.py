@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""docs/chains.md and docs/mirror.md do not lie: their commands print what they show."""
+"""docs/chains.md, docs/mirror.md and docs/clients.md do not lie: their commands print what they show."""
 
 import re
 
@@ -63,6 +63,12 @@ def chains(test):
 def mirror(test):
     blocks, shown = run(test, "mirror.md")
     assert blocks > 6 and shown > 3
+
+
+@promise("the commands of docs/clients.md work, in order, and print what is shown", timeout=240)
+def clients(test):
+    blocks, shown = run(test, "clients.md")
+    assert blocks > 8 and shown > 5
 
 
 if __name__ == "__main__":

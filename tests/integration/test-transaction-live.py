@@ -335,7 +335,7 @@ def transaction_refusals(test):
     grouped = "Action '{}' does not support transaction property completion-mode = grouped"
     add = action("add", node="disk0", name="b")
     backup = backup_action("j", "vda", target)
-    transaction_refused(qmp, grouped.format("abort"), ABORT, mode="grouped")
+    transaction_refused(qmp, "Transaction aborted using Abort action", ABORT, mode="grouped")
     transaction_refused(qmp, grouped.format(BITMAP + "add"), backup, add, mode="grouped")
     assert bitmaps(qmp) == [] and qmp.command("query-jobs") == [] and not target.exists()
     assert qmp.events == []

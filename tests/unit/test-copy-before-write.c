@@ -520,16 +520,13 @@ static void test_refusals(struct fixture *fixture, const void *data)
                    "driver=copy-before-write,file=disk,target=scratch,cbw-timeout=2147483648");
     ASSERT_REFUSED("break-disk",
                    "driver=copy-before-write,file=disk,target=scratch,on-cbw-error=break-disk");
-    /* Data is kept in units of 4 KiB whatever the clusters: the option would mean nothing. */
-    ASSERT_REFUSED("Parameter 'min-cluster-size' is unexpected",
-                   "driver=copy-before-write,file=disk,target=scratch,min-cluster-size=64k");
     new_bitmap(fixture->scratch, "longer", LENGTH + 512);
     ASSERT_REFUSED("'bitmap.name' is missing",
                    "driver=copy-before-write,file=disk,target=scratch,bitmap.node=disk");
     ASSERT_REFUSED("'bitmap.node' is missing",
                    "driver=copy-before-write,file=disk,target=scratch,bitmap.name=b");
-    ASSERT_REFUSED("node-name='none'", "driver=copy-before-write,file=disk,target=scratch,"
-                                       "bitmap.node=none,bitmap.name=b");
+    ASSERT_REFUSED("Node 'none' not found", "driver=copy-before-write,file=disk,target=scratch,"
+                                            "bitmap.node=none,bitmap.name=b");
     ASSERT_REFUSED("Dirty bitmap 'b' not found", "driver=copy-before-write,file=disk,"
                                                  "target=scratch,bitmap.node=disk,bitmap.name=b");
     ASSERT_REFUSED("The bitmap covers", "driver=copy-before-write,file=disk,target=scratch,"
@@ -545,6 +542,32 @@ static void test_refusals(struct fixture *fixture, const void *data)
     g_assert_cmpint(block_node_check_resize(filter, &error), ==, -EBUSY);
     g_assert_nonnull(strstr(error->message, "node 'cbw'"));
     g_assert_cmpint(block_node_check_resize(fixture->disk, NULL), ==, -EBUSY);
+}
+
+/* One byte saves a whole unit, the disk's end part of one, and nothing is saved twice. */
+static void test_min_cluster_size(struct fixture *fixture, const void *data)
+{
+    g_autofree uint8_t *new = model_of(fixture);
+    AUTO(block_node) filter = open_filter("min-cluster-size=65536");
+    AUTO(block_node) snapshot = open_snapshot();
+    struct point_in_time_info info;
+
+    new[100 * KIB] ^= 0xff;
+    g_assert_cmpint(block_node_pwrite(filter, new + 100 * KIB, 100 * KIB, 1, 0), ==, 0);
+    point_in_time_get_info(copy_before_write_point(filter), &info);
+    g_assert_cmpuint(info.saved_bytes, ==, 64 * KIB);
+    change(filter, new);
+    assert_holds(fixture, filter, new);
+    assert_holds(fixture, snapshot, fixture->old);
+    block_node_unref(STEAL(snapshot));
+    block_node_unref(STEAL(filter));
+    ASSERT_REFUSED("min-cluster-size needs to be a power of 2",
+                   "driver=copy-before-write,file=disk,target=scratch,min-cluster-size=1000");
+    /* Larger than the disk: all of it. */
+    AUTO(block_node) whole = open_filter("min-cluster-size=4611686018427387904");
+    AUTO(block_node) after = open_snapshot();
+    g_assert_cmpint(block_node_pwrite(whole, fixture->old, LENGTH - 1, 1, 0), ==, 0);
+    assert_holds(fixture, after, new);
 }
 
 static void test_read_only(struct fixture *fixture, const void *data)
@@ -586,6 +609,7 @@ int main(int argc, char **argv)
     TEST("no-guest-reads-it", test_unlisted_device);
     TEST("refusals", test_refusals);
     TEST("read-only", test_read_only);
+    TEST("min-cluster-size", test_min_cluster_size);
     int status = g_test_run();
     main_loop_stop();
     return status;

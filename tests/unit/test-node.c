@@ -132,7 +132,7 @@ static void test_parameters(void)
     expect_refusal("driver=memory,bogus=1", "Parameter 'bogus' is unexpected");
     expect_refusal("driver=memory-filter", "Parameter 'file' is missing");
     expect_refusal("driver=memory-filter,file=ghost",
-                   "Cannot find device='' nor node-name='ghost'");
+                   "Cannot find device='ghost' nor node-name='ghost'");
     expect_refusal("driver=memory-filter,file=disk,file.driver=memory",
                    "Parameter 'file.driver' is unexpected");
     expect_refusal("driver=memory-filter,file=disk,backing=disk",

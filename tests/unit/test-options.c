@@ -370,13 +370,13 @@ static void test_wrong_types_are_refused_in_qmp_words(void)
 static void test_numbers_out_of_range_are_refused(void)
 {
     assert_refused("path=x,shift=9223372036854775808", ERANGE,
-                   "Parameter 'shift' is out of range: 9223372036854775808");
+                   "Value '9223372036854775808' is out of range for parameter 'shift'");
     assert_refused("path=x,shift=-9223372036854775809", ERANGE,
-                   "Parameter 'shift' is out of range: -9223372036854775809");
-    assert_refused("path=x,serial=-1", ERANGE, "Parameter 'serial' is out of range: -1");
+                   "Value '-9223372036854775809' is out of range for parameter 'shift'");
+    assert_refused("path=x,serial=-1", ERANGE, "Value '-1' is out of range for parameter 'serial'");
     assert_refused("path=x,serial=18446744073709551616", ERANGE,
-                   "Parameter 'serial' is out of range: 18446744073709551616");
-    assert_refused("path=x,size=-1", ERANGE, "Parameter 'size' is out of range: -1");
+                   "Value '18446744073709551616' is out of range for parameter 'serial'");
+    assert_refused("path=x,size=-1", ERANGE, "Value '-1' is out of range for parameter 'size'");
     assert_refused("path=x,size=16E", ERANGE, "Parameter 'size': The size '16E' is too large");
 }
 
@@ -394,9 +394,9 @@ static void test_bad_addresses_are_refused_with_the_full_key(void)
     assert_refused("path=x,server.type=vsock,server.cid=two,server.port=1", EINVAL,
                    "Invalid parameter type for 'server.cid', expected: integer");
     assert_refused("path=x,server.type=vsock,server.cid=2,server.port=4294967296", ERANGE,
-                   "Parameter 'server.port' is out of range: 4294967296");
+                   "Value '4294967296' is out of range for parameter 'server.port'");
     assert_refused("path=x,server.type=fd,server.str=-2", ERANGE,
-                   "Parameter 'server.str' is out of range: -2");
+                   "Value '-2' is out of range for parameter 'server.str'");
 }
 
 static void test_what_was_stored_is_freed_when_a_later_option_fails(void)

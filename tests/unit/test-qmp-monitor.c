@@ -619,6 +619,27 @@ static void test_control(struct fixture *fixture, gconstpointer data)
     qmp_peer_close(peer);
 }
 
+static void test_handed_over(struct fixture *fixture, gconstpointer data)
+{
+    struct qmp_monitor *monitor = qmp_monitor_new_on(NULL, command_tables, event_tables);
+    struct qmp_peer peer = {.received = g_string_new(NULL)};
+    int ends[2];
+
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), ==, 0);
+    peer.fd = ends[0];
+    g_assert_cmpint(qmp_monitor_listener_fd(monitor), ==, -1);
+    qmp_monitor_start(monitor);
+    qmp_monitor_serve(monitor, ends[1]);
+    g_autofree char *greeting = qmp_peer_line(&peer);
+    g_assert_true(g_str_has_prefix(greeting, "{\"QMP\": "));
+    qmp_peer_ask(&peer, "{\"execute\":\"qmp_capabilities\"}", "{\"return\": {}}");
+    qmp_peer_ask(&peer, "{\"execute\":\"echo\"}", "{\"return\": {}}");
+    qmp_monitor_free(monitor);
+    qmp_peer_expect_end(&peer);
+    close(peer.fd);
+    g_string_free(peer.received, TRUE);
+}
+
 #define ADD(name, function)                                                                        \
     g_test_add("/qmp-monitor/" name, struct fixture, NULL, set_up, function, tear_down)
 
@@ -643,6 +664,7 @@ int main(int argc, char **argv)
     ADD("a-function-runs-after-the-reply", test_after_reply);
     ADD("free-waits-for-commands-and-sends-their-replies", test_free);
     ADD("many-clients-are-all-served", test_many_clients);
+    ADD("a-client-that-is-handed-over-is-served", test_handed_over);
     ADD("control-commands", test_control);
     return g_test_run();
 }

@@ -7,10 +7,12 @@
 
 #include "block/align.h"
 #include "block/device.h"
+#include "block/dirty-bitmap.h"
 #include "block/error.h"
 #include "block/node.h"
 #include "block/reopen.h"
 #include "block/request.h"
+#include "block/throttle-group.h"
 #include "formats/formats.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"
@@ -427,6 +429,44 @@ static void test_together(void)
     g_assert_false(node->options.read_only || node->file->options.read_only);
 }
 
+/* A filter is put above a file, and taken away; with all else that is given, or not at all. */
+static void test_file(void)
+{
+    AUTO(block_node) low = test_open("driver=memory,node-name=low,size=1M");
+    AUTO(block_node) other = test_open("driver=null-co,node-name=other,size=1M");
+    AUTO(block_node) top = test_open("driver=raw,node-name=top,file=low");
+    AUTO(block_node) more = test_open("driver=raw,node-name=more,file=other");
+    struct throttle_limits none = {0};
+    uint8_t data[512] = {1};
+
+    g_assert_cmpint(throttle_group_create("g", &none, NULL), ==, 0);
+    struct block_node *filter = test_open("driver=throttle,node-name=t,file=low,throttle-group=g");
+    struct block_node *reader =
+        test_open("driver=throttle,node-name=ro,file=other,throttle-group=g,read-only=on");
+    struct dirty_bitmap *bitmap = dirty_bitmap_new("b", MIB, 64 * KIB, NULL);
+    ASSERT_REFUSED("node-name='none'", "driver=raw,node-name=top,file=none");
+    ASSERT_REFUSED("cannot get another 'file'", "driver=raw,node-name=top,file=other");
+    ASSERT_REFUSED("'ro' is read-only",
+                   "driver=raw,node-name=top,file=t;driver=raw,node-name=more,file=ro");
+    g_assert_true(top->file == low);
+    ASSERT_DONE("driver=raw,node-name=top,file=t,discard=unmap");
+    g_assert_true(top->file == filter && top->options.discard_unmap);
+    g_assert_cmpint(block_node_pwrite(top, data, 0, sizeof(data), 0), ==, 0);
+    /* Writes that somebody follows may not go past him. */
+    block_node_add_bitmap(filter, bitmap);
+    ASSERT_REFUSED("Node 't' is busy: a job or a dirty bitmap follows",
+                   "driver=raw,node-name=top,file=low,discard=ignore");
+    g_assert_true(top->file == filter && top->options.discard_unmap);
+    block_node_remove_bitmap(filter, bitmap);
+    ASSERT_DONE("driver=raw,node-name=top,file=low");
+    g_assert_true(top->file == low);
+    g_assert_cmpuint(memory_disk_data(low)[0], ==, 1);
+    dirty_bitmap_free(bitmap);
+    block_node_unref(filter);
+    block_node_unref(reader);
+    g_assert_cmpint(throttle_group_delete("g"), ==, 0);
+}
+
 #define TEST(name, function)                                                                       \
     g_test_add("/reopen-options/" name, struct test_image, NULL, set_up, function,                 \
                test_image_remove)
@@ -441,6 +481,7 @@ int main(int argc, char **argv)
     TEST("what-is-wrong-changes-nothing", test_wrong);
     TEST("automatic-nodes-stay-read-only-if-need-be", test_automatic);
     g_test_add_func("/reopen-options/another-backing-file", test_backing);
+    g_test_add_func("/reopen-options/a-filter-above-the-file", test_file);
     TEST("backing-files-are-taken-back", test_backing_taken_back);
     TEST("guests-write-meanwhile", test_writers);
     TEST("guests-read-meanwhile", test_readers);

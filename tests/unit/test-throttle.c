@@ -462,6 +462,39 @@ static void test_suspension_lets_all_through_uncounted(void)
     join_requesters(requesters, REQUESTERS);
 }
 
+static void *request_as_user(void *data)
+{
+    throttle_wait_as(data, true, 1);
+    return NULL;
+}
+
+static void test_one_user_is_let_through_without_the_others(void)
+{
+    AUTO(throttle) throttle = throttle_new();
+    struct throttle_user users[2] = {{throttle, 0}, {throttle, 0}};
+    struct throttle_limits limits = one_limit(THROTTLE_BPS_TOTAL, 1);
+    pthread_t threads[2];
+
+    throttle_set_limits(throttle, &limits);
+    throttle_wait(throttle, false, UINT64_C(1) << 40);
+    for (int i = 0; i < 2; i++) {
+        pthread_create(&threads[i], NULL, request_as_user, &users[i]);
+        wait_until_waiting(throttle, (unsigned)i + 1);
+    }
+    throttle_suspend_user(&users[1]); /* the second in the queue */
+    pthread_join(threads[1], NULL);
+    throttle_wait_as(&users[1], true, 1); /* and whatever comes from it */
+    g_assert_cmpuint(count_waiters(throttle), ==, 1);
+    throttle_resume_user(&users[1]);
+    pthread_create(&threads[1], NULL, request_as_user, &users[1]);
+    wait_until_waiting(throttle, 2);
+    for (int i = 0; i < 2; i++) {
+        throttle_suspend_user(&users[i]);
+        pthread_join(threads[i], NULL);
+        throttle_resume_user(&users[i]);
+    }
+}
+
 static void test_limits_set_while_suspended_hold_afterwards(void)
 {
     struct requester requesters[REQUESTERS];
@@ -536,6 +569,8 @@ static void add_thread_tests(void)
                     test_a_change_to_another_kind_of_limit_wakes_waiters);
     g_test_add_func("/throttle/suspension-lets-all-through-uncounted",
                     test_suspension_lets_all_through_uncounted);
+    g_test_add_func("/throttle/one-user-is-let-through-without-the-others",
+                    test_one_user_is_let_through_without_the_others);
     g_test_add_func("/throttle/limits-set-while-suspended-hold-afterwards",
                     test_limits_set_while_suspended_hold_afterwards);
     g_test_add_func("/throttle/no-waiter-is-forgotten-in-a-whirl-of-changes",

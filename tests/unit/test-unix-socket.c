@@ -106,6 +106,20 @@ static void test_live(struct fixture *fixture, gconstpointer data)
     unix_socket_unlisten(&listener);
 }
 
+static void test_adopted(struct fixture *fixture, gconstpointer data)
+{
+    struct unix_listener bound, adopted;
+    g_autoptr(GError) error = NULL;
+
+    listen_well(fixture->path, &bound);
+    g_assert_cmpint(unix_socket_adopt(dup(bound.fd), &adopted, &error), ==, 0);
+    unix_socket_unlisten(&adopted);
+    g_assert_true(can_connect(fixture->path));
+    unix_socket_unlisten(&bound);
+    g_assert_cmpint(unix_socket_adopt(STDIN_FILENO, &adopted, &error), ==, -EINVAL);
+    g_assert_cmpstr(error->message, ==, "Descriptor 0 is no socket that listens");
+}
+
 static void test_no_socket(struct fixture *fixture, gconstpointer data)
 {
     g_autofree char *contents = NULL;
@@ -212,6 +226,7 @@ int main(int argc, char **argv)
     ADD("only-the-owner-may-connect-whatever-the-umask", test_mode);
     ADD("a-stale-socket-is-replaced", test_stale);
     ADD("a-live-socket-is-refused-and-keeps-working", test_live);
+    ADD("a-socket-taken-over-leaves-its-path-alone", test_adopted);
     ADD("what-is-no-socket-is-refused-and-kept", test_no_socket);
     ADD("a-socket-that-is-not-ours-any-more-is-kept", test_replaced);
     ADD("paths-may-be-long", test_long_path);

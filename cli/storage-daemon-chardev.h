@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Character devices of liveblk-storage-daemon: what its monitors talk over, each one's. */
+#ifndef LIVEBLK_CLI_STORAGE_DAEMON_CHARDEV_H
+#define LIVEBLK_CLI_STORAGE_DAEMON_CHARDEV_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "server/server.h"
+
+/*
+ * --chardev: open one. With wait=on this takes until there is a client. Returns a negative errno;
+ * -ECANCELED without an error: the process is to end.
+ */
+int chardev_add(const char *text, bool is_daemon, GError **error);
+
+/* --monitor: an admin channel over one of them, which nothing else uses. */
+int chardev_add_monitor(struct server *server, const char *text, GError **error);
+
+/* Close what no monitor has taken. */
+void chardev_close_all(void);
+
+#endif

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * NBD servers: each listens on one address and lets clients come, with its own rules for them. All
+ * offer the same exports (server/nbd/exports.h). A client that is slow or hostile has its own
+ * threads, and a limit for its handshake: others do not notice it.
+ *
+ * Functions may be called by any thread but the main one.
+ */
+#ifndef LIVEBLK_SERVER_NBD_SERVER_H
+#define LIVEBLK_SERVER_NBD_SERVER_H
+
+#include <glib.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "server/authorization.h"
+#include "server/tls.h"
+
+#define NBD_CONNECTIONS_DEFAULT       100
+#define NBD_HANDSHAKE_SECONDS_DEFAULT 10
+
+/* Where to listen. */
+enum nbd_address_kind {
+    NBD_ADDRESS_UNIX,  /* path; the socket has mode 0600 and is gone with the server */
+    NBD_ADDRESS_INET,  /* host and port, all addresses that the name has */
+    NBD_ADDRESS_VSOCK, /* cid and port */
+    NBD_ADDRESS_FD,    /* a listening socket, which is taken over */
+};
+
+struct nbd_address {
+    enum nbd_address_kind kind;
+    const char *path;
+    const char *host; /* ""; all of the machine */
+    const char *port; /* a number or a service; vsock: a number. "0": the system chooses */
+    bool no_ipv4, no_ipv6;
+    bool is_numeric;    /* the host is a number: nobody is asked for a name */
+    unsigned last_port; /* the first free port up to this one is taken; 0: only `port` */
+    const char *cid;    /* a number */
+    int fd;
+};
+
+struct nbd_server_options {
+    const char *id; /* "" is that of the only server that QEMU knows */
+    struct nbd_address address;
+    struct tls_credentials *credentials; /* clients must use TLS; NULL: they cannot. Referenced */
+    struct authorization *authorization; /* NULL: all whom TLS lets pass. Referenced */
+    unsigned max_connections;            /* 0: no limit. Beyond it clients wait to be accepted */
+    unsigned handshake_s;                /* the longest a handshake takes; 0: for ever */
+    /*
+     * Told on the server's thread, about a client that had chosen an export: how many clients there
+     * are still, those that have not chosen yet included. NULL: nobody is.
+     */
+    void (*client_left)(unsigned left, void *data);
+    void *data;
+};
+
+/* Listen. Returns a negative errno with the error set and nothing changed. */
+int nbd_server_start(const struct nbd_server_options *options, GError **error);
+
+/*
+ * Stop listening and disconnect its clients; with the last server all exports go. Returns when
+ * nothing is left of it, which takes as long as what clients have begun. -ENOENT: none has this ID.
+ */
+int nbd_server_stop(const char *id, GError **error);
+
+/* All of them. */
+void nbd_server_stop_all(void);
+
+bool nbd_server_is_running(void);
+
+#endif

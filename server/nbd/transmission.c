@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The transmission phase. One thread at a time reads a request, gives the reading to another thread
+ * and carries it out; what is answered goes into a queue, which one thread at a time sends, all
+ * that is there with one system call. Threads are made when a request finds none that would go on
+ * reading. A client that reads no replies, or sends half a request, stops only itself.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "block/thread.h"
+#include "server/nbd/connection-internal.h"
+
+#define INPUT_BYTES (64u << 10)
+/* A payload of so much is received into its place, not read ahead with its header. */
+#define LARGE_PAYLOAD (32u << 10)
+/* A buffer as large as this stays with its request for the next one. */
+#define KEPT_BUFFER (256u << 10)
+/* What one sendmsg takes. */
+#define BATCH_PARTS 256
+/* A command that is none of ours may have a payload only with extended headers. */
+#define IGNORED_MAX (64u << 20)
+
+/* ---- Requests as objects --------------------------------------------------------------------- */
+
+static struct nbd_request *new_request(void)
+{
+    struct nbd_request *request = g_new0(struct nbd_request, 1);
+
+    request->extents = g_byte_array_new();
+    return request;
+}
+
+static void free_request(struct nbd_request *request)
+{
+    free(request->buffer);
+    g_byte_array_unref(request->extents);
+    g_free(request);
+}
+
+/* One to read into: if replies are not sent, there is none until they are. */
+static struct nbd_request *take_request(struct nbd_connection *connection)
+{
+    SCOPE_LOCK(&connection->reply_lock);
+    struct nbd_request *request;
+
+    while (STAILQ_EMPTY(&connection->unused) && connection->requests == NBD_REQUESTS_MAX) {
+        pthread_cond_wait(&connection->reply_changed, &connection->reply_lock);
+    }
+    request = STAILQ_FIRST(&connection->unused);
+    if (request) {
+        STAILQ_REMOVE_HEAD(&connection->unused, entry);
+    } else {
+        connection->requests++;
+        request = new_request();
+    }
+    return request;
+}
+
+/*
+ * Wait until there is room for the data of a request that has just been read. Little data need no
+ * room: as many requests as there are have little in all.
+ */
+static void claim_room(struct nbd_connection *connection, struct nbd_request *request)
+{
+    uint64_t bytes = request->type == NBD_CMD_READ ? request->length : request->payload;
+
+    if (bytes <= KEPT_BUFFER || bytes > NBD_PAYLOAD_MAX) {
+        return;
+    }
+    SCOPE_LOCK(&connection->reply_lock);
+    while (connection->data_bytes + bytes > NBD_DATA_MAX) {
+        pthread_cond_wait(&connection->reply_changed, &connection->reply_lock);
+    }
+    connection->data_bytes += bytes;
+    request->claimed = bytes;
+}
+
+static void give_back_locked(struct nbd_connection *connection, struct nbd_request *request)
+{
+    connection->data_bytes -= request->claimed;
+    request->claimed = 0;
+    if (request->capacity > KEPT_BUFFER) {
+        free(request->buffer);
+        request->buffer = NULL;
+        request->capacity = 0;
+    }
+    if (request->extents->len > KEPT_BUFFER) {
+        g_byte_array_unref(request->extents);
+        request->extents = g_byte_array_new();
+    }
+    STAILQ_INSERT_HEAD(&connection->unused, request, entry);
+}
+
+static void give_back(struct nbd_connection *connection, struct nbd_request *request)
+{
+    SCOPE_LOCK(&connection->reply_lock);
+
+    give_back_locked(connection, request);
+    pthread_cond_broadcast(&connection->reply_changed);
+}
+
+/* ---- Reading a request; read_lock held ------------------------------------------------------- */
+
+/* Have so many bytes in the input buffer. False: the client has left. */
+static bool fill_input(struct nbd_connection *connection, size_t bytes)
+{
+    size_t held = connection->input.end - connection->input.begin;
+
+    if (held >= bytes) {
+        return true;
+    }
+    memmove(connection->input.data, connection->input.data + connection->input.begin, held);
+    connection->input.begin = 0;
+    connection->input.end = held;
+    size_t most = connection->input.expects_little ? bytes - held : INPUT_BYTES - held;
+    ssize_t received = nbd_channel_receive(&connection->channel, connection->input.data + held,
+                                           bytes - held, most);
+    if (received <= 0) {
+        return false;
+    }
+    connection->input.end += (size_t)received;
+    return true;
+}
+
+static bool read_payload(struct nbd_connection *connection, uint8_t *place, size_t bytes)
+{
+    size_t held = MIN(connection->input.end - connection->input.begin, bytes);
+
+    memcpy(place, connection->input.data + connection->input.begin, held);
+    connection->input.begin += held;
+    bytes -= held;
+    return !bytes ||
+           nbd_channel_receive(&connection->channel, place + held, bytes, bytes) == (ssize_t)bytes;
+}
+
+static bool skip_payload(struct nbd_connection *connection, uint64_t bytes)
+{
+    while (bytes) {
+        size_t part = MIN(bytes, INPUT_BYTES);
+
+        if (!fill_input(connection, part)) {
+            return false;
+        }
+        connection->input.begin += part;
+        bytes -= part;
+    }
+    return true;
+}
+
+static void parse_compact(struct nbd_request *request, const uint8_t *header)
+{
+    struct nbd_compact_request wire;
+
+    memcpy(&wire, header, sizeof(wire));
+    request->flags = GUINT16_FROM_BE(wire.flags);
+    request->type = GUINT16_FROM_BE(wire.type);
+    request->cookie = wire.cookie; /* it goes back as it is */
+    request->offset = GUINT64_FROM_BE(wire.offset);
+    request->length = GUINT32_FROM_BE(wire.length);
+}
+
+static void parse_extended(struct nbd_request *request, const uint8_t *header)
+{
+    struct nbd_extended_request wire;
+
+    memcpy(&wire, header, sizeof(wire));
+    request->flags = GUINT16_FROM_BE(wire.flags);
+    request->type = GUINT16_FROM_BE(wire.type);
+    request->cookie = wire.cookie;
+    request->offset = GUINT64_FROM_BE(wire.offset);
+    request->length = GUINT64_FROM_BE(wire.length);
+}
+
+/* False: the client has left, or is none of ours any more. */
+static bool read_header(struct nbd_connection *connection, struct nbd_request *request)
+{
+    bool is_extended = connection->mode == NBD_EXTENDED;
+    size_t size =
+        is_extended ? sizeof(struct nbd_extended_request) : sizeof(struct nbd_compact_request);
+
+    if (!fill_input(connection, size)) {
+        return false;
+    }
+    const uint8_t *header = connection->input.data + connection->input.begin;
+    if (nbd_get32(header) != (is_extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC)) {
+        return false;
+    }
+    is_extended ? parse_extended(request, header) : parse_compact(request, header);
+    connection->input.begin += size;
+    return request->type != NBD_CMD_DISC;
+}
+
+/*
+ * A payload that is too long can only be skipped, and much of it is not even that: whoever sends
+ * that has lost his way.
+ */
+static bool receive_payload(struct nbd_connection *connection, struct nbd_request *request)
+{
+    bool has_payload =
+        request->type == NBD_CMD_WRITE ||
+        (connection->mode == NBD_EXTENDED && request->flags & NBD_CMD_FLAG_PAYLOAD_LEN);
+    uint64_t bytes = has_payload ? request->length : 0;
+
+    request->payload = bytes <= NBD_PAYLOAD_MAX ? (uint32_t)bytes : 0;
+    claim_room(connection, request);
+    if (bytes > NBD_PAYLOAD_MAX || (bytes && !nbd_request_reserve(request, bytes))) {
+        request->type = UINT16_MAX; /* refused, once it is gone */
+        return bytes <= IGNORED_MAX && skip_payload(connection, bytes);
+    }
+    return !bytes || read_payload(connection, request->buffer, bytes);
+}
+
+static bool read_request(struct nbd_connection *connection, struct nbd_request *request)
+{
+    if (!read_header(connection, request) || !receive_payload(connection, request)) {
+        return false;
+    }
+    connection->input.expects_little = request->payload >= LARGE_PAYLOAD;
+    return true;
+}
+
+/* ---- Sending replies ------------------------------------------------------------------------- */
+
+/* As many of the replies as one system call takes, out of the queue. reply_lock held. */
+static size_t take_batch_locked(struct nbd_connection *connection, struct nbd_request **batch,
+                                struct iovec *parts)
+{
+    struct nbd_request **last = batch;
+    size_t count = 0;
+
+    while (!STAILQ_EMPTY(&connection->replies) &&
+           count + STAILQ_FIRST(&connection->replies)->part_count <= BATCH_PARTS) {
+        struct nbd_request *request = STAILQ_FIRST(&connection->replies);
+
+        STAILQ_REMOVE_HEAD(&connection->replies, entry);
+        memcpy(parts + count, request->parts, request->part_count * sizeof(*parts));
+        count += request->part_count;
+        *last = request;
+        last = &STAILQ_NEXT(request, entry);
+    }
+    *last = NULL;
+    return count;
+}
+
+/* Nothing can be told any more: nothing more need be asked, either. */
+static void become_deaf(struct nbd_connection *connection)
+{
+    connection->is_deaf = true;
+    nbd_channel_shut_down(&connection->channel);
+}
+
+/* reply_lock held; dropped meanwhile. */
+static void send_replies_locked(struct nbd_connection *connection)
+{
+    struct iovec parts[BATCH_PARTS];
+
+    while (!STAILQ_EMPTY(&connection->replies)) {
+        struct nbd_request *batch;
+        size_t count = take_batch_locked(connection, &batch, parts);
+        bool is_deaf = connection->is_deaf;
+        int status = 0;
+
+        pthread_mutex_unlock(&connection->reply_lock);
+        if (!is_deaf) {
+            status = nbd_channel_send(&connection->channel, parts, count);
+        }
+        pthread_mutex_lock(&connection->reply_lock);
+        if (status < 0) {
+            become_deaf(connection);
+        }
+        while (batch) {
+            struct nbd_request *next = STAILQ_NEXT(batch, entry);
+
+            give_back_locked(connection, batch);
+            batch = next;
+        }
+        pthread_cond_broadcast(&connection->reply_changed);
+    }
+}
+
+/* It belongs to the queue from here on. */
+static void reply(struct nbd_connection *connection, struct nbd_request *request)
+{
+    SCOPE_LOCK(&connection->reply_lock);
+
+    STAILQ_INSERT_TAIL(&connection->replies, request, entry);
+    if (!connection->is_sending) {
+        connection->is_sending = true;
+        send_replies_locked(connection);
+        connection->is_sending = false;
+    }
+}
+
+/* ---- Threads --------------------------------------------------------------------------------- */
+
+static void serve(struct nbd_connection *connection);
+
+static void *serving_thread(void *data)
+{
+    serve(data);
+    return NULL;
+}
+
+/* Somebody is to read on while this request is carried out. read_lock held. */
+static void ensure_reader(struct nbd_connection *connection)
+{
+    if (atomic_load(&connection->input.waiting) || connection->threads == NBD_THREADS_MAX) {
+        return;
+    }
+    if (thread_create(&connection->others[connection->threads - 1], serving_thread, connection) ==
+        0) {
+        connection->threads++; /* else it goes slower */
+    }
+}
+
+/* The next request; NULL: there is none any more. */
+static struct nbd_request *next_request(struct nbd_connection *connection)
+{
+    struct nbd_request *request = take_request(connection);
+
+    atomic_fetch_add(&connection->input.waiting, 1);
+    pthread_mutex_lock(&connection->read_lock);
+    atomic_fetch_sub(&connection->input.waiting, 1);
+    if (!connection->input.has_ended) {
+        connection->input.has_ended = !read_request(connection, request);
+    }
+    bool has_ended = connection->input.has_ended;
+    if (!has_ended) {
+        ensure_reader(connection);
+    }
+    pthread_mutex_unlock(&connection->read_lock);
+    if (has_ended) {
+        give_back(connection, request);
+    }
+    return has_ended ? NULL : request;
+}
+
+static void serve(struct nbd_connection *connection)
+{
+    struct nbd_request *request;
+
+    while ((request = next_request(connection))) {
+        nbd_request_execute(connection, request);
+        reply(connection, request);
+    }
+}
+
+static void free_requests(struct nbd_connection *connection)
+{
+    while (!STAILQ_EMPTY(&connection->unused)) {
+        struct nbd_request *request = STAILQ_FIRST(&connection->unused);
+
+        STAILQ_REMOVE_HEAD(&connection->unused, entry);
+        free_request(request);
+    }
+}
+
+void nbd_transmit(struct nbd_connection *connection)
+{
+    connection->input.data = g_malloc(INPUT_BYTES);
+    connection->threads = 1;
+    serve(connection);
+    /* Nobody makes a thread any more: input has ended. */
+    for (unsigned i = 0; i + 1 < connection->threads; i++) {
+        pthread_join(connection->others[i], NULL);
+    }
+    free_requests(connection);
+    g_free(connection->input.data);
+}

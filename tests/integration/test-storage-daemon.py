@@ -1,0 +1,223 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""liveblk-storage-daemon: the command line of qemu-storage-daemon, with real clients."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+
+from liveblk_test import BUILD, Qmp, connect, fill, main, promise, wait_until
+
+PROGRAM = BUILD / "cli" / "liveblk-storage-daemon"
+MIB = 1 << 20
+
+
+class Daemon:
+    """The program, with a monitor at .qmp and maybe an NBD server at .nbd."""
+
+    def __init__(self, test, *words, name="daemon", **options):
+        self.test = test
+        self.admin, self.nbd = test.path(f"{name}.qmp"), test.path(f"{name}.nbd")
+        self.pid_file = test.path(f"{name}.pid")
+        self.process = test.start(
+            PROGRAM, "--chardev", f"socket,id=c0,path={self.admin},server=on,wait=off",
+            "--monitor", "c0", *words, "--pidfile", self.pid_file, log=f"{name}.log", **options,
+        )  # fmt: skip
+        wait_until(self.is_ready, f"{words} runs")
+
+    def is_ready(self):
+        assert self.process.poll() is None, f"it ended early:\n{self.log()}"
+        return self.pid_file.exists() and self.pid_file.read_text()
+
+    def log(self):
+        return self.process.log_path.read_text()
+
+    def qmp(self):
+        qmp = Qmp(self.admin)
+        self.test.cleanup.callback(qmp.close)
+        return qmp
+
+    def connect(self, export):
+        return connect(f"nbd+unix:///{export}?socket={self.nbd}")
+
+    def ended(self):
+        assert self.process.wait(30) == 0, self.log()
+        for path in (self.admin, self.nbd, self.pid_file):
+            assert not path.exists(), path
+
+
+def nbd_server(test, name="daemon"):
+    return "--nbd-server", f"addr.type=unix,addr.path={test.path(name)}.nbd,max-connections=4"
+
+
+def image(test, name, *words):
+    path = test.path(name)
+    test.run("qemu-img", "create", "-q", "-f", "qcow2", path, "4M")
+    return path
+
+
+@promise("nodes, exports and monitors are what options say, and a backup is driven to its end")
+def backup(test):
+    disk, target = image(test, "d.qcow2"), test.make_disk("t.raw", 4 * MIB)
+    test.run("qemu-img", "bitmap", "--add", "-f", "qcow2", disk, "b0")
+    second = test.path("second.qmp")
+    daemon = Daemon(
+        test, "--chardev", f"socket,id=c1,path={second},server,nowait",
+        "--monitor", "chardev=c1,mode=control",
+        "--blockdev", f"driver=file,filename={disk},node-name=f,cache.direct=off,discard=unmap",
+        "--blockdev", '{"driver": "qcow2", "node-name": "d", "file": "f"}',
+        "--blockdev", f"raw,node-name=t,size=4194304,file.driver=file,file.filename={target}",
+        *nbd_server(test),
+        "--export", "nbd,id=e,node-name=d,writable=on,bitmaps.0=b0,allocation-depth=on",
+        "--export", "{'type': 'nbd', 'id': 'r', 'node-name': 'd', 'name': 'a,b'}",
+    )  # fmt: skip
+    handle = daemon.connect("d")
+    data, later = fill(MIB, MIB, 1), fill(MIB, MIB, 2)
+    handle.pwrite(data, MIB)
+    assert daemon.connect("a,b").is_read_only()
+    listed = json.loads(test.run("nbdinfo", "--json", f"nbd+unix:///d?socket={daemon.nbd}").stdout)
+    contexts = listed["exports"][0]["contexts"]
+    assert "qemu:dirty-bitmap:b0" in contexts and "qemu:allocation-depth" in contexts, contexts
+
+    qmp, other = daemon.qmp(), Qmp(second)
+    test.cleanup.callback(other.close)
+    sockets = qmp.command("query-nbd-sockets")
+    assert [entry["path"] for entry in sockets] == [str(daemon.nbd)], sockets
+    qmp.command("blockdev-backup", job_id="j", device="d", target="t", sync="full",
+                auto_finalize=False)  # fmt: skip
+    qmp.wait_job("j", "pending")
+    handle.pwrite(later, MIB)
+    qmp.command("job-finalize", id="j")
+    qmp.wait_job("j", "concluded")
+    other.wait_event("BLOCK_JOB_COMPLETED", device="j")
+    assert target.read_bytes() == bytes(MIB) + data + bytes(2 * MIB)
+    handle.shutdown()
+    assert qmp.command("quit") == {}
+    daemon.ended()
+    assert not second.exists()
+    read = test.run("qemu-io", "-f", "qcow2", "-c", "read -v 1M 512", disk).stdout
+    assert "4c 49 56 45 42 4c 4b 31" in read, read
+    told = json.loads(test.run("qemu-img", "info", "--output=json", disk).stdout)
+    bitmaps = told["format-specific"]["data"]["bitmaps"]
+    assert bitmaps == [{"flags": ["auto"], "name": "b0", "granularity": 65536}], bitmaps
+
+
+@promise("at a signal exports end first, then jobs, then nodes; what was answered is there")
+def ends(test):
+    disk, target = image(test, "d.qcow2"), image(test, "t.qcow2")
+    nodes = [
+        word for name, path in (("d", disk), ("t", target))
+        for word in ("--blockdev", f"qcow2,node-name={name},file.driver=file,file.filename={path}")
+    ]  # fmt: skip
+    daemon = Daemon(test, *nodes, *nbd_server(test), "--export", "nbd,id=e,node-name=d,writable=on")
+    handle, qmp = daemon.connect("d"), daemon.qmp()
+    handle.pwrite(fill(0, MIB, 1), 0)
+    qmp.command("blockdev-mirror", job_id="m", device="d", target="t", sync="full")
+    qmp.wait_event("BLOCK_JOB_READY", device="m")
+    daemon.process.send_signal(signal.SIGTERM)
+    qmp.wait_event("BLOCK_JOB_CANCELLED", device="m")
+    assert any(event["event"] == "BLOCK_EXPORT_DELETED" for event in qmp.events), qmp.events
+    daemon.ended()
+    for path in (disk, target):
+        read = test.run("qemu-io", "-f", "qcow2", "-c", "read -v 0 512", path).stdout
+        assert "4c 49 56 45 42 4c 4b 31" in read, read
+        test.run("qemu-img", "check", "-f", "qcow2", path)
+
+
+@promise("a monitor on standard input and output needs no newlines, and ends with quit")
+def stdio(test):
+    words = b"".join(
+        json.dumps({"execute": name}).encode()
+        for name in ("qmp_capabilities", "query-named-block-nodes", "quit")
+    )
+    process = subprocess.run(
+        [PROGRAM, "--blockdev", "null-co,node-name=n,size=1048576,read-zeroes=on", "--chardev",
+         "stdio,id=s", "--monitor", "s"],
+        input=words, capture_output=True, timeout=30,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in process.stdout.split(b"\r\n") if line]
+    assert process.returncode == 0 and not process.stderr, process
+    assert "QMP" in lines[0] and lines[1] == {"return": {}} and lines[3] == {"return": {}}, lines
+    assert [node["node-name"] for node in lines[2]["return"]] == ["n"], lines
+
+
+@promise("--daemonize returns when all is ready; its pid file lets no second one in")
+def daemonizes(test):
+    test.make_disk("d.raw", MIB)
+    words = (
+        "--daemonize", "--pidfile", "pid", "--blockdev", "file,node-name=d,filename=d.raw",
+        "--nbd-server", "addr.type=unix,addr.path=n", "--export", "nbd,id=e,node-name=d",
+    )  # fmt: skip
+    result = test.run(PROGRAM, *words, cwd=test.directory)
+    pid_file = test.path("pid")
+    pid = int(pid_file.read_text())
+    test.cleanup.callback(lambda: pid and os.kill(pid, signal.SIGKILL))
+    assert not result.stdout and not result.stderr, result
+    assert connect(f"nbd+unix:///d?socket={test.path('n')}").get_size() == MIB
+    second = test.run(PROGRAM, "--daemonize", "--pidfile", pid_file, status=1)
+    assert "locked" in second.stderr and int(pid_file.read_text()) == pid, second
+    os.kill(pid, signal.SIGINT)
+    wait_until(lambda: not pathlib.Path(f"/proc/{pid}").exists(), "it ends")
+    pid = None
+    assert not pid_file.exists() and not test.path("n").exists()
+
+
+@promise("options are carried out in their order: wait=on comes before what follows it")
+def waits(test):
+    nbd, path = test.path("n"), test.path("q")
+    passed = socket.socket(socket.AF_UNIX)
+    passed.bind(str(test.path("passed")))
+    passed.listen()
+    theirs = socket.socket(socket.AF_UNIX)
+    theirs.bind(str(test.path("theirs")))
+    theirs.listen()
+    process = test.start(
+        PROGRAM, "--chardev", f"socket,id=p,fd={passed.fileno()},server=on,wait=off",
+        "--monitor", "p", "--chardev", f"socket,id=t,path={test.path('theirs')}", "--monitor", "t",
+        "--chardev", f"socket,id=c,path={path},server=on", "--monitor", "c",
+        "--nbd-server", f"addr.type=unix,addr.path={nbd}", pass_fds=(passed.fileno(),),
+    )  # fmt: skip
+    with Qmp(test.path("passed")) as early:
+        connection = theirs.accept()[0]
+        connection.settimeout(30)
+        assert connection.recv(8) == b'{"QMP": '
+        connection.close()
+        assert early.command("query-block-exports") == [] and not nbd.exists()
+        with Qmp(path) as late:
+            wait_until(nbd.exists, "the NBD server, which comes after the chardev")
+            late.command("quit")
+    assert process.wait(30) == 0
+    assert test.path("passed").exists() and not path.exists()
+
+
+@promise("what is wrong with an option is said in one line, with status 1, and leaves nothing")
+def refusals(test):
+    path = test.path("s")
+    listening = ("--chardev", f"socket,id=c,path={path},server=on,wait=off")
+    wrong = [
+        ("--bogus",), ("word",), ("--pidfile",), ("-T", "x"), ("--monitor", "none"),
+        ("--blockdev", "driver=file"), ("--blockdev", "{"), ("--blockdev", "{}{}"),
+        ("--blockdev", "null-co,size=1048576"), ("--blockdev", "null-co,node-name=n,size=much"),
+        ("--blockdev", "null-co,node-name=n,no=1"), ("--blockdev", "raw,file=a,file.driver=file"),
+        (*listening, "--chardev", "stdio,id=c"), (*listening, "--monitor", "c,mode=readline"),
+        (*listening, "--monitor", "c", "--monitor", "c"), ("--chardev", "null,id=n"),
+        (*listening, "--monitor", "c,pretty=on"), ("--chardev", "socket,id=c"),
+        ("--chardev", f"socket,id=c,path={path}"), ("--chardev", "socket,id=c,fd=0,server=on"),
+        ("--daemonize", "--chardev", "stdio,id=s"), ("--object", "bogus,id=b"),
+        ("--export", "nbd,id=e,node-name=n"), ("--export", "fuse,id=e,node-name=n"),
+        ("--nbd-server", "addr.type=unix"), ("--nbd-server", "addr.type=fd,addr.str=0"),
+        (*listening, "--pidfile", "/no/where"),
+    ]  # fmt: skip
+    for words in wrong:
+        result = test.run(PROGRAM, *words, status=1)
+        assert not result.stdout and result.stderr.count("\n") == 1, (words, result)
+        assert result.stderr.startswith("liveblk-storage-daemon: "), (words, result)
+        assert not path.exists(), words
+    for word in ("--help", "--version"):
+        assert "liveblk-storage-daemon" in test.run(PROGRAM, word).stdout
+
+
+main()
