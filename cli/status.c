@@ -9,10 +9,7 @@
 #include "cli/runtime.h"
 #include "cli/views-table.h"
 
-/*
- * A server without exports of its own making has none to list: there each device is an export
- * of its name, and the first also the default one.
- */
+/* nbdkit serves each device as an export of its name, and the first also as the default one. */
 static json_t *exports_from_devices(const json_t *devices)
 {
     json_t *exports = json_array();
@@ -24,6 +21,18 @@ static json_t *exports_from_devices(const json_t *devices)
         const char *node = member_text(json_object_get(device, "inserted"), "node-name", "");
         json_array_append_new(exports, json_pack("{s:s, s:s, s:s, s:b}", "id", name, "type", "nbd",
                                                  "node-name", node, "default", i == 0));
+    }
+    return exports;
+}
+
+/* These, and those that were added at run time (a reference is taken over; NULL: none). */
+static json_t *all_exports(const json_t *devices, json_t *added)
+{
+    json_t *exports = exports_from_devices(devices);
+
+    if (added) {
+        json_array_extend(exports, added);
+        json_decref(added);
     }
     return exports;
 }
@@ -46,9 +55,7 @@ static json_t *query_status(struct client *client, GError **error)
         }
         return NULL;
     }
-    if (!exports) {
-        exports = exports_from_devices(devices);
-    }
+    exports = all_exports(devices, exports);
     return json_pack("{s:o, s:o, s:o, s:o}", "devices", devices, "exports", exports, "views",
                      views ? views : json_array(), "jobs", jobs);
 }

@@ -146,7 +146,7 @@ static const struct qmp_member common_members[] = {
      .doc = "The ID of an iothread object, which has to be there. No effect."},
     {"node-name", &qmp_type_string,
      .doc = "A node; or, not in QEMU, a device, whose export follows it to other nodes, or a "
-            "view's DEVICE@VIEW."},
+            "view's DEVICE@VIEW, with which the export ends."},
     {"writable", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Clients may write."},
     {"writethrough", &qmp_type_bool, .optional = true, .default_text = "false",

@@ -50,7 +50,7 @@ static const struct qmp_type set_type = {
 /* A level of the tree that holds others. */
 static bool is_container(const char *path)
 {
-    return !strcmp(path, "/") || !strcmp(path, OBJECTS) || !strcmp(path, OBJECTS + 1);
+    return !strcmp(path, "/") || !strcmp(path, OBJECTS) || !strcmp(path, &OBJECTS[1]);
 }
 
 /* A path may leave out what comes before. The last part of one that can mean an object, or NULL. */

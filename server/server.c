@@ -34,6 +34,7 @@
 #include "server/device-tracking.h"
 #include "server/disk.h"
 #include "server/listening.h"
+#include "server/nbd/exports.h"
 #include "server/nbd/server.h"
 #include "server/objects.h"
 #include "server/option-text.h"
@@ -105,6 +106,7 @@ static void register_drivers(void)
         fault_commands_init();
         transaction_commands_init();
         sessions_init();
+        view_on_drop(nbd_export_remove_of_view);
         registered = true;
     }
 }

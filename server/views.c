@@ -265,6 +265,13 @@ static struct view *begin_drop(const char *name, bool force, GError **error)
     return view;
 }
 
+static void (*on_drop)(const char *name);
+
+void view_on_drop(void (*function)(const char *name))
+{
+    on_drop = function;
+}
+
 int view_drop(const char *name, bool force, GError **error)
 {
     struct view *view = begin_drop(name, force, error);
@@ -277,6 +284,9 @@ int view_drop(const char *name, bool force, GError **error)
         view_publish(view); /* as it was */
         return block_error(error, EBUSY, "View '%s' is busy: it is in use by %s; 'force' drops it",
                            name, user);
+    }
+    if (on_drop) {
+        on_drop(name);
     }
     view_close(view);
     view_forget(view);

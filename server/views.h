@@ -72,6 +72,12 @@ void view_abandon(struct view *view);
  */
 int view_drop(const char *name, bool force, GError **error);
 
+/*
+ * Called with its name when a view is dropped, before anything of it ends: for who serves it to let
+ * go of it. Set once, at start-up.
+ */
+void view_on_drop(void (*function)(const char *name));
+
 /* Drop all, by force. At shutdown, when no command and no job runs. */
 void view_drop_all(void);
 

@@ -35,6 +35,7 @@ struct context {
 
 struct nbd_export {
     char *id, *name, *description;
+    char *view; /* that it shows; NULL: it shows none */
     bool writethrough;
     struct authorization *authorization;
     struct export_handle *handle;  /* from which the clients' are opened */
@@ -435,10 +436,20 @@ static void release(struct nbd_export *export)
 static void free_export(struct nbd_export *export)
 {
     g_ptr_array_unref(export->clients);
+    g_free(export->view);
     g_free(export->description);
     g_free(export->name);
     g_free(export->id);
     g_free(export);
+}
+
+/* Of DEVICE@VIEW, which no device and no node is called; or NULL. The caller frees. */
+static char *view_of(const char *target)
+{
+    const char *at = strchr(target, '@');
+    const char *end = at ? strstr(at, SESSION_CHANGES_SUFFIX) : NULL;
+
+    return !at ? NULL : end ? g_strndup(at + 1, (gsize)(end - at - 1)) : g_strdup(at + 1);
 }
 
 static struct nbd_export *new_export(const struct nbd_export_options *options)
@@ -448,6 +459,7 @@ static struct nbd_export *new_export(const struct nbd_export_options *options)
     export->id = g_strdup(options->id);
     export->name = g_strdup(options->name ? options->name : options->target);
     export->description = g_strdup(options->description);
+    export->view = view_of(options->target);
     export->writethrough = options->writethrough;
     export->authorization =
         options->authorization ? authorization_ref(options->authorization) : NULL;
@@ -582,14 +594,15 @@ static uint64_t newest(void)
     return last_serial;
 }
 
-/* One that is not newer than this. */
-static struct nbd_export *take_any(uint64_t last)
+/* One that is not newer than this, and, unless that is NULL, of this view. */
+static struct nbd_export *take_any(uint64_t last, const char *view)
 {
     SCOPE_LOCK(&exports_lock);
     struct nbd_export *export;
 
     TAILQ_FOREACH (export, &exports, entry) {
-        if (!export->is_shutting_down && export->serial <= last) {
+        if (!export->is_shutting_down && export->serial <= last &&
+            (!view || !g_strcmp0(export->view, view))) {
             shut_down_locked(export);
             return export;
         }
@@ -605,12 +618,21 @@ static bool any_is_left_locked(uint64_t last)
     return oldest && oldest->serial <= last;
 }
 
+void nbd_export_remove_of_view(const char *view)
+{
+    struct nbd_export *export;
+
+    while ((export = take_any(UINT64_MAX, view))) {
+        nbd_export_unref(export);
+    }
+}
+
 void nbd_export_remove_all(void)
 {
     uint64_t last = newest();
     struct nbd_export *export;
 
-    while ((export = take_any(last))) {
+    while ((export = take_any(last, NULL))) {
         nbd_export_unref(export);
     }
     SCOPE_LOCK(&exports_lock);

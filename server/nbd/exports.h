@@ -51,6 +51,9 @@ int nbd_export_add(const struct nbd_export_options *options, GError **error);
  */
 int nbd_export_remove(const char *id, bool hard, GError **error);
 
+/* Take those of a view away, hard, without waiting: it is dropped. */
+void nbd_export_remove_of_view(const char *view);
+
 /*
  * Take all away, hard, and wait until they are gone: not before their servers are stopped. But not
  * those that are added meanwhile.

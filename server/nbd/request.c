@@ -228,10 +228,9 @@ static int add_context(struct nbd_connection *connection, struct nbd_request *re
     }
     for (unsigned count = 0; count < most && offset < end; count++) {
         uint64_t extent;
-        uint32_t flags;
+        uint32_t flags = 0;
 
         status = next_extent(connection, context, offset, end - offset, &extent, &flags);
-
         if (status < 0) {
             return count ? 0 : status;
         }

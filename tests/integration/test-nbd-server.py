@@ -430,13 +430,14 @@ def changes(test):
 
 
 def check_other_session(world, guest):
-    """The export is of its session, and of no other that comes under its name."""
+    """The export ends with its session, and is of no other that comes under its name."""
     world.qmp.command("checkpoint-abandon", name="c2")
+    world.qmp.wait_event("BLOCK_EXPORT_DELETED", id="e")
+    assert world.qmp.command("query-block-exports") == []
     guest.pwrite(b"\x44" * (64 * KIB), 4 * MIB)
     world.qmp.command("checkpoint-begin", name="c2", since="c1")
     with Wire(world.socket).agree(nbd.STRUCTURED) as wire:
         refused(nbd.ERR_UNKNOWN, wire.info, nbd.OPT_GO, "e")
-    world.remove("e")
     world.add("e", "vda@c2", writable=False, changes="c1")
     with world.enter("e", nbd.STRUCTURED, [DIRTY + "c1"]) as wire:
         ranges = wire.all_status(wire.ids[0])
