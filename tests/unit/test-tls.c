@@ -183,7 +183,7 @@ static void serve_well(struct rig *rig, const struct tls_options *options, struc
 
 static void test_psk(struct rig *rig, const void *unused)
 {
-    g_autofree char *file = write_file(rig, "keys.psk", "bob:00\nalice:" KEY_TEXT "\n");
+    g_free(write_file(rig, "keys.psk", "bob:00\nalice:" KEY_TEXT "\n"));
     struct tls_options options = {.kind = TLS_PSK, .directory = rig->directory};
     g_autofree struct client *client = g_new0(struct client, 1);
 
@@ -193,7 +193,7 @@ static void test_psk(struct rig *rig, const void *unused)
 
 static void test_wrong_key(struct rig *rig, const void *user)
 {
-    g_autofree char *file = write_file(rig, "keys.psk", "alice:" KEY_TEXT "\n");
+    g_free(write_file(rig, "keys.psk", "alice:" KEY_TEXT "\n"));
     struct tls_options options = {.kind = TLS_PSK, .directory = rig->directory};
     AUTO(tls_credentials) credentials = tls_credentials_new(&options, NULL);
     g_autofree struct client *client = g_new0(struct client, 1);
@@ -300,7 +300,7 @@ static void test_missing(struct rig *rig, const void *unused)
         g_assert_null(tls_credentials_new(&wrong[i].options, &error));
         g_assert_nonnull(strstr(error->message, wrong[i].why));
     }
-    g_autofree char *file = write_file(rig, "keys.psk", "alice:00\n");
+    g_free(write_file(rig, "keys.psk", "alice:00\n"));
     struct tls_options options = {
         .kind = TLS_PSK, .directory = rig->directory, .is_client = true, .username = "ali"};
     g_autoptr(GError) error = NULL;
