@@ -51,7 +51,7 @@ static bool receive_into(struct nbd_raw *client, GByteArray *array, size_t bytes
 
     g_assert_cmpuint(bytes, <=, REPLY_MAX);
     g_byte_array_set_size(array, begin + (guint)bytes);
-    return nbd_raw_receive(client, array->data + begin, bytes);
+    return !bytes || nbd_raw_receive(client, array->data + begin, bytes);
 }
 
 /* ---- Handshake ------------------------------------------------------------------------------- */

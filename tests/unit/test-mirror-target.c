@@ -207,18 +207,19 @@ static void test_flush_fails_beside_a_write(void)
     wait_flushed(&world);
     FAULT(world.target, .operations = FAULT_ON(WRITE), .bytes = 4 * KIB, .count = 1, .hold = true);
     FAULT(world.target, .operations = FAULT_ON(FLUSH), .count = 1, .error_number = EIO);
-    uint64_t written = fault_bytes(world.target, FAULT_ON(WRITE));
     g_assert_cmpint(rig_pwrite(rig, 1, 0, 4 * KIB), ==, 0);
     fault_wait_held(world.target, 1);
     g_assert_cmpint(rig_pwrite(rig, 1, MIB, 4 * KIB), ==, 0);
     while (!is_held_up(&world)) {
         g_usleep(1000);
     }
+    /* The one that is held is to be written again; the other one, too, or for the first time. */
+    uint64_t written = fault_bytes(world.target, FAULT_ON(WRITE));
     fault_clear(world.target);
     rig_wait_status(world.job, JOB_STATUS_STANDBY);
     g_assert_cmpint(job_user_resume(world.job, NULL), ==, 0);
     wait_in_step(&world);
-    g_assert_cmpuint(fault_bytes(world.target, FAULT_ON(WRITE)) - written, >=, 16 * KIB);
+    g_assert_cmpuint(fault_bytes(world.target, FAULT_ON(WRITE)) - written, >=, 8 * KIB);
     end_as_pivot(&world);
 }
 
