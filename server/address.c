@@ -30,7 +30,7 @@ static const struct qmp_member unix_members[] = {
     {"path", &qmp_type_string, .doc = "The socket's path."},
     {NULL},
 };
-static const struct qmp_type unix_type = {
+const struct qmp_type unix_socket_address_type = {
     .name = "UnixSocketAddress",
     .kind = QMP_KIND_OBJECT,
     .members = unix_members,
@@ -40,7 +40,7 @@ static const struct qmp_member vsock_members[] = {
     {"port", &qmp_type_string, .doc = "The port, a number."},
     {NULL},
 };
-static const struct qmp_type vsock_type = {
+const struct qmp_type vsock_socket_address_type = {
     .name = "VsockSocketAddress",
     .kind = QMP_KIND_OBJECT,
     .members = vsock_members,
@@ -56,8 +56,10 @@ static const struct qmp_type fd_type = {
 };
 
 static const struct qmp_member inet_data[] = {{"data", &inet_type, .doc = "It."}, {NULL}};
-static const struct qmp_member unix_data[] = {{"data", &unix_type, .doc = "It."}, {NULL}};
-static const struct qmp_member vsock_data[] = {{"data", &vsock_type, .doc = "It."}, {NULL}};
+static const struct qmp_member unix_data[] = {{"data", &unix_socket_address_type, .doc = "It."},
+                                              {NULL}};
+static const struct qmp_member vsock_data[] = {{"data", &vsock_socket_address_type, .doc = "It."},
+                                               {NULL}};
 static const struct qmp_member fd_data[] = {{"data", &fd_type, .doc = "It."}, {NULL}};
 static const struct qmp_type inet_wrapper = {
     .name = "InetSocketAddressWrapper", .kind = QMP_KIND_OBJECT, .members = inet_data};
@@ -93,7 +95,11 @@ const struct qmp_type socket_address_legacy_type = {
     .variants = legacy_variants,
 };
 static const struct qmp_variant flat_variants[] = {
-    {"inet", &inet_type}, {"unix", &unix_type}, {"vsock", &vsock_type}, {"fd", &fd_type}, {NULL},
+    {"inet", &inet_type},
+    {"unix", &unix_socket_address_type},
+    {"vsock", &vsock_socket_address_type},
+    {"fd", &fd_type},
+    {NULL},
 };
 const struct qmp_type socket_address_type = {
     .name = "SocketAddress",

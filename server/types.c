@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "block/driver.h"
+#include "server/address.h"
 
 static const char *const address_types[] = {"inet", "unix", "vsock", "fd", NULL};
 static const struct qmp_type address_type_type = {
@@ -25,25 +26,6 @@ static const struct qmp_type inet_type = {
     .kind = QMP_KIND_OBJECT,
     .members = inet_members,
 };
-static const struct qmp_member unix_members[] = {
-    {"path", &qmp_type_string, .doc = "Path of the socket."},
-    {NULL},
-};
-static const struct qmp_type unix_type = {
-    .name = "UnixSocketAddress",
-    .kind = QMP_KIND_OBJECT,
-    .members = unix_members,
-};
-static const struct qmp_member vsock_members[] = {
-    {"cid", &qmp_type_string, .doc = "Context ID of the host."},
-    {"port", &qmp_type_string, .doc = "Port."},
-    {NULL},
-};
-static const struct qmp_type vsock_type = {
-    .name = "VsockSocketAddress",
-    .kind = QMP_KIND_OBJECT,
-    .members = vsock_members,
-};
 static const struct qmp_member fd_members[] = {
     {"str", &qmp_type_string, .doc = "Number of an open descriptor."},
     {NULL},
@@ -58,7 +40,11 @@ static const struct qmp_member address_base_members[] = {
     {NULL},
 };
 static const struct qmp_variant address_variants[] = {
-    {"inet", &inet_type}, {"unix", &unix_type}, {"vsock", &vsock_type}, {"fd", &fd_type}, {NULL},
+    {"inet", &inet_type},
+    {"unix", &unix_socket_address_type},
+    {"vsock", &vsock_socket_address_type},
+    {"fd", &fd_type},
+    {NULL},
 };
 static const struct qmp_type address_type = {
     .name = "SocketAddress",
