@@ -51,6 +51,12 @@ struct nbd_connection {
     unsigned threads; /* read_lock */
     pthread_t others[NBD_THREADS_MAX - 1];
 
+    /* Threads that there is nothing to do for; after read_lock. */
+    pthread_mutex_t idle_lock;
+    pthread_cond_t idle_changed;
+    unsigned idle, called; /* those that sleep; of these, those that are to wake up */
+    bool is_over;          /* nothing will be there to do */
+
     pthread_mutex_t reply_lock;
     pthread_cond_t reply_changed;
     STAILQ_HEAD(, nbd_request) replies; /* to be sent */

@@ -14,6 +14,8 @@ struct nbd_connection *nbd_connection_new(int fd, const struct nbd_policy *polic
     connection->negotiated_data = data;
     connection->contexts = g_array_new(FALSE, FALSE, sizeof(uint32_t));
     pthread_mutex_init(&connection->read_lock, NULL);
+    pthread_mutex_init(&connection->idle_lock, NULL);
+    pthread_cond_init(&connection->idle_changed, NULL);
     pthread_mutex_init(&connection->reply_lock, NULL);
     pthread_cond_init(&connection->reply_changed, NULL);
     STAILQ_INIT(&connection->replies);
@@ -55,6 +57,8 @@ void nbd_connection_free(struct nbd_connection *connection)
     g_array_unref(connection->contexts);
     pthread_cond_destroy(&connection->reply_changed);
     pthread_mutex_destroy(&connection->reply_lock);
+    pthread_cond_destroy(&connection->idle_changed);
+    pthread_mutex_destroy(&connection->idle_lock);
     pthread_mutex_destroy(&connection->read_lock);
     g_free(connection);
 }

@@ -302,10 +302,50 @@ static void *serving_thread(void *data)
     return NULL;
 }
 
+/*
+ * More than one thread that waits to read would only take turns with the others: each request would
+ * wake a thread, where two are quick enough if requests are. The rest sleep until they are called.
+ */
+static void idle_while_others_wait(struct nbd_connection *connection)
+{
+    if (atomic_load(&connection->input.waiting) == 0) {
+        return;
+    }
+    SCOPE_LOCK(&connection->idle_lock);
+    connection->idle++;
+    while (!connection->called && !connection->is_over) {
+        pthread_cond_wait(&connection->idle_changed, &connection->idle_lock);
+    }
+    connection->idle--;
+    connection->called -= connection->called > 0;
+}
+
+/* True: a thread that slept will read on. */
+static bool call_idle_thread(struct nbd_connection *connection)
+{
+    SCOPE_LOCK(&connection->idle_lock);
+
+    if (connection->idle == connection->called) {
+        return false;
+    }
+    connection->called++;
+    pthread_cond_signal(&connection->idle_changed);
+    return true;
+}
+
+static void end_idling(struct nbd_connection *connection)
+{
+    SCOPE_LOCK(&connection->idle_lock);
+
+    connection->is_over = true;
+    pthread_cond_broadcast(&connection->idle_changed);
+}
+
 /* Somebody is to read on while this request is carried out. read_lock held. */
 static void ensure_reader(struct nbd_connection *connection)
 {
-    if (atomic_load(&connection->input.waiting) || connection->threads == NBD_THREADS_MAX) {
+    if (atomic_load(&connection->input.waiting) || call_idle_thread(connection) ||
+        connection->threads == NBD_THREADS_MAX) {
         return;
     }
     if (thread_create(&connection->others[connection->threads - 1], serving_thread, connection) ==
@@ -317,6 +357,7 @@ static void ensure_reader(struct nbd_connection *connection)
 /* The next request; NULL: there is none any more. */
 static struct nbd_request *next_request(struct nbd_connection *connection)
 {
+    idle_while_others_wait(connection);
     struct nbd_request *request = take_request(connection);
 
     atomic_fetch_add(&connection->input.waiting, 1);
@@ -331,6 +372,7 @@ static struct nbd_request *next_request(struct nbd_connection *connection)
     }
     pthread_mutex_unlock(&connection->read_lock);
     if (has_ended) {
+        end_idling(connection);
         give_back(connection, request);
     }
     return has_ended ? NULL : request;
