@@ -145,7 +145,7 @@ static int serve(const struct nbd_arguments *arguments, GError **error)
     int status = start(arguments, server, error);
     if (status == 0) {
         process_ready(arguments->is_verbose);
-        while (process_wait(-1)) {
+        while (process_wait(NULL, 0)) {
         }
     }
     server_free(server);

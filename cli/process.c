@@ -108,11 +108,15 @@ void process_begin(const char *name)
     catch_signals();
 }
 
-bool process_wait(int fd)
+bool process_wait(const int *fds, unsigned count)
 {
-    struct pollfd polled[] = {{.fd = end_fd, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
+    g_autofree struct pollfd *polled = g_new(struct pollfd, count + 1);
 
-    while (poll(polled, G_N_ELEMENTS(polled), -1) < 0 && errno == EINTR) {
+    polled[0] = (struct pollfd){.fd = end_fd, .events = POLLIN};
+    for (unsigned i = 0; i < count; i++) {
+        polled[i + 1] = (struct pollfd){.fd = fds[i], .events = POLLIN};
+    }
+    while (poll(polled, count + 1, -1) < 0 && errno == EINTR) {
     }
     return !polled[0].revents;
 }

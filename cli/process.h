@@ -47,10 +47,10 @@ int process_write_pid_file(const char *path, bool exclusive, GError **error);
 void process_ready(bool keep_errors);
 
 /*
- * Wait until a signal or process_finish ends it, or a descriptor is readable; -1: none. Returns
+ * Wait until a signal or process_finish ends it, or one of some descriptors is readable. Returns
  * false in the first case, from then on at once.
  */
-bool process_wait(int fd);
+bool process_wait(const int *fds, unsigned count);
 
 /* Any thread. */
 void process_finish(void);

@@ -9,15 +9,16 @@
 #include "block/options.h"
 #include "cli/process.h"
 #include "cli/stdio-bridge.h"
+#include "server/address.h"
 #include "server/lookup.h"
+#include "server/nbd/listen.h"
 #include "server/option-text.h"
-#include "server/unix-socket.h"
 
 struct chardev {
     char *id;
-    bool is_taken;                 /* by a monitor, whose the sockets are then */
-    int client_fd;                 /* the only client; -1: those come who like, to: */
-    struct unix_listener listener; /* where they come */
+    bool is_taken;               /* by a monitor, whose the sockets are then */
+    int client_fd;               /* the only client; -1: those come who like, to: */
+    struct nbd_listener sockets; /* where they come; the array is NULL if there are none */
 };
 
 static GPtrArray *chardevs; /* of struct chardev; NULL: none yet */
@@ -27,6 +28,11 @@ static GPtrArray *chardevs; /* of struct chardev; NULL: none yet */
 static const struct qmp_member socket_members[] = {
     {"path", &qmp_type_string, .optional = true, .doc = "Of a UNIX socket."},
     {"fd", &qmp_type_string, .optional = true, .doc = "The number of a descriptor that listens."},
+    {"host", &qmp_type_string, .optional = true, .doc = "Of a TCP socket; empty: all addresses."},
+    {"port", &qmp_type_string, .optional = true, .doc = "Of a TCP socket."},
+    {"to", &qmp_type_uint16, .optional = true, .doc = "Or the first free one up to this."},
+    {"ipv4", &qmp_type_bool, .optional = true, .doc = "Whether to listen on IPv4 addresses."},
+    {"ipv6", &qmp_type_bool, .optional = true, .doc = "Whether to listen on IPv6 addresses."},
     {"server", &qmp_type_bool, .optional = true, .doc = "Listen, instead of connecting."},
     {"wait", &qmp_type_bool, .optional = true, .doc = "Wait for a client; the default."},
     {"nowait", &qmp_type_bool, .optional = true, .doc = "As scripts of old have it."},
@@ -85,8 +91,8 @@ static void free_chardev(void *data)
 
     if (!chardev->is_taken && chardev->client_fd >= 0) {
         close(chardev->client_fd);
-    } else if (!chardev->is_taken && chardev->listener.fd >= 0) {
-        unix_socket_unlisten(&chardev->listener);
+    } else if (!chardev->is_taken && chardev->sockets.sockets) {
+        nbd_unlisten(&chardev->sockets);
     }
     g_free(chardev->id);
     g_free(chardev);
@@ -111,20 +117,40 @@ void chardev_close_all(void)
 
 /* ---- Opening --------------------------------------------------------------------------------- */
 
+/* What socket it is, as an address of QMP's; each member belongs to one kind. */
+static json_t *address_of(json_t *arguments)
+{
+    static const char *const inet_names[] = {"host", "port", "to", "ipv4", "ipv6", NULL};
+    json_t *path = json_object_get(arguments, "path"), *fd = json_object_get(arguments, "fd");
+
+    if (path) {
+        return json_pack("{s:s, s:O}", "type", "unix", "path", path);
+    }
+    if (fd) {
+        return json_pack("{s:s, s:O}", "type", "fd", "str", fd);
+    }
+    json_t *address = json_pack("{s:s, s:s}", "type", "inet", "host", "");
+    for (const char *const *name = inet_names; *name; name++) {
+        json_t *value = json_object_get(arguments, *name);
+
+        if (value) {
+            json_object_set(address, *name, value);
+        }
+    }
+    return address;
+}
+
 static int listen_on(json_t *arguments, struct chardev *chardev, GError **error)
 {
-    const char *fd = json_string_value(json_object_get(arguments, "fd"));
-    const char *path = json_string_value(json_object_get(arguments, "path"));
-    guint64 number;
+    json_t *value = address_of(arguments);
+    struct nbd_address address;
+    int status = address_read(value, &address, error);
 
-    if (!fd) {
-        return unix_socket_listen(path, &chardev->listener, error);
+    if (status == 0) {
+        status = nbd_listen(&address, &chardev->sockets, error);
     }
-    if (!g_ascii_string_to_unsigned(fd, 10, 0, INT32_MAX, &number, NULL)) {
-        return block_error(error, EINVAL, "Parameter 'fd' expects a descriptor's number, not '%s'",
-                           fd);
-    }
-    return unix_socket_adopt((int)number, &chardev->listener, error);
+    json_decref(value);
+    return status;
 }
 
 static int open_server(json_t *arguments, struct chardev *chardev, GError **error)
@@ -132,8 +158,10 @@ static int open_server(json_t *arguments, struct chardev *chardev, GError **erro
     bool waits = lookup_bool(arguments, "wait", !lookup_bool(arguments, "nowait", false));
     int status = listen_on(arguments, chardev, error);
 
-    if (status == 0 && waits && !process_wait(chardev->listener.fd)) {
-        return -ECANCELED;
+    if (status == 0 && waits) {
+        GArray *sockets = chardev->sockets.sockets;
+
+        return process_wait((const int *)(void *)sockets->data, sockets->len) ? 0 : -ECANCELED;
     }
     return status;
 }
@@ -144,17 +172,33 @@ static int open_client(json_t *arguments, struct chardev *chardev, GError **erro
 
     if (!path || json_object_get(arguments, "wait") || json_object_get(arguments, "nowait")) {
         return block_error(error, EINVAL,
-                           "A socket that connects takes 'path' and nothing else: did you mean "
-                           "server=on?");
+                           "A socket that connects takes 'path' and nothing else, and is a UNIX "
+                           "one: did you mean server=on?");
     }
     chardev->client_fd = unix_socket_connect(path, error);
     return MIN(chardev->client_fd, 0);
 }
 
+static unsigned count_members(json_t *object, const char *const *names)
+{
+    unsigned count = 0;
+
+    for (const char *const *name = names; *name; name++) {
+        count += json_object_get(object, *name) != NULL;
+    }
+    return count;
+}
+
 static int open_socket(json_t *arguments, struct chardev *chardev, GError **error)
 {
-    if (!json_object_get(arguments, "path") == !json_object_get(arguments, "fd")) {
-        return block_error(error, EINVAL, "Exactly one of 'path' and 'fd' must be given");
+    static const char *const inet_only[] = {"host", "to", "ipv4", "ipv6", NULL};
+    static const char *const kinds[] = {"path", "fd", "port", NULL};
+
+    if (count_members(arguments, kinds) != 1) {
+        return block_error(error, EINVAL, "Exactly one of 'path', 'fd' and 'port' must be given");
+    }
+    if (!json_object_get(arguments, "port") && count_members(arguments, inet_only)) {
+        return block_error(error, EINVAL, "'host', 'to', 'ipv4' and 'ipv6' go with 'port'");
     }
     return lookup_bool(arguments, "server", false) ? open_server(arguments, chardev, error)
                                                    : open_client(arguments, chardev, error);
@@ -184,7 +228,7 @@ static int open_chardev(json_t *arguments, bool is_daemon, GError **error)
         return block_error(error, EEXIST, "There is a chardev '%s' already", id);
     }
     struct chardev *chardev = g_new0(struct chardev, 1);
-    *chardev = (struct chardev){.id = g_strdup(id), .client_fd = -1, .listener.fd = -1};
+    *chardev = (struct chardev){.id = g_strdup(id), .client_fd = -1};
     int status =
         is_stdio ? open_stdio(chardev, is_daemon, error) : open_socket(arguments, chardev, error);
     if (status < 0) {
@@ -209,6 +253,26 @@ int chardev_add(const char *text, bool is_daemon, GError **error)
 
 /* ---- Monitors -------------------------------------------------------------------------------- */
 
+/* One for each socket: they serve alike. */
+static void start_monitor(struct server *server, struct chardev *chardev, bool is_pretty)
+{
+    GArray *sockets = chardev->sockets.sockets;
+
+    if (chardev->client_fd >= 0) {
+        server_add_monitor_client(server, chardev->client_fd, is_pretty);
+        return;
+    }
+    for (guint i = 0; i < sockets->len; i++) {
+        struct unix_listener listener = {.fd = g_array_index(sockets, int, i), .directory_fd = -1};
+
+        server_add_monitor(server,
+                           chardev->sockets.unix_socket.fd >= 0 ? &chardev->sockets.unix_socket
+                                                                : &listener,
+                           is_pretty);
+    }
+    g_array_unref(sockets);
+}
+
 static int add_monitor(struct server *server, json_t *arguments, GError **error)
 {
     const char *id = json_string_value(json_object_get(arguments, "chardev"));
@@ -221,15 +285,8 @@ static int add_monitor(struct server *server, json_t *arguments, GError **error)
     if (chardev->is_taken) {
         return block_error(error, EBUSY, "Chardev '%s' has a monitor already", id);
     }
-    if (lookup_bool(arguments, "pretty", false)) {
-        return block_error(error, ENOTSUP, "pretty=on is not supported: each message is a line");
-    }
     chardev->is_taken = true;
-    if (chardev->client_fd >= 0) {
-        server_add_monitor_client(server, chardev->client_fd);
-    } else {
-        server_add_monitor(server, &chardev->listener);
-    }
+    start_monitor(server, chardev, lookup_bool(arguments, "pretty", false));
     return 0;
 }
 

@@ -175,7 +175,7 @@ static int serve(int argc, char **argv, const struct choices *choices, GError **
     int status = start(server, argc, argv, choices, error);
     if (status == 0) {
         process_ready(false);
-        while (process_wait(-1)) {
+        while (process_wait(NULL, 0)) {
         }
     }
     chardev_close_all();

@@ -217,21 +217,28 @@ static int listen_for_admins(struct server *server, GError **error)
     return 0;
 }
 
-void server_add_monitor(struct server *server, const struct unix_listener *listener)
+/* NULL: it has no clients but those that it is given. */
+static struct qmp_monitor *start_monitor(struct server *server,
+                                         const struct unix_listener *listener, bool is_pretty)
 {
     struct qmp_monitor *monitor = qmp_monitor_new_on(listener, command_tables, event_tables);
 
+    if (is_pretty) {
+        qmp_monitor_set_pretty(monitor);
+    }
     add_monitor(server, monitor);
     qmp_monitor_start(monitor);
+    return monitor;
 }
 
-void server_add_monitor_client(struct server *server, int fd)
+void server_add_monitor(struct server *server, const struct unix_listener *listener, bool is_pretty)
 {
-    struct qmp_monitor *monitor = qmp_monitor_new_on(NULL, command_tables, event_tables);
+    start_monitor(server, listener, is_pretty);
+}
 
-    add_monitor(server, monitor);
-    qmp_monitor_start(monitor);
-    qmp_monitor_serve(monitor, fd);
+void server_add_monitor_client(struct server *server, int fd, bool is_pretty)
+{
+    qmp_monitor_serve(start_monitor(server, NULL, is_pretty), fd);
 }
 
 bool server_is_monitor_socket(int fd)

@@ -54,10 +54,12 @@ int server_run(struct server *server, const char *command, const char *text,
 
 /*
  * Another admin channel: for those who connect to a socket that listens, which is taken over; or
- * for one client alone, whose stream socket is taken. After server_start, not the main thread.
+ * for one client alone, whose stream socket is taken. Pretty: messages are indented. After
+ * server_start, not the main thread.
  */
-void server_add_monitor(struct server *server, const struct unix_listener *listener);
-void server_add_monitor_client(struct server *server, int fd);
+void server_add_monitor(struct server *server, const struct unix_listener *listener,
+                        bool is_pretty);
+void server_add_monitor_client(struct server *server, int fd, bool is_pretty);
 
 /*
  * The process will end as soon as its clients have gone: requests held by an error policy fail,

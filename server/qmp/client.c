@@ -10,6 +10,7 @@
 
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "server/qmp/json-indent.h"
 #include "server/qmp/json-stream.h"
 #include "server/qmp/monitor.h"
 #include "server/qmp/request.h"
@@ -173,6 +174,14 @@ static gboolean on_writable(gint fd, GIOCondition condition, gpointer data)
     return G_SOURCE_CONTINUE;
 }
 
+static GBytes *indent(GBytes *line)
+{
+    GBytes *lines = json_indent(line);
+
+    g_bytes_unref(line);
+    return lines;
+}
+
 /* Queue a line and write what can be written. Takes the reference. May close the client. */
 static void put(struct qmp_client *client, GBytes *line, bool is_event, void (*after)(void *data),
                 void *after_data)
@@ -180,6 +189,7 @@ static void put(struct qmp_client *client, GBytes *line, bool is_event, void (*a
     struct output *output = g_new(struct output, 1);
     bool was_empty = STAILQ_EMPTY(&client->output);
 
+    line = client->owner.is_pretty ? indent(line) : line;
     *output = (struct output){
         .line = line,
         .is_event = is_event,

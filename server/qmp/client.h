@@ -26,6 +26,7 @@ struct qmp_client;
 /* What a client needs of the monitor, and tells it. */
 struct qmp_client_owner {
     const struct qmp_command *const *command_tables;
+    bool is_pretty; /* what it is sent is indented */
     /* The connection was closed; the client stays while a command of it runs. */
     void (*closed)(struct qmp_client *client, void *data);
     /* The client is no more. May free the owner. */

@@ -30,7 +30,7 @@ struct qmp_monitor {
     GPtrArray *clients; /* whose connections are open */
     GSource *accept_source;
     GSource *accept_pause;
-    bool is_started;
+    bool is_started, is_pretty;
 
     /* Guards client_count. A leaf. */
     pthread_mutex_t lock;
@@ -72,6 +72,7 @@ static void add_client(struct qmp_monitor *monitor, int fd)
 {
     struct qmp_client_owner owner = {
         .command_tables = monitor->command_tables,
+        .is_pretty = monitor->is_pretty,
         .closed = on_client_closed,
         .gone = on_client_gone,
         .data = monitor,
@@ -183,6 +184,11 @@ struct qmp_monitor *qmp_monitor_new_on(const struct unix_listener *listener,
     pthread_mutex_init(&monitor->lock, NULL);
     pthread_cond_init(&monitor->client_gone, NULL);
     return monitor;
+}
+
+void qmp_monitor_set_pretty(struct qmp_monitor *monitor)
+{
+    monitor->is_pretty = true;
 }
 
 static void start_on_main_thread(void *data)

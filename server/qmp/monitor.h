@@ -32,6 +32,9 @@ struct qmp_monitor *qmp_monitor_new_on(const struct unix_listener *listener,
                                        const struct qmp_command *const *command_tables,
                                        const struct qmp_event_type *const *event_tables);
 
+/* Indent what clients are sent, for people to read. Before qmp_monitor_start. */
+void qmp_monitor_set_pretty(struct qmp_monitor *monitor);
+
 /* Accept clients, on the main loop. After main_loop_start or before. */
 void qmp_monitor_start(struct qmp_monitor *monitor);
 

@@ -193,6 +193,71 @@ def waits(test):
     assert test.path("passed").exists() and not path.exists()
 
 
+def layout(message):
+    """Its lines, of which members may stand in any order, without those that tell the version."""
+    return sorted(line.rstrip(b",") for line in message.split(b"\r\n")
+                  if not any(word in line for word in (b"QMP", b'"m', b"package")))
+
+
+def pretty_session(test, program):
+    """What a monitor with pretty=on answers, up to the end."""
+    process = test.start(
+        program, "--chardev", "stdio,id=c", "--monitor", "c,pretty=on",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdin.write(
+        b'{"execute": "qmp_capabilities", "id": "a, {\\"} [b]"}{"execute": "query-block-jobs"}'
+        b'{"execute": "query-commands"}{"execute": "no"}{"execute": "quit"}'
+    )
+    process.stdin.close()
+    answers = process.stdout.read().split(b"\r\n{\r\n")
+    assert process.wait(30) == 0
+    return answers
+
+
+@promise("pretty=on breaks lines where QEMU's daemon breaks them")
+def pretty(test):
+    ours, theirs = (pretty_session(test, program) for program in (PROGRAM, "qemu-storage-daemon"))
+    assert len(ours) == len(theirs) == 6, (ours, theirs)
+    assert ours[2] == theirs[2] and ours[5] == theirs[5], (ours, theirs)
+    for mine, peers in zip(ours, theirs):
+        if b"query-commands" not in mine:  # they know others
+            assert layout(mine) == layout(peers), (mine, peers)
+    assert ours[3].count(b'\r\n            "name": ') > 50, ours[3]
+    for text in ours[1:]:
+        json.loads(b"{" + text)
+
+
+@promise("a monitor listens on TCP, on all addresses of a name, and waits for a client if told to")
+def tcp_monitor(test):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nbd = test.path("after")
+    process = test.start(
+        PROGRAM, "--chardev", f"socket,id=c,host=localhost,port={port},to={port + 50},server=on",
+        "--monitor", "c,pretty=on", "--nbd-server", f"addr.type=unix,addr.path={nbd}",
+    )  # fmt: skip
+    connection = None
+
+    def connected():
+        nonlocal connection
+        assert process.poll() is None and not nbd.exists()
+        try:
+            connection = socket.create_connection(("localhost", port), 30)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    wait_until(connected, "it listens")
+    wait_until(nbd.exists, "it goes on")
+    connection.sendall(b'{"execute": "qmp_capabilities"}{"execute": "quit"}')
+    answer = b""
+    while part := connection.recv(4096):
+        answer += part
+    assert answer.startswith(b'{\r\n    "QMP": {\r\n') and answer.endswith(b"\r\n}\r\n"), answer
+    assert process.wait(30) == 0
+
+
 @promise("what is wrong with an option is said in one line, with status 1, and leaves nothing")
 def refusals(test):
     path = test.path("s")
@@ -204,7 +269,9 @@ def refusals(test):
         ("--blockdev", "null-co,node-name=n,no=1"), ("--blockdev", "raw,file=a,file.driver=file"),
         (*listening, "--chardev", "stdio,id=c"), (*listening, "--monitor", "c,mode=readline"),
         (*listening, "--monitor", "c", "--monitor", "c"), ("--chardev", "null,id=n"),
-        (*listening, "--monitor", "c,pretty=on"), ("--chardev", "socket,id=c"),
+        ("--chardev", "socket,id=c,host=localhost,server=on"), ("--chardev", "socket,id=c"),
+        ("--chardev", f"socket,id=c,path={path},port=1,server=on"),
+        ("--chardev", "socket,id=c,port=1"), ("--chardev", f"socket,id=c,path={path},to=2"),
         ("--chardev", f"socket,id=c,path={path}"), ("--chardev", "socket,id=c,fd=0,server=on"),
         ("--daemonize", "--chardev", "stdio,id=s"), ("--object", "bogus,id=b"),
         ("--export", "nbd,id=e,node-name=n"), ("--export", "fuse,id=e,node-name=n"),

@@ -7,6 +7,7 @@
 #include <jansson.h>
 #include <string.h>
 
+#include "server/qmp/json-indent.h"
 #include "server/qmp/json-lexer.h"
 #include "server/qmp/json-print.h"
 #include "server/qmp/json-stream.h"
@@ -387,6 +388,20 @@ static void test_print_shape(void)
     g_assert_cmpstr(printed, ==, "{\"a\": [1, true, null, {}], \"b\\\"\": \"x\", \"c\": 0.5}");
 }
 
+static void test_indent(void)
+{
+    g_autofree char *printed =
+        print(json_pack("{s:[i,{s:s}], s:[], s:{}}", "a", 1, "b{,[\"\\", ", \\\"]}", "c", "d"));
+    g_autoptr(GBytes) line = g_bytes_new(printed, strlen(printed));
+    g_autoptr(GBytes) lines = json_indent(line);
+    g_autofree char *text = g_strndup(g_bytes_get_data(lines, NULL), g_bytes_get_size(lines));
+
+    g_assert_cmpstr(text, ==,
+                    "{\r\n    \"a\": [\r\n        1,\r\n        {\r\n"
+                    "            \"b{,[\\\"\\\\\": \", \\\\\\\"]}\"\r\n        }\r\n    ],\r\n"
+                    "    \"c\": [\r\n    ],\r\n    \"d\": {\r\n    }\r\n}");
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -403,5 +418,6 @@ int main(int argc, char **argv)
     g_test_add_func("/json-print/bytes-that-are-no-text-become-fffd", test_print_bad_text);
     g_test_add_func("/json-print/big-unsigned-numbers", test_print_big);
     g_test_add_func("/json-print/separators-and-quotes", test_print_shape);
+    g_test_add_func("/json-print/for-people-with-a-line-for-each-member", test_indent);
     return g_test_run();
 }
