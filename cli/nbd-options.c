@@ -76,6 +76,7 @@ void nbd_arguments_print_help(void)
 {
     puts("Usage: liveblk-nbd [OPTION...] FILE\n"
          "       liveblk-nbd -L [OPTION...]\n"
+         "       liveblk-nbd -d DEVICE\n"
          "Serve a disk image over NBD, with the command line of qemu-nbd.\n"
          "\n"
          "  -h, --help                  print this help and exit\n"
@@ -121,6 +122,11 @@ void nbd_arguments_print_help(void)
          "      --fork                  go to the background when clients can connect\n"
          "      --pid-file=PATH         write the process ID to a file\n"
          "  -v, --verbose               with --fork: go on writing messages\n"
+         "\n"
+         "The kernel's NBD client:\n"
+         "  -c, --connect=DEVICE        show the disk as DEVICE, /dev/nbdN, and go to the\n"
+         "                              background (but with --verbose)\n"
+         "  -d, --disconnect DEVICE     end that\n"
          "\n"
          "  -L, --list                  list the exports of a server\n"
          "\n"
@@ -220,22 +226,6 @@ static int read_offset(struct nbd_image *image, const char *text, GError **error
         g_prefix_error(error, "--offset: ");
     }
     return status;
-}
-
-/* The kernel's own client is set up by nbd-client(8), which connects to a socket of ours. */
-static int refuse_device(const char *device, GError **error)
-{
-    if (access("/sys/module/nbd", F_OK) != 0) {
-        return block_error(error, ENODEV,
-                           "There is no kernel NBD client here to %s: the module nbd is not loaded",
-                           device ? "connect" : "disconnect");
-    }
-    return device ? block_error(error, ENOTSUP,
-                                "--connect is not supported: serve with --socket=PATH, then run "
-                                "nbd-client -unix PATH %s",
-                                device)
-                  : block_error(error, ENOTSUP,
-                                "--disconnect is not supported: run nbd-client -d DEVICE");
 }
 
 /* ---- All of them ----------------------------------------------------------------------------- */
@@ -339,9 +329,11 @@ static int read_other_option(struct nbd_arguments *arguments, int option, GError
         arguments->mode = NBD_MODE_LIST;
         return 0;
     case 'c':
-        return refuse_device(optarg, error);
+        arguments->device = optarg;
+        return 0;
     case 'd':
-        return refuse_device(NULL, error);
+        arguments->mode = NBD_MODE_DISCONNECT;
+        return 0;
     case OPTION_SELINUX_LABEL:
         return block_error(error, ENOTSUP,
                            "--selinux-label is not supported: set the label of the "
@@ -382,12 +374,34 @@ static int check_activation(struct nbd_arguments *arguments, GError **error)
         return block_error(error, EINVAL, "Socket activation passed %s sockets; one is expected",
                            count);
     }
-    if (arguments->mode == NBD_MODE_LIST || arguments->port || arguments->bind ||
-        arguments->socket) {
+    if (arguments->mode != NBD_MODE_SERVE || arguments->port || arguments->bind ||
+        arguments->socket || arguments->device) {
         return block_error(error, EINVAL,
-                           "--list, --port, --bind and --socket make no sense with a "
-                           "socket that was passed by socket activation");
+                           "--list, --port, --bind, --socket, --connect and --disconnect make no "
+                           "sense with a socket that was passed by socket activation");
     }
+    return 0;
+}
+
+/* The kernel connects to us over a UNIX socket, without TLS. */
+static int check_device(struct nbd_arguments *arguments, GError **error)
+{
+    if (arguments->device && (arguments->mode != NBD_MODE_SERVE || arguments->port ||
+                              arguments->bind || arguments->tls_credentials)) {
+        return block_error(error, EINVAL,
+                           "--list, --disconnect, --port, --bind and --tls-creds make no sense "
+                           "with --connect");
+    }
+    if (check_activation(arguments, error) < 0) {
+        return -EINVAL;
+    }
+    if (arguments->device && !arguments->socket) {
+        g_autofree char *name = g_path_get_basename(arguments->device);
+
+        arguments->device_socket = g_strdup_printf("/var/lock/liveblk-nbd-%s", name);
+        arguments->socket = arguments->device_socket;
+    }
+    arguments->forks |= arguments->device && !arguments->is_verbose;
     return 0;
 }
 
@@ -407,7 +421,7 @@ static int check_together(struct nbd_arguments *arguments, GError **error)
                            "--tls-hostname is for --list: the name that a server's "
                            "certificate has");
     }
-    return check_activation(arguments, error);
+    return check_device(arguments, error);
 }
 
 static int take_file(struct nbd_arguments *arguments, int count, char **files, GError **error)
@@ -486,4 +500,5 @@ void nbd_arguments_clear(struct nbd_arguments *arguments)
     g_clear_pointer(&arguments->bitmaps, g_ptr_array_unref);
     g_clear_pointer(&arguments->objects, g_ptr_array_unref);
     g_clear_pointer(&arguments->file, g_free);
+    g_clear_pointer(&arguments->device_socket, g_free);
 }

@@ -14,6 +14,7 @@
 enum nbd_mode {
     NBD_MODE_SERVE,
     NBD_MODE_LIST,
+    NBD_MODE_DISCONNECT, /* a kernel's device, the image's `file` */
     NBD_MODE_HELP,
     NBD_MODE_VERSION,
 };
@@ -24,6 +25,8 @@ struct nbd_arguments {
     char *file; /* of the image, absolute if it is a path */
 
     const char *port, *bind, *socket; /* NULL: not given */
+    const char *device;               /* of the kernel, to be connected; NULL: none */
+    char *device_socket;              /* made for it, if `socket` was not given */
     bool is_activated;                /* a socket was passed to us as descriptor 3 */
     uint32_t clients;                 /* at a time; 0: any number */
     bool is_persistent;

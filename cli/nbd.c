@@ -8,6 +8,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "cli/nbd-image.h"
+#include "cli/nbd-kernel.h"
 #include "cli/nbd-list.h"
 #include "cli/nbd-options.h"
 #include "cli/process.h"
@@ -136,20 +137,52 @@ static int start(const struct nbd_arguments *arguments, struct server *server, G
     return status;
 }
 
+static int connect_device(const struct nbd_arguments *arguments, struct nbd_kernel_device **device,
+                          GError **error)
+{
+    if (!arguments->device) {
+        return 0;
+    }
+    *device = nbd_kernel_connect(arguments->device, arguments->socket, arguments->name, error);
+    return *device ? 0 : -EIO;
+}
+
 static int serve(const struct nbd_arguments *arguments, GError **error)
 {
+    struct nbd_kernel_device *device = NULL;
+
+    if (arguments->device && nbd_kernel_check(error) < 0) {
+        return -ENODEV;
+    }
     if (arguments->forks) {
         process_fork();
     }
     struct server *server = server_new();
     int status = start(arguments, server, error);
     if (status == 0) {
+        status = connect_device(arguments, &device, error);
+    }
+    if (status == 0) {
         process_ready(arguments->is_verbose);
         while (process_wait(NULL, 0)) {
         }
     }
+    nbd_kernel_device_free(device);
     server_free(server);
     process_end();
+    return status;
+}
+
+static int disconnect_device(const char *path, GError **error)
+{
+    int status = nbd_kernel_check(error);
+
+    if (status == 0) {
+        status = nbd_kernel_disconnect(path, error);
+    }
+    if (status == 0) {
+        printf("%s disconnected\n", path);
+    }
     return status;
 }
 
@@ -164,6 +197,8 @@ static int run(const struct nbd_arguments *arguments, GError **error)
         return 0;
     case NBD_MODE_LIST:
         return nbd_list_exports(arguments, error);
+    case NBD_MODE_DISCONNECT:
+        return disconnect_device(arguments->file, error);
     case NBD_MODE_SERVE:
         return serve(arguments, error);
     }

@@ -129,12 +129,12 @@ def find_kernel():
     raise FileNotFoundError("no cloud kernel: scripts/install-dependencies guest")
 
 
-def copy_modules(modules, into):
+def copy_modules(modules, into, needs=tuple(VIRTIO_MODULES), wants=tuple(EXT4_MODULES)):
     """The modules that must be loaded, uncompressed, and a list of them in order."""
     built_in = set(re.findall(r"([^/]+)\.ko", (modules / "modules.builtin").read_text()))
     found = {path.name.partition(".")[0]: path for path in modules.glob("kernel/**/*.ko*")}
-    needed = [name for name in VIRTIO_MODULES if name not in built_in]
-    needed += [name for name in EXT4_MODULES if name not in built_in and name in found]
+    needed = [name for name in needs if name not in built_in]
+    needed += [name for name in wants if name not in built_in and name in found]
     into.mkdir()
     for name in needed:
         uncompress = lzma.open if found[name].suffix == ".xz" else open
@@ -151,14 +151,15 @@ def copy_program(test, program, root):
         shutil.copy(path, root / path[1:])
 
 
-def make_initramfs(test, modules, script):
+def make_initramfs(test, modules, script, programs=("/sbin/mke2fs",), **which_modules):
     """Returns the archive."""
     root, archive = test.path("initramfs"), test.path("initramfs.cpio")
     for folder in ("bin", "dev", "proc", "disk"):
         (root / folder).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin")
-    copy_program(test, "/sbin/mke2fs", root)
-    copy_modules(modules, root / "modules")
+    for program in programs:
+        copy_program(test, program, root)
+    copy_modules(modules, root / "modules", **which_modules)
     (root / "init").write_text(script)
     (root / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
