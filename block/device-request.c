@@ -42,6 +42,19 @@ static void leave(struct block_device *device, unsigned shard)
     }
 }
 
+/* Whom the thread works for; NULL: nobody who could leave. */
+static _Thread_local const atomic_bool *has_left;
+
+void block_device_set_client(const atomic_bool *flag)
+{
+    has_left = flag;
+}
+
+static bool client_has_left(void)
+{
+    return has_left && atomic_load(has_left);
+}
+
 /* Wait in front of the shut gate. 0 when it is worth trying again. */
 static int wait_for_gate(struct block_device *device)
 {
@@ -50,7 +63,9 @@ static int wait_for_gate(struct block_device *device)
     SCOPE_LOCK(&device->lock);
 
     while (status == 0 && atomic_load(&device->closed)) {
-        if (device->removed || (device->shut_down && !device->drains)) {
+        bool will_not_open = device->shut_down || client_has_left();
+
+        if (device->removed || (will_not_open && !device->drains)) {
             status = -ESHUTDOWN;
         } else {
             guest_wait_for(&wait, device->held_for);

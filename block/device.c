@@ -399,6 +399,17 @@ const char *block_device_run_state(void)
     return state;
 }
 
+void block_device_client_left(void)
+{
+    SCOPE_LOCK(&devices_lock);
+    struct block_device *device;
+
+    TAILQ_FOREACH (device, &devices, entry) {
+        SCOPE_LOCK(&device->lock);
+        pthread_cond_broadcast(&device->changed);
+    }
+}
+
 void block_device_shutdown_all(void)
 {
     struct block_device **list = block_device_list();

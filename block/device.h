@@ -7,6 +7,7 @@
 #define LIVEBLK_BLOCK_DEVICE_H
 
 #include <glib.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -167,6 +168,15 @@ void block_device_stop_all(void);
 void block_device_continue_all(void);
 /* "running", "paused", "io-error". */
 const char *block_device_run_state(void);
+
+/*
+ * The requests that this thread makes from here on are of a client that may be sent away: as soon
+ * as *has_left, they fail with -ESHUTDOWN instead of waiting at a stopped device, since whoever
+ * could let it go on may be waiting for them. NULL: they are nobody's. Whoever sets *has_left calls
+ * block_device_client_left then, with no lock of block/ held.
+ */
+void block_device_set_client(const atomic_bool *has_left);
+void block_device_client_left(void);
 
 /*
  * Shutdown: held requests fail with -ESHUTDOWN instead of waiting for ever, now and later.

@@ -29,6 +29,7 @@ struct nbd_connection {
     const struct nbd_policy *policy;
     void (*negotiated)(void *data);
     void *negotiated_data;
+    atomic_bool is_shut_down; /* by us */
 
     /* Negotiated; constant in the transmission phase. */
     enum nbd_mode mode;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "server/nbd/connection.h"
 
+#include "block/device.h"
 #include "server/nbd/connection-internal.h"
 
 struct nbd_connection *nbd_connection_new(int fd, const struct nbd_policy *policy,
@@ -48,7 +49,9 @@ void nbd_connection_run(struct nbd_connection *connection)
 
 void nbd_connection_shut_down(struct nbd_connection *connection)
 {
+    atomic_store(&connection->is_shut_down, true);
     nbd_channel_shut_down(&connection->channel);
+    block_device_client_left();
 }
 
 void nbd_connection_free(struct nbd_connection *connection)

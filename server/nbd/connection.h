@@ -32,7 +32,10 @@ struct nbd_connection *nbd_connection_new(int fd, const struct nbd_policy *polic
 /* Serve the client until it or we end that; blocks. */
 void nbd_connection_run(struct nbd_connection *connection);
 
-/* End it soon: what has been begun is carried out, and nobody hears of it. Any thread. */
+/*
+ * End it soon: what has been begun is carried out, and nobody hears of it. What has not, as its
+ * device is stopped, fails. Any thread.
+ */
 void nbd_connection_shut_down(struct nbd_connection *connection);
 
 void nbd_connection_free(struct nbd_connection *connection);

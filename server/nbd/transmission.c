@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "block/device.h"
 #include "block/thread.h"
 #include "server/nbd/connection-internal.h"
 
@@ -382,10 +383,12 @@ static void serve(struct nbd_connection *connection)
 {
     struct nbd_request *request;
 
+    block_device_set_client(&connection->is_shut_down);
     while ((request = next_request(connection))) {
         nbd_request_execute(connection, request);
         reply(connection, request);
     }
+    block_device_set_client(NULL);
 }
 
 static void free_requests(struct nbd_connection *connection)
