@@ -348,6 +348,13 @@ static int link_replica(struct block_node *parent, struct block_child *child,
     return status;
 }
 
+static bool has_bitmaps(const struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    return block_node_check_growable(node, NULL) < 0;
+}
+
 int block_node_add_replica(struct block_node *parent, struct block_node *node, GError **error)
 {
     if (!parent->driver->check_replicas) {
@@ -355,7 +362,7 @@ int block_node_add_replica(struct block_node *parent, struct block_node *node, G
                            parent->name);
     }
     /* A format above lets its storage grow, and bitmaps would not grow with it. */
-    if (block_node_check_growable(node, NULL) < 0 && block_node_check_steady(parent, error) < 0) {
+    if (has_bitmaps(node) && block_node_check_steady(parent, error) < 0) {
         return -EBUSY;
     }
     pthread_mutex_lock(&block_graph_lock);

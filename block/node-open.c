@@ -182,15 +182,25 @@ void block_child_free(struct block_child *child)
     g_free(child);
 }
 
+/* A format lets what it keeps its data in grow. */
+static int check_growth(const struct block_node *parent, enum block_role role,
+                        const struct block_node *node, GError **error)
+{
+    if (!parent->driver->grows_file || parent->options.read_only || role == BLOCK_ROLE_BACKING) {
+        return 0;
+    }
+    SCOPE_LOCK(&block_graph_lock);
+    return block_node_check_growable(node, error);
+}
+
 static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
                         GError **error)
 {
     struct block_child *child;
-    int status;
+    int status = check_growth(parent, role_of(name), node, error);
 
-    if (parent->driver->grows_file && !parent->options.read_only &&
-        role_of(name) != BLOCK_ROLE_BACKING && block_node_check_growable(node, error) < 0) {
-        return -EBUSY;
+    if (status < 0) {
+        return status;
     }
     child = block_child_new(parent, name);
     status = block_claim_acquire(&child->claim, node, error);

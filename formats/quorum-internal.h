@@ -9,7 +9,8 @@
 /* What was asked of a child that turned out bad. */
 enum quorum_request { QUORUM_READ, QUORUM_WRITE, QUORUM_FLUSH };
 
-/* How a node decides. Changes while it is drained. */
+/* How a node decides. Changes while it is drained, under the graph lock: read with one of the two.
+ */
 struct quorum_rules {
     unsigned threshold; /* so many children must take a change, or say the same */
     bool is_fifo;       /* the first child that answers is believed */
@@ -30,7 +31,8 @@ struct quorum_state {
     _Atomic bool refuses_discards;
 };
 
-/* The children of a node, in their order: only replicas. They change while it is drained. */
+/* The children of a node, in their order: only replicas. They change while it is drained, under the
+ * graph lock, so this is for requests and who holds that or the operation lock. */
 #define QUORUM_FOREACH(child, node) TAILQ_FOREACH (child, &(node)->children, entry)
 unsigned quorum_count(const struct block_node *node);
 

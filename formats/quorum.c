@@ -8,6 +8,7 @@
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/event.h"
+#include "block/graph.h"
 #include "block/request.h"
 #include "formats/quorum-internal.h"
 
@@ -301,14 +302,33 @@ static int64_t quorum_get_length(struct block_node *node)
     return (int64_t)length;
 }
 
-static int64_t quorum_get_allocated_size(struct block_node *node)
+static void unref_node(gpointer node)
 {
+    block_node_unref(node);
+}
+
+/* References to the children, for who is no request: they may change meanwhile. */
+static GPtrArray *list_children(const struct block_node *node)
+{
+    GPtrArray *list = g_ptr_array_new_with_free_func(unref_node);
     const struct block_child *child;
-    int64_t sum = 0;
+    SCOPE_LOCK(&block_graph_lock);
 
     QUORUM_FOREACH(child, node)
     {
-        int64_t size = block_node_get_allocated_size(child->claim.node);
+        child->claim.node->references++;
+        g_ptr_array_add(list, child->claim.node);
+    }
+    return list;
+}
+
+static int64_t quorum_get_allocated_size(struct block_node *node)
+{
+    g_autoptr(GPtrArray) children = list_children(node);
+    int64_t sum = 0;
+
+    for (guint i = 0; i < children->len; i++) {
+        int64_t size = block_node_get_allocated_size(g_ptr_array_index(children, i));
 
         if (size < 0) {
             return size;
@@ -322,11 +342,10 @@ static int64_t quorum_get_allocated_size(struct block_node *node)
 
 static bool quorum_is_zero_at_creation(struct block_node *node)
 {
-    const struct block_child *child;
+    g_autoptr(GPtrArray) children = list_children(node);
 
-    QUORUM_FOREACH(child, node)
-    {
-        if (!block_node_is_zero_at_creation(child->claim.node)) {
+    for (guint i = 0; i < children->len; i++) {
+        if (!block_node_is_zero_at_creation(g_ptr_array_index(children, i))) {
             return false;
         }
     }
@@ -335,11 +354,10 @@ static bool quorum_is_zero_at_creation(struct block_node *node)
 
 static bool quorum_unmaps_zeroes(struct block_node *node)
 {
-    const struct block_child *child;
+    g_autoptr(GPtrArray) children = list_children(node);
 
-    QUORUM_FOREACH(child, node)
-    {
-        if (!block_node_unmaps_zeroes(child->claim.node)) {
+    for (guint i = 0; i < children->len; i++) {
+        if (!block_node_unmaps_zeroes(g_ptr_array_index(children, i))) {
             return false;
         }
     }
@@ -356,29 +374,37 @@ static void quorum_debug_event(struct block_node *node, enum block_debug_event e
     }
 }
 
+static void quorum_cancel_in_flight(struct block_node *node)
+{
+    g_autoptr(GPtrArray) children = list_children(node);
+
+    for (guint i = 0; i < children->len; i++) {
+        block_node_cancel_in_flight(g_ptr_array_index(children, i));
+    }
+}
+
 /* One child that lost something fails by itself; that it stays bad is what its events say. */
 static bool quorum_has_lost_writes(struct block_node *node)
 {
     const struct quorum_state *state = block_node_state(node);
-    const struct block_child *child;
+    g_autoptr(GPtrArray) children = list_children(node);
     unsigned good = 0;
 
-    QUORUM_FOREACH(child, node)
-    {
-        good += !block_node_has_lost_writes(child->claim.node);
+    for (guint i = 0; i < children->len; i++) {
+        good += !block_node_has_lost_writes(g_ptr_array_index(children, i));
     }
+    SCOPE_LOCK(&block_graph_lock);
     return good < state->rules.threshold;
 }
 
 /* Who accepts it writes all anew, to all children. */
 static int quorum_accept_lost_writes(struct block_node *node)
 {
-    const struct block_child *child;
+    g_autoptr(GPtrArray) children = list_children(node);
     int status = 0;
 
-    QUORUM_FOREACH(child, node)
-    {
-        int own = block_node_accept_lost_writes(child->claim.node);
+    for (guint i = 0; i < children->len; i++) {
+        int own = block_node_accept_lost_writes(g_ptr_array_index(children, i));
 
         status = status < 0 ? status : own;
     }
@@ -613,13 +639,21 @@ static int quorum_reopen_prepare(struct block_node *node, void *values,
     return status;
 }
 
+/* Who reads may write to children from now on: those who are drained there may be more. */
 static void quorum_reopen_commit(struct block_node *node, void *prepared)
 {
     struct quorum_state *state = block_node_state(node);
     g_autofree struct quorum_rules *rules = prepared;
+    struct block_child *child;
+    SCOPE_LOCK(&block_graph_lock);
 
-    if (rules) {
-        state->rules = *rules;
+    if (!rules) {
+        return;
+    }
+    state->rules = *rules;
+    QUORUM_FOREACH(child, node)
+    {
+        block_drain_claim_changed(&child->claim);
     }
 }
 
@@ -628,11 +662,10 @@ static void quorum_reopen_abort(struct block_node *node, void *prepared)
     g_free(prepared);
 }
 
+/* Of a node that is read-only, too, which need not stay so. */
 static bool quorum_writes_when_read(const struct block_node *node)
 {
-    const struct quorum_state *state = block_node_state(node);
-
-    return state->rules.rewrites && !block_node_is_read_only(node);
+    return ((const struct quorum_state *)block_node_state(node))->rules.rewrites;
 }
 
 static int quorum_check_replicas(struct block_node *node, struct block_node *added, GError **error)
@@ -680,6 +713,7 @@ const struct block_driver quorum_driver = {
     .discard = quorum_discard,
     .flush = quorum_flush,
     .block_status = quorum_block_status,
+    .cancel_in_flight = quorum_cancel_in_flight,
     .has_lost_writes = quorum_has_lost_writes,
     .accept_lost_writes = quorum_accept_lost_writes,
     .writes_when_read = quorum_writes_when_read,

@@ -11,6 +11,7 @@
 #include "block/drain.h"
 #include "block/main-loop.h"
 #include "block/reopen.h"
+#include "block/request.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/memory-driver.h"
 #include "tests/lib/quorum-rig.h"
@@ -130,6 +131,7 @@ static void test_fixed_children(struct quorum_rig *rig, const void *unused)
 
 struct guest {
     struct block_device *device;
+    struct block_node *node;
     _Atomic bool stops;
     uint8_t last;
 };
@@ -148,15 +150,30 @@ static void *write_all(void *data)
     return NULL;
 }
 
+/* Questions of those who are no guests, and are drained by nobody. */
+static void *ask(void *data)
+{
+    struct guest *guest = data;
+    struct block_node *node = guest->node;
+
+    while (!guest->stops) {
+        g_assert_cmpint(block_node_get_allocated_size(node), ==, -ENOTSUP);
+        g_assert_false(block_node_has_lost_writes(node));
+        g_assert_false(block_node_is_zero_at_creation(node));
+    }
+    return NULL;
+}
+
 static void test_come_and_go_live(struct quorum_rig *rig, const void *unused)
 {
     AUTO(block_node)
     node = test_open(OPTIONS_OF_3 "vote-threshold=2,rewrite-corrupted=on");
-    struct guest guest = {.device = block_device_new("vda", node, NULL)};
-    pthread_t thread;
+    struct guest guest = {.device = block_device_new("vda", node, NULL), .node = node};
+    pthread_t thread, asking;
 
     g_assert_nonnull(guest.device);
     g_assert_cmpint(pthread_create(&thread, NULL, write_all, &guest), ==, 0);
+    g_assert_cmpint(pthread_create(&asking, NULL, ask, &guest), ==, 0);
     for (uint64_t i = 0, rounds = test_amount(100); i < rounds; i++) {
         /* Two others, and in turn the first or the fourth. */
         EXPECT_CHANGE(NULL, node, NULL, i ? "children.3" : "children.0");
@@ -164,6 +181,7 @@ static void test_come_and_go_live(struct quorum_rig *rig, const void *unused)
     }
     guest.stops = true;
     pthread_join(thread, NULL);
+    pthread_join(asking, NULL);
     block_device_remove(guest.device);
 }
 
@@ -232,7 +250,7 @@ static void test_reopen(struct quorum_rig *rig, const void *unused)
 
 struct reader {
     struct block_claim claim;
-    unsigned begun;
+    unsigned begun, ended;
 };
 
 static void on_drain_begin(struct block_claim *claim)
@@ -242,35 +260,51 @@ static void on_drain_begin(struct block_claim *claim)
 
 static void on_drain_end(struct block_claim *claim)
 {
+    ((struct reader *)claim)->ended++;
+}
+
+static void start_reading(struct reader *reader, struct block_node *node)
+{
+    static const struct block_claim_operations operations = {.drain_begin = on_drain_begin,
+                                                             .drain_end = on_drain_end};
+
+    *reader = (struct reader){.claim = {.operations = &operations,
+                                        .owner = (char *)"reader",
+                                        .perms = BLOCK_PERM_READ,
+                                        .shared = BLOCK_PERM_ALL}};
+    g_assert_cmpint(block_claim_acquire(&reader->claim, node, NULL), ==, 0);
 }
 
 static unsigned drains_of_reader(struct block_node *quorum, struct block_node *drained)
 {
-    static const struct block_claim_operations operations = {.drain_begin = on_drain_begin,
-                                                             .drain_end = on_drain_end};
-    struct reader reader = {.claim = {.operations = &operations,
-                                      .owner = (char *)"reader",
-                                      .perms = BLOCK_PERM_READ,
-                                      .shared = BLOCK_PERM_ALL}};
+    struct reader reader;
 
-    g_assert_cmpint(block_claim_acquire(&reader.claim, quorum, NULL), ==, 0);
+    start_reading(&reader, quorum);
     block_drain_end(block_drain_begin(&drained, 1, BLOCK_PERM_WRITE));
     block_claim_release(&reader.claim);
+    g_assert_cmpuint(reader.begun, ==, reader.ended);
     return reader.begun;
 }
 
 static void test_drain(struct quorum_rig *rig, const void *unused)
 {
     AUTO(block_node) node = test_open(OPTIONS_OF_3 "vote-threshold=2,rewrite-corrupted=on");
+    struct reader reader;
 
     g_assert_cmpuint(drains_of_reader(node, rig->disks[1]), ==, 1);
     g_assert_cmpuint(drains_of_reader(node, node), ==, 0); /* there it changes nothing */
     EXPECT_REOPEN(NULL, OPTIONS_OF_3 "vote-threshold=2");
     g_assert_cmpuint(drains_of_reader(node, rig->disks[1]), ==, 0);
-    block_node_unref(STEAL(node));
-    AUTO(block_node)
-    fixed = test_open(OPTIONS_OF_3 "vote-threshold=2,rewrite-corrupted=on,read-only=on");
-    g_assert_cmpuint(drains_of_reader(fixed, rig->disks[1]), ==, 0);
+    /* Who comes to write in a section joins it. */
+    start_reading(&reader, node);
+    struct block_drain *drain = block_drain_begin(&rig->disks[1], 1, BLOCK_PERM_WRITE);
+    g_assert_cmpuint(reader.begun, ==, 0);
+    EXPECT_REOPEN(NULL, OPTIONS_OF_3 "vote-threshold=2,rewrite-corrupted=on");
+    g_assert_cmpuint(reader.begun, ==, 2); /* of it, and of the reopening */
+    g_assert_cmpuint(reader.ended, ==, 1);
+    block_drain_end(drain);
+    g_assert_cmpuint(reader.ended, ==, 2);
+    block_claim_release(&reader.claim);
 }
 
 #define TEST(name, function)                                                                       \
