@@ -43,8 +43,7 @@ static const struct block_option quorum_option_table[] = {
     {"blkverify", BLOCK_OPTION_BOOL, offsetof(struct quorum_options, blkverify),
      .default_text = "off", .can_change = true,
      .help = "Of exactly two children with vote-threshold 2: the log says where they differ, and "
-             "the read "
-             "fails."},
+             "the read fails."},
     {"rewrite-corrupted", BLOCK_OPTION_BOOL, offsetof(struct quorum_options, rewrite_corrupted),
      .default_text = "off", .can_change = true,
      .help = "Write what was read over children that say something else, unless the node is "
