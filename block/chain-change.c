@@ -4,6 +4,7 @@
  * claims a node meanwhile can come in between and nothing has to be taken back later.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "block/align.h"
 #include "block/chain.h"
@@ -281,6 +282,150 @@ int block_node_set_file(struct block_node *node, struct block_node *file,
         block_node_unref(old);
     }
     return status;
+}
+
+/* ---- Replicas that come and go ---------------------------------------------------------------
+ */
+
+/* One above the highest there is. */
+static char *new_replica_name(const struct block_node *parent)
+{
+    static const size_t skip = sizeof("children.") - 1;
+    const struct block_child *child;
+    uint64_t next = 0;
+
+    TAILQ_FOREACH (child, &parent->children, entry) {
+        if (child->role == BLOCK_ROLE_REPLICA) {
+            next = MAX_OF(next, g_ascii_strtoull(child->name + skip, NULL, 10) + 1);
+        }
+    }
+    return g_strdup_printf("children.%" G_GUINT64_FORMAT, next);
+}
+
+/* Who gives nodes other options goes by the children they have. */
+static int check_not_reopening(const struct block_node *node, GError **error)
+{
+    return node->reopening
+               ? block_error(error, EBUSY, "Node '%s' is busy: it is being reopened", node->name)
+               : 0;
+}
+
+static int check_new_replica(const struct block_node *parent, const struct block_node *node,
+                             GError **error)
+{
+    const struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (claim->parent) {
+            return block_error(error, EBUSY, "The node %s already has a parent", node->name);
+        }
+    }
+    if (node->options.read_only && !parent->options.read_only) {
+        return block_error(error, EACCES,
+                           "Block node '%s' is read-only, and node '%s' writes to all its children",
+                           node->name, parent->name);
+    }
+    int status = check_not_reopening(parent, error);
+    return status == 0 ? check_not_reopening(node, error) : status;
+}
+
+/* What a claim brings with it (a filter's length) is there when the driver looks. */
+static int link_replica(struct block_node *parent, struct block_child *child,
+                        struct block_node *node, GError **error)
+{
+    int status = check_new_replica(parent, node, error);
+
+    if (status == 0) {
+        status = block_claim_acquire_locked(&child->claim, node, error);
+    }
+    if (status == 0) {
+        status = parent->driver->check_replicas(parent, node, error);
+    }
+    if (status == 0) {
+        TAILQ_INSERT_TAIL(&parent->children, child, entry);
+        refresh_upwards(parent);
+    }
+    return status;
+}
+
+static bool has_bitmaps(const struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    return block_node_check_growable(node, NULL) < 0;
+}
+
+int block_node_add_replica(struct block_node *parent, struct block_node *node, GError **error)
+{
+    if (!parent->driver->check_replicas) {
+        return block_error(error, ENOTSUP, "The node %s does not support adding a child",
+                           parent->name);
+    }
+    /* A format above lets its storage grow, and bitmaps would not grow with it. */
+    if (has_bitmaps(node) && block_node_check_steady(parent, error) < 0) {
+        return -EBUSY;
+    }
+    pthread_mutex_lock(&block_graph_lock);
+    g_autofree char *name = new_replica_name(parent);
+    struct block_child *child = block_child_new(parent, name);
+    int status = link_replica(parent, child, node, error);
+    pthread_mutex_unlock(&block_graph_lock);
+    if (status < 0) {
+        block_claim_release(&child->claim); /* if it was acquired */
+        block_child_free(child);
+    }
+    return status;
+}
+
+/* The link, taken out of the list; NULL with the error set if there is none or it must stay. */
+static struct block_child *unlink_replica(struct block_node *parent, const char *name,
+                                          GError **error)
+{
+    struct block_child *child;
+
+    TAILQ_FOREACH (child, &parent->children, entry) {
+        if (!strcmp(child->name, name)) {
+            break;
+        }
+    }
+    if (!child) {
+        block_error(error, ENOENT, "Node '%s' does not have child '%s'", parent->name, name);
+        return NULL;
+    }
+    if (!parent->driver->check_replicas) {
+        block_error(error, ENOTSUP,
+                    "The node %s does not support removing a child: blockdev-reopen gives it "
+                    "another one",
+                    parent->name);
+        return NULL;
+    }
+    if (check_not_reopening(parent, error) < 0 ||
+        parent->driver->check_replicas(parent, NULL, error) < 0) {
+        return NULL;
+    }
+    TAILQ_REMOVE(&parent->children, child, entry);
+    child->claim.parent = NULL; /* no drain goes on from there any more */
+    refresh_upwards(parent);
+    return child;
+}
+
+int block_node_remove_replica(struct block_node *parent, const char *name,
+                              struct block_node **removed, GError **error)
+{
+    pthread_mutex_lock(&block_graph_lock);
+    struct block_child *child = unlink_replica(parent, name, error);
+
+    if (child) {
+        *removed = child->claim.node;
+        (*removed)->references++;
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    if (!child) {
+        return -EINVAL;
+    }
+    block_claim_release(&child->claim);
+    block_child_free(child);
+    return 0;
 }
 
 /* ---- All who use a node ---------------------------------------------------------------------- */

@@ -80,6 +80,16 @@ int block_node_set_file(struct block_node *node, struct block_node *file,
                         const struct block_claim *holder, GError **error);
 
 /*
+ * One replica more below a node whose driver has some, as its last child and under a new name, or
+ * one less, of which *removed is a new reference, so that it is not closed here. What the new one
+ * holds is the caller's care. -ENOTSUP if the driver has none. Main thread, the nodes drained, the
+ * parent's operation lock held.
+ */
+int block_node_add_replica(struct block_node *parent, struct block_node *node, GError **error);
+int block_node_remove_replica(struct block_node *parent, const char *name,
+                              struct block_node **removed, GError **error);
+
+/*
  * -EBUSY if a job or a bitmap on a filter of `from` would miss writes of a user that goes to `to`
  * instead: to the same data, past it. user is for the message. Main thread, drained.
  */

@@ -19,10 +19,11 @@ struct drained_claim {
 };
 
 struct block_drain {
-    GHashTable *nodes;    /* set of struct block_node * it covers; not references, never followed */
+    /* From each struct block_node * it covers, which is no reference and never followed, to the
+     * BLOCK_PERM_* of those users above that it is for. */
+    GHashTable *nodes;
     GHashTable *below;    /* set of those its users' requests pass through; the same holds */
     GPtrArray *releasing; /* of these, those whose driver was told; none is freed while in it */
-    unsigned perms;
     enum block_drain_turn turn; /* whose turn it is to be quiet; of those before it, too */
     TAILQ_HEAD(, drained_claim) claims;
     TAILQ_ENTRY(block_drain) entry;
@@ -55,12 +56,31 @@ static void release_below(struct block_drain *drain, struct block_node *node)
     }
 }
 
+static bool has_joined(const struct block_drain *drain, const struct block_claim *claim)
+{
+    const struct drained_claim *drained;
+
+    TAILQ_FOREACH (drained, &drain->claims, entry) {
+        if (drained->claim == claim) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The permissions that a node is covered for; 0: not at all. */
+static unsigned perms_at(const struct block_drain *drain, const struct block_node *node)
+{
+    return GPOINTER_TO_UINT(g_hash_table_lookup(drain->nodes, node));
+}
+
 /* Graph lock held. */
-static void join(struct block_drain *drain, struct block_claim *claim)
+static void join(struct block_drain *drain, struct block_claim *claim, unsigned perms)
 {
     struct drained_claim *drained;
 
-    if (!claim->operations || !claim->operations->drain_begin || !(claim->perms & drain->perms)) {
+    if (!claim->operations || !claim->operations->drain_begin || !(claim->perms & perms) ||
+        has_joined(drain, claim)) {
         return;
     }
     release_below(drain, claim->node);
@@ -72,20 +92,37 @@ static void join(struct block_drain *drain, struct block_claim *claim)
     }
 }
 
-/* Graph lock held: cover a node and everything above it. */
-static void cover(struct block_drain *drain, struct block_node *node)
-{
-    struct block_claim *claim;
+static void cover(struct block_drain *drain, struct block_node *node, unsigned perms);
 
-    if (!g_hash_table_add(drain->nodes, node)) {
+/* Graph lock held: the user of a node, or all above it if that is a node. Who reads a node that
+ * writes below it to answer that writes there, too. */
+static void cover_user(struct block_drain *drain, struct block_claim *claim, unsigned perms)
+{
+    const struct block_node *parent = claim->parent;
+
+    if (!parent) {
+        join(drain, claim, perms);
         return;
     }
+    if (perms & BLOCK_PERM_WRITE && parent->driver->writes_when_read &&
+        parent->driver->writes_when_read(parent)) {
+        perms |= BLOCK_PERM_READ;
+    }
+    cover(drain, claim->parent, perms);
+}
+
+/* Graph lock held: cover a node and everything above it. */
+static void cover(struct block_drain *drain, struct block_node *node, unsigned perms)
+{
+    unsigned covered = perms_at(drain, node);
+    struct block_claim *claim;
+
+    if ((covered | perms) == covered) {
+        return;
+    }
+    g_hash_table_insert(drain->nodes, node, GUINT_TO_POINTER(covered | perms));
     TAILQ_FOREACH (claim, &node->claims, entry) {
-        if (claim->parent) {
-            cover(drain, claim->parent);
-        } else {
-            join(drain, claim);
-        }
+        cover_user(drain, claim, covered | perms);
     }
 }
 
@@ -132,12 +169,11 @@ struct block_drain *block_drain_begin(struct block_node *const *nodes, size_t co
     drain->nodes = g_hash_table_new(NULL, NULL);
     drain->below = g_hash_table_new(NULL, NULL);
     drain->releasing = g_ptr_array_new();
-    drain->perms = perms;
     TAILQ_INIT(&drain->claims);
     pthread_mutex_lock(&block_graph_lock);
     TAILQ_INSERT_TAIL(&sections, drain, entry);
     for (size_t i = 0; i < count; i++) {
-        cover(drain, nodes[i]);
+        cover(drain, nodes[i], perms);
     }
     wait_for_claims(drain);
     for (unsigned turn = BLOCK_DRAIN_USERS + 1; turn < BLOCK_DRAIN_TURNS; turn++) {
@@ -191,30 +227,15 @@ void block_drain_end(struct block_drain *drain)
     g_free(drain);
 }
 
-static bool has_joined(const struct block_drain *drain, const struct block_claim *claim)
-{
-    const struct drained_claim *drained;
-
-    TAILQ_FOREACH (drained, &drain->claims, entry) {
-        if (drained->claim == claim) {
-            return true;
-        }
-    }
-    return false;
-}
-
 void block_drain_claim_changed(struct block_claim *claim)
 {
     struct block_drain *drain;
 
     TAILQ_FOREACH (drain, &sections, entry) {
-        if (!g_hash_table_contains(drain->nodes, claim->node) || has_joined(drain, claim)) {
-            continue;
-        }
-        if (claim->parent) {
-            cover(drain, claim->parent);
-        } else {
-            join(drain, claim);
+        unsigned perms = perms_at(drain, claim->node);
+
+        if (perms) {
+            cover_user(drain, claim, perms);
         }
     }
 }

@@ -36,7 +36,13 @@ struct block_node;
 struct block_node_options;
 
 /* What a child is to its parent. */
-enum block_role { BLOCK_ROLE_FILE, BLOCK_ROLE_BACKING, BLOCK_ROLE_TARGET, BLOCK_ROLE_DATA_FILE };
+enum block_role {
+    BLOCK_ROLE_FILE,
+    BLOCK_ROLE_BACKING,
+    BLOCK_ROLE_TARGET,
+    BLOCK_ROLE_DATA_FILE,
+    BLOCK_ROLE_REPLICA, /* one of several that hold the same: "children.N" */
+};
 
 /* Flags of a request. */
 enum {
@@ -346,6 +352,17 @@ struct block_driver {
      */
     void (*drain_begin)(struct block_node *node);
     void (*drain_end)(struct block_node *node);
+    /*
+     * Whether reading the node may write to its children what others can tell: a drained section
+     * for those who write there then waits for those who read here, too. Graph lock held; must not
+     * block. NULL: no.
+     */
+    bool (*writes_when_read)(const struct block_node *node);
+    /*
+     * Whether one more replica may come, which is `added`, or one may go (NULL). Drained, main
+     * thread, graph lock held. NULL: refused.
+     */
+    int (*check_replicas)(struct block_node *node, struct block_node *added, GError **error);
     /*
      * Make requests that hang in a driver (an unresponsive server) fail soon, because the job
      * that made them was cancelled. The node need not work afterwards. NULL: passed to the children

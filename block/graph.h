@@ -23,7 +23,8 @@ int block_claim_move_locked(struct block_claim *claim, struct block_node *node, 
 
 /*
  * Called by claims, graph lock held: a claim that appears on a node in a drained section, or that
- * only now uses what the section is about, joins it, so that nobody starts I/O inside. One that
+ * only now uses what the section is about, joins it, so that nobody starts I/O inside. The same for
+ * that of a parent whose writes_when_read says something else now. One that
  * moves away stays in the sections it was in. One that goes leaves, once nobody waits for it any
  * more (the lock is dropped meanwhile).
  */

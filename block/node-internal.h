@@ -37,7 +37,7 @@ void block_node_inherit_options(const struct block_node_options *parent, const c
                                 struct block_options *nested);
 
 /* Whether a format may let this child grow beside requests. That goes down through filters, and
- * whatever else hands it on; a bitmap would not follow. */
+ * whatever else hands it on; a bitmap would not follow. Graph lock held. */
 int block_node_check_growable(const struct block_node *node, GError **error);
 
 /* A link to a child of this name, with the permissions that go with it, but to no node yet. */

@@ -96,7 +96,7 @@ static enum block_role role_of(const char *child_name)
             return roles[i].role;
         }
     }
-    return BLOCK_ROLE_FILE;
+    return g_str_has_prefix(child_name, "children.") ? BLOCK_ROLE_REPLICA : BLOCK_ROLE_FILE;
 }
 
 void block_child_permissions(const struct block_node *parent, enum block_role role, bool read_only,
@@ -139,15 +139,27 @@ static int check_writable(struct block_node *parent, enum block_role role,
 
 int block_node_check_growable(const struct block_node *node, GError **error)
 {
-    for (; node; node = node->driver->is_filter || node->driver->grow ? node->file : NULL) {
-        if (node->bitmaps) {
-            return block_error(error, EBUSY,
-                               "Node '%s' has dirty bitmaps, which would not grow with it: remove "
-                               "them first",
-                               node->name);
+    const struct block_child *child;
+    int status = 0;
+
+    if (node->bitmaps) {
+        return block_error(error, EBUSY,
+                           "Node '%s' has dirty bitmaps, which would not grow with it: remove "
+                           "them first",
+                           node->name);
+    }
+    if (!node->driver->is_filter && !node->driver->grow) {
+        return 0;
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role == BLOCK_ROLE_FILE || child->role == BLOCK_ROLE_REPLICA) {
+            status = block_node_check_growable(child->claim.node, error);
+        }
+        if (status < 0) {
+            break;
         }
     }
-    return 0;
+    return status;
 }
 
 struct block_child *block_child_new(struct block_node *parent, const char *name)
@@ -170,15 +182,25 @@ void block_child_free(struct block_child *child)
     g_free(child);
 }
 
+/* A format lets what it keeps its data in grow. */
+static int check_growth(const struct block_node *parent, enum block_role role,
+                        const struct block_node *node, GError **error)
+{
+    if (!parent->driver->grows_file || parent->options.read_only || role == BLOCK_ROLE_BACKING) {
+        return 0;
+    }
+    SCOPE_LOCK(&block_graph_lock);
+    return block_node_check_growable(node, error);
+}
+
 static int attach_child(struct block_node *parent, const char *name, struct block_node *node,
                         GError **error)
 {
     struct block_child *child;
-    int status;
+    int status = check_growth(parent, role_of(name), node, error);
 
-    if (parent->driver->grows_file && !parent->options.read_only &&
-        role_of(name) != BLOCK_ROLE_BACKING && block_node_check_growable(node, error) < 0) {
-        return -EBUSY;
+    if (status < 0) {
+        return status;
     }
     child = block_child_new(parent, name);
     status = block_claim_acquire(&child->claim, node, error);
@@ -222,12 +244,12 @@ void block_node_inherit_options(const struct block_node_options *parent, const c
     }
 }
 
-static int open_child(struct block_node *parent, const struct block_option *option,
+static int open_child(struct block_node *parent, const char *name, bool required,
                       struct block_options *options, GError **error)
 {
     AUTO(block_node) node = NULL;
-    g_autofree char *reference = block_options_take(options, option->name);
-    enum block_role role = role_of(option->name);
+    g_autofree char *reference = block_options_take(options, name);
+    enum block_role role = role_of(name);
 
     if (reference && !*reference && role == BLOCK_ROLE_BACKING) {
         parent->refuses_backing = true;
@@ -235,13 +257,13 @@ static int open_child(struct block_node *parent, const struct block_option *opti
     }
     if (reference) {
         node = block_node_find_reference(reference, error);
-    } else if (block_options_has(options, option->name)) {
-        AUTO(block_options) nested = block_options_take_nested(options, option->name);
+    } else if (block_options_has(options, name)) {
+        AUTO(block_options) nested = block_options_take_nested(options, name);
 
-        block_node_inherit_options(&parent->options, option->name, nested);
+        block_node_inherit_options(&parent->options, name, nested);
         node = block_node_open(nested, true, error);
-    } else if (option->required) {
-        return block_error(error, EINVAL, "Parameter '%s' is missing", option->name);
+    } else if (required) {
+        return block_error(error, EINVAL, "Parameter '%s' is missing", name);
     } else {
         return 0;
     }
@@ -249,7 +271,25 @@ static int open_child(struct block_node *parent, const struct block_option *opti
         return -EINVAL;
     }
     int status = check_writable(parent, role, node, error);
-    return status == 0 ? attach_child(parent, option->name, node, error) : status;
+    return status == 0 ? attach_child(parent, name, node, error) : status;
+}
+
+/* How many there are is the driver's to check. */
+static int open_list(struct block_node *parent, const char *list, struct block_options *options,
+                     GError **error)
+{
+    if (block_options_get(options, list)) {
+        return block_error(error, EINVAL, "Invalid parameter type for '%s', expected: array", list);
+    }
+    for (unsigned i = 0;; i++) {
+        g_autofree char *name = g_strdup_printf("%s.%u", list, i);
+        int status =
+            block_options_has(options, name) ? open_child(parent, name, true, options, error) : 1;
+
+        if (status) {
+            return MIN_OF(status, 0);
+        }
+    }
 }
 
 int block_node_open_implied_child(struct block_node *parent, const char *name,
@@ -264,17 +304,17 @@ int block_node_open_implied_child(struct block_node *parent, const char *name,
 
 static int open_children(struct block_node *node, struct block_options *options, GError **error)
 {
-    for (const struct block_option *option = node->driver->options; option && option->name;
-         option++) {
-        if (option->type == BLOCK_OPTION_NODE) {
-            int status = open_child(node, option, options, error);
+    int status = 0;
 
-            if (status < 0) {
-                return status;
-            }
+    for (const struct block_option *option = node->driver->options;
+         status == 0 && option && option->name; option++) {
+        if (option->type == BLOCK_OPTION_NODE) {
+            status = open_child(node, option->name, option->required, options, error);
+        } else if (option->type == BLOCK_OPTION_NODES) {
+            status = open_list(node, option->name, options, error);
         }
     }
-    return 0;
+    return status;
 }
 
 int block_node_extract_common(struct block_options *options, struct block_node_options *target,

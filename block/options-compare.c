@@ -40,6 +40,7 @@ static bool values_equal(const struct block_option *option, const void *a, const
 {
     switch (option->type) {
     case BLOCK_OPTION_NODE:
+    case BLOCK_OPTION_NODES:
         return true;
     case BLOCK_OPTION_STRING:
         return !g_strcmp0(*(char *const *)a, *(char *const *)b);

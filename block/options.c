@@ -375,6 +375,7 @@ static int convert_scalar(const struct block_option *option, const char *text, c
     case BLOCK_OPTION_ENUM:
         return convert_enum(text, name, option->enum_values, member, error);
     case BLOCK_OPTION_NODE:
+    case BLOCK_OPTION_NODES:
     case BLOCK_OPTION_ADDRESS:
     case BLOCK_OPTION_STRINGS:
     case BLOCK_OPTION_LIST:
@@ -606,6 +607,7 @@ static int extract_option(struct block_options *options, const struct block_opti
 
     switch (option->type) {
     case BLOCK_OPTION_NODE:
+    case BLOCK_OPTION_NODES:
         return 0;
     case BLOCK_OPTION_ADDRESS:
         return extract_address(options, option, member, name, error);
@@ -633,6 +635,7 @@ static size_t member_size(enum block_option_type type)
     case BLOCK_OPTION_ENUM:
         return sizeof(int);
     case BLOCK_OPTION_NODE:
+    case BLOCK_OPTION_NODES:
         return 0;
     case BLOCK_OPTION_ADDRESS:
         return sizeof(struct block_address);

@@ -28,6 +28,7 @@ enum block_option_type {
     BLOCK_OPTION_SIZE,    /* uint64_t; bytes, with suffix k M G T P E on command lines */
     BLOCK_OPTION_ENUM,    /* int: the index in enum_values */
     BLOCK_OPTION_NODE,    /* a child node: a node's name or nested options; nothing is stored */
+    BLOCK_OPTION_NODES,   /* several of these: name.0, name.0.x, name.1, ...; nothing is stored */
     BLOCK_OPTION_ADDRESS, /* struct block_address, nested keys type/path/host/port/cid/str */
     BLOCK_OPTION_STRINGS, /* char ** (NULL-terminated): keys name.0, name.1, ... */
     BLOCK_OPTION_LIST,    /* struct block_option_list: keys name.0.x, name.0.y, name.1.x, ... */
@@ -116,7 +117,7 @@ int block_parse_bool(const char *text, bool *value, GError **error);
 
 /*
  * Move the declared options out of the set into target, converting them; options that are not
- * given get their default. BLOCK_OPTION_NODE entries are left in the set for the node layer.
+ * given get their default. BLOCK_OPTION_NODE(S) entries are left in the set for the node layer.
  * On error returns a negative errno, the message names the option, and what was stored is freed.
  * prefix (or NULL) is put before the option's name in messages, as "prefix.name".
  */

@@ -99,6 +99,54 @@ static int take_file(struct reopen_node *entry, struct block_node *child, const 
     return 0;
 }
 
+/* New references. */
+static void list_replicas(struct block_node *node, GPtrArray *replicas)
+{
+    const struct block_child *child;
+    SCOPE_LOCK(&block_graph_lock);
+
+    TAILQ_FOREACH (child, &node->children, entry) {
+        if (child->role == BLOCK_ROLE_REPLICA) {
+            child->claim.node->references++;
+            g_ptr_array_add(replicas, child->claim.node);
+        }
+    }
+}
+
+static int other_replicas(const struct block_node *node, const char *there, const char *list,
+                          unsigned index, GError **error)
+{
+    return block_error(error, EINVAL,
+                       "Node '%s' cannot get another '%s' while it is open, but by "
+                       "x-blockdev-change: as number %u it has '%s'",
+                       node->name, list, index, there);
+}
+
+/* Replicas are given in their order, all of them. */
+static int take_replicas(struct plan *plan, struct reopen_node *entry, const char *list,
+                         struct block_options *options, GError **error)
+{
+    g_autoptr(GPtrArray) replicas =
+        g_ptr_array_new_with_free_func((GDestroyNotify)block_node_unref);
+    int status = 0;
+
+    list_replicas(entry->node, replicas);
+    for (guint i = 0; status == 0 && i < replicas->len; i++) {
+        struct block_node *replica = g_ptr_array_index(replicas, i);
+        g_autofree char *name = g_strdup_printf("%s.%u", list, i);
+        g_autofree char *reference = block_options_take(options, name);
+
+        if (!reference && block_options_has(options, name)) {
+            status = take_inline(plan, entry, replica, name, options, error);
+        } else if (g_strcmp0(reference, replica->name)) {
+            status = other_replicas(entry->node, replica->name, list, i, error);
+        }
+    }
+    return status == 0 && block_options_has(options, list)
+               ? other_replicas(entry->node, "nothing", list, replicas->len, error)
+               : status;
+}
+
 static int take_child(struct plan *plan, struct reopen_node *entry,
                       const struct block_option *option, struct block_options *options,
                       GError **error)
@@ -134,6 +182,8 @@ static int take_children(struct plan *plan, struct reopen_node *entry,
          status == 0 && option && option->name; option++) {
         if (option->type == BLOCK_OPTION_NODE) {
             status = take_child(plan, entry, option, options, error);
+        } else if (option->type == BLOCK_OPTION_NODES) {
+            status = take_replicas(plan, entry, option->name, options, error);
         }
     }
     return status;

@@ -107,7 +107,7 @@ static bool becomes_read_only(const struct reopen_node *entry)
 /* Whether a parent's data is in a child, so that the one cannot be writable without the other. */
 static bool keeps_data(enum block_role role)
 {
-    return role == BLOCK_ROLE_FILE || role == BLOCK_ROLE_DATA_FILE;
+    return role != BLOCK_ROLE_BACKING && role != BLOCK_ROLE_TARGET;
 }
 
 int reopen_add_children(struct reopen *reopen, const struct reopen_node *entry, GError **error)

@@ -115,7 +115,9 @@ static void find_leaves(struct block_node *node, bool is_own, GPtrArray *leaves)
     }
     TAILQ_FOREACH (child, &node->children, entry) {
         if (child->role != BLOCK_ROLE_TARGET) {
-            find_leaves(child->claim.node, is_own && child->role == BLOCK_ROLE_FILE, leaves);
+            bool is_part = child->role == BLOCK_ROLE_FILE || child->role == BLOCK_ROLE_REPLICA;
+
+            find_leaves(child->claim.node, is_own && is_part, leaves);
         }
     }
 }

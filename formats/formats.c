@@ -10,6 +10,7 @@
 #include "formats/nbd.h"
 #include "formats/null.h"
 #include "formats/qcow2/qcow2.h"
+#include "formats/quorum.h"
 #include "formats/raw.h"
 #include "formats/snapshot-access.h"
 #include "formats/throttle.h"
@@ -29,4 +30,5 @@ void formats_register(void)
     block_driver_register(&snapshot_access_driver);
     block_driver_register(&copy_on_read_driver);
     block_driver_register(&throttle_driver);
+    block_driver_register(&quorum_driver);
 }

@@ -4,9 +4,13 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
+#include "block/drain.h"
 #include "block/error.h"
+#include "block/main-loop.h"
 #include "block/node.h"
+#include "formats/quorum.h"
 #include "server/lookup.h"
 #include "server/objects.h"
 #include "server/types.h"
@@ -256,12 +260,13 @@ static json_t *set_iothread(struct qmp_request *request, json_t *arguments, GErr
     return json_object();
 }
 
-/* ---- x-blockdev-change: what only quorum nodes can, and these there are not -------------------
+/* ---- x-blockdev-change ------------------------------------------------------------------------
  */
 
 static const struct qmp_member change_members[] = {
     {"parent", &qmp_type_string, .doc = "The node whose children are meant, or a device."},
-    {"child", &qmp_type_string, .optional = true, .doc = "The child to remove, or"},
+    {"child", &qmp_type_string, .optional = true,
+     .doc = "The child to remove (`children.0`, say), or"},
     {"node", &qmp_type_string, .optional = true, .doc = "the node to add."},
     {NULL},
 };
@@ -271,26 +276,70 @@ static const struct qmp_type change_type = {
     .members = change_members,
 };
 
-static int refuse_removal(struct block_node *parent, const char *child, GError **error)
+/* A replica that comes, or (its name) one that goes. */
+struct replica_change {
+    struct block_node *parent;
+    struct block_node *added; /* NULL: */
+    const char *name;
+    struct block_node *removed; /* a reference; NULL: it failed */
+    int status;
+    GError **error;
+};
+
+static void change_replica(void *data)
 {
-    if (!block_node_child(parent, child)) {
-        return block_error(error, ENOENT, "Node '%s' does not have child '%s'", parent->name,
-                           child);
-    }
-    return block_error(error, ENOTSUP,
-                       "The node %s does not support removing a child: blockdev-reopen gives it "
-                       "another one",
-                       parent->name);
+    struct replica_change *change = data;
+
+    change->status = change->added
+                         ? block_node_add_replica(change->parent, change->added, change->error)
+                         : block_node_remove_replica(change->parent, change->name, &change->removed,
+                                                     change->error);
 }
 
-static int refuse_addition(struct block_node *parent, const char *name, GError **error)
+/* A node that blockdev-add has not made is closed on return, unless somebody uses it. */
+static void drop(struct block_node *node)
+{
+    pthread_mutex_lock(&block_graph_lock);
+    bool stays = node->named;
+    pthread_mutex_unlock(&block_graph_lock);
+
+    if (stays) {
+        block_node_unref(node);
+    } else {
+        block_node_dispose(node);
+    }
+}
+
+/* With nothing in flight. */
+static int run_replica_change(struct replica_change *change)
+{
+    struct block_node *nodes[] = {change->parent, change->added};
+    struct block_drain *drain = block_drain_begin(nodes, change->added ? 2 : 1, BLOCK_PERM_ALL);
+
+    pthread_mutex_lock(&change->parent->operation_lock);
+    main_loop_call_wait(change_replica, change);
+    pthread_mutex_unlock(&change->parent->operation_lock);
+    block_drain_end(drain);
+    if (change->removed) {
+        drop(change->removed);
+    }
+    return change->status;
+}
+
+static int add_child(struct block_node *parent, const char *name, GError **error)
 {
     AUTO(block_node) node = block_node_find(name);
+    struct replica_change change = {.parent = parent, .added = node, .error = error};
 
-    if (!node) {
-        return block_error(error, ENOENT, "Node '%s' not found", name);
-    }
-    return block_error(error, ENOTSUP, "The node %s does not support adding a child", parent->name);
+    return node ? run_replica_change(&change)
+                : block_error(error, ENOENT, "Node '%s' not found", name);
+}
+
+static int remove_child(struct block_node *parent, const char *name, GError **error)
+{
+    struct replica_change change = {.parent = parent, .name = name, .error = error};
+
+    return run_replica_change(&change);
 }
 
 static json_t *change_children(struct qmp_request *request, json_t *arguments, GError **error)
@@ -307,13 +356,53 @@ static json_t *change_children(struct qmp_request *request, json_t *arguments, G
         block_error(error, EINVAL,
                     child ? "The parameters child and node are in conflict"
                           : "Either child or node must be specified");
-    } else if (child) {
-        refuse_removal(parent, child, error);
-    } else {
-        refuse_addition(parent, node, error);
+        return NULL;
     }
-    return NULL;
+    int status = child ? remove_child(parent, child, error) : add_child(parent, node, error);
+    return status == 0 ? json_object() : NULL;
 }
+
+/* ---- Events of quorums ----------------------------------------------------------------------- */
+
+static const struct qmp_type bad_type_type = {
+    .name = "QuorumOpType",
+    .kind = QMP_KIND_ENUM,
+    .values = quorum_request_names,
+};
+static const struct qmp_member bad_members[] = {
+    {"type", &bad_type_type, .doc = "What was asked of the child."},
+    {"error", &qmp_type_string, .optional = true,
+     .doc = "Why it failed; without, it has read something else than most."},
+    {"node-name", &qmp_type_string, .doc = "The child."},
+    {"sector-num", &qmp_type_int, .doc = "Where, in sectors of 512 bytes."},
+    {"sectors-count", &qmp_type_int, .doc = "How many sectors, begun ones too."},
+    {NULL},
+};
+static const struct qmp_type bad_type = {
+    .name = "QuorumReportBad",
+    .kind = QMP_KIND_OBJECT,
+    .members = bad_members,
+};
+static const struct qmp_member failure_members[] = {
+    {"reference", &qmp_type_string, .doc = "The node of the driver quorum."},
+    {"sector-num", &qmp_type_int, .doc = "Where, in sectors of 512 bytes."},
+    {"sectors-count", &qmp_type_int, .doc = "How many sectors, begun ones too."},
+    {NULL},
+};
+static const struct qmp_type failure_type = {
+    .name = "QuorumFailure",
+    .kind = QMP_KIND_OBJECT,
+    .members = failure_members,
+};
+
+const struct qmp_event_type graph_events[] = {
+    {"QUORUM_FAILURE", &failure_type,
+     "A request of a quorum node failed: fewer than vote-threshold of its children took what was "
+     "written, or said the same."},
+    {"QUORUM_REPORT_BAD", &bad_type,
+     "A child of a quorum node failed, or read something else than most."},
+    {NULL},
+};
 
 const struct qmp_command graph_commands[] = {
     {"x-debug-query-block-graph", NULL, &graph_type, query_graph, 0,
@@ -325,6 +414,9 @@ const struct qmp_command graph_commands[] = {
     {"x-blockdev-set-iothread", &thread_type, NULL, set_iothread, QMP_COMMAND_QUICK,
      "Does nothing: requests run on the threads of who makes them."},
     {"x-blockdev-change", &change_type, NULL, change_children, 0,
-     "Refused: it is about nodes of the driver quorum, which there is not."},
+     "Add a node as a child to a node of the driver quorum, or remove one, while guests use it. A "
+     "new child must be as long as the others and belong to no other node; it gets what is written "
+     "from then on, and what it holds is the caller's care: it is not copied. Not fewer children "
+     "than vote-threshold stay. query-named-block-nodes names them."},
     {NULL},
 };

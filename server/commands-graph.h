@@ -6,5 +6,6 @@
 #include "server/qmp/schema.h"
 
 extern const struct qmp_command graph_commands[];
+extern const struct qmp_event_type graph_events[];
 
 #endif

@@ -247,7 +247,8 @@ static bool has_option(const struct block_driver *driver, const char *key)
         size_t length = strlen(option->name);
 
         if (!strncmp(option->name, key, length) &&
-            (!key[length] || (key[length] == '.' && option->type == BLOCK_OPTION_NODE))) {
+            (!key[length] || (key[length] == '.' && (option->type == BLOCK_OPTION_NODE ||
+                                                     option->type == BLOCK_OPTION_NODES)))) {
             return true;
         }
     }

@@ -91,7 +91,7 @@ static const struct qmp_command *const command_tables[] = {
 
 static const struct qmp_event_type *const event_tables[] = {
     block_events,      job_events,    view_events,  fault_events, tracking_events,
-    checkpoint_events, export_events, watch_events, NULL};
+    checkpoint_events, export_events, watch_events, graph_events, NULL};
 
 static void register_drivers(void)
 {

@@ -84,6 +84,11 @@ static const struct qmp_type reference_type = {
     .kind = QMP_KIND_ALTERNATE,
     .members = reference_members,
 };
+static const struct qmp_type reference_list_type = {
+    .name = "BlockdevRefList",
+    .kind = QMP_KIND_ARRAY,
+    .element = &reference_type,
+};
 static const struct qmp_member reference_or_null_members[] = {
     {"definition", &blockdev_options_type, .doc = "A new node."},
     {"reference", &qmp_type_string, .doc = "The name of an existing node."},
@@ -127,6 +132,8 @@ static const struct qmp_type *type_of_option(const struct block_option *option,
         return size_type;
     case BLOCK_OPTION_NODE:
         return strcmp(option->name, "backing") ? &reference_type : &reference_or_null_type;
+    case BLOCK_OPTION_NODES:
+        return &reference_list_type;
     case BLOCK_OPTION_ADDRESS:
         return &address_type;
     case BLOCK_OPTION_STRINGS:

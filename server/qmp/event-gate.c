@@ -112,6 +112,12 @@ static char *limit_key(const struct event *event)
     const char *device = text_field(event, "device");
     const char *node = text_field(event, "node-name");
 
+    if (strcmp(event->name, "QUORUM_REPORT_BAD") == 0) {
+        return g_strconcat("bad ", node, NULL);
+    }
+    if (strcmp(event->name, "QUORUM_FAILURE") == 0) {
+        return g_strconcat("failure ", text_field(event, "reference"), NULL);
+    }
     if (strcmp(event->name, "BLOCK_IO_ERROR") != 0 ||
         g_strcmp0(text_field(event, "action"), "stop") == 0) {
         return NULL;

@@ -80,6 +80,8 @@ class World:
             self.add({"driver": "null-co", "node-name": name, "size": size, "read-zeroes": True})
         self.add({"driver": "file", "node-name": "f", "filename": f"{self.folder}/file"})
         self.add({"driver": "raw", "node-name": "r", "file": "f"})
+        voter = {"driver": "null-co", "node-name": "voter", "size": LENGTH}
+        self.add({"driver": "quorum", "node-name": "votes", "children": [voter], "vote-threshold": 1})
         self.image("q")
         self.image("q2", words=("-o", "compat=0.10"))
         self.image("ro", **{"read-only": True})
@@ -106,6 +108,10 @@ def add(driver, **options):
 
 def cbw(**options):
     return add("copy-before-write", file="n", **{"target": "n2", **options})
+
+
+def quorum(*children, threshold=2, **options):
+    return add("quorum", children=list(children), vote_threshold=threshold, **options)
 
 
 def job(**options):
@@ -195,6 +201,15 @@ REFUSED = (
     ("2.2", "Node 'r' does not have child 'zz'", "x-blockdev-change", {"parent": "r", "child": "zz"}),
     ("2.2", "The parameters child and node are in conflict",
      "x-blockdev-change", {"parent": "r", "child": "file", "node": "n"}),
+    ("2.2", "The number of children cannot be lower than the vote threshold 1",
+     "x-blockdev-change", {"parent": "votes", "child": "children.0"}),
+    ("2.2", "Node 'votes' does not have child 'null'",
+     "x-blockdev-change", {"parent": "votes", "child": "null"}),
+    ("2.2", "Node 'zz' not found", "x-blockdev-change", {"parent": "votes", "node": "zz"}),
+    ("2.2", "The node voter already has a parent",
+     "x-blockdev-change", {"parent": "votes", "node": "voter"}),
+    ("2.2", "Node 'small' is 524288 bytes long and the other children of 'votes' are 1048576...",
+     "x-blockdev-change", {"parent": "votes", "node": "small"}),
     ("2.2", NO_NODE.format("zz"), "blockdev-snapshot-internal-sync", snapshot(device="zz", name="s")),
     ("2.2", "Name is empty", "blockdev-snapshot-internal-sync", snapshot(name="")),
     ("2.2", "Snapshot with name 's0' already exists on device 'q'",
@@ -233,6 +248,20 @@ REFUSED = (
     ("2.4", "Node 'zz' not found", "blockdev-add", cbw(bitmap={"node": "zz", "name": "b"})),
     ("2.4", "Dirty bitmap 'zz' not found", "blockdev-add", cbw(bitmap={"node": "n", "name": "zz"})),
     ("2.4", "Parameter 'bitmap.name' is missing", "blockdev-add", cbw(bitmap={"node": "n"})),
+    ("2.4", "Parameter 'children' is missing", "blockdev-add", add("quorum", vote_threshold=1)),
+    ("2.4", "Parameter 'vote-threshold' is missing", "blockdev-add", add("quorum", children=["n"])),
+    ("2.4", "Invalid parameter type for 'children', expected: array",
+     "blockdev-add", add("quorum", children="n", vote_threshold=1)),
+    ("2.4", "Number of provided children must be 1 or more", "blockdev-add", quorum()),
+    ("2.4", NO_NODE.format("zz"), "blockdev-add", quorum("n", "zz")),
+    ("2.4", "Parameter 'vote-threshold' expects a value >= 1",
+     "blockdev-add", quorum("n", "n2", threshold=0)),
+    ("2.4", "threshold may not exceed children count",
+     "blockdev-add", quorum("n", "n2", threshold=3)),
+    ("2.4", "blkverify=on can only be set if there are exactly two files and vote-threshold is 2",
+     "blockdev-add", quorum("n", "n2", threshold=1, blkverify=True)),
+    ("2.4", "rewrite-corrupted=on cannot be used with blkverify=on",
+     "blockdev-add", quorum("n", "n2", blkverify=True, rewrite_corrupted=True)),
     ("2.4", "Bottom node 'zz' not found", "blockdev-add", add("copy-on-read", file="q", bottom="zz")),
     ("2.5", "Source and target image have different sizes...", "blockdev-backup", job(target="small")),
     ("2.5", "Parameter 'speed' expects a non-negative value", "blockdev-backup", job(speed=-1)),

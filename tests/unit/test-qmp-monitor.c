@@ -476,6 +476,30 @@ static void test_event_limit(struct fixture *fixture, gconstpointer data)
     qmp_peer_close(peer);
 }
 
+static void quorum_event(const char *name, const char *key, const char *node, int n)
+{
+    event_emit(name, EVENT_STRING(key, node), EVENT_INT("n", n));
+}
+
+/* Of children and of quorums, each by itself. */
+static void test_quorum_limit(struct fixture *fixture, gconstpointer data)
+{
+    struct qmp_peer *peer = qmp_peer_negotiate(fixture->path, false);
+
+    for (int n = 1; n <= 3; n++) {
+        quorum_event("QUORUM_REPORT_BAD", "node-name", "a", n);
+        quorum_event("QUORUM_REPORT_BAD", "node-name", "b", n);
+        quorum_event("QUORUM_FAILURE", "reference", "a", n);
+    }
+    expect_event(peer, "QUORUM_REPORT_BAD {\"node-name\":\"a\",\"n\":1}");
+    expect_event(peer, "QUORUM_REPORT_BAD {\"node-name\":\"b\",\"n\":1}");
+    expect_event(peer, "QUORUM_FAILURE {\"reference\":\"a\",\"n\":1}");
+    expect_event(peer, "QUORUM_REPORT_BAD {\"node-name\":\"a\",\"n\":3}");
+    expect_event(peer, "QUORUM_REPORT_BAD {\"node-name\":\"b\",\"n\":3}");
+    expect_event(peer, "QUORUM_FAILURE {\"reference\":\"a\",\"n\":3}");
+    qmp_peer_close(peer);
+}
+
 /* A client that does not read its events is dropped; the others get all of them. */
 static void test_event_flood(struct fixture *fixture, gconstpointer data)
 {
@@ -658,6 +682,7 @@ int main(int argc, char **argv)
     ADD("a-client-that-does-not-read-stalls-nobody", test_unread_replies);
     ADD("events-go-to-those-who-negotiated", test_events);
     ADD("block-io-error-events-are-limited", test_event_limit);
+    ADD("events-of-quorums-are-limited", test_quorum_limit);
     ADD("a-client-deaf-to-events-is-dropped", test_event_flood);
     ADD("a-command-outlives-its-client", test_disconnect);
     ADD("a-client-may-stop-sending-and-read-on", test_half_close);
