@@ -304,6 +304,47 @@ static int from_json(const char *image, const char *name, const char *format,
     return status;
 }
 
+/* "unix:PATH" or "HOST:PORT", with ":exportname=NAME" or without. */
+static int set_old_server(const char *name, const char *place, struct block_options *options,
+                          GError **error)
+{
+    const char *tail = strstr(place, ":exportname=");
+    g_autofree char *address = g_strndup(place, tail ? (gsize)(tail - place) : strlen(place));
+    char *colon = strrchr(address, ':');
+
+    if (g_str_has_prefix(address, "unix:")) {
+        block_options_set(options, "file.server.type", "unix");
+        block_options_set(options, "file.server.path", address + strlen("unix:"));
+    } else if (colon && colon != address) {
+        bool has_brackets = address[0] == '[' && colon[-1] == ']';
+
+        *colon = '\0';
+        colon[-1] = has_brackets ? '\0' : colon[-1];
+        block_options_set(options, "file.server.type", "inet");
+        block_options_set(options, "file.server.host", address + has_brackets);
+        block_options_set(options, "file.server.port", colon + 1);
+    } else {
+        return block_error(error, EINVAL,
+                           "'%s' names no NBD server: write nbd://HOST:PORT/EXPORT or "
+                           "nbd+unix:///EXPORT?socket=PATH",
+                           name);
+    }
+    if (tail) {
+        block_options_set(options, "file.export", tail + strlen(":exportname="));
+    }
+    return 0;
+}
+
+int block_reference_set_server(const char *name, struct block_options *options, GError **error)
+{
+    block_options_set(options, "file.driver", "nbd");
+    if (g_str_has_prefix(name, "nbd:") && !g_str_has_prefix(name, "nbd://")) {
+        return set_old_server(name, name + strlen("nbd:"), options, error);
+    }
+    block_options_set(options, "file.uri", name);
+    return 0;
+}
+
 static int from_uri(const char *image, const char *name, const char *format,
                     struct block_options **options, GError **error)
 {
@@ -313,9 +354,10 @@ static int from_uri(const char *image, const char *name, const char *format,
         return status;
     }
     AUTO(block_options) found = block_options_new();
-    block_options_set(found, "file.driver", "nbd");
-    block_options_set(found, "file.uri", name);
-    status = set_format(image, name, format, found, error);
+    status = block_reference_set_server(name, found, error);
+    if (status == 0) {
+        status = set_format(image, name, format, found, error);
+    }
     if (status == 0) {
         *options = STEAL(found);
     }

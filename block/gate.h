@@ -36,6 +36,12 @@ int block_reference_options(const char *image_filename, const char *name, const 
 /* The path, or whatever else it is, that such a name means; the caller frees. For people. */
 char *block_reference_filename(const char *image_filename, const char *name);
 
+/*
+ * Say in options that `file` is the export of an NBD server that is named by a URI, or as QEMU did
+ * before there were URIs ("nbd:unix:PATH:exportname=NAME", "nbd:HOST:PORT"). A negative errno.
+ */
+int block_reference_set_server(const char *name, struct block_options *options, GError **error);
+
 /* Whether such a name is that of an NBD server. */
 bool block_reference_is_uri(const char *name);
 

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "block/align.h"
@@ -254,6 +255,30 @@ static void wait_for_passing_references(struct block_node *node, int our_own)
     }
 }
 
+/* Who uses a node that is to go, in the words that QEMU has for it. Graph lock held. */
+static int refuse_removal(const struct block_node *node, const struct block_claim *user,
+                          GError **error)
+{
+    const struct block_child *child;
+
+    if (user->operations && user->operations->follows_place) {
+        return block_error(error, EBUSY, "Node %s is in use", node->name);
+    }
+    if (g_str_has_prefix(user->owner, "block job ")) {
+        return block_error(error, EBUSY, "Node '%s' is busy: block device is in use by %s",
+                           node->name, user->owner);
+    }
+    if (!user->parent) {
+        return block_error(error, EBUSY, "Node '%s' is busy: it is in use by %s", node->name,
+                           user->owner);
+    }
+    child = (const struct block_child *)((const char *)user - offsetof(struct block_child, claim));
+    return child->role == BLOCK_ROLE_BACKING
+               ? block_error(error, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
+                             node->name, user->parent->name)
+               : block_error(error, EBUSY, "Block device %s is in use", node->name);
+}
+
 int block_node_remove(const char *name, GError **error)
 {
     AUTO(block_node) node = block_node_find(name);
@@ -267,8 +292,7 @@ int block_node_remove(const char *name, GError **error)
     if (!node->named) {
         status = block_error(error, EPERM, "Node %s is not owned by the monitor", name);
     } else if (user) {
-        status =
-            block_error(error, EBUSY, "Node '%s' is busy: it is in use by %s", name, user->owner);
+        status = refuse_removal(node, user, error);
     } else {
         node->named = false;
         wait_for_passing_references(node, 2); /* the monitor's and ours */

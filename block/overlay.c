@@ -12,9 +12,7 @@ static int check_unused(struct block_node *overlay, GError **error)
 {
     g_auto(GStrv) users = block_node_users(overlay);
 
-    return users[0] ? block_error(error, EBUSY, "The overlay is already in use: node '%s' by %s",
-                                  overlay->name, users[0])
-                    : 0;
+    return users[0] ? block_error(error, EBUSY, "The overlay is already in use") : 0;
 }
 
 /* The image of a layer above would go on to name the node, past the overlay. */

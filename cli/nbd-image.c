@@ -152,17 +152,16 @@ static struct block_options *read_options(const struct nbd_image *image, bool *i
     return STEAL(options);
 }
 
-static void describe_file(const struct nbd_image *image, const char *file, const char *format,
-                          struct block_options *options)
+static int describe_file(const struct nbd_image *image, const char *file, const char *format,
+                         struct block_options *options, GError **error)
 {
     block_options_set(options, "driver", format);
-    if (file) {
-        block_options_set(options, "file.driver", "file");
-        block_options_set(options, "file.filename", file);
-    } else {
-        block_options_set(options, "file.driver", "nbd");
-        block_options_set(options, "file.uri", image->file);
+    if (!file) {
+        return block_reference_set_server(image->file, options, error);
     }
+    block_options_set(options, "file.driver", "file");
+    block_options_set(options, "file.filename", file);
+    return 0;
 }
 
 /* The driver that it needs is not one of ours. */
@@ -196,8 +195,8 @@ static struct block_options *describe(const struct nbd_image *image, const char 
         block_options_free(options);
         options = block_options_new();
         describe_child(image, name, options);
-    } else if (!has_options) {
-        describe_file(image, file, format, options);
+    } else if (!has_options && describe_file(image, file, format, options, error) < 0) {
+        return NULL;
     }
     return STEAL(options);
 }

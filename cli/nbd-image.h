@@ -20,9 +20,9 @@ struct nbd_image {
     uint64_t offset;      /* of the disk in what the image shows */
     bool direct, no_flush;
     /* For a child alone; NULL: the default. */
-    const char *cache; /* the mode's name */
-    const char *aio;   /* we have I/O on threads, whatever was asked for */
-    bool discard;
+    const char *cache;         /* the mode's name */
+    const char *aio;           /* we have I/O on threads, whatever was asked for */
+    bool discard, has_discard; /* it was said */
     const char *detect_zeroes; /* off, on, unmap */
 };
 

@@ -179,6 +179,10 @@ static int read_discard(struct nbd_image *image, const char *mode, GError **erro
 {
     static const char *const modes[] = {"ignore", "off", "unmap", "on", NULL};
 
+    if (image->has_discard) {
+        return block_error(error, EINVAL, "--discard can be given only once");
+    }
+    image->has_discard = true;
     image->discard = !strcmp(mode, "unmap") || !strcmp(mode, "on");
     return read_words("--discard", mode, modes, error);
 }
@@ -206,6 +210,9 @@ static int read_aio(struct nbd_image *image, const char *mode, GError **error)
 {
     static const char *const modes[] = {"threads", "native", "io_uring", NULL};
 
+    if (image->aio) {
+        return block_error(error, EINVAL, "--aio can be given only once");
+    }
     image->aio = mode;
     return read_words("--aio", mode, modes, error);
 }
@@ -354,7 +361,7 @@ static int check_list(const struct nbd_arguments *arguments, int file_count, boo
     if (file_count) {
         return block_error(error, EINVAL, "--list takes no file");
     }
-    if (has_export_option || arguments->forks || arguments->pid_file) {
+    if (has_export_option || arguments->forks) {
         return block_error(error, EINVAL,
                            "--list is about another server: options of an image, an "
                            "export or a process make no sense with it");
@@ -366,7 +373,7 @@ static int check_activation(struct nbd_arguments *arguments, GError **error)
 {
     const char *pid = g_getenv("LISTEN_PID"), *count = g_getenv("LISTEN_FDS");
 
-    arguments->is_activated = pid && count && atoi(pid) == getpid();
+    arguments->is_activated = pid && count && atoi(pid) == getpid() && strcmp(count, "0") != 0;
     if (!arguments->is_activated) {
         return 0;
     }
@@ -407,9 +414,6 @@ static int check_device(struct nbd_arguments *arguments, GError **error)
 
 static int check_together(struct nbd_arguments *arguments, GError **error)
 {
-    if (arguments->socket && (arguments->port || arguments->bind)) {
-        return block_error(error, EINVAL, "--socket excludes --port and --bind");
-    }
     if (arguments->image.is_options && arguments->image.format) {
         return block_error(error, EINVAL, "--image-opts excludes --format: write driver=...");
     }
@@ -435,10 +439,16 @@ static int take_file(struct nbd_arguments *arguments, int count, char **files, G
     if (!*file) {
         return block_error(error, EINVAL, "The file's name is empty");
     }
+    if (is_path && g_str_has_prefix(file, "file:")) {
+        file += strlen("file:");
+    }
     arguments->file = is_path ? g_canonicalize_filename(file, NULL) : g_strdup(file);
     arguments->image.file = arguments->file;
     return 0;
 }
+
+/* What qemu-nbd lets stand beside --list, although it has nothing to do there. */
+static const char list_ignores[] = "rste";
 
 /* *is_of_export: it is about an image or an export, and not about where to listen or connect. */
 static int read_option(struct nbd_arguments *arguments, int option, bool *is_of_export,
@@ -447,7 +457,7 @@ static int read_option(struct nbd_arguments *arguments, int option, bool *is_of_
     int status = read_other_option(arguments, option, error);
 
     if (status > 0) {
-        *is_of_export = true;
+        *is_of_export |= !strchr(list_ignores, option);
         status = read_image_option(arguments, option, error);
     }
     return status > 0 ? read_export_option(arguments, option, error) : status;

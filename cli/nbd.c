@@ -132,7 +132,7 @@ static int start(const struct nbd_arguments *arguments, struct server *server, G
         status = listen_for_clients(arguments, error);
     }
     if (status == 0 && arguments->pid_file) {
-        status = process_write_pid_file(arguments->pid_file, false, error);
+        status = process_write_pid_file(arguments->pid_file, error);
     }
     return status;
 }

@@ -96,9 +96,20 @@ static void catch_signals(void)
     sigaction(SIGPIPE, &ignore, NULL);
 }
 
+/* What we open is not to lie where messages go, or where the background has nothing. */
+static void fill_standard_streams(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) {
+            exit(EXIT_FAILURE); /* nobody can be told why */
+        }
+    }
+}
+
 void process_begin(const char *name)
 {
     program = name;
+    fill_standard_streams();
     g_log_set_default_handler(on_log, NULL);
     end_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (end_fd < 0) {
@@ -262,8 +273,8 @@ static bool is_still_at(int fd, const char *path)
            ours.st_ino == there.st_ino;
 }
 
-/* The file, locked if asked to; it may be that of a process which is just removing it. */
-static int open_pid_file(const char *path, bool exclusive, GError **error)
+/* The file, locked; it may be that of a process which is just removing it. */
+static int open_pid_file(const char *path, GError **error)
 {
     for (;;) {
         AUTO_CLOSE int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
@@ -271,21 +282,21 @@ static int open_pid_file(const char *path, bool exclusive, GError **error)
         if (fd < 0) {
             return block_error_errno(error, errno, "Could not open the pid file '%s'", path);
         }
-        if (exclusive && flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
             return block_error(error, EBUSY,
                                "The pid file '%s' is locked: the process in it still runs", path);
         }
-        if (!exclusive || is_still_at(fd, path)) {
+        if (is_still_at(fd, path)) {
             return steal_fd(&fd);
         }
     }
 }
 
-int process_write_pid_file(const char *path, bool exclusive, GError **error)
+int process_write_pid_file(const char *path, GError **error)
 {
     g_autofree char *text = g_strdup_printf("%d\n", (int)getpid());
     size_t length = strlen(text);
-    int fd = open_pid_file(path, exclusive, error);
+    int fd = open_pid_file(path, error);
 
     if (fd < 0) {
         return fd;

@@ -34,10 +34,10 @@ int process_next_option(int argc, char **argv, const char *short_options,
 void process_fork(void);
 
 /*
- * Write the process ID to a file, mode 0600, which process_end removes. exclusive: no other process
- * that has it so may live. Returns a negative errno.
+ * Write the process ID to a file, mode 0600, which process_end removes. No other process may live
+ * that has it so. Returns a negative errno.
  */
-int process_write_pid_file(const char *path, bool exclusive, GError **error);
+int process_write_pid_file(const char *path, GError **error);
 
 /*
  * All that was asked for is there. A child of process_fork is from now on in the root directory and

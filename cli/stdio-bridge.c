@@ -80,11 +80,11 @@ static void *run(void *data)
 {
     struct lane in = {.from = STDIN_FILENO, .to = bridge_fd};
     struct lane out = {.from = bridge_fd, .to = STDOUT_FILENO};
-    bool has_shut = false;
+    bool has_shut = false, is_left = false;
     int count = 1;
 
     while (count > 0 && !(out.has_ended && is_empty(&out))) {
-        struct pollfd polled[2];
+        struct pollfd polled[3] = {[2] = {.fd = is_left ? -1 : bridge_fd}};
 
         if (in.has_ended && is_empty(&in) && !has_shut) {
             shutdown(bridge_fd, SHUT_WR);
@@ -92,7 +92,9 @@ static void *run(void *data)
         }
         watch(&in, &polled[0]);
         watch(&out, &polled[1]);
-        count = poll(polled, G_N_ELEMENTS(polled), out.has_ended ? LAST_OUTPUT_MS : -1);
+        /* When the monitor has left, what it has said must find its reader soon. */
+        count = poll(polled, G_N_ELEMENTS(polled), is_left ? LAST_OUTPUT_MS : -1);
+        is_left |= polled[2].revents != 0;
         if (polled[0].revents) {
             move(&in);
         }

@@ -161,7 +161,7 @@ static int start(struct server *server, int argc, char **argv, const struct choi
         status = carry_out_all(server, argc, argv, choices->daemonizes, error);
     }
     if (status == 0 && choices->pid_file) {
-        status = process_write_pid_file(choices->pid_file, true, error);
+        status = process_write_pid_file(choices->pid_file, error);
     }
     return status;
 }

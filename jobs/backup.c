@@ -88,6 +88,7 @@ static int run_none(struct job *job, GError **error)
     struct backup *backup = job_state(job);
 
     job_set_phase(job, "copying");
+    job_progress_set_total(job, backup->length); /* as QEMU has it; none of it is ever done */
     while (!job_is_cancelled(job) && !point_in_time_is_broken(backup->point, NULL)) {
         job_sleep_until(job, INT64_MAX);
         job_pause_point(job);
@@ -403,10 +404,7 @@ static int check_nodes(const struct backup_options *options, GError **error)
         return block_error(error, EACCES, "Target node '%s' is read-only", options->target->name);
     }
     if (block_node_length(options->source) != block_node_length(options->target)) {
-        return block_error(error, EINVAL,
-                           "Source and target image have different sizes (%" PRIu64 " and "
-                           "%" PRIu64 " bytes)",
-                           block_node_length(options->source), block_node_length(options->target));
+        return block_error(error, EINVAL, "Source and target image have different sizes");
     }
     return 0;
 }

@@ -24,9 +24,7 @@ static int run_create(struct job *job, GError **error)
     job_progress_set_total(job, 1);
     job_set_phase(job, "creating");
     status = block_create(create->options, report_progress, job, error);
-    if (status == 0) {
-        job_progress_add(job, 1);
-    }
+    job_progress_add(job, 1); /* as much was to be done if it has failed */
     return status;
 }
 

@@ -50,6 +50,7 @@ struct job {
     bool in_prepare;     /* prepare() is */
     bool run_ended;      /* it will never (again) */
     bool at_pause_point; /* in_run, but quiet */
+    bool is_idle;        /* in_run, with nothing to do until it is told */
     bool kicked;         /* job_sleep_until returns */
     bool user_paused;    /* by the user or an error policy */
     unsigned drains;

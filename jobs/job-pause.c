@@ -45,12 +45,14 @@ bool job_should_pause(struct job *job)
 void job_sleep_until(struct job *job, int64_t deadline_ns)
 {
     job_lock();
+    job->is_idle = deadline_ns == INT64_MAX;
     while (!job->kicked && !atomic_load(&job->force_cancelled)) {
         if (job_wait_until_locked(&job->wakeup, deadline_ns) != 0) {
             break;
         }
     }
     job->kicked = false;
+    job->is_idle = false;
     job_unlock();
 }
 

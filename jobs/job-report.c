@@ -110,7 +110,7 @@ void job_get_info(struct job *job, struct job_info *info)
         .is_block_job = job->driver->is_block_job,
         .current_progress = atomic_load(&job->progress_current),
         .total_progress = atomic_load(&job->progress_total),
-        .busy = job->in_run && !job->at_pause_point,
+        .busy = job->in_run && !job->at_pause_point && !job->is_idle,
         .paused = job->drains > 0 || job->user_paused,
         .speed = atomic_load(&job->speed),
         .io_status = job->io_status,

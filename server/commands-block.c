@@ -237,7 +237,7 @@ static struct block_node *node_to_resize(json_t *arguments, GError **error)
         block_error(error, EINVAL, "Exactly one of 'device' and 'node-name' must be given");
         return NULL;
     }
-    return device ? lookup_device_or_node(device, error) : block_node_find_or_error(name, error);
+    return device ? lookup_disk_or_node(device, error) : block_node_find_or_error(name, error);
 }
 
 static json_t *block_resize(struct qmp_request *request, json_t *arguments, GError **error)

@@ -385,7 +385,7 @@ const struct qmp_command export_commands[] = {
      "when a client connects."},
     {"block-export-del", &del_type, NULL, export_del, 0,
      "Take an export away. BLOCK_EXPORT_DELETED tells when nothing of it is left."},
-    {"query-block-exports", NULL, &info_list_type, query_exports, 0, "The exports, oldest first."},
+    {"query-block-exports", NULL, &info_list_type, query_exports, 0, "The exports, newest first."},
     {NULL},
 };
 

@@ -85,17 +85,15 @@ static int check_overlay(struct overlay_state *state, GError **error)
     return status;
 }
 
-/* node_name: if it can only be a node's; or NULL. */
-static int find_node(struct overlay_state *state, const char *name, const char *node_name,
-                     GError **error)
+/* Takes the reference; NULL: it was not found. name: what may be a device's, or NULL. */
+static int use_root(struct overlay_state *state, const char *name, struct block_node *root)
 {
-    state->name = node_name ? NULL : name;
-    state->root =
-        node_name ? block_node_find_or_error(node_name, error) : lookup_device_or_node(name, error);
-    if (!state->root) {
+    state->name = name;
+    state->root = root;
+    if (!root) {
         return -ENOENT;
     }
-    state->node = block_layer_of(state->root);
+    state->node = block_layer_of(root);
     return 0;
 }
 
@@ -116,7 +114,8 @@ static void plan(struct transaction_action *action)
 static int prepare_node(struct transaction_action *action, json_t *data, GError **error)
 {
     struct overlay_state *state = transaction_state(action);
-    int status = find_node(state, json_string_value(json_object_get(data, "node")), NULL, error);
+    const char *name = json_string_value(json_object_get(data, "node"));
+    int status = use_root(state, name, lookup_device_or_node(name, error));
 
     if (status == 0) {
         state->overlay =
@@ -252,7 +251,9 @@ static int prepare_file(struct transaction_action *action, json_t *data, GError 
     int status = check_names(data, error);
 
     if (status == 0) {
-        status = find_node(state, device, node, error);
+        status = use_root(state, node ? NULL : device,
+                          node ? block_node_find_or_error(node, error)
+                               : lookup_disk_or_node(device, error));
     }
     if (status == 0) {
         status = open_overlay(state, data, error);

@@ -16,6 +16,7 @@ struct export_handle {
     bool owns_device;         /* it is removed with the handle */
     char *name;               /* that it was opened by; NULL: it is a node's */
     struct view_device *view; /* what it is connected to, if the device is a view's; else NULL */
+    bool is_offered;          /* nobody is connected by it */
     /* Of an export that tells changes apart; or NULL. */
     struct session *session;
     const struct session_device *changes;
@@ -221,6 +222,14 @@ static void remove_device(struct block_device *device)
     }
 }
 
+void export_offer(struct export_handle *handle)
+{
+    if (handle->view && !handle->is_offered) {
+        view_export_uncount(handle->view);
+    }
+    handle->is_offered = true;
+}
+
 void export_close(struct export_handle *handle)
 {
     if (handle->owns_device) {
@@ -229,6 +238,7 @@ void export_close(struct export_handle *handle)
         block_device_unref(handle->device);
     }
     if (handle->view) {
+        export_offer(handle);
         view_export_close(handle->view);
     }
     session_unref(handle->session);

@@ -35,6 +35,9 @@ char *export_default_name(void);
 struct export_handle *export_open(const char *name, bool read_only, GError **error);
 void export_close(struct export_handle *handle);
 
+/* The handle is no client's: it offers what it is for to those that come. Of views that counts. */
+void export_offer(struct export_handle *handle);
+
 /*
  * Open a node that is to be served although it is no device's, perhaps more than once. Not the main
  * thread, nor to be closed there.

@@ -31,6 +31,16 @@ struct block_node *lookup_root_or_node(const char *name, GError **error)
     return node;
 }
 
+struct block_node *lookup_disk_or_node(const char *name, GError **error)
+{
+    struct block_node *node = lookup_device_or_node(name, NULL);
+
+    if (!node) {
+        block_error(error, ENOENT, "Cannot find device='%s' nor node-name=''", name);
+    }
+    return node;
+}
+
 struct block_node *lookup_device_or_node(const char *name, GError **error)
 {
     AUTO(block_node) node = lookup_root_or_node(name, error);

@@ -22,6 +22,9 @@ struct block_device *lookup_device(const char *id, GError **error);
  */
 struct block_node *lookup_device_or_node(const char *name, GError **error);
 
+/* The same for what would only be a device's name: an error says that no node was looked for. */
+struct block_node *lookup_disk_or_node(const char *name, GError **error);
+
 /* The same, but such a filter itself: for who replaces a device's root. */
 struct block_node *lookup_root_or_node(const char *name, GError **error);
 

@@ -188,7 +188,7 @@ static int check_for_node(const struct object *object, GError **error)
     static const char *const not_possible[] = {"priority", "passwordid"};
 
     if (!tls_credentials_is_client(object->credentials)) {
-        return block_error(error, EINVAL, "Expecting TLS credentials with a client endpoint");
+        return block_error(error, EINVAL, "Expected TLS credentials for a client endpoint");
     }
     if (!strcmp(object->kind->name, "tls-creds-anon")) {
         return block_error(error, ENOTSUP,

@@ -51,6 +51,9 @@ int limits_read_group(json_t *value, struct throttle_limits *limits, GError **er
             return block_error(error, EINVAL, "Parameter '%s' expects a non-negative value",
                                field->name);
         }
+        if (number && !json_integer_value(number) && g_str_has_suffix(field->name, "-max-length")) {
+            return block_error(error, EINVAL, "the burst length cannot be 0");
+        }
         if (number) {
             *limits_value(limits, field) = (uint64_t)json_integer_value(number);
         }

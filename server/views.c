@@ -482,11 +482,15 @@ struct view_device *view_export_open(const char *name)
     return NULL;
 }
 
+void view_export_uncount(struct view_device *device)
+{
+    SCOPE_LOCK(&views_lock);
+
+    device->clients--;
+}
+
 void view_export_close(struct view_device *device)
 {
-    pthread_mutex_lock(&views_lock);
-    device->clients--;
-    pthread_mutex_unlock(&views_lock);
     view_unref(device->view);
 }
 

@@ -127,9 +127,10 @@ struct view_export *view_export_list(void);
 
 /*
  * Connect a client to the export of this name: NULL if there is none. It keeps the view from being
- * dropped, but by force, until view_export_close.
+ * dropped, but by force, until view_export_uncount, which comes before view_export_close.
  */
 struct view_device *view_export_open(const char *name);
+void view_export_uncount(struct view_device *device);
 void view_export_close(struct view_device *device);
 
 /* What to send requests to; borrowed, lives as long as the client's connection. */

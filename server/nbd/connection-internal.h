@@ -29,7 +29,8 @@ struct nbd_connection {
     const struct nbd_policy *policy;
     void (*negotiated)(void *data);
     void *negotiated_data;
-    atomic_bool is_shut_down; /* by us */
+    atomic_bool is_shut_down; /* by us: nothing more is begun */
+    atomic_bool is_deaf;      /* sending failed: nobody hears what would be answered */
 
     /* Negotiated; constant in the transmission phase. */
     enum nbd_mode mode;
@@ -65,7 +66,6 @@ struct nbd_connection {
     unsigned requests;   /* that exist */
     uint64_t data_bytes; /* that they claim */
     bool is_sending;     /* some thread */
-    bool is_deaf;        /* sending failed: replies are dropped */
 };
 
 /*
@@ -85,7 +85,8 @@ void nbd_transmit(struct nbd_connection *connection);
 struct nbd_request {
     uint16_t flags, type;
     uint64_t cookie, offset, length;
-    uint32_t payload; /* bytes that come after the header */
+    uint32_t payload;      /* bytes that come after the header */
+    bool has_lost_payload; /* it is too long, or there was no memory: refused */
 
     uint8_t *buffer; /* aligned; the payload, then what is read */
     size_t capacity;
@@ -102,6 +103,10 @@ struct nbd_request {
 
 /* Have a buffer of so many bytes; false: there is no memory. */
 bool nbd_request_reserve(struct nbd_request *request, size_t bytes);
+
+/* The most bytes that the reply to a block status can have. */
+uint64_t nbd_request_extents_max(const struct nbd_connection *connection,
+                                 const struct nbd_request *request);
 
 /* Carry it out and make its reply. */
 void nbd_request_execute(struct nbd_connection *connection, struct nbd_request *request);

@@ -130,7 +130,7 @@ struct bitmap_search {
 static int add_bitmap(const struct bitmap_search *search, const struct nbd_export_bitmap *wanted)
 {
     AUTO(block_node) root = export_root(search->export->handle);
-    AUTO(block_node) top = wanted->node ? block_node_find_or_error(wanted->node, search->error)
+    AUTO(block_node) top = wanted->node ? lookup_device_or_node(wanted->node, NULL)
                            : root       ? block_node_ref(root)
                                         : NULL;
     AUTO(block_node) node =
@@ -138,7 +138,10 @@ static int add_bitmap(const struct bitmap_search *search, const struct nbd_expor
     struct dirty_bitmap *bitmap = node ? block_node_find_bitmap(node, wanted->name) : NULL;
 
     if (!top && wanted->node) {
-        return -EINVAL;
+        return block_error(search->error, ENOENT, "Node '%s' not found", wanted->node);
+    }
+    if (!bitmap && wanted->node) {
+        return block_error(search->error, ENOENT, "Dirty bitmap '%s' not found", wanted->name);
     }
     if (!bitmap) {
         return block_error(search->error, ENOENT, "Bitmap '%s' is not found", wanted->name);
@@ -171,7 +174,9 @@ static int open_changes(struct nbd_export *export, const struct nbd_export_optio
     g_autoptr(GError) problem = NULL;
 
     export->changes = export_open(name, true, &problem);
-    if (!export->changes) {
+    if (export->changes) {
+        export_offer(export->changes);
+    } else {
         return block_error(error, EINVAL,
                            "'%s' is no export DEVICE@SESSION of a backup session: 'changes' has no "
                            "meaning for it",
@@ -363,8 +368,11 @@ static struct export_handle *open_target(const struct nbd_export_options *option
         *options->target ? export_open(options->target, !options->writable, &problem) : NULL;
 
     if (!handle) {
-        AUTO(block_node) node = lookup_device_or_node(options->target, error);
+        AUTO(block_node) node = lookup_device_or_node(options->target, NULL);
 
+        if (!node) {
+            block_error(error, ENOENT, "Cannot find device='' nor node-name='%s'", options->target);
+        }
         return node ? open_node(node, options->writable, error) : NULL;
     }
     if (options->writable && export_is_read_only(handle)) {
@@ -372,6 +380,7 @@ static struct export_handle *open_target(const struct nbd_export_options *option
         export_close(handle);
         return NULL;
     }
+    export_offer(handle);
     return handle;
 }
 
@@ -652,14 +661,13 @@ static void free_info(void *data)
     g_free(info->node_name);
 }
 
-/* References to all, the oldest first, but to those that are ending; these are told apart. */
+/* References to all, the newest first, but to those that are ending; these are told apart. */
 static GPtrArray *list_locked(GArray *infos)
 {
     GPtrArray *list = g_ptr_array_new();
     struct nbd_export *export;
 
-    TAILQ_FOREACH_REVERSE(export, &exports, nbd_export_list, entry)
-    {
+    TAILQ_FOREACH (export, &exports, entry) {
         struct nbd_export_info info = {
             .id = g_strdup(export->id),
             .name = g_strdup(export->name),

@@ -64,7 +64,7 @@ struct nbd_export_info {
     char *id, *name, *node_name; /* node_name: what it shows now; NULL: nothing any more */
     bool is_shutting_down;
 };
-/* An array of struct nbd_export_info, the oldest first; free with g_array_unref. */
+/* An array of struct nbd_export_info, the newest first; free with g_array_unref. */
 GArray *nbd_export_query(void);
 
 /* ---- For connections ------------------------------------------------------------------------- */

@@ -58,6 +58,13 @@ static const char *find_fault(const struct nbd_connection *connection,
                               const struct nbd_request *request, int *error_number)
 {
     *error_number = EINVAL;
+    if (request->has_lost_payload && request->length <= NBD_PAYLOAD_MAX) {
+        *error_number = ENOMEM;
+        return "there is no memory for the data";
+    }
+    if (request->has_lost_payload) {
+        return "the data are longer than 32 MiB";
+    }
     if (request->type > NBD_CMD_BLOCK_STATUS) {
         return "unknown command";
     }
@@ -201,6 +208,9 @@ static int next_extent(struct nbd_connection *connection, size_t context, uint64
     int status = 0;
 
     while (done < bytes) {
+        if (atomic_load(&connection->is_shut_down) || atomic_load(&connection->is_deaf)) {
+            return -ESHUTDOWN; /* that many contexts of that large a disk may take long */
+        }
         uint64_t range;
         uint32_t range_flags;
 
@@ -238,6 +248,16 @@ static int add_context(struct nbd_connection *connection, struct nbd_request *re
         offset += extent;
     }
     return 0;
+}
+
+uint64_t nbd_request_extents_max(const struct nbd_connection *connection,
+                                 const struct nbd_request *request)
+{
+    size_t each = connection->mode == NBD_EXTENDED ? 2 * sizeof(uint64_t) : 2 * sizeof(uint32_t);
+
+    return request->flags & NBD_CMD_FLAG_REQ_ONE
+               ? 0
+               : (uint64_t)connection->contexts->len * EXTENTS_MAX * each;
 }
 
 /* A payload says which of the contexts the client wants this time: a length, and their IDs. */

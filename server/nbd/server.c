@@ -284,7 +284,7 @@ static struct nbd_server *new_server(const struct nbd_server_options *options)
 static int check_options(const struct nbd_server_options *options, GError **error)
 {
     if (options->credentials && tls_credentials_is_client(options->credentials)) {
-        return block_error(error, EINVAL, "Expecting TLS credentials with a server endpoint");
+        return block_error(error, EINVAL, "Expected TLS credentials for a server endpoint");
     }
     if (options->authorization && !options->credentials) {
         return block_error(error, EINVAL,

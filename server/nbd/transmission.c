@@ -58,15 +58,28 @@ static struct nbd_request *take_request(struct nbd_connection *connection)
     return request;
 }
 
+/* The most bytes that a request and its reply have, but for what is little. */
+static uint64_t data_of(const struct nbd_connection *connection, const struct nbd_request *request)
+{
+    switch (request->type) {
+    case NBD_CMD_READ:
+        return request->length <= NBD_PAYLOAD_MAX ? request->length : 0;
+    case NBD_CMD_BLOCK_STATUS:
+        return MIN(nbd_request_extents_max(connection, request), NBD_DATA_MAX);
+    default:
+        return request->payload;
+    }
+}
+
 /*
  * Wait until there is room for the data of a request that has just been read. Little data need no
  * room: as many requests as there are have little in all.
  */
 static void claim_room(struct nbd_connection *connection, struct nbd_request *request)
 {
-    uint64_t bytes = request->type == NBD_CMD_READ ? request->length : request->payload;
+    uint64_t bytes = data_of(connection, request);
 
-    if (bytes <= KEPT_BUFFER || bytes > NBD_PAYLOAD_MAX) {
+    if (bytes <= KEPT_BUFFER) {
         return;
     }
     SCOPE_LOCK(&connection->reply_lock);
@@ -91,6 +104,20 @@ static void give_back_locked(struct nbd_connection *connection, struct nbd_reque
         request->extents = g_byte_array_new();
     }
     STAILQ_INSERT_HEAD(&connection->unused, request, entry);
+}
+
+/* How many extents there are is known when all are found. */
+static void give_back_room(struct nbd_connection *connection, struct nbd_request *request)
+{
+    uint64_t needed = request->extents->len;
+
+    if (request->type != NBD_CMD_BLOCK_STATUS || needed >= request->claimed) {
+        return;
+    }
+    SCOPE_LOCK(&connection->reply_lock);
+    connection->data_bytes -= request->claimed - needed;
+    request->claimed = needed;
+    pthread_cond_broadcast(&connection->reply_changed);
 }
 
 static void give_back(struct nbd_connection *connection, struct nbd_request *request)
@@ -205,8 +232,9 @@ static bool receive_payload(struct nbd_connection *connection, struct nbd_reques
 
     request->payload = bytes <= NBD_PAYLOAD_MAX ? (uint32_t)bytes : 0;
     claim_room(connection, request);
-    if (bytes > NBD_PAYLOAD_MAX || (bytes && !nbd_request_reserve(request, bytes))) {
-        request->type = UINT16_MAX; /* refused, once it is gone */
+    request->has_lost_payload =
+        bytes > NBD_PAYLOAD_MAX || (bytes && !nbd_request_reserve(request, bytes));
+    if (request->has_lost_payload) {
         return bytes <= IGNORED_MAX && skip_payload(connection, bytes);
     }
     return !bytes || read_payload(connection, request->buffer, bytes);
@@ -247,7 +275,7 @@ static size_t take_batch_locked(struct nbd_connection *connection, struct nbd_re
 /* Nothing can be told any more: nothing more need be asked, either. */
 static void become_deaf(struct nbd_connection *connection)
 {
-    connection->is_deaf = true;
+    atomic_store(&connection->is_deaf, true);
     nbd_channel_shut_down(&connection->channel);
 }
 
@@ -259,11 +287,10 @@ static void send_replies_locked(struct nbd_connection *connection)
     while (!STAILQ_EMPTY(&connection->replies)) {
         struct nbd_request *batch;
         size_t count = take_batch_locked(connection, &batch, parts);
-        bool is_deaf = connection->is_deaf;
         int status = 0;
 
         pthread_mutex_unlock(&connection->reply_lock);
-        if (!is_deaf) {
+        if (!atomic_load(&connection->is_deaf)) {
             status = nbd_channel_send(&connection->channel, parts, count);
         }
         pthread_mutex_lock(&connection->reply_lock);
@@ -364,6 +391,9 @@ static struct nbd_request *next_request(struct nbd_connection *connection)
     atomic_fetch_add(&connection->input.waiting, 1);
     pthread_mutex_lock(&connection->read_lock);
     atomic_fetch_sub(&connection->input.waiting, 1);
+    if (atomic_load(&connection->is_shut_down)) {
+        connection->input.has_ended = true; /* although the system may still have requests */
+    }
     if (!connection->input.has_ended) {
         connection->input.has_ended = !read_request(connection, request);
     }
@@ -379,13 +409,31 @@ static struct nbd_request *next_request(struct nbd_connection *connection)
     return has_ended ? NULL : request;
 }
 
+/*
+ * What a client sent before it left changes its disk as if it had stayed, but nothing need be found
+ * out for it. When we have sent it away not even the first is expected.
+ */
+static bool is_vain(struct nbd_connection *connection, const struct nbd_request *request)
+{
+    bool only_asks = request->type == NBD_CMD_READ || request->type == NBD_CMD_CACHE ||
+                     request->type == NBD_CMD_BLOCK_STATUS;
+
+    return atomic_load(&connection->is_shut_down) ||
+           (only_asks && atomic_load(&connection->is_deaf));
+}
+
 static void serve(struct nbd_connection *connection)
 {
     struct nbd_request *request;
 
     block_device_set_client(&connection->is_shut_down);
     while ((request = next_request(connection))) {
+        if (is_vain(connection, request)) {
+            give_back(connection, request);
+            continue;
+        }
         nbd_request_execute(connection, request);
+        give_back_room(connection, request);
         reply(connection, request);
     }
     block_device_set_client(NULL);

@@ -170,10 +170,20 @@ def forks(test):
     again = test.run(PROGRAM, *words[:-1], test.path("other"), disk, status=1)
     assert again.stderr.startswith("liveblk-nbd: ") and again.stderr.count("\n") == 1, again
     assert not test.path("other").exists()
+    locked = test.run(PROGRAM, "--fork", "-f", "raw", "-k", test.path("other"),
+                      "--pid-file", pid_file, test.make_disk("e.raw", MIB), status=1)  # fmt: skip
+    assert "still runs" in locked.stderr and int(pid_file.read_text()) == pid, locked
     os.kill(pid, signal.SIGHUP)
     wait_until(lambda: not pathlib.Path(f"/proc/{pid}").exists(), "it ends")
     pid = None
     assert not pid_file.exists() and not path.exists()
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        test.run("sh", "-c", f'exec "$@" {closed}', "sh", PROGRAM, *words, disk)
+        pid = int(pid_file.read_text())
+        assert pathlib.Path(f"/proc/{pid}").exists(), f"it runs although it was started with {closed}"
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not pid_file.exists(), "it ends")
+        pid = None
     assert disk.read_bytes()[:4096] == fill(0, 4096, 1)
 
 
@@ -225,8 +235,14 @@ def variants(test):
     )
     with serving(test, "--image-opts", options) as handle:
         assert handle.pread(4096, 0) == more[:4096] and handle.get_size() == 4096
-    with serving(test, "--image-opts", f"file.filename={image}") as handle:
-        assert handle.pread(4096, 65536) == more[:4096]
+    for words in (("--image-opts", f"file.filename={image}"), ("-p", "1", f"file:{image}")):
+        with serving(test, *words) as handle:
+            assert handle.pread(4096, 65536) == more[:4096]
+    below = Server(test, "-t", "-x", "disk", "-f", "qcow2", image, name="below")
+    with serving(test, "-f", "raw", f"nbd:unix:{below.socket}:exportname=disk") as handle:
+        handle.pwrite(old[:4096], 65536)
+    below.stop()
+    assert contents(test, image, "qcow2")[65536 : 65536 + 4096] == old[:4096]
 
 
 @promise("a raw disk that was guessed keeps its clients from making it another format's, and says so")
@@ -297,7 +313,9 @@ def refusals(test):
         ("-n", "--cache=none", image), ("--aio=fast", image), ("--discard=maybe", image),
         ("--detect-zeroes=unmap", image), ("-o", "1x", image), ("-c", "/no/where", image),
         ("-f", "raw", "--image-opts", "driver=raw"), ("-d", "/no/where"), ("-T", image),
-        ("-L", image), ("-L", "-r"), ("-L", *where), ("--tls-authz=a", image),
+        ("-L", image), ("-L", "-f", "raw"), ("-L", "-rste2", *where), ("-L", "--fork", *where),
+        ("--aio=threads", "--aio=threads", image), ("--discard=on", "--discard=on", image),
+        (*where, "nbd:none"), (*where, "-p", "x", test.path("nothing")), ("--tls-authz=a", image),
         ("--tls-hostname=h", image), ("--tls-creds=none", *where, image),
         ("--object", "bogus,id=b", *where, image), ("-k", "/no/where", image),
         ("-f", "qcow2", *where, test.path("nothing")), ("-f", "qcow2", *where, "/dev/null"),

@@ -33,11 +33,9 @@ class World:
         address = {"type": "unix", "data": {"path": str(path or self.socket)}}
         self.qmp.command("nbd-server-start", id=id_, addr=address, **options)
 
-    def add(self, name, node="vda", writable=True, **options):
-        self.qmp.command(
-            "block-export-add", type="nbd", id=name, name=name, node_name=node, writable=writable,
-            **options,
-        )  # fmt: skip
+    def add(self, id_, node="vda", writable=True, **options):
+        options = {"id": id_, "name": id_, **options}
+        self.qmp.command("block-export-add", type="nbd", node_name=node, writable=writable, **options)
 
     def remove(self, name, mode="hard"):
         self.qmp.command("block-export-del", id=name, mode=mode)
@@ -528,11 +526,34 @@ def fleece(test):
 # ---- Ends ------------------------------------------------------------------------------------
 
 
+REFUSED = (
+    ("Cannot find device='' nor node-name='zz'", {"node": "zz"}),
+    ("Node 'zz' not found", {"bitmaps": [{"node": "zz", "name": "b"}]}),
+    ("Dirty bitmap 'zz' not found", {"bitmaps": [{"node": "vda", "name": "zz"}]}),
+    ("Bitmap 'zz' is not found", {"bitmaps": ["zz"]}),
+    ("Block export id 'e' is already in use", {"id": "e"}),
+    ("NBD server already has export named 'e'", {"name": "e"}),
+)
+
+
 @promise("exports and servers end as they are told, with requests under way and held")
 def ends(test):
     world = World(test, 4 * MIB)
     world.add("e")
     world.add("other")
+    for expected, options in REFUSED:
+        try:
+            world.add("x", **options)
+            raise AssertionError(f"{options} was not refused")
+        except QmpError as error:
+            assert error.desc == expected, error
+    world.qmp.command("blockdev-add", driver="null-co", node_name="n", size=MIB)
+    world.add("n", "n")
+    try:
+        world.qmp.command("blockdev-del", node_name="n")
+        raise AssertionError("a node was removed under its export")
+    except QmpError as error:
+        assert error.desc == "Node n is in use", error
     witness = world.enter("other", nbd.STRUCTURED)
     with world.enter("e", nbd.STRUCTURED) as wire:
         wire.read(512, 0)
@@ -565,6 +586,40 @@ def ends(test):
     hangs_up(witness)
     assert not world.socket.exists() and world.qmp.command("query-block-exports") == []
     stop_while_held(world)
+    stop_deaf(world)
+    offered_view(world)
+
+
+def stop_deaf(world):
+    """A client that reads no answers has asked for far more than there is time for."""
+    world.start()
+    world.add("e")
+    wire = world.enter("e", nbd.SIMPLE)
+    wire.socket.settimeout(2)
+    try:
+        for _ in range(100000):
+            wire.send_request(nbd.READ, 0, 4 * MIB)
+    except TimeoutError:
+        pass
+    world.qmp.command("nbd-server-stop")
+    wire.close()
+
+
+def offered_view(world):
+    """An export that nobody is connected to does not keep its view."""
+    world.start()
+    world.qmp.command("view-create", name="v", devices=["vda"], scratch=str(world.test.directory))
+    world.add("v", "vda@v", writable=False)
+    with world.enter("v", nbd.SIMPLE):
+        try:
+            world.qmp.command("view-drop", name="v")
+            raise AssertionError("a view was dropped under its client")
+        except QmpError as error:
+            assert "1 client is connected" in error.desc, error
+    wait_until(lambda: world.qmp.command("query-views")[0]["devices"][0]["clients"] == 0, "it leaves")
+    world.qmp.command("view-drop", name="v")
+    world.qmp.wait_event("BLOCK_EXPORT_DELETED", id="v")
+    world.qmp.command("nbd-server-stop")
 
 
 def stop_while_held(world):

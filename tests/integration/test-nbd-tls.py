@@ -379,7 +379,7 @@ def node(test):
     for wrong, word in (
         ({}, "TLS"),
         ({"tls-creds": "none"}, "No TLS credentials with id 'none'"),
-        ({"tls-creds": "server"}, "Expecting TLS credentials with a client endpoint"),
+        ({"tls-creds": "server"}, "Expected TLS credentials for a client endpoint"),
         ({"tls-creds": "anonymous"}, "anonymous"),
         ({"tls-creds": "client", "tls": "on"}, "cannot be given with 'tls'"),
         ({"tls-creds": "x509"}, "Could not connect"),
@@ -387,7 +387,7 @@ def node(test):
         refused(qmp, "blockdev-add", {**remote, **wrong}, word)
     refused(qmp, "nbd-server-start", {
         "addr": {"type": "unix", "data": {"path": str(test.path("x"))}}, "id": "x",
-        "tls-creds": "client"}, "Expecting TLS credentials with a server endpoint")  # fmt: skip
+        "tls-creds": "client"}, "Expected TLS credentials for a server endpoint")  # fmt: skip
     qmp.command_raw("blockdev-add", {**remote, "tls-creds": "client"})
     model = DiskModel(MIB)
     handle = server.connect("vda")

@@ -84,6 +84,10 @@ class World:
         self.add({"driver": "quorum", "node-name": "votes", "children": [voter], "vote-threshold": 1})
         self.image("q")
         self.image("q2", words=("-o", "compat=0.10"))
+        self.image("under")
+        self.image("over", backing="under")
+        self.image("q3", backing=None)
+        self.add({"driver": "raw", "node-name": "above", "file": "q3"})
         self.image("ro", **{"read-only": True})
         self.qmp.command("block-dirty-bitmap-add", node="n", name="b0")
         self.qmp.command("block-dirty-bitmap-add", node="small", name="bs")
@@ -133,6 +137,7 @@ def actions(*pairs, mode=None):
 
 
 NO_NODE = "Cannot find device='{0}' nor node-name='{0}'"
+NO_DISK = "Cannot find device='{0}' nor node-name=''"
 NUMBER = "Parameter '{}' expects uint64"
 
 # Section, what is answered, the command and its arguments.
@@ -180,6 +185,17 @@ REFUSED = (
      "blockdev-set-active", {"active": False}),
     ("2.2", "Failed to inactivate node: Operation not permitted...",
      "blockdev-set-active", {"node-name": "n", "active": False}),
+    ("2.2", "Block device f is in use", "blockdev-del", {"node-name": "f"}),
+    ("2.2", "Node 'under' is busy: node is used as backing hd of 'over'",
+     "blockdev-del", {"node-name": "under"}),
+    ("2.2", "The overlay is already in use", "blockdev-snapshot", {"node": "n", "overlay": "q3"}),
+    ("2.2", NO_DISK.format("zz"), "blockdev-snapshot-sync",
+     {"device": "zz", "snapshot-file": "{folder}/new"}),
+    ("2.2", NO_DISK.format("zz"), "block_resize", {"device": "zz", "size": MIB}),
+    ("2.2", NO_NODE.format("zz"), "blockdev-snapshot", {"node": "zz", "overlay": "q"}),
+    ("2.11", "the burst length cannot be 0", "object-add",
+     {"qom-type": "throttle-group", "id": "g",
+      "limits": {"bps-total": 5, "bps-total-max": 9, "bps-total-max-length": 0}}),
     ("2.2", "Invalid job ID '1'", "blockdev-create",
      {"job-id": "1", "options": {"driver": "file", "filename": "{folder}/new", "size": MIB}}),
     ("2.2", "Device '' not found", "block-set-write-threshold",
@@ -263,7 +279,7 @@ REFUSED = (
     ("2.4", "rewrite-corrupted=on cannot be used with blkverify=on",
      "blockdev-add", quorum("n", "n2", blkverify=True, rewrite_corrupted=True)),
     ("2.4", "Bottom node 'zz' not found", "blockdev-add", add("copy-on-read", file="q", bottom="zz")),
-    ("2.5", "Source and target image have different sizes...", "blockdev-backup", job(target="small")),
+    ("2.5", "Source and target image have different sizes", "blockdev-backup", job(target="small")),
     ("2.5", "Parameter 'speed' expects a non-negative value", "blockdev-backup", job(speed=-1)),
     ("2.5", "min-cluster-size needs to be a power of 2",
      "blockdev-backup", job(x_perf={"min-cluster-size": 1000})),

@@ -144,6 +144,28 @@ def stdio(test):
     assert [node["node-name"] for node in lines[2]["return"]] == ["n"], lines
 
 
+@promise("the end does not wait for somebody who does not read a monitor's output")
+def unread(test):
+    for way in ("quit", "signal"):
+        output, written = os.pipe()
+        daemon = Daemon(
+            test, "--chardev", "stdio,id=s", "--monitor", "s", name=way, stdin=subprocess.PIPE,
+            stdout=written,
+        )  # fmt: skip
+        os.close(written)
+        schema = json.dumps({"execute": "query-qmp-schema"}).encode()
+        daemon.process.stdin.write(b'{"execute": "qmp_capabilities"}' + 2 * schema)
+        daemon.process.stdin.flush()
+        assert os.read(output, 8) == b'{"QMP": '
+        qmp = daemon.qmp()
+        if way == "quit":
+            qmp.command("quit")
+        else:
+            daemon.process.send_signal(signal.SIGTERM)
+        daemon.ended()
+        os.close(output)
+
+
 @promise("--daemonize returns when all is ready; its pid file lets no second one in")
 def daemonizes(test):
     test.make_disk("d.raw", MIB)

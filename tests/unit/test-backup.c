@@ -65,8 +65,7 @@ static void test_nodes(void)
 
     expect_refused(&options, "Source and target cannot be the same");
     options.target = test_open("driver=file,node-name=short,filename=%s", path);
-    expect_refused(&options, "Source and target image have different sizes (1048576 and 1048064 "
-                             "bytes)");
+    expect_refused(&options, "Source and target image have different sizes");
     rig_assert_unused(options.target);
     test_make_file(path, MIB);
     options.target = test_open("driver=file,node-name=locked,read-only=on,filename=%s", path);

@@ -137,7 +137,7 @@ static void test_refused(struct rig *rig, gconstpointer data)
     expect_refused(rig->top, rig->filter, "Filters cannot be used as overlays");
     expect_refused(rig->top, memory, "The overlay does not support backing images");
     expect_refused(rig->top, rig->middle, "The overlay already has a backing image");
-    expect_refused(rig->top, rig->base, "The overlay is already in use: node 'base' by node");
+    expect_refused(rig->top, rig->base, "The overlay is already in use");
     expect_refused(rig->top, small, "they must be equally long");
     /* The link is the filter's, but the image that names it is that of the top. */
     expect_refused(rig->middle, rig->spare, "node is used as backing hd of 'top'");

@@ -128,8 +128,7 @@ static void test_refused(void)
     struct block_node *target =
         test_open("driver=fault,node-name=target,file.driver=file,file.filename=%s", path);
 
-    expect_refused(rig, target,
-                   "Source and target image have different sizes (1048576 and 2097152 bytes)");
+    expect_refused(rig, target, "Source and target image have different sizes");
     rig_assert_unused(target);
     target = test_open("driver=file,node-name=target,read-only=on,filename=%s", path);
     expect_refused(rig, target, "Target node 'target' is read-only");
