@@ -11,6 +11,8 @@
 #include "block/gate.h"
 #include "block/options.h"
 #include "cli/process.h"
+#include "server/objects.h"
+#include "server/option-text.h"
 
 /* Names on the wire are not longer. */
 #define NAME_MAX_BYTES 4096
@@ -316,6 +318,9 @@ static int read_other_option(struct nbd_arguments *arguments, int option, GError
         return read_socket(arguments, optarg, error);
     case OPTION_OBJECT:
         g_ptr_array_add(arguments->objects, optarg);
+        arguments->help =
+            option_text_help(optarg, "List of user creatable objects:", &object_options_type);
+        arguments->mode = arguments->help ? NBD_MODE_HELP : arguments->mode;
         return 0;
     case OPTION_TLS_CREDS:
         arguments->tls_credentials = optarg;
@@ -469,8 +474,9 @@ static int read_options(int argc, char **argv, struct nbd_arguments *arguments, 
 {
     int option, status = 0;
 
-    while (status == 0 && (option = process_next_option(argc, argv, short_options, long_options,
-                                                        NULL, error)) >= 0) {
+    while (status == 0 && !arguments->help &&
+           (option = process_next_option(argc, argv, short_options, long_options, NULL, error)) >=
+               0) {
         if (option == 'h' || option == 'V') {
             arguments->mode = option == 'h' ? NBD_MODE_HELP : NBD_MODE_VERSION;
             return 0;
@@ -511,4 +517,5 @@ void nbd_arguments_clear(struct nbd_arguments *arguments)
     g_clear_pointer(&arguments->objects, g_ptr_array_unref);
     g_clear_pointer(&arguments->file, g_free);
     g_clear_pointer(&arguments->device_socket, g_free);
+    g_clear_pointer(&arguments->help, g_free);
 }

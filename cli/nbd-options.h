@@ -41,6 +41,8 @@ struct nbd_arguments {
 
     bool forks, is_verbose;
     const char *pid_file;
+
+    char *help; /* NBD_MODE_HELP: on what --object takes; NULL: on all options */
 };
 
 /*

@@ -190,7 +190,7 @@ static int run(const struct nbd_arguments *arguments, GError **error)
 {
     switch (arguments->mode) {
     case NBD_MODE_HELP:
-        nbd_arguments_print_help();
+        arguments->help ? (void)fputs(arguments->help, stdout) : nbd_arguments_print_help();
         return 0;
     case NBD_MODE_VERSION:
         printf("%s %s (with the command line of qemu-nbd 10.0)\n", PROGRAM, server_version());

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <sys/socket.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "block/error.h"
@@ -25,6 +26,8 @@ struct lane {
 
 static pthread_t thread;
 static bool is_running;
+static struct termios terminal; /* as it was */
+static bool has_changed_terminal;
 static int bridge_fd; /* our end of the socket */
 
 static bool is_empty(const struct lane *lane)
@@ -106,7 +109,20 @@ static void *run(void *data)
     return NULL;
 }
 
-int stdio_bridge_start(GError **error)
+/* A terminal's keys are to be input, all of them. */
+static void take_keys(void)
+{
+    struct termios changed;
+
+    if (tcgetattr(STDIN_FILENO, &terminal) < 0) {
+        return; /* it is none */
+    }
+    changed = terminal;
+    changed.c_lflag &= ~(tcflag_t)ISIG;
+    has_changed_terminal = tcsetattr(STDIN_FILENO, TCSANOW, &changed) == 0;
+}
+
+int stdio_bridge_start(bool has_signals, GError **error)
 {
     int ends[2];
 
@@ -121,6 +137,9 @@ int stdio_bridge_start(GError **error)
         return block_error_errno(error, error_number, "Could not start a thread");
     }
     is_running = true;
+    if (!has_signals) {
+        take_keys();
+    }
     return ends[1];
 }
 
@@ -129,5 +148,8 @@ void stdio_bridge_end(void)
     if (is_running) {
         pthread_join(thread, NULL);
         is_running = false;
+    }
+    if (has_changed_terminal) {
+        tcsetattr(STDIN_FILENO, TCSANOW, &terminal);
     }
 }

@@ -7,9 +7,13 @@
 #define LIVEBLK_CLI_STDIO_BRIDGE_H
 
 #include <glib.h>
+#include <stdbool.h>
 
-/* Once in a process. Returns the socket, the caller's, or a negative errno. */
-int stdio_bridge_start(GError **error);
+/*
+ * Once in a process. has_signals: keys of a terminal send signals as they did; otherwise they are
+ * input until stdio_bridge_end. Returns the socket, the caller's, or a negative errno.
+ */
+int stdio_bridge_start(bool has_signals, GError **error);
 
 /* When the socket is closed: what came from it is written, as far as that takes no more than a
  * second. Does nothing if it was not started. */

@@ -43,6 +43,16 @@ static const struct qmp_type socket_type = {
     .kind = QMP_KIND_OBJECT,
     .members = socket_members,
 };
+static const struct qmp_member stdio_members[] = {
+    {"signal", &qmp_type_bool, .optional = true, .default_text = "true",
+     .doc = "Whether keys of a terminal send signals."},
+    {NULL},
+};
+static const struct qmp_type stdio_type = {
+    .name = "ChardevStdio",
+    .kind = QMP_KIND_OBJECT,
+    .members = stdio_members,
+};
 static const char *const backends[] = {"socket", "stdio", NULL};
 static const struct qmp_type backend_type = {
     .name = "ChardevBackendKind",
@@ -55,7 +65,7 @@ static const struct qmp_member chardev_members[] = {
     {NULL},
 };
 static const struct qmp_variant chardev_variants[] = {
-    {"socket", &socket_type}, {"stdio", NULL}, {NULL}};
+    {"socket", &socket_type}, {"stdio", &stdio_type}, {NULL}};
 static const struct qmp_type chardev_type = {
     .name = "ChardevOptions",
     .kind = QMP_KIND_OBJECT,
@@ -204,7 +214,7 @@ static int open_socket(json_t *arguments, struct chardev *chardev, GError **erro
                                                    : open_client(arguments, chardev, error);
 }
 
-static int open_stdio(struct chardev *chardev, bool is_daemon, GError **error)
+static int open_stdio(json_t *arguments, struct chardev *chardev, bool is_daemon, GError **error)
 {
     static bool is_used;
 
@@ -214,7 +224,7 @@ static int open_stdio(struct chardev *chardev, bool is_daemon, GError **error)
     if (is_used) {
         return block_error(error, EINVAL, "Standard input has another chardev already");
     }
-    chardev->client_fd = stdio_bridge_start(error);
+    chardev->client_fd = stdio_bridge_start(lookup_bool(arguments, "signal", true), error);
     is_used = true;
     return MIN(chardev->client_fd, 0);
 }
@@ -229,8 +239,8 @@ static int open_chardev(json_t *arguments, bool is_daemon, GError **error)
     }
     struct chardev *chardev = g_new0(struct chardev, 1);
     *chardev = (struct chardev){.id = g_strdup(id), .client_fd = -1};
-    int status =
-        is_stdio ? open_stdio(chardev, is_daemon, error) : open_socket(arguments, chardev, error);
+    int status = is_stdio ? open_stdio(arguments, chardev, is_daemon, error)
+                          : open_socket(arguments, chardev, error);
     if (status < 0) {
         free_chardev(chardev);
         return status;
@@ -240,6 +250,11 @@ static int open_chardev(json_t *arguments, bool is_daemon, GError **error)
     }
     g_ptr_array_add(chardevs, chardev);
     return 0;
+}
+
+char *chardev_help(const char *text)
+{
+    return option_text_help(text, "Available chardev backend types:", &chardev_type);
 }
 
 int chardev_add(const char *text, bool is_daemon, GError **error)

@@ -8,6 +8,9 @@
 
 #include "server/server.h"
 
+/* What --chardev takes, if its text asks for that; else NULL. The caller frees. */
+char *chardev_help(const char *text);
+
 /*
  * --chardev: open one. With wait=on this takes until there is a client. Returns a negative errno;
  * -ECANCELED without an error: the process is to end.

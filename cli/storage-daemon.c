@@ -9,6 +9,8 @@
 #include "cli/stdio-bridge.h"
 #include "cli/storage-daemon-chardev.h"
 #include "server/commands-export.h"
+#include "server/objects.h"
+#include "server/option-text.h"
 #include "server/server.h"
 
 #define PROGRAM "liveblk-storage-daemon"
@@ -73,6 +75,7 @@ static void print_help(void)
 struct choices {
     bool daemonizes;
     bool prints_help, prints_version;
+    char *help; /* on what an option takes; NULL: nobody asks */
     const char *pid_file;
 };
 
@@ -81,8 +84,8 @@ static int read_choices(int argc, char **argv, struct choices *choices, GError *
 {
     int option;
 
-    while ((option = process_next_option(argc, argv, short_options, long_options, NULL, error)) >=
-           0) {
+    while (!choices->help && (option = process_next_option(argc, argv, short_options, long_options,
+                                                           NULL, error)) >= 0) {
         switch (option) {
         case '?':
             return -EINVAL;
@@ -96,6 +99,13 @@ static int read_choices(int argc, char **argv, struct choices *choices, GError *
             return block_error(error, ENOTSUP,
                                "--trace is not supported: there are no trace "
                                "points");
+        case OPTION_OBJECT:
+            choices->help =
+                option_text_help(optarg, "List of user creatable objects:", &object_options_type);
+            break;
+        case OPTION_CHARDEV:
+            choices->help = chardev_help(optarg);
+            break;
         case OPTION_DAEMONIZE:
             choices->daemonizes = true;
             break;
@@ -104,8 +114,9 @@ static int read_choices(int argc, char **argv, struct choices *choices, GError *
             break;
         }
     }
-    return optind == argc ? 0
-                          : block_error(error, EINVAL, "Unexpected argument: '%s'", argv[optind]);
+    return optind == argc || choices->help
+               ? 0
+               : block_error(error, EINVAL, "Unexpected argument: '%s'", argv[optind]);
 }
 
 static int carry_out(struct server *server, int option, bool is_daemon, GError **error)
@@ -192,7 +203,9 @@ int main(int argc, char **argv)
 
     process_begin(PROGRAM);
     int status = read_choices(argc, argv, &choices, &error);
-    if (status == 0 && choices.prints_help) {
+    if (status == 0 && choices.help) {
+        fputs(choices.help, stdout);
+    } else if (status == 0 && choices.prints_help) {
         print_help();
     } else if (status == 0 && choices.prints_version) {
         printf("%s %s (with the command line of qemu-storage-daemon 10.0)\n", PROGRAM,
@@ -203,5 +216,6 @@ int main(int argc, char **argv)
     if (status < 0) {
         process_complain("%s", error->message);
     }
+    g_free(choices.help);
     return status < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

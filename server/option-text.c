@@ -249,3 +249,48 @@ json_t *option_text_read(const char *text, const char *implied_key, const struct
     }
     return value;
 }
+
+/* ---- Help ------------------------------------------------------------------------------------ */
+
+static char *help_on_variants(const char *title, const struct qmp_type *type)
+{
+    GString *help = g_string_new(NULL);
+
+    g_string_append_printf(help, "%s\n", title);
+    for (const struct qmp_variant *variant = type->variants; variant->value; variant++) {
+        g_string_append_printf(help, "  %s\n", variant->value);
+    }
+    return g_string_free(help, FALSE);
+}
+
+static char *help_on_variant(const struct qmp_variant *variant)
+{
+    GString *help = g_string_new(NULL);
+
+    g_string_append_printf(help, "%s options:\n", variant->value);
+    for (const struct qmp_type *type = variant->type; type; type = type->base) {
+        for (const struct qmp_member *member = type->members; member && member->name; member++) {
+            g_string_append_printf(help, "  %s=<%s> - %s\n", member->name, member->type->name,
+                                   member->doc);
+        }
+    }
+    return g_string_free(help, FALSE);
+}
+
+char *option_text_help(const char *text, const char *title, const struct qmp_type *type)
+{
+    const char *comma = strchr(text, ',');
+
+    if (!strcmp(text, "help")) {
+        return help_on_variants(title, type);
+    }
+    for (const struct qmp_variant *variant = type->variants; variant->value; variant++) {
+        size_t length = strlen(variant->value);
+
+        if (comma && !strcmp(comma, ",help") && (size_t)(comma - text) == length &&
+            !strncmp(text, variant->value, length)) {
+            return help_on_variant(variant);
+        }
+    }
+    return NULL;
+}

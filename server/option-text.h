@@ -20,6 +20,13 @@
 json_t *option_text_read(const char *text, const char *implied_key, const struct qmp_type *type,
                          GError **error);
 
+/*
+ * What can be said where arguments of a type with variants are expected, if the text asks for that:
+ * "help" for the variants (title goes before them), "VARIANT,help" for what one has. NULL if it
+ * does not ask; the caller frees.
+ */
+char *option_text_help(const char *text, const char *title, const struct qmp_type *type);
+
 /* A JSON object by itself, unchecked. */
 json_t *option_text_read_json(const char *text, GError **error);
 

@@ -135,7 +135,7 @@ def stdio(test):
     )
     process = subprocess.run(
         [PROGRAM, "--blockdev", "null-co,node-name=n,size=1048576,read-zeroes=on", "--chardev",
-         "stdio,id=s", "--monitor", "s"],
+         "stdio,id=s,signal=off", "--monitor", "s"],
         input=words, capture_output=True, timeout=30,
     )  # fmt: skip
     lines = [json.loads(line) for line in process.stdout.split(b"\r\n") if line]
@@ -307,6 +307,12 @@ def refusals(test):
         assert not path.exists(), words
     for word in ("--help", "--version"):
         assert "liveblk-storage-daemon" in test.run(PROGRAM, word).stdout
+    for program in (PROGRAM, BUILD / "cli" / "liveblk-nbd", "qemu-storage-daemon"):
+        lines = test.run(program, "--object", "help").stdout.splitlines()
+        assert lines[0] == "List of user creatable objects:", lines
+        assert {"  secret", "  throttle-group", "  tls-creds-psk"} <= set(lines), lines
+    assert "  limits=<" in test.run(PROGRAM, "--object", "throttle-group,help").stdout
+    assert "  stdio\n" in test.run(PROGRAM, "--chardev", "help").stdout
 
 
 main()
