@@ -472,6 +472,9 @@ def sync_none(test):
         handle.pwrite(b"new!" * 4096, at)
     wait_until(lambda: target.read_bytes().count(bytes(4096)) <= 2048 - 12, "old data is saved")
     assert qmp.command("query-jobs")[0]["status"] == "running"
+    wait_until(lambda: not qmp.command("query-block-jobs")[0]["busy"], "it waits for guests")
+    state = qmp.command("query-block-jobs")[0]
+    assert (state["offset"], state["len"]) == (0, 8 * MIB), state
     refused(qmp, "job-complete",
             "Job 'j' in state 'running' cannot accept command verb 'complete'", id="j")  # fmt: skip
     qmp.command("job-cancel", _id="j")
