@@ -188,7 +188,7 @@ def nodes(test):
     with open(file, "rb") as part, open(test.path("disk0.img"), "rb") as whole:
         part.seek(4 * MIB)
         assert part.read(8 * MIB) == whole.read()
-    refused(qmp, "blockdev-del", "Node 'f' is busy: ...", node__name="f")
+    refused(qmp, "blockdev-del", "Block device f is in use", node__name="f")
     for name in ("r", "f", "n", "b"):
         qmp.command("blockdev-del", node_name=name)
     refused(qmp, "blockdev-del", "Failed to find node with node-name='f'", node__name="f")
@@ -284,7 +284,7 @@ def resizes(test):
     refused(qmp, "block_resize", "Parameter 'size' expects a >0 size", device="vda", size=-512)
     refused(qmp, "block_resize", "The new size must be a multiple of 512", device="vda", size=1000)
     refused(qmp, "block_resize", "Parameter 'size' is missing", device="vda")
-    refused(qmp, "block_resize", "Cannot find device='zz' nor node-name='zz'", device="zz", size=512)
+    refused(qmp, "block_resize", "Cannot find device='zz' nor node-name=''", device="zz", size=512)
     backup(qmp, "j", test.path("b.img"), speed=MIB)
     refused(qmp, "block_resize", "...", device="vda", size=MIB)
     qmp.command("job-cancel", _id="j")
