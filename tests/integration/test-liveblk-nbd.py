@@ -225,7 +225,13 @@ def variants(test):
     )
     with serving(test, "--image-opts", options) as handle:
         assert handle.pread(4096, 0) == more[:4096] and handle.get_size() == 4096
-    with serving(test, "--image-opts", f"file.filename={image}") as handle:
+    with serving(test, "-n", "--aio=native", "--image-opts", options) as handle:
+        assert handle.pread(4096, 0) == more[:4096]
+    odd = test.make_disk("odd.img", MIB)
+    os.truncate(odd, MIB - 1)
+    with serving(test, "-f", "raw", "-n", "--aio=native", odd) as handle:
+        assert handle.pread(512, 0) == bytes(512)  # not past the page cache
+    with serving(test, "--aio=io_uring", "--image-opts", f"file.filename={image}") as handle:
         assert handle.pread(4096, 65536) == more[:4096]
 
 
@@ -295,6 +301,8 @@ def refusals(test):
         ("a", "b"), ("--bogus",), ("-k",), ("-k", "relative", image), ("-e", "x", image),
         ("-p", "none", image), ("-x", "n" * 4097, image), ("--cache=slow", image),
         ("-n", "--cache=none", image), ("--aio=fast", image), ("--discard=maybe", image),
+        ("-f", "qcow2", "--aio=native", *where, image),
+        ("-f", "qcow2", "--aio=native", "--cache=writethrough", *where, image),
         ("--detect-zeroes=unmap", image), ("-o", "1x", image), ("-c", "/dev/nbd0", image),
         ("-f", "raw", "--image-opts", "driver=raw"), ("-d", "/dev/nbd0"), ("-T", image),
         ("-L", image), ("-L", "-r"), ("-L", *where), ("--tls-authz=a", image),
