@@ -430,25 +430,84 @@ int block_node_remove_replica(struct block_node *parent, const char *name,
 
 /* ---- All who use a node ---------------------------------------------------------------------- */
 
-int block_node_replace(struct block_node *node, struct block_node *replacement,
-                       const struct block_claim *holder, GError **error)
+/* Graph lock held. *moved: how many claims keep a reference to the node, for drop_references. */
+static int move_followers(struct block_node *node, struct block_node *replacement, guint *moved,
+                          GError **error)
 {
     g_autoptr(GPtrArray) claims = g_ptr_array_new();
     struct block_claim *claim;
 
-    pthread_mutex_lock(&block_graph_lock);
-    int status = check_shared(node, BLOCK_PERM_GRAPH, holder, error);
     TAILQ_FOREACH (claim, &node->claims, entry) {
         if (follows(claim, replacement)) {
             g_ptr_array_add(claims, claim);
         }
     }
-    if (status == 0) {
-        status = move_places(claims, node, replacement, error);
-    }
-    pthread_mutex_unlock(&block_graph_lock);
-    for (guint i = 0; status == 0 && i < claims->len; i++) {
+    int status = move_places(claims, node, replacement, error);
+    *moved = status == 0 ? claims->len : 0;
+    return status;
+}
+
+/* Graph lock free. */
+static void drop_references(struct block_node *node, guint count)
+{
+    while (count-- > 0) {
         block_node_unref(node);
     }
+}
+
+int block_node_replace(struct block_node *node, struct block_node *replacement,
+                       const struct block_claim *holder, GError **error)
+{
+    guint moved = 0;
+
+    pthread_mutex_lock(&block_graph_lock);
+    int status = check_shared(node, BLOCK_PERM_GRAPH, holder, error);
+    if (status == 0) {
+        status = move_followers(node, replacement, &moved, error);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    drop_references(node, moved);
     return status;
+}
+
+/* Graph lock held. Of those who would be moved. */
+static int check_movable(const struct block_node *node, const struct block_node *replacement,
+                         GError **error)
+{
+    const struct block_claim *claim;
+
+    TAILQ_FOREACH (claim, &node->claims, entry) {
+        if (follows(claim, replacement) && !(claim->shared & BLOCK_PERM_GRAPH)) {
+            return block_error(error, EBUSY,
+                               "Node '%s' is busy: %s does not let the graph change there",
+                               node->name, claim->owner);
+        }
+    }
+    return 0;
+}
+
+/* to: NULL: what from, a filter, is above. */
+static int exchange(struct block_node *from, struct block_node *to, GError **error)
+{
+    guint moved = 0;
+
+    pthread_mutex_lock(&block_graph_lock);
+    to = to ? to : from->file;
+    int status = check_movable(from, to, error);
+    if (status == 0) {
+        status = move_followers(from, to, &moved, error);
+    }
+    pthread_mutex_unlock(&block_graph_lock);
+    drop_references(from, moved);
+    return status;
+}
+
+int block_node_insert_filter(struct block_node *node, struct block_node *filter, GError **error)
+{
+    return exchange(node, filter, error);
+}
+
+int block_node_remove_filter(struct block_node *filter, GError **error)
+{
+    return exchange(filter, NULL, error);
 }

@@ -28,6 +28,17 @@ struct block_node *block_layer_of(struct block_node *node)
     return layer;
 }
 
+struct block_node *block_below_transient(struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    while (node->is_transient && node->file) {
+        node = node->file;
+    }
+    node->references++;
+    return node;
+}
+
 /* Graph lock held, or a request. */
 static struct block_node *below(const struct block_node *node)
 {

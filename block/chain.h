@@ -23,6 +23,10 @@ struct block_node *block_layer_below(const struct block_node *node);
 /* The layer that a node is, or that lies below the filter it is: a new reference. Any thread. */
 struct block_node *block_layer_of(struct block_node *node);
 
+/* The node, or if a job has put filters there for a while, what is below those: a new reference.
+ * Any thread. */
+struct block_node *block_below_transient(struct block_node *node);
+
 /* The next node of the chain, a filter's file or a layer's backing file: a new reference, or NULL.
  * Any thread. */
 struct block_node *block_chain_below(struct block_node *node);
@@ -71,6 +75,14 @@ int block_node_set_backing(struct block_node *node, struct block_node *backing,
  */
 int block_node_replace(struct block_node *node, struct block_node *replacement,
                        const struct block_claim *holder, GError **error);
+
+/*
+ * Put a filter that passes everything on, and is above node already, in node's place; and take it
+ * away again, for what it is above then. Who minds that others get the node's place does not mind
+ * this, unless it is him who would be moved. The caller holds a reference to the filter.
+ */
+int block_node_insert_filter(struct block_node *node, struct block_node *filter, GError **error);
+int block_node_remove_filter(struct block_node *filter, GError **error);
 
 /*
  * Put another node where a node has its file: one with the same data, below filters or filters

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/device-internal.h"
 #include "block/error.h"
@@ -186,15 +187,22 @@ struct block_device *block_device_find(const char *name)
     return device;
 }
 
-struct block_device *block_device_find_by_root(const struct block_node *root)
+bool block_device_is_on(struct block_device *device, struct block_node *root)
+{
+    AUTO(block_node) own_root = block_device_root(device);
+    AUTO(block_node) own = own_root ? block_below_transient(own_root) : NULL;
+    AUTO(block_node) wanted = block_below_transient(root);
+
+    return own == wanted;
+}
+
+struct block_device *block_device_find_by_root(struct block_node *root)
 {
     struct block_device **list = block_device_list();
     struct block_device *found = NULL;
 
     for (struct block_device **device = list; *device && !found; device++) {
-        AUTO(block_node) node = block_device_root(*device);
-
-        if (node == root) {
+        if (block_device_is_on(*device, root)) {
             found = block_device_ref(*device);
         }
     }

@@ -71,8 +71,12 @@ int block_device_remove(struct block_device *device);
 
 /* A new reference, or NULL. Any thread. */
 struct block_device *block_device_find(const char *name);
-/* The first device on this root: a new reference, or NULL. */
-struct block_device *block_device_find_by_root(const struct block_node *root);
+/* The first device on this root, whether or not a job has put filters there for a while
+ * (block_below_transient): a new reference, or NULL. */
+struct block_device *block_device_find_by_root(struct block_node *root);
+
+/* Whether the device is there. Any thread. */
+bool block_device_is_on(struct block_device *device, struct block_node *root);
 /* New references to all, in order of creation, NULL-terminated. */
 struct block_device **block_device_list(void);
 void block_device_list_free(struct block_device **list);

@@ -414,6 +414,20 @@ static int open_driver(struct block_node *node, struct block_options *options, v
     return status;
 }
 
+int block_node_check_new_name(const char *name, GError **error)
+{
+    if (!block_identifier_is_valid(name)) {
+        return block_error(error, EINVAL, "Invalid node-name: '%s'", name);
+    }
+    if (strlen(name) > BLOCK_NODE_NAME_MAX) {
+        return block_error(error, EINVAL, "Node name too long");
+    }
+    SCOPE_LOCK(&block_graph_lock);
+    return block_node_find_locked(name)
+               ? block_error(error, EEXIST, "Duplicate nodes with node-name='%s'", name)
+               : 0;
+}
+
 /* Take and check the name; NULL stays NULL when the name will be made up. */
 static int take_name(struct block_node *node, struct block_options *options, bool allow_anonymous,
                      GError **error)
@@ -424,18 +438,8 @@ static int take_name(struct block_node *node, struct block_options *options, boo
                    ? 0
                    : block_error(error, EINVAL, "'node-name' must be specified for the root node");
     }
-    if (!block_identifier_is_valid(node->name)) {
-        return block_error(error, EINVAL, "Invalid node-name: '%s'", node->name);
-    }
-    if (strlen(node->name) > BLOCK_NODE_NAME_MAX) {
-        return block_error(error, EINVAL, "Node name too long");
-    }
     /* Early, so that the cause is named before storage is touched; publish() checks again. */
-    SCOPE_LOCK(&block_graph_lock);
-    if (block_node_find_locked(node->name)) {
-        return block_error(error, EEXIST, "Duplicate nodes with node-name='%s'", node->name);
-    }
-    return 0;
+    return block_node_check_new_name(node->name, error);
 }
 
 static struct block_node *open_tree(const struct block_driver *driver,

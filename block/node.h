@@ -198,9 +198,9 @@ struct block_node *block_node_open(struct block_options *options, bool allow_ano
                                    GError **error);
 
 /*
- * As block_node_open, for an anonymous node that the program makes for itself: of a driver that
- * need not be registered and declares no options. values is what its open is given and stays the
- * caller's; options are common ones.
+ * As block_node_open, for a node that the program makes for itself, of a driver that need not be
+ * registered. values is what its open is given instead of what the driver's own options say, if it
+ * declares any; it stays the caller's, and may be NULL.
  */
 struct block_node *block_node_open_with(const struct block_driver *driver, void *values,
                                         struct block_options *options, GError **error);
@@ -250,6 +250,12 @@ struct block_node *block_node_find_reference(const char *name, GError **error);
 struct block_node **block_node_list(void);
 void block_node_list_free(struct block_node **list);
 
+/*
+ * Whether a new node could get this name now: "Invalid node-name: '%s'", "Node name too long" or
+ * "Duplicate nodes with node-name='%s'". Any thread.
+ */
+int block_node_check_new_name(const char *name, GError **error);
+
 /* True if the name can be given to a node: [A-Za-z][A-Za-z0-9._-]*, at most 31 bytes. */
 bool block_node_name_is_valid(const char *name);
 
@@ -264,15 +270,6 @@ struct block_node *block_node_child(const struct block_node *node, const char *n
 static inline struct block_node *block_node_below_filters(struct block_node *node)
 {
     while (node->driver->is_filter && node->file) {
-        node = node->file;
-    }
-    return node;
-}
-
-/* The node, or if a job has put a filter there for a while, what is below that. Borrowed. */
-static inline struct block_node *block_node_below_transient(struct block_node *node)
-{
-    while (node->is_transient && node->file) {
         node = node->file;
     }
     return node;

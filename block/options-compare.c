@@ -7,7 +7,8 @@
 static bool addresses_equal(const struct block_address *a, const struct block_address *b)
 {
     return a->type == b->type && !g_strcmp0(a->path, b->path) && !g_strcmp0(a->host, b->host) &&
-           !g_strcmp0(a->port, b->port) && !g_strcmp0(a->fd, b->fd);
+           !g_strcmp0(a->port, b->port) && !g_strcmp0(a->fd, b->fd) && a->no_ipv4 == b->no_ipv4 &&
+           a->no_ipv6 == b->no_ipv6;
 }
 
 static bool texts_equal(char *const *a, char *const *b)

@@ -482,6 +482,67 @@ static int take_address_type(struct block_options *nested, const char *name,
     return status;
 }
 
+/* A flag that may be missing; *is_given: it is not. */
+static int take_address_flag(struct block_options *nested, const char *key, const char *name,
+                             bool *flag, bool *is_given, GError **error)
+{
+    g_autofree char *full_name = g_strdup_printf("%s.%s", name, key);
+    g_autofree char *text = block_options_take(nested, key);
+
+    *is_given = text;
+    return (text && block_parse_bool(text, flag, NULL) < 0) || block_options_has(nested, key)
+               ? bad_type(error, full_name, "boolean")
+               : 0;
+}
+
+/* A family that is asked for rules out the other one, unless that is asked for, too. */
+static int take_families(struct block_options *nested, struct block_address *address,
+                         const char *name, GError **error)
+{
+    bool ipv4 = false, ipv6 = false, says_ipv4, says_ipv6;
+    int status = take_address_flag(nested, "ipv4", name, &ipv4, &says_ipv4, error);
+
+    if (status == 0) {
+        status = take_address_flag(nested, "ipv6", name, &ipv6, &says_ipv6, error);
+    }
+    if (status < 0) {
+        return status;
+    }
+    address->no_ipv4 = says_ipv4 ? !ipv4 : ipv6;
+    address->no_ipv6 = says_ipv6 ? !ipv6 : ipv4;
+    return address->no_ipv4 && address->no_ipv6
+               ? block_error(error, EINVAL, "Cannot disable IPv4 and IPv6 at same time")
+               : 0;
+}
+
+/* What else is said of who listens, or is so anyway: checked, and of no effect. */
+static int check_unused(struct block_options *nested, const char *name, GError **error)
+{
+    g_autofree char *to = NULL;
+    bool keep_alive, is_given;
+    int status = block_options_has(nested, "to")
+                     ? take_address_number(nested, "to", name, UINT16_MAX, &to, error)
+                     : 0;
+
+    return status == 0
+               ? take_address_flag(nested, "keep-alive", name, &keep_alive, &is_given, error)
+               : status;
+}
+
+static int take_inet_address(struct block_options *nested, struct block_address *address,
+                             const char *name, GError **error)
+{
+    int status = take_address_part(nested, "host", name, &address->host, error);
+
+    if (status == 0) {
+        status = take_address_part(nested, "port", name, &address->port, error);
+    }
+    if (status == 0) {
+        status = take_families(nested, address, name, error);
+    }
+    return status == 0 ? check_unused(nested, name, error) : status;
+}
+
 static int take_address(struct block_options *nested, struct block_address *address,
                         const char *name, GError **error)
 {
@@ -493,10 +554,7 @@ static int take_address(struct block_options *nested, struct block_address *addr
     }
     switch (type) {
     case BLOCK_ADDRESS_INET:
-        status = take_address_part(nested, "host", name, &address->host, error);
-        if (status == 0) {
-            status = take_address_part(nested, "port", name, &address->port, error);
-        }
+        status = take_inet_address(nested, address, name, error);
         break;
     case BLOCK_ADDRESS_UNIX:
         status = take_address_part(nested, "path", name, &address->path, error);

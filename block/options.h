@@ -29,7 +29,7 @@ enum block_option_type {
     BLOCK_OPTION_ENUM,    /* int: the index in enum_values */
     BLOCK_OPTION_NODE,    /* a child node: a node's name or nested options; nothing is stored */
     BLOCK_OPTION_NODES,   /* several of these: name.0, name.0.x, name.1, ...; nothing is stored */
-    BLOCK_OPTION_ADDRESS, /* struct block_address, nested keys type/path/host/port/cid/str */
+    BLOCK_OPTION_ADDRESS, /* struct block_address, nested keys as QMP has them */
     BLOCK_OPTION_STRINGS, /* char ** (NULL-terminated): keys name.0, name.1, ... */
     BLOCK_OPTION_LIST,    /* struct block_option_list: keys name.0.x, name.0.y, name.1.x, ... */
 };
@@ -67,10 +67,11 @@ enum block_address_type {
 
 struct block_address {
     enum block_address_type type;
-    char *path; /* unix */
-    char *host; /* inet; the CID for vsock */
-    char *port; /* inet, vsock */
-    char *fd;   /* fd: a number */
+    char *path;            /* unix */
+    char *host;            /* inet; the CID for vsock */
+    char *port;            /* inet, vsock */
+    char *fd;              /* fd: a number */
+    bool no_ipv4, no_ipv6; /* inet: addresses that are not used; not both */
 };
 
 void block_address_clear(struct block_address *address);

@@ -218,6 +218,35 @@ static void set_common(const struct nbd_image *image, bool read_only, struct blo
     set_default(options, "cache.no-flush", image->no_flush ? "on" : "off");
 }
 
+/* The option of the node that keeps the image in a file of this host, which the caller frees; NULL:
+ * there is none. */
+static char *aio_key(const struct block_options *options)
+{
+    g_autoptr(GString) prefix = g_string_new(NULL);
+    const char *driver;
+
+    do {
+        g_autofree char *key = g_strconcat(prefix->str, "driver", NULL);
+
+        driver = block_options_get(options, key);
+        if (driver && (!strcmp(driver, "file") || !strcmp(driver, "host_device"))) {
+            return g_strconcat(prefix->str, "aio", NULL);
+        }
+        g_string_append(prefix, "file.");
+    } while (driver);
+    return NULL;
+}
+
+/* Of what is opened, not of what is put above it. */
+static void set_aio(const struct nbd_image *image, struct block_options *options)
+{
+    g_autofree char *key = aio_key(options);
+
+    if (key && image->aio) {
+        set_default(options, key, image->aio);
+    }
+}
+
 /* ---- Internal snapshots ---------------------------------------------------------------------- */
 
 static int match_snapshot(const struct block_options *wanted, struct block_node *node, char **id,
@@ -364,6 +393,10 @@ static void allow_direct(const char *file, struct block_options *options)
                   "of the cache mode",
                   file);
         block_options_set(options, "cache.direct", "off");
+        g_autofree char *key = aio_key(options);
+        if (key) {
+            block_options_set(options, key, "threads"); /* native needs it */
+        }
     }
 }
 
@@ -395,6 +428,7 @@ static struct block_node *open_image(const struct nbd_image *image, bool read_on
     bool is_ours = !options || !block_options_has(options, "file.command");
     if (options) {
         set_common(image, read_only, options);
+        set_aio(image, options);
         if (file && image->direct) {
             allow_direct(file, options);
         }

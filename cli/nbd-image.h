@@ -19,9 +19,8 @@ struct nbd_image {
                              NULL */
     uint64_t offset;      /* of the disk in what the image shows */
     bool direct, no_flush;
-    /* For a child alone; NULL: the default. */
-    const char *cache;         /* the mode's name */
-    const char *aio;           /* we have I/O on threads, whatever was asked for */
+    const char *aio;   /* NULL: the default. We have I/O on threads, whatever was asked for */
+    const char *cache; /* the mode's name, for a child alone; NULL: the default */
     bool discard, has_discard; /* it was said */
     const char *detect_zeroes; /* off, on, unmap */
 };

@@ -34,6 +34,7 @@ struct file_state {
     char *filename;
     bool is_block_device;
     bool is_direct;            /* fd is open with O_DIRECT */
+    int aio;                   /* what was asked for */
     bool takes_locks;          /* locking is on, or auto and supported */
     uint32_t logical_block;    /* of a block device */
     bool unmaps_zeroes;        /* a block device that zeroes as it discards */
@@ -55,6 +56,7 @@ struct file_options {
     char *filename;
     int locking;
     int aio;
+    uint64_t aio_max_batch;
 };
 extern const struct block_option file_option_table[];
 

@@ -14,6 +14,7 @@
 #include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/error.h"
+#include "formats/nbd-tcp.h"
 
 #define DEFAULT_PORT "10809"
 
@@ -69,7 +70,11 @@ static int apply_tls(struct nbd_handle *handle, const struct nbd_options *option
         return -1;
     }
 #ifdef LIBNBD_HAVE_NBD_SET_TLS_HOSTNAME
-    if (options->tls_hostname && nbd_set_tls_hostname(handle, options->tls_hostname) < 0) {
+    /* Of a socket that is handed over the library knows no host. */
+    const char *name = options->tls_hostname                 ? options->tls_hostname
+                       : nbd_tcp_is_choosy(&options->server) ? options->server.host
+                                                             : NULL;
+    if (name && nbd_set_tls_hostname(handle, name) < 0) {
         return -1;
     }
 #endif
@@ -154,8 +159,31 @@ static int start_command(struct nbd_handle *handle, const struct nbd_options *op
     return 0;
 }
 
-static int start(struct nbd_handle *handle, const struct nbd_options *options, int *lifeline,
-                 GError **error)
+static int start_tcp(struct nbd_handle *handle, const struct nbd_options *options,
+                     int64_t deadline_ns, int cancel_fd, GError **error)
+{
+    const struct block_address *server = &options->server;
+    const char *port = server->port ? server->port : DEFAULT_PORT;
+
+    if (!nbd_tcp_is_choosy(server)) {
+        return nbd_aio_connect_tcp(handle, server->host, port) < 0 ? library_failure(options, error)
+                                                                   : 0;
+    }
+    int fd = nbd_tcp_connect(server, port, deadline_ns, cancel_fd);
+    if (fd == -ETIMEDOUT || fd == -ECANCELED) {
+        return timing_failure(options, -fd, error);
+    }
+    if (fd < 0) {
+        g_autofree char *where = nbd_options_describe(options);
+
+        return block_error_errno(error, -fd, "Could not connect to '%s' by %s", where,
+                                 server->no_ipv4 ? "IPv6" : "IPv4");
+    }
+    return nbd_aio_connect_socket(handle, fd) < 0 ? library_failure(options, error) : 0;
+}
+
+static int start(struct nbd_handle *handle, const struct nbd_options *options, int64_t deadline_ns,
+                 int cancel_fd, int *lifeline, GError **error)
 {
     const struct block_address *server = &options->server;
     int ret;
@@ -174,13 +202,11 @@ static int start(struct nbd_handle *handle, const struct nbd_options *options, i
     if (server->type == BLOCK_ADDRESS_FD) {
         return start_fd(handle, options, error);
     }
-    if (options->uri) {
-        ret = nbd_aio_connect_uri(handle, options->uri);
-    } else if (server->type == BLOCK_ADDRESS_UNIX) {
-        ret = nbd_aio_connect_unix(handle, server->path);
-    } else {
-        ret = nbd_aio_connect_tcp(handle, server->host, server->port ? server->port : DEFAULT_PORT);
+    if (server->type == BLOCK_ADDRESS_INET) {
+        return start_tcp(handle, options, deadline_ns, cancel_fd, error);
     }
+    ret = options->uri ? nbd_aio_connect_uri(handle, options->uri)
+                       : nbd_aio_connect_unix(handle, server->path);
     return ret < 0 ? library_failure(options, error) : 0;
 }
 
@@ -303,12 +329,15 @@ struct nbd_handle *nbd_handshake(const struct nbd_options *options, int64_t dead
         library_failure(options, error);
         return NULL;
     }
-    if (start(handle, options, lifeline, error) < 0 ||
+    if (start(handle, options, deadline_ns, cancel_fd, lifeline, error) < 0 ||
         finish(handle, options, deadline_ns, cancel_fd, error) < 0 ||
         read_capabilities(handle, capabilities, error) < 0) {
         nbd_disconnect(handle, *lifeline);
         *lifeline = -1;
         return NULL;
+    }
+    if (options->server.type == BLOCK_ADDRESS_INET) {
+        nbd_tcp_keep_alive(nbd_aio_get_fd(handle));
     }
     return handle;
 }

@@ -130,6 +130,13 @@ static int check_tls(const struct nbd_options *options, GError **error)
                            "Parameter 'tls-hostname' needs a newer libnbd: this one looks in the "
                            "server's certificate for the host that it connects to");
     }
+    if (uses_tls(options) && options->tls_verify_peer && !options->tls_psk_file &&
+        (options->server.no_ipv4 || options->server.no_ipv6)) {
+        return block_error(error, ENOTSUP,
+                           "Parameters 'ipv4' and 'ipv6' of 'server' need a newer libnbd where TLS "
+                           "is used: with this one nothing would look for the host in the "
+                           "server's certificate");
+    }
 #endif
     if (options->tls_creds &&
         (says_how || options->tls != LIBNBD_TLS_DISABLE || !options->tls_verify_peer)) {

@@ -34,6 +34,11 @@ static int open_above_filter(struct block_node *node, void *values, GError **err
     struct snapshot_access_state *state = block_node_state(node);
 
     state->point = copy_before_write_point(node->file);
+    if (!state->point && node->file->is_transient) {
+        return block_error(error, EINVAL,
+                           "Node '%s' keeps no snapshot to access: it stands for a job only",
+                           node->file->name);
+    }
     if (!state->point) {
         return block_error(error, EINVAL,
                            "Node '%s' keeps no snapshot to access: its driver is '%s', and 'file' "

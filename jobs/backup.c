@@ -6,14 +6,17 @@
 #include <limits.h>
 
 #include "block/align.h"
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/clock.h"
 #include "block/copy-map.h"
 #include "block/error.h"
 #include "block/point-in-time.h"
 #include "block/request.h"
+#include "formats/job-filter.h"
 #include "formats/scratch.h"
 #include "jobs/backup-source.h"
+#include "jobs/chain-filter.h"
 #include "jobs/copy-engine.h"
 #include "jobs/sync-top.h"
 
@@ -42,7 +45,8 @@ struct backup {
     /* Compares; NULL: it is copied. Reports ask for it at any time. */
     struct verify *_Atomic verify;
     struct copy_engine *engine; /* NULL with sync none: the point in time does it all */
-    _Atomic bool is_held;       /* sync none: the target failed and the policy is to wait */
+    struct chain_filter filter;
+    _Atomic bool is_held; /* sync none: the target failed and the policy is to wait */
 };
 
 /* Of a mirror whose target is compared, or NULL. */
@@ -276,6 +280,7 @@ static void clean_backup(struct job *job)
     if (backup->engine) {
         copy_engine_free(STEAL(backup->engine));
     }
+    chain_filter_remove(&backup->filter);
     backup_bitmap_clear(&backup->bitmap);
 }
 
@@ -641,10 +646,37 @@ static int set_up(struct job *job, const struct backup_options *options, GError 
     return options->sync == BACKUP_SYNC_NONE ? 0 : new_engine(job, &complete, error);
 }
 
+static int insert_filter(struct job *job, const struct backup_options *options, GError **error)
+{
+    struct backup *backup = job_state(job);
+    const struct chain_filter_options filter = {
+        .name = options->filter_node_name,
+        .job = job,
+        .driver = &backup_filter_driver,
+    };
+    GUEST_WAITS_SCOPE(job_guest_waits(job));
+    int status = chain_filter_insert(&backup->filter, &filter, options->source, error);
+
+    if (status < 0) {
+        g_prefix_error(error, "Could not create node: ");
+    }
+    return status;
+}
+
+static int check_filter_name(const struct backup_options *options, GError **error)
+{
+    int status = chain_filter_check_name(options->filter_node_name, error);
+
+    if (status < 0) {
+        g_prefix_error(error, "Could not create node: ");
+    }
+    return status;
+}
+
 /* Guests will write past a filter that another job takes away again: it is what is below it. */
 struct job *backup_new(const struct backup_options *given, GError **error)
 {
-    AUTO(block_node) source = block_node_ref(block_node_below_transient(given->source));
+    AUTO(block_node) source = block_below_transient(given->source);
     struct backup_options complete = *given, *options = &complete;
     AUTO(job) job = NULL;
 
@@ -652,7 +684,7 @@ struct job *backup_new(const struct backup_options *given, GError **error)
 
     if ((options->target && check_nodes(options, error) < 0) ||
         check_performance_options(options, error) < 0 || check_discard_source(options, error) < 0 ||
-        check_scratch(options, error) < 0) {
+        check_scratch(options, error) < 0 || check_filter_name(options, error) < 0) {
         return NULL;
     }
     job = job_new(options->verify ? &verify_driver : &backup_driver, options->job_id,
@@ -660,7 +692,7 @@ struct job *backup_new(const struct backup_options *given, GError **error)
     if (!job) {
         return NULL;
     }
-    if (set_up(job, options, error) < 0) {
+    if (set_up(job, options, error) < 0 || insert_filter(job, options, error) < 0) {
         job_early_fail(job);
         return NULL;
     }

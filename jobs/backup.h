@@ -60,6 +60,8 @@ struct backup_options {
     uint64_t min_cluster_size; /* what a guest's write saves at least: a power of 2; 0: 4096 */
     /* Discard what is on the target. The source is a snapshot, which nothing else is made of. */
     bool discard_source;
+    /* While the job runs, a node of this name is above the source; or NULL. */
+    const char *filter_node_name;
     int64_t guest_timeout_s; /* how long a guest's write may wait for the job; 0: for ever */
     unsigned job_flags;      /* JOB_MANUAL_* */
     struct job_transaction *transaction; /* or NULL */

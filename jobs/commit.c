@@ -10,6 +10,8 @@
 #include "block/error.h"
 #include "block/main-loop.h"
 #include "block/request.h"
+#include "formats/job-filter.h"
+#include "jobs/chain-filter.h"
 #include "jobs/chain-header.h"
 #include "jobs/chain-scan.h"
 #include "jobs/chain-source.h"
@@ -22,6 +24,7 @@ struct commit {
     struct job *job;
     struct block_node *top;
     struct commit_chain chain;
+    struct chain_filter filter;
     struct chain_hold overlays; /* the layers whose backing file top is */
     struct copy_engine *engine;
     char *backing_file; /* what the user wants; or NULL */
@@ -183,6 +186,7 @@ static void clean_commit(struct job *job)
     if (commit->engine) {
         copy_engine_free(STEAL(commit->engine));
     }
+    chain_filter_remove(&commit->filter); /* before what it is above may become read-only */
     chain_hold_release(&commit->overlays);
     commit_chain_release(&commit->chain, false);
     g_clear_pointer(&commit->headers, g_array_unref);
@@ -241,7 +245,12 @@ static int set_up(struct commit *commit, const struct commit_options *options, G
         return block_error(error, EAGAIN, "Node '%s' is just being resized; try again",
                            commit->top->name);
     }
-    return 0;
+    const struct chain_filter_options filter = {
+        .name = options->filter_node_name,
+        .job = commit->job,
+        .driver = &commit_filter_driver,
+    };
+    return chain_filter_insert(&commit->filter, &filter, commit->top, error);
 }
 
 static void init(struct commit *commit, struct job *job, const struct commit_options *options)
@@ -289,12 +298,13 @@ static bool is_active(const struct commit_options *options)
     return is_written;
 }
 
-int commit_start(const struct commit_options *options, GError **error)
+static int start_kind(const struct commit_options *options, GError **error)
 {
     AUTO(block_node) top = block_layer_of(options->top);
     AUTO(block_node) base = block_layer_of(options->base);
 
-    if (mirror_check_is_root(options->root, error) < 0) {
+    if (mirror_check_is_root(options->root, error) < 0 ||
+        chain_filter_check_name(options->filter_node_name, error) < 0) {
         return -EBUSY;
     }
     if (top == base) {
@@ -308,4 +318,18 @@ int commit_start(const struct commit_options *options, GError **error)
                            "'backing-file' specified, but 'top' is the active layer");
     }
     return commit_start_active(options, error);
+}
+
+/* Filters that jobs have put there for a while are not what is meant: those take them away. */
+int commit_start(const struct commit_options *given, GError **error)
+{
+    AUTO(block_node) root = block_below_transient(given->root);
+    AUTO(block_node) top = block_below_transient(given->top);
+    AUTO(block_node) base = block_below_transient(given->base);
+    struct commit_options options = *given;
+
+    options.root = root;
+    options.top = top;
+    options.base = base;
+    return start_kind(&options, error);
 }

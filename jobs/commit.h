@@ -25,9 +25,10 @@ struct commit_options {
     struct block_node *base;     /* below top */
     /* What the images above shall say instead of base's name, verbatim; NULL: that. */
     const char *backing_file;
-    bool mask_protocol;    /* as stream_options.mask_protocol */
-    int64_t speed;         /* bytes per second; 0: unlimited */
-    int64_t guest_latency; /* nanoseconds the guest may have; 0: any (job_guest_latency) */
+    const char *filter_node_name; /* as mirror_options.filter_node_name, above top; or NULL */
+    bool mask_protocol;           /* as stream_options.mask_protocol */
+    int64_t speed;                /* bytes per second; 0: unlimited */
+    int64_t guest_latency;        /* nanoseconds the guest may have; 0: any (job_guest_latency) */
     enum block_error_policy on_error; /* `ignore`: what failed is tried again */
     unsigned job_flags;               /* JOB_MANUAL_* */
 };

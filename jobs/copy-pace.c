@@ -36,6 +36,7 @@ static bool stands_on(struct block_device *device, struct block_node *wanted)
 {
     AUTO(block_node) root = block_device_root(device);
     const struct block_node *node = root;
+    SCOPE_LOCK(&block_graph_lock);
 
     while (node && node != wanted && node->driver->is_filter) {
         node = node->file;

@@ -72,6 +72,7 @@ int commit_start_active(const struct commit_options *options, GError **error)
         .device = options->top == options->root ? options->device : NULL,
         .target = options->base,
         .sync = MIRROR_SYNC_COMMIT,
+        .filter_node_name = options->filter_node_name,
         .buf_size = (int64_t)(COPY_DEFAULT_MAX_WORKERS * CHAIN_CHUNK),
         .speed = options->speed,
         .guest_latency = options->guest_latency,

@@ -106,8 +106,12 @@ static void admit_devices(struct mirror *mirror, bool admits)
 {
     SCOPE_LOCK(&block_graph_lock);
 
-    if (mirror->chain.nodes) {
-        copy_engine_source_claim(mirror->engine)->moves_places = admits;
+    if (!mirror->chain.nodes) {
+        return;
+    }
+    copy_engine_source_claim(mirror->engine)->moves_places = admits;
+    if (chain_filter_claim(&mirror->filter)) {
+        chain_filter_claim(&mirror->filter)->moves_places = admits;
     }
 }
 
@@ -153,10 +157,9 @@ static int check_guest(const struct mirror *mirror, bool is_pivot, GError **erro
 
 static int take_device(struct mirror *mirror, struct block_device *device, GError **error)
 {
-    AUTO(block_node) root = block_device_root(device);
     int status = 0;
 
-    if (root == mirror->source_node) {
+    if (block_device_is_on(device, mirror->source_node)) {
         status = block_device_begin_move(device, error);
         if (status == 0) {
             block_device_hold(device);

@@ -7,6 +7,7 @@
 
 #include "block/dirty-bitmap.h"
 #include "block/drain.h"
+#include "jobs/chain-filter.h"
 #include "jobs/commit-internal.h"
 #include "jobs/copy-engine.h"
 #include "jobs/mirror-gate.h"
@@ -112,6 +113,7 @@ struct mirror {
     uint8_t checkpoint_uuid[TRACKING_UUID_BYTES];
 
     struct commit_chain chain; /* of MIRROR_SYNC_COMMIT */
+    struct chain_filter filter;
     bool has_pivoted;
     bool has_attached; /* sync=top: the source's backing file to the target */
 };

@@ -6,9 +6,11 @@
 #include <inttypes.h>
 
 #include "block/align.h"
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "block/main-loop.h"
+#include "formats/job-filter.h"
 #include "jobs/mirror-internal.h"
 #include "jobs/sync-top.h"
 
@@ -35,24 +37,31 @@ uint64_t mirror_default_granularity(uint64_t length)
 
 /* ---- Checks --------------------------------------------------------------------------------- */
 
-static bool has_parents(struct block_node *node)
+/* Other than filters that jobs have put above it for a while. Graph lock held. */
+static bool has_parents(const struct block_node *node)
 {
     const struct block_claim *claim;
-    SCOPE_LOCK(&block_graph_lock);
 
     TAILQ_FOREACH (claim, &node->claims, entry) {
-        if (claim->parent) {
+        if (claim->parent && (!claim->parent->is_transient || has_parents(claim->parent))) {
             return true;
         }
     }
     return false;
 }
 
+static bool is_top(const struct block_node *node)
+{
+    SCOPE_LOCK(&block_graph_lock);
+
+    return !has_parents(node);
+}
+
 int mirror_check_is_root(struct block_node *node, GError **error)
 {
     AUTO(block_device) device = block_device_find_by_root(node);
 
-    return device || !has_parents(node) ? 0 : block_error(error, EBUSY, "Need a root block node");
+    return device || is_top(node) ? 0 : block_error(error, EBUSY, "Need a root block node");
 }
 
 static int check_numbers(const struct mirror_options *options, GError **error)
@@ -111,9 +120,7 @@ struct installation {
 
 static int check_device(const struct mirror *mirror, struct block_device *device, GError **error)
 {
-    AUTO(block_node) root = block_device_root(device);
-
-    return root == mirror->source_node
+    return block_device_is_on(device, mirror->source_node)
                ? 0
                : block_error(error, EAGAIN, "'%s' has just got another node; try again",
                              block_device_name(device));
@@ -259,6 +266,7 @@ static void clean_mirror(struct job *job)
         mirror_record_end(mirror, is_record_of_use(mirror));
         copy_engine_free(STEAL(mirror->engine));
     }
+    chain_filter_remove(&mirror->filter); /* before what it is above may become read-only */
     if (mirror->chain.nodes) {
         commit_chain_release(&mirror->chain, mirror->has_pivoted);
     }
@@ -415,6 +423,18 @@ static void init(struct mirror *mirror, struct job *job, const struct mirror_opt
     pthread_mutex_init(&mirror->watch_lock, NULL);
 }
 
+static int insert_filter(struct mirror *mirror, const char *name, GError **error)
+{
+    const struct chain_filter_options options = {
+        .name = name,
+        .job = mirror->job,
+        .driver = &mirror_filter_driver,
+        .voiding = mirror->chain.nodes ? copy_engine_source_claim(mirror->engine) : NULL,
+    };
+
+    return chain_filter_insert(&mirror->filter, &options, mirror->source_node, error);
+}
+
 static int set_up(struct mirror *mirror, const struct mirror_options *options, GError **error)
 {
     AUTO(block_node) opened = NULL;
@@ -452,7 +472,10 @@ static int set_up(struct mirror *mirror, const struct mirror_options *options, G
         block_node_accept_lost_writes(mirror->target);
     }
     int status = mirror_record_find(mirror, error);
-    return status < 0 ? status : make_bitmap(mirror, options, error);
+    if (status == 0) {
+        status = make_bitmap(mirror, options, error);
+    }
+    return status == 0 ? insert_filter(mirror, options->filter_node_name, error) : status;
 }
 
 int mirror_change_copy_mode(struct job *job, enum mirror_copy_mode mode, GError **error)
@@ -468,14 +491,16 @@ int mirror_change_copy_mode(struct job *job, enum mirror_copy_mode mode, GError 
     return status;
 }
 
-int mirror_start(const struct mirror_options *options, GError **error)
+static int start(const struct mirror_options *options, GError **error)
 {
     bool is_commit = options->sync == MIRROR_SYNC_COMMIT;
     AUTO(job) job = NULL;
 
     if (mirror_check_is_root(options->source, error) < 0 ||
         block_node_check_sees_writes(options->source, error) < 0 ||
-        check_numbers(options, error) < 0 || mirror_changes_check(options, error) < 0 ||
+        check_numbers(options, error) < 0 ||
+        chain_filter_check_name(options->filter_node_name, error) < 0 ||
+        mirror_changes_check(options, error) < 0 ||
         (options->target && !is_commit &&
          check_target(options->source, options->target, error) < 0)) {
         return -EINVAL;
@@ -499,4 +524,14 @@ int mirror_start(const struct mirror_options *options, GError **error)
         job_early_fail(job);
     }
     return status;
+}
+
+/* Guests will write past a filter that another job takes away again: it is what is below it. */
+int mirror_start(const struct mirror_options *given, GError **error)
+{
+    AUTO(block_node) source = block_below_transient(given->source);
+    struct mirror_options options = *given;
+
+    options.source = source;
+    return start(&options, error);
 }

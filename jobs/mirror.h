@@ -49,7 +49,9 @@ extern const char *const mirror_copy_mode_names[]; /* NULL-terminated */
 
 struct mirror_options {
     const char *job_id;
-    struct block_node *source; /* borrowed; the job takes references */
+    /* Borrowed; the job takes references. Of a filter that a job has put there for a while, what is
+     * below that. */
+    struct block_node *source;
     /*
      * The device whose disk is meant, if it is one's: the mirror is refused if the source is not
      * its root any more at the moment it starts. NULL: the node as such is meant. Borrowed.
@@ -101,6 +103,8 @@ struct mirror_options {
      * moment, with this name; or NULL. Needs a tracked device, and that all is copied.
      */
     const char *checkpoint;
+    /* While the mirror runs, a node of this name is above the source; or NULL. */
+    const char *filter_node_name;
     enum block_error_policy on_source_error;
     enum block_error_policy on_target_error;
     unsigned job_flags; /* JOB_MANUAL_* */

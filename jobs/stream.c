@@ -21,11 +21,10 @@ struct stream {
     struct job *job;
     struct block_node *node; /* the layer that is filled; a reference, as are those that follow */
     struct block_node *base; /* or NULL */
-    struct block_node *filter;
-    struct chain_hold hold;        /* also of the node, if that was made writable */
-    struct chain_hold filter_hold; /* on the filter, which goes first */
-    struct copy_engine *engine;    /* NULL: there is nothing between the two */
-    char *backing_file;            /* what the user wants; or NULL */
+    struct chain_filter filter;
+    struct chain_hold hold;     /* also of the node, if that was made writable */
+    struct copy_engine *engine; /* NULL: there is nothing between the two */
+    char *backing_file;         /* what the user wants; or NULL */
     bool mask_protocol;
     struct chain_header header; /* of the image, while it is being changed */
     struct block_drain *drain;  /* guests stand still until the graph is changed */
@@ -233,9 +232,7 @@ static void clean_stream(struct job *job)
 {
     struct stream *stream = job_state(job);
 
-    if (stream->filter) {
-        chain_filter_remove(STEAL(stream->filter), stream->node, &stream->filter_hold);
-    }
+    chain_filter_remove(&stream->filter);
     if (stream->engine) {
         copy_engine_free(STEAL(stream->engine));
     }
@@ -315,6 +312,22 @@ static bool is_unchanged(const struct stream *stream, const GPtrArray *before)
            (!stream->engine || block_node_length(stream->node) == stream->source.length);
 }
 
+static int insert_filter(struct stream *stream, const GPtrArray *nodes,
+                         const struct stream_options *options, GError **error)
+{
+    const struct chain_filter_options filter = {
+        .name = options->filter_node_name,
+        .job = stream->job,
+        .bottom = nodes->len > 1 ? nodes->pdata[nodes->len - 1] : NULL,
+    };
+    int status = chain_filter_insert(&stream->filter, &filter, stream->node, error);
+
+    if (status < 0) {
+        g_prefix_error(error, "Could not create node: ");
+    }
+    return status;
+}
+
 static int set_up(struct stream *stream, const struct stream_options *options, GError **error)
 {
     g_autoptr(GPtrArray) nodes = chain_nodes(stream->node, stream->base, error);
@@ -346,14 +359,7 @@ static int set_up(struct stream *stream, const struct stream_options *options, G
     if (status == 0) {
         status = chain_hold_make_writable(&stream->hold, stream->node, error);
     }
-    if (status == 0 && options->filter_node_name) {
-        stream->filter =
-            chain_filter_insert(options->filter_node_name, stream->node,
-                                nodes->len > 1 ? nodes->pdata[nodes->len - 1] : NULL,
-                                own_claim(stream), stream->job, &stream->filter_hold, error);
-        status = stream->filter ? 0 : -EINVAL;
-    }
-    return status;
+    return status == 0 ? insert_filter(stream, nodes, options, error) : status;
 }
 
 static int check_options(const struct stream_options *options, GError **error)

@@ -80,6 +80,7 @@ static const struct qmp_member commit_members[] = {
      .doc = "by its file name. Neither: the lowest one."},
     {"on-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when copying fails. With ignore it is tried again."},
+    FILTER_NODE_NAME_MEMBER("commit_top"),
     {NULL},
 };
 static const struct qmp_type commit_type = {
@@ -309,7 +310,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
 {
     const char *name = text(arguments, "device");
     AUTO(block_device) device = block_device_find(name);
-    AUTO(block_node) root = lookup_root_or_node(name, NULL);
+    AUTO(block_node) root = lookup_device_or_node(name, NULL);
 
     if (!root) {
         g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", name);
@@ -327,6 +328,7 @@ static json_t *block_commit(struct qmp_request *request, json_t *arguments, GErr
         .top = top,
         .base = base,
         .backing_file = text(arguments, "backing-file"),
+        .filter_node_name = text(arguments, "filter-node-name"),
         .mask_protocol = lookup_bool(arguments, "backing-mask-protocol", false),
         .speed = lookup_integer(arguments, "speed", 0),
         .guest_latency = lookup_integer(arguments, "guest-latency", 0),

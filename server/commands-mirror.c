@@ -98,6 +98,7 @@ static const struct qmp_type common_type = {
 
 static const struct qmp_member blockdev_members[] = {
     {"target", &qmp_type_string, .doc = "The node to write, and to pivot to."},
+    FILTER_NODE_NAME_MEMBER("mirror_top"),
     {NULL},
 };
 const struct qmp_type blockdev_mirror_type = {
@@ -173,11 +174,6 @@ static enum mirror_copy_mode lookup_copy_mode(json_t *arguments)
                 : MIRROR_BACKGROUND;
 }
 
-static const char *lookup_text(json_t *arguments, const char *name)
-{
-    return json_string_value(json_object_get(arguments, name));
-}
-
 static int read_options(json_t *arguments, struct block_node *source,
                         struct mirror_options *options, GError **error)
 {
@@ -201,6 +197,7 @@ static int read_options(json_t *arguments, struct block_node *source,
         .target_retry_ns = lookup_integer(arguments, "target-retry", -1) * NS_PER_SECOND,
         .resume = lookup_bool(arguments, "resume", false),
         .checkpoint = lookup_text(arguments, "checkpoint"),
+        .filter_node_name = lookup_text(arguments, "filter-node-name"),
         .on_source_error = lookup_on_error(arguments, "on-source-error"),
         .on_target_error = lookup_on_error(arguments, "on-target-error"),
     };
@@ -218,7 +215,7 @@ static struct block_node *find_source(json_t *arguments, struct block_device **d
     const char *name = json_string_value(json_object_get(arguments, "device"));
 
     *device = block_device_find(name);
-    return lookup_root_or_node(name, error);
+    return lookup_device_or_node(name, error);
 }
 
 json_t *blockdev_mirror(struct qmp_request *request, json_t *arguments, GError **error)

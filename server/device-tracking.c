@@ -120,7 +120,7 @@ int device_tracking_start(struct block_device *device, const struct tracking_opt
 static int check_bitmaps(struct block_device *device, GError **error)
 {
     AUTO(block_node) root = block_device_root(device);
-    struct block_node *node = root ? block_node_below_filters(root) : NULL;
+    AUTO(block_node) node = root ? block_layer_of(root) : NULL;
     g_auto(GStrv) names = node ? block_stored_bitmaps_names(node, false) : NULL;
 
     return names && names[0] && !block_stored_bitmaps_image_keeps(node)
@@ -166,8 +166,10 @@ struct change_tracker *device_tracking_find(struct block_device *device, GError 
 static bool shows(struct block_device *device, struct block_node *node)
 {
     AUTO(block_node) root = block_device_root(device);
+    AUTO(block_node) layer = root ? block_layer_of(root) : NULL;
+    AUTO(block_node) wanted = block_layer_of(node);
 
-    return root && block_node_below_filters(root) == block_node_below_filters(node);
+    return layer == wanted;
 }
 
 /* For the trackers of the devices that show a node. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/chain.h"
 #include "block/cleanup.h"
 #include "block/error.h"
 #include "jobs/job.h"
@@ -20,15 +21,16 @@ struct block_device *lookup_device(const char *id, GError **error)
     return device;
 }
 
-struct block_node *lookup_root_or_node(const char *name, GError **error)
+struct block_node *lookup_device_or_node(const char *name, GError **error)
 {
     AUTO(block_device) device = block_device_find(name);
-    struct block_node *node = device ? block_device_root(device) : block_node_find(name);
+    AUTO(block_node) node = device ? block_device_root(device) : block_node_find(name);
 
     if (!node) {
         block_error(error, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
+        return NULL;
     }
-    return node;
+    return block_below_transient(node);
 }
 
 struct block_node *lookup_disk_or_node(const char *name, GError **error)
@@ -39,13 +41,6 @@ struct block_node *lookup_disk_or_node(const char *name, GError **error)
         block_error(error, ENOENT, "Cannot find device='%s' nor node-name=''", name);
     }
     return node;
-}
-
-struct block_node *lookup_device_or_node(const char *name, GError **error)
-{
-    AUTO(block_node) node = lookup_root_or_node(name, error);
-
-    return node ? block_node_ref(block_node_below_transient(node)) : NULL;
 }
 
 int lookup_check_same(const char *name, const struct block_node *node, GError **error)
@@ -93,6 +88,11 @@ enum block_error_policy lookup_on_error(json_t *arguments, const char *name)
     }
     return (enum block_error_policy)lookup_enum(json_object_get(arguments, name),
                                                 block_error_policy_names);
+}
+
+const char *lookup_text(json_t *arguments, const char *name)
+{
+    return json_string_value(json_object_get(arguments, name));
 }
 
 int64_t lookup_integer(json_t *arguments, const char *name, int64_t default_value)

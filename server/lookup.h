@@ -25,9 +25,6 @@ struct block_node *lookup_device_or_node(const char *name, GError **error);
 /* The same for what would only be a device's name: an error says that no node was looked for. */
 struct block_node *lookup_disk_or_node(const char *name, GError **error);
 
-/* The same, but such a filter itself: for who replaces a device's root. */
-struct block_node *lookup_root_or_node(const char *name, GError **error);
-
 /*
  * In a transaction's apply: whether the name still means this node, or the device has moved to
  * another since it was looked up, which nobody has drained. "'%s' has just got another node; try
@@ -47,6 +44,9 @@ unsigned lookup_job_flags(json_t *arguments);
 
 /* The policy a checked on-error argument means; report if it is not given. */
 enum block_error_policy lookup_on_error(json_t *arguments, const char *name);
+
+/* A checked string argument that may be missing: borrowed, or NULL. */
+const char *lookup_text(json_t *arguments, const char *name);
 
 /* A checked integer argument that may be missing, as may the object. */
 int64_t lookup_integer(json_t *arguments, const char *name, int64_t default_value);

@@ -19,6 +19,12 @@ static const struct qmp_type address_type_type = {
 static const struct qmp_member inet_members[] = {
     {"host", &qmp_type_string, .doc = "Host name or address."},
     {"port", &qmp_type_string, .doc = "Port, as a string."},
+    {"to", &qmp_type_uint16, .optional = true, .doc = "No effect: it is for who listens."},
+    {"ipv4", &qmp_type_bool, .optional = true, .doc = "Whether to connect to IPv4 addresses."},
+    {"ipv6", &qmp_type_bool, .optional = true,
+     .doc = "Whether to connect to IPv6 addresses. To say that of one alone rules out the other."},
+    {"keep-alive", &qmp_type_bool, .optional = true,
+     .doc = "Look now and then whether a silent server is there. It is always so here."},
     {NULL},
 };
 static const struct qmp_type inet_type = {

@@ -26,4 +26,15 @@ extern const struct qmp_type block_device_info_list_type;
 extern const struct qmp_type block_info_list_type;
 extern const struct qmp_type block_statistics_list_type;
 
+/* The argument of commands that start jobs. driver: what query-named-block-nodes calls the node. */
+#define FILTER_NODE_NAME_MEMBER(driver)                                                            \
+    {                                                                                              \
+        "filter-node-name", &qmp_type_string,                                                      \
+            .optional = true,                                                                      \
+            .doc = "While the job runs, a node of this name and of the driver `" driver            \
+                   "`, which passes everything on, is above what the job copies from. There is "   \
+                   "none by "                                                                      \
+                   "default."                                                                      \
+    }
+
 #endif

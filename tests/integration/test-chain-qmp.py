@@ -256,6 +256,8 @@ def refuses_commits(test):
         ("cannot commit an image into itself", {"top_node": "n0"}),
         (active, {"backing_file": "x"}),
         (active, {"backing_file": "x", "top_node": "n3"}),
+        ("Duplicate nodes with node-name='n0'", {"filter_node_name": "n0"}),
+        ("Duplicate nodes with node-name='n0'", {"filter_node_name": "n0", "top_node": "n2"}),
         ("Parameter 'speed' expects a non-negative value", {"speed": -1}),
     ]:
         chain.refuse("block-commit", text, job_id="job", device="n3", **arguments)
@@ -364,7 +366,7 @@ def is_in_the_schema(test):
     for command, wanted in {
         "block-stream": common
         + "device base? base-node? bottom? on-error? filter-node-name?",
-        "block-commit": common + "device top-node? top? base-node? base? on-error?",
+        "block-commit": common + "device top-node? top? base-node? base? on-error? filter-node-name?",
         "change-backing-file": "device image-node-name backing-file",
         "blockdev-snapshot": "node overlay",
         "blockdev-snapshot-sync":

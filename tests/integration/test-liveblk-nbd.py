@@ -238,6 +238,14 @@ def variants(test):
     for words in (("--image-opts", f"file.filename={image}"), ("-p", "1", f"file:{image}")):
         with serving(test, *words) as handle:
             assert handle.pread(4096, 65536) == more[:4096]
+    with serving(test, "-n", "--aio=native", "--image-opts", options) as handle:
+        assert handle.pread(4096, 0) == more[:4096]
+    odd = test.make_disk("odd.img", MIB)
+    os.truncate(odd, MIB - 1)
+    with serving(test, "-f", "raw", "-n", "--aio=native", odd) as handle:
+        assert handle.pread(512, 0) == bytes(512)  # not past the page cache
+    with serving(test, "--aio=io_uring", "--image-opts", f"file.filename={image}") as handle:
+        assert handle.pread(4096, 65536) == more[:4096]
     below = Server(test, "-t", "-x", "disk", "-f", "qcow2", image, name="below")
     with serving(test, "-f", "raw", f"nbd:unix:{below.socket}:exportname=disk") as handle:
         handle.pwrite(old[:4096], 65536)
@@ -316,6 +324,8 @@ def refusals(test):
         ("-L", image), ("-L", "-f", "raw"), ("-L", "-rste2", *where), ("-L", "--fork", *where),
         ("--aio=threads", "--aio=threads", image), ("--discard=on", "--discard=on", image),
         (*where, "nbd:none"), (*where, "-p", "x", test.path("nothing")), ("--tls-authz=a", image),
+        ("-f", "qcow2", "--aio=native", *where, image),
+        ("-f", "qcow2", "--aio=native", "--cache=writethrough", *where, image),
         ("--tls-hostname=h", image), ("--tls-creds=none", *where, image),
         ("--object", "bogus,id=b", *where, image), ("-k", "/no/where", image),
         ("-f", "qcow2", *where, test.path("nothing")), ("-f", "qcow2", *where, "/dev/null"),

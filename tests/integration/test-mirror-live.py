@@ -248,7 +248,8 @@ def refusals(test):
         ("Parameter 'granularity' expects uint32_t", {"granularity": 1 << 32}),
         ("Invalid parameter 'buf-size'", {"buf_size": -1}),
         ("Parameter 'speed' expects a non-negative value", {"speed": -1}),
-        ("Parameter 'filter-node-name' is unexpected", {"filter_node_name": "f"}),
+        ("Duplicate nodes with node-name='t'", {"filter_node_name": "t"}),
+        ("Invalid node-name: '1'", {"filter_node_name": "1"}),
         ("Invalid job ID '1'", {"job_id": "1"}),
     ):
         refuse(qmp, "blockdev-mirror", text, **(good | wrong))

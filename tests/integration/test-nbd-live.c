@@ -368,6 +368,53 @@ static void expect_refusal(struct nbd_options options, const char *part)
     g_assert_nonnull(strstr(error->message, part));
 }
 
+/* Of the sockets of this process that are connected to the port: how many, and how many of them the
+ * kernel watches. */
+static void count_connections(unsigned port, unsigned *all, unsigned *watched)
+{
+    *all = *watched = 0;
+    for (int fd = 3; fd < 1024; fd++) {
+        struct sockaddr_in peer = {0};
+        socklen_t bytes = sizeof(peer);
+        int keeps = 0;
+
+        if (getpeername(fd, (struct sockaddr *)&peer, &bytes) == 0 && peer.sin_family == AF_INET &&
+            ntohs(peer.sin_port) == port) {
+            getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &keeps, &(socklen_t){sizeof(keeps)});
+            *all += 1;
+            *watched += keeps != 0;
+        }
+    }
+}
+
+static void test_families(void)
+{
+    unsigned port = free_port(), all, watched;
+    GPid server = spawn("nbdkit -f -i 127.0.0.1 -p %u memory 8M", port);
+    struct nbd_options options = certificate_options(port, "localhost", NULL);
+
+    options.server.no_ipv6 = true;
+    struct block_node *node = open_or_fail(options);
+    exercise(node);
+    count_connections(port, &all, &watched);
+    g_assert_cmpuint(all, >, 0);
+    g_assert_cmpuint(watched, ==, all);
+    nbd_test_close(node);
+    options = certificate_options(port, "127.0.0.1", NULL);
+    node = open_or_fail(options);
+    count_connections(port, &all, &watched);
+    g_assert_cmpuint(all, >, 0);
+    g_assert_cmpuint(watched, ==, all);
+    nbd_test_close(node);
+    options = certificate_options(port, "127.0.0.1", NULL);
+    options.server.no_ipv4 = true;
+    expect_refusal(options, "by IPv6");
+    kill_server(server, SIGTERM);
+    options = certificate_options(port, "127.0.0.1", NULL);
+    options.server.no_ipv6 = true;
+    expect_refusal(options, "by IPv4: Connection refused");
+}
+
 static void test_certificates(void)
 {
     g_autofree char *certificates = in_folder("pki");
@@ -561,6 +608,7 @@ int main(int argc, char **argv)
     g_test_add_func("/nbd-live/extents-follow-the-data", test_extents);
     g_test_add_func("/nbd-live/a-server-killed-in-the-middle-loses-no-request", test_killed);
     g_test_add_func("/nbd-live/the-core-opens-it-by-its-options", test_core);
+    g_test_add_func("/nbd-live/families-of-addresses", test_families);
     g_test_add_func("/nbd-live/tls-with-certificates", test_certificates);
     g_test_add_func("/nbd-live/tls-with-a-shared-key", test_psk);
     g_test_add_func("/nbd-live/a-uri-names-the-export", test_uri);

@@ -90,6 +90,12 @@ static int64_t choose_speed(struct machine *machine)
                : 0;
 }
 
+/* The name of the filter that stands for a job, or NULL: there is none. */
+static char *choose_filter(struct machine *machine, const struct machine_job *busy)
+{
+    return test_random_chance(&machine->random, 35) ? g_strdup_printf("filter-%s", busy->id) : NULL;
+}
+
 /* ---- Streams --------------------------------------------------------------------------------- */
 
 void machine_start_stream(struct machine *machine)
@@ -105,7 +111,7 @@ void machine_start_stream(struct machine *machine)
         test_random_chance(random, 50) ? 0 : (guint)test_random_below(random, layers->len - 1);
     guint base = (guint)test_random_between(random, node + 1, layers->len);
     struct machine_job *busy = new_job(machine, KIND_STREAM);
-    g_autofree char *filter = g_strdup_printf("filter-%s", busy->id);
+    g_autofree char *filter = choose_filter(machine, busy);
     struct block_node *base_node = base < layers->len ? layers->pdata[base] : NULL;
     g_autofree char *path = base_node ? block_node_get_filename(base_node) : NULL;
     struct stream_options options = {
@@ -114,7 +120,7 @@ void machine_start_stream(struct machine *machine)
         .base = base_node,
         .backing_file = test_random_chance(random, 20) ? path : NULL,
         .mask_protocol = true,
-        .filter_node_name = test_random_chance(random, 35) ? filter : NULL,
+        .filter_node_name = filter,
         .speed = choose_speed(machine),
         .job_flags = choose_flags(machine),
     };
@@ -141,8 +147,10 @@ void machine_start_commit(struct machine *machine)
     guint top = (guint)test_random_below(random, layers->len - 1);
     guint base = (guint)test_random_between(random, top + 1, layers->len - 1);
     struct machine_job *busy = new_job(machine, top ? KIND_COMMIT : KIND_ACTIVE_COMMIT);
+    g_autofree char *filter = choose_filter(machine, busy);
     struct commit_options options = {
         .job_id = busy->id,
+        .filter_node_name = filter,
         .root = root,
         .device = machine->rig->device,
         .top = top ? layers->pdata[top] : root,
@@ -195,9 +203,8 @@ struct moment {
 static void take_moment(void *data)
 {
     struct moment *moment = data;
-    AUTO(block_node) root = block_device_root(moment->machine->rig->device);
 
-    if (root == moment->source) {
+    if (block_device_is_on(moment->machine->rig->device, moment->source)) {
         backup_activate(moment->busy->job);
         moment->busy->moment = model_snapshot(moment->machine->rig->model);
         moment->busy->below = block_chain_below(moment->busy->layer);
@@ -222,8 +229,10 @@ static void begin_backup(struct machine *machine, struct machine_job *busy,
 
 void machine_start_backup(struct machine *machine)
 {
-    AUTO(block_node) source = block_device_root(machine->rig->device);
+    AUTO(block_node) root = block_device_root(machine->rig->device);
+    AUTO(block_node) source = block_below_transient(root);
     struct machine_job *busy = new_job(machine, KIND_BACKUP);
+    g_autofree char *filter = choose_filter(machine, busy);
     struct test_random *random = &machine->random;
     g_autoptr(GError) error = NULL;
 
@@ -232,6 +241,7 @@ void machine_start_backup(struct machine *machine)
     make_target(machine, busy, busy->layer);
     struct backup_options options = {
         .job_id = busy->id,
+        .filter_node_name = filter,
         .source = source,
         .target = busy->target,
         .sync = busy->is_top ? BACKUP_SYNC_TOP : BACKUP_SYNC_FULL,
@@ -254,6 +264,7 @@ void machine_start_mirror(struct machine *machine)
 {
     AUTO(block_node) source = block_device_root(machine->rig->device);
     struct machine_job *busy = new_job(machine, KIND_MIRROR);
+    g_autofree char *filter = choose_filter(machine, busy);
     struct test_random *random = &machine->random;
     g_autoptr(GError) error = NULL;
 
@@ -263,6 +274,7 @@ void machine_start_mirror(struct machine *machine)
     make_target(machine, busy, busy->layer);
     struct mirror_options options = {
         .job_id = busy->id,
+        .filter_node_name = filter,
         .source = source,
         .device = machine->rig->device,
         .target = busy->target,

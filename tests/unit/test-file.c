@@ -233,6 +233,8 @@ static void test_refused(struct fixture *fixture, const void *in_memory)
     g_autofree char *missing = test_open_error("driver=file,filename=%s", nowhere);
     g_autofree char *directory = test_open_error("driver=file,filename=%s", fixture->directory);
     g_autofree char *native = test_open_error("driver=file,filename=%s,aio=native", fixture->path);
+    g_autofree char *batch =
+        test_open_error("driver=file,filename=%s,aio-max-batch=-1", fixture->path);
     g_autofree char *drop = test_open_error("driver=file,filename=%s,drop-cache=on", fixture->path);
     g_autofree char *expected =
         g_strdup_printf("Could not open '%s': No such file or directory", nowhere);
@@ -240,7 +242,9 @@ static void test_refused(struct fixture *fixture, const void *in_memory)
     g_assert_cmpstr(missing, ==, expected);
     g_assert_nonnull(strstr(directory, "is a directory"));
     g_assert_cmpstr(native, ==,
-                    "aio=native is not supported: I/O is done on threads (aio=threads)");
+                    "aio=native was specified, but it requires cache.direct=on, which was not "
+                    "specified.");
+    g_assert_nonnull(strstr(batch, "aio-max-batch"));
     g_assert_cmpstr(drop, ==, "Parameter 'drop-cache' is unexpected");
     g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
     g_autofree char *queue = test_open_error("driver=file,filename=%s,read-only=on", fifo);

@@ -324,6 +324,28 @@ static void test_what_is_not_given_gets_its_default(void)
     block_options_clear_target(table, &values);
 }
 
+static void check_families(const char *words, bool no_ipv4, bool no_ipv6)
+{
+    g_autofree char *text =
+        g_strconcat("path=x,server.type=inet,server.host=h,server.port=1", words, NULL);
+    struct values values;
+
+    extract(text, &values);
+    g_assert_cmpint(values.server.no_ipv4, ==, no_ipv4);
+    g_assert_cmpint(values.server.no_ipv6, ==, no_ipv6);
+    block_options_clear_target(table, &values);
+}
+
+static void test_one_family_rules_out_the_other(void)
+{
+    check_families(",server.to=2", false, false);
+    check_families(",server.ipv4=on", false, true);
+    check_families(",server.ipv6=on", true, false);
+    check_families(",server.ipv4=off", true, false);
+    check_families(",server.ipv6=off,server.keep-alive=on", false, true);
+    check_families(",server.ipv4=on,server.ipv6=on,server.keep-alive=off", false, false);
+}
+
 static void test_every_kind_of_address_is_understood(void)
 {
     struct values values;
@@ -387,6 +409,13 @@ static void test_bad_addresses_are_refused_with_the_full_key(void)
                    "Parameter 'server.type' does not accept value 'tcp'");
     assert_refused("path=x,server.type=inet,server.host=h", EINVAL,
                    "Parameter 'server.port' is missing");
+    assert_refused("path=x,server.type=inet,server.host=h,server.port=1,server.ipv4=maybe", EINVAL,
+                   "Invalid parameter type for 'server.ipv4', expected: boolean");
+    assert_refused("path=x,server.type=inet,server.host=h,server.port=1,server.to=65536", ERANGE,
+                   "Value '65536' is out of range for parameter 'server.to'");
+    assert_refused("path=x,server.type=inet,server.host=h,server.port=1,server.ipv4=off,"
+                   "server.ipv6=off",
+                   EINVAL, "Cannot disable IPv4 and IPv6 at same time");
     assert_refused("path=x,server.type=unix,server.path.x=h", EINVAL,
                    "Invalid parameter type for 'server.path', expected: string");
     assert_refused("path=x,server.type=unix,server.path=p,server.host=h", EINVAL,
@@ -498,6 +527,7 @@ static void add_extraction_tests(void)
     g_test_add_func("/options/every-type-is-converted", test_every_type_is_converted);
     g_test_add_func("/options/what-is-not-given-gets-its-default",
                     test_what_is_not_given_gets_its_default);
+    g_test_add_func("/options/one-family-rules-out-the-other", test_one_family_rules_out_the_other);
     g_test_add_func("/options/every-kind-of-address-is-understood",
                     test_every_kind_of_address_is_understood);
     g_test_add_func("/options/wrong-types-are-refused-in-qmp-words",

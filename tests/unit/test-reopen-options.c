@@ -105,6 +105,35 @@ static void test_common(struct test_image *image, const void *unused)
     g_assert_true(node->options.read_only && node->options.force_share);
 }
 
+/* Kept though it changes nothing: what it needs is looked for at each change. */
+static void test_aio(struct test_image *image, const void *unused)
+{
+    test_command_succeeds("truncate -s 1M %s", image->path); /* whole sectors */
+    AUTO(block_node) node = test_open("driver=file,node-name=f,filename=%s,aio=native,"
+                                      "cache.direct=on",
+                                      image->path);
+
+    ASSERT_DONE("driver=file,node-name=f,filename=%s,aio=native,cache.direct=on,read-only=on",
+                image->path);
+    ASSERT_REFUSED("aio=native was specified, but it requires cache.direct=on",
+                   "driver=file,node-name=f,filename=%s,aio=native", image->path);
+    ASSERT_REFUSED("Cannot change the option 'aio'",
+                   "driver=file,node-name=f,filename=%s,cache.direct=on", image->path);
+    g_assert_true(node->options.cache_direct && node->options.read_only);
+    AUTO(block_node) other =
+        test_open("driver=host_device,node-name=h,filename=%s,aio=io_uring,aio-max-batch=8,"
+                  "read-only=on,locking=off",
+                  image->path);
+    ASSERT_REFUSED("Cannot change the option 'aio-max-batch'",
+                   "driver=host_device,node-name=h,filename=%s,aio=io_uring,read-only=on,"
+                   "locking=off",
+                   image->path);
+    ASSERT_DONE("driver=host_device,node-name=h,filename=%s,aio=io_uring,aio-max-batch=8,"
+                "read-only=on,locking=off,cache.direct=on",
+                image->path);
+    g_assert_true(other->options.cache_direct);
+}
+
 static void test_wrong(struct test_image *image, const void *unused)
 {
     AUTO(block_node) node = test_open("driver=qcow2,node-name=q,l2-cache-size=1M,"
@@ -478,6 +507,7 @@ int main(int argc, char **argv)
     fault_driver_register();
     memory_drivers_register();
     TEST("common-options-change", test_common);
+    TEST("aio-stays-and-needs-what-it-needs", test_aio);
     TEST("what-is-wrong-changes-nothing", test_wrong);
     TEST("automatic-nodes-stay-read-only-if-need-be", test_automatic);
     g_test_add_func("/reopen-options/another-backing-file", test_backing);
