@@ -74,7 +74,9 @@ def outcome(wire, request):
             extents = wire.status(length, offset, flags)[wire.ids[0]]
             if flags & nbd.REQ_ONE:  # how long it is, a server may choose
                 ((size, state),) = extents
-                return 0 < size <= length, state
+                assert 0 < size <= length, (request, size)
+                assert not state & 2 or wire.read(size, offset) == bytes(size), (request, size)
+                return {}
             return described(extents, offset, length)
         payload = bytes([byte]) * length if kind == nbd.WRITE else b""
         wire.chunks(wire.send_request(kind, offset, length, flags, payload))
