@@ -123,6 +123,10 @@ static int read_sparse(struct nbd_connection *connection, struct nbd_request *re
     uint64_t offset = request->offset, end = offset + request->length;
     int status = 0;
 
+    /* Where the end would be beyond the last number, there is nothing before it. */
+    if (!range_within(offset, request->length, export_length(connection->handle))) {
+        return -EINVAL;
+    }
     while (offset < end && status == 0) {
         uint64_t bytes = end - offset;
         bool is_hole = false;

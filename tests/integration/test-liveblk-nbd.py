@@ -9,45 +9,13 @@ import signal
 import socket
 
 import nbd
-from liveblk_test import BUILD, connect, fill, main, promise, wait_until
+from liveblk_front_ends import NBD_PROGRAM as PROGRAM
+from liveblk_front_ends import NbdProgram as Server
+from liveblk_front_ends import listens
+from liveblk_test import connect, fill, main, promise, wait_until
 from liveblk_test import Server as PluginServer
 
-PROGRAM = BUILD / "cli" / "liveblk-nbd"
 MIB = 1 << 20
-
-
-def listens(path):
-    """There is a socket before one can connect to it: the kernel tells when that is."""
-    lines = pathlib.Path("/proc/net/unix").read_text().splitlines()
-    return any(line.endswith(f" {path}") and line.split()[3] == "00010000" for line in lines)
-
-
-class Server:
-    """liveblk-nbd on a UNIX socket."""
-
-    def __init__(self, test, *words, name="server"):
-        self.socket = test.path(f"{name}.sock")
-        self.process = test.start(PROGRAM, "-k", self.socket, *words, log=f"{name}.log")
-        wait_until(self.is_ready, f"{words} listens")
-
-    def is_ready(self):
-        assert self.process.poll() is None, f"it ended early:\n{self.log()}"
-        return listens(self.socket)
-
-    def log(self):
-        return self.process.log_path.read_text()
-
-    def uri(self, export=""):
-        return f"nbd+unix:///{export}?socket={self.socket}"
-
-    def end(self, status=0):
-        """By itself, since its client has left."""
-        assert self.process.wait(30) == status, self.log()
-        assert not self.socket.exists()
-
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        self.end()
 
 
 @contextlib.contextmanager

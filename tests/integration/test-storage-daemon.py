@@ -9,48 +9,11 @@ import signal
 import socket
 import subprocess
 
-from liveblk_test import BUILD, Qmp, connect, fill, main, promise, wait_until
+from liveblk_front_ends import DAEMON_PROGRAM as PROGRAM
+from liveblk_front_ends import Daemon, nbd_server
+from liveblk_test import Qmp, connect, fill, main, promise, wait_until
 
-PROGRAM = BUILD / "cli" / "liveblk-storage-daemon"
 MIB = 1 << 20
-
-
-class Daemon:
-    """The program, with a monitor at .qmp and maybe an NBD server at .nbd."""
-
-    def __init__(self, test, *words, name="daemon", **options):
-        self.test = test
-        self.admin, self.nbd = test.path(f"{name}.qmp"), test.path(f"{name}.nbd")
-        self.pid_file = test.path(f"{name}.pid")
-        self.process = test.start(
-            PROGRAM, "--chardev", f"socket,id=c0,path={self.admin},server=on,wait=off",
-            "--monitor", "c0", *words, "--pidfile", self.pid_file, log=f"{name}.log", **options,
-        )  # fmt: skip
-        wait_until(self.is_ready, f"{words} runs")
-
-    def is_ready(self):
-        assert self.process.poll() is None, f"it ended early:\n{self.log()}"
-        return self.pid_file.exists() and self.pid_file.read_text()
-
-    def log(self):
-        return self.process.log_path.read_text()
-
-    def qmp(self):
-        qmp = Qmp(self.admin)
-        self.test.cleanup.callback(qmp.close)
-        return qmp
-
-    def connect(self, export):
-        return connect(f"nbd+unix:///{export}?socket={self.nbd}")
-
-    def ended(self):
-        assert self.process.wait(30) == 0, self.log()
-        for path in (self.admin, self.nbd, self.pid_file):
-            assert not path.exists(), path
-
-
-def nbd_server(test, name="daemon"):
-    return "--nbd-server", f"addr.type=unix,addr.path={test.path(name)}.nbd,max-connections=4"
 
 
 def image(test, name, *words):

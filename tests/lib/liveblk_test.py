@@ -352,6 +352,7 @@ def connect(uri):
     import nbd  # only Debian's own python3 has it
 
     handle = nbd.NBD()
+    handle.set_uri_allow_local_file(True)  # certificates
     handle.connect_uri(str(uri))
     return handle
 
