@@ -88,6 +88,7 @@ static enum block_role role_of(const char *child_name)
     } roles[] = {
         {"backing", BLOCK_ROLE_BACKING},
         {"target", BLOCK_ROLE_TARGET},
+        {"log", BLOCK_ROLE_TARGET},
         {"data-file", BLOCK_ROLE_DATA_FILE},
     };
 
@@ -137,6 +138,14 @@ static int check_writable(struct block_node *parent, enum block_role role,
     return 0;
 }
 
+bool block_driver_grows(const struct block_driver *driver, enum block_role role)
+{
+    if (role == BLOCK_ROLE_TARGET) {
+        return driver->grows_target;
+    }
+    return role != BLOCK_ROLE_BACKING && driver->grows_file;
+}
+
 int block_node_check_growable(const struct block_node *node, GError **error)
 {
     for (; node; node = node->driver->is_filter || node->driver->grow ? node->file : NULL) {
@@ -176,8 +185,8 @@ static int attach_child(struct block_node *parent, const char *name, struct bloc
     struct block_child *child;
     int status;
 
-    if (parent->driver->grows_file && !parent->options.read_only &&
-        role_of(name) != BLOCK_ROLE_BACKING && block_node_check_growable(node, error) < 0) {
+    if (block_driver_grows(parent->driver, role_of(name)) && !parent->options.read_only &&
+        block_node_check_growable(node, error) < 0) {
         return -EBUSY;
     }
     child = block_child_new(parent, name);

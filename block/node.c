@@ -521,6 +521,19 @@ bool block_node_unmaps_zeroes(struct block_node *node)
                                  : driver->is_filter && block_node_unmaps_zeroes(node->file);
 }
 
+bool block_node_can_compress(struct block_node *node)
+{
+    const struct block_driver *driver = node->driver;
+
+    if (!driver->can_compress && (!driver->is_filter || driver->pwrite)) {
+        return false;
+    }
+    if (driver->compresses && !driver->compresses(node)) {
+        return false;
+    }
+    return !driver->is_filter || block_node_can_compress(node->file);
+}
+
 char *block_node_get_filename(struct block_node *node)
 {
     if (node->driver->get_filename) {

@@ -333,6 +333,9 @@ int block_node_check_resize(struct block_node *node, GError **error);
  */
 bool block_node_unmaps_zeroes(struct block_node *node);
 
+/* Whether the node takes compressed writes (block_node_pwrite_compressed). The caller holds it. */
+bool block_node_can_compress(struct block_node *node);
+
 /* See struct block_driver for these; emulated or refused (-ENOTSUP) in one place. */
 int64_t block_node_get_allocated_size(struct block_node *node);
 bool block_node_is_zero_at_creation(struct block_node *node);

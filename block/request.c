@@ -448,6 +448,9 @@ static bool detect_zeroes(const struct block_node *node, const void *buffer, uin
 int block_node_pwrite(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
                       unsigned flags)
 {
+    if (flags & BLOCK_REQUEST_COMPRESSED) { /* a filter passes it on */
+        return block_node_pwrite_compressed(node, buffer, offset, bytes);
+    }
     int status = check_change(node, offset, bytes);
 
     if (status < 0 || bytes == 0) {
@@ -533,7 +536,7 @@ int block_node_pwrite_compressed(struct block_node *node, const void *buffer, ui
     if (status < 0 || bytes == 0) {
         return status;
     }
-    if (!node->driver->can_compress || !range_is_aligned(node, offset, bytes)) {
+    if (!block_node_can_compress(node) || !range_is_aligned(node, offset, bytes)) {
         return -ENOTSUP;
     }
     return write_aligned(node, buffer, offset, bytes, BLOCK_REQUEST_COMPRESSED);
