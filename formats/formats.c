@@ -3,6 +3,7 @@
 
 #include "block/driver.h"
 #include "formats/blkdebug.h"
+#include "formats/blklogwrites.h"
 #include "formats/compress.h"
 #include "formats/copy-before-write.h"
 #include "formats/copy-on-read.h"
@@ -26,6 +27,7 @@ void formats_register(void)
     block_driver_register(&nbd_driver);
     block_driver_register(&blkdebug_driver);
     block_driver_register(&lose_writes_driver);
+    block_driver_register(&blklogwrites_driver);
     block_driver_register(&copy_before_write_driver);
     block_driver_register(&snapshot_access_driver);
     block_driver_register(&compress_driver);
