@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "block/align.h"
 #include "block/cleanup.h"
@@ -41,7 +42,8 @@ static const struct block_option blklogwrites_option_table[] = {
      .help = "Where the log is kept, in the format of the Linux kernel's dm-log-writes."},
     {"log-sector-size", BLOCK_OPTION_SIZE, offsetof(struct blklogwrites_options, sector_size),
      .default_text = "512",
-     .help = "The unit of the log and of requests: a power of two from 512 bytes to 8 MiB."},
+     .help = "The unit of the log, a power of two from 512 bytes to 8 MiB. What is written to a "
+             "part of one is logged with what is around it."},
     {"log-append", BLOCK_OPTION_BOOL, offsetof(struct blklogwrites_options, append),
      .default_text = "off",
      .help = "Go on with the log that is there instead of beginning a new one."},
@@ -73,19 +75,51 @@ static int make_change(struct block_node *node, const struct change *change)
                : block_node_write_zeroes(node->file, change->offset, change->bytes, change->flags);
 }
 
+/* What the disk holds in whole sectors of the log; behind its end there are zeroes. */
+static int read_sectors(struct block_node *node, uint8_t *buffer, uint64_t offset, uint64_t bytes)
+{
+    uint64_t there = MIN_OF(bytes, block_node_length(node->file) - offset);
+
+    memset(buffer + there, 0, bytes - there);
+    return block_node_pread(node->file, buffer, offset, there, 0);
+}
+
+/* Whole sectors, or a part of one, of which all is logged. */
+static int log_change(struct block_node *node, const struct change *change)
+{
+    struct blklogwrites_state *state = block_node_state(node);
+    uint64_t sector = state->log.sector_size, start = align_down(change->offset, sector);
+
+    if (is_aligned(change->offset | change->bytes, sector)) {
+        return log_writes_add(&state->log, change->log_flags, change->offset, change->bytes,
+                              change->buffer);
+    }
+    AUTO_FREE uint8_t *buffer = block_node_alloc_buffer(node->file, sector);
+    int status = buffer ? read_sectors(node, buffer, start, sector) : -ENOMEM;
+    if (status < 0) {
+        return status;
+    }
+    if (change->buffer) {
+        memcpy(buffer + (change->offset - start), change->buffer, change->bytes);
+    } else {
+        memset(buffer + (change->offset - start), 0, change->bytes);
+    }
+    return log_writes_add(&state->log, change->log_flags, start, sector, buffer);
+}
+
 /* A change that is in the log has failed: log what the disk holds instead, as far as it says. */
 static void log_what_is_there(struct block_node *node, const struct change *change)
 {
     struct blklogwrites_state *state = block_node_state(node);
-    uint64_t most = MAX_OF(READ_AT_ONCE, (uint64_t)node->limits.request_alignment);
-    AUTO_FREE void *buffer = block_node_alloc_buffer(node->file, MIN_OF(most, change->bytes));
+    uint64_t sector = state->log.sector_size, most = MAX_OF(READ_AT_ONCE, sector);
+    uint64_t start = align_down(change->offset, sector);
+    uint64_t end = align_up(change->offset + change->bytes, sector);
+    AUTO_FREE uint8_t *buffer = block_node_alloc_buffer(node->file, MIN_OF(most, end - start));
 
-    for (uint64_t done = 0, piece; buffer && done < change->bytes; done += piece) {
-        uint64_t offset = change->offset + done;
-
-        piece = MIN_OF(change->bytes - done, most);
-        if (block_node_pread(node->file, buffer, offset, piece, 0) == 0) {
-            log_writes_add(&state->log, 0, offset, piece, buffer);
+    for (uint64_t piece; buffer && start < end; start += piece) {
+        piece = MIN_OF(end - start, most);
+        if (read_sectors(node, buffer, start, piece) == 0) {
+            log_writes_add(&state->log, 0, start, piece, buffer);
         }
     }
 }
@@ -93,11 +127,12 @@ static void log_what_is_there(struct block_node *node, const struct change *chan
 static int log_and_make(struct block_node *node, const struct change *change)
 {
     struct blklogwrites_state *state = block_node_state(node);
+    uint64_t start = align_down(change->offset, state->log.sector_size);
+    uint64_t end = align_up(change->offset + change->bytes, state->log.sector_size);
     struct tracked_request tracked;
 
-    tracked_request_begin(&state->changes, &tracked, change->offset, change->bytes, true);
-    int status = log_writes_add(&state->log, change->log_flags, change->offset, change->bytes,
-                                change->buffer);
+    tracked_request_begin(&state->changes, &tracked, start, end - start, true);
+    int status = log_change(node, change);
     if (status == 0) {
         status = make_change(node, change);
         if (status < 0) {
@@ -105,7 +140,27 @@ static int log_and_make(struct block_node *node, const struct change *change)
         }
     }
     tracked_request_end(&state->changes, &tracked);
-    if (status == 0 && change->flags & BLOCK_REQUEST_FUA) {
+    return status;
+}
+
+/* Whole sectors as they are, and parts of sectors, one each. */
+static int make_all(struct block_node *node, struct change all)
+{
+    struct blklogwrites_state *state = block_node_state(node);
+    uint64_t sector = state->log.sector_size, end = all.offset + all.bytes;
+    int status = 0;
+
+    while (status == 0 && all.offset < end) {
+        uint64_t whole = align_down(end, sector);
+
+        all.bytes = is_aligned(all.offset, sector) && all.offset < whole
+                        ? whole - all.offset
+                        : MIN_OF(end, align_down(all.offset, sector) + sector) - all.offset;
+        status = log_and_make(node, &all);
+        all.buffer = all.buffer ? (const char *)all.buffer + all.bytes : NULL;
+        all.offset += all.bytes;
+    }
+    if (status == 0 && all.flags & BLOCK_REQUEST_FUA) {
         status = log_writes_sync(&state->log);
     }
     return status;
@@ -119,7 +174,7 @@ static unsigned log_flags(unsigned flags)
 static int blklogwrites_pwrite(struct block_node *node, const void *buffer, uint64_t offset,
                                uint64_t bytes, unsigned flags)
 {
-    return log_and_make(node, &(struct change){log_flags(flags), buffer, offset, bytes, flags});
+    return make_all(node, (struct change){log_flags(flags), buffer, offset, bytes, flags});
 }
 
 /* The log has them as data, so they are not what a caller would call fast. */
@@ -129,12 +184,18 @@ static int blklogwrites_write_zeroes(struct block_node *node, uint64_t offset, u
     if (flags & BLOCK_REQUEST_NO_FALLBACK) {
         return -ENOTSUP;
     }
-    return log_and_make(node, &(struct change){log_flags(flags), NULL, offset, bytes, flags});
+    return make_all(node, (struct change){log_flags(flags), NULL, offset, bytes, flags});
 }
 
+/* Parts of sectors stay: the log could not say that they are gone. */
 static int blklogwrites_discard(struct block_node *node, uint64_t offset, uint64_t bytes)
 {
-    return log_and_make(node, &(struct change){LOG_WRITES_DISCARD, NULL, offset, bytes, 0});
+    const struct blklogwrites_state *state = block_node_state(node);
+    uint64_t start = align_up(offset, state->log.sector_size);
+    uint64_t end = align_down(offset + bytes, state->log.sector_size);
+    struct change change = {LOG_WRITES_DISCARD, NULL, start, end - start, 0};
+
+    return start < end ? log_and_make(node, &change) : 0;
 }
 
 /* What the kernel copies does not come past us: it comes as a write instead. */
@@ -175,12 +236,6 @@ static int check_options(struct block_node *node, const struct blklogwrites_opti
     if (block_node_below_filters(log) == block_node_below_filters(node->file)) {
         return block_error(error, EINVAL, "'file' and 'log' cannot be the same");
     }
-    if (!is_aligned(block_node_length(node->file), options->sector_size)) {
-        return block_error(error, EINVAL,
-                           "The length of node '%s' (%" PRIu64 " bytes) is not a multiple of "
-                           "log-sector-size (%" PRIu64 " bytes)",
-                           node->file->name, block_node_length(node->file), options->sector_size);
-    }
     return 0;
 }
 
@@ -218,8 +273,6 @@ static int blklogwrites_open(struct block_node *node, void *values, GError **err
     tracked_requests_init(&state->changes);
     state->appends = options->append;
     node->limits = node->file->limits;
-    node->limits.request_alignment =
-        MAX_OF(node->file->limits.request_alignment, state->log.sector_size);
     status = begin_log(node, error);
     if (status < 0) {
         release(state);
