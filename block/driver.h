@@ -185,6 +185,9 @@ struct block_driver {
     bool is_length_free;
     /* A filter past which nobody may write to its file while somebody writes through it. */
     bool writes_alone;
+    /* Keeps the disk in its `file` in place, as a filter, but not in all of it: the length is its
+     * own. Requests that it lacks are the file's; everything else is as for a format. */
+    bool is_part_of_file;
     /* Ends a tree: reaches storage itself, has no `file` child. cache.no-flush acts here. */
     bool is_protocol;
     /* Lets its file grow beside requests (block_node_grow), so that may have no bitmaps. */
@@ -427,6 +430,12 @@ struct block_driver {
     /* Forget cached metadata and length: somebody else may have changed the image. Drained. */
     int (*invalidate)(struct block_node *node, GError **error);
 };
+
+/* Whether a request that the driver lacks goes to its file as it is. */
+static inline bool block_driver_passes_on(const struct block_driver *driver)
+{
+    return driver->is_filter || driver->is_part_of_file;
+}
 
 /* Add a driver to the registry; at start-up, before any node is opened. */
 void block_driver_register(const struct block_driver *driver);

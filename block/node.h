@@ -321,6 +321,10 @@ int block_node_resize(struct block_node *node, uint64_t length,
  */
 int block_node_grow(struct block_node *node, uint64_t length);
 
+/* The same, with what is new allocated on the host, of a node that is as long on the host as it is
+ * here: a file, perhaps with filters above it. -ENOTSUP for others. */
+int block_node_grow_allocated(struct block_node *node, uint64_t length);
+
 /*
  * -EBUSY with the owner named if a claim on the node, or on those below that a filter passes the
  * length on to, does not share resizing.

@@ -65,8 +65,9 @@ static int driver_pread(struct block_node *node, void *buffer, uint64_t offset, 
                         unsigned flags)
 {
     if (!node->driver->pread) {
-        return node->driver->is_filter ? block_node_pread(node->file, buffer, offset, bytes, flags)
-                                       : -ENOTSUP;
+        return block_driver_passes_on(node->driver)
+                   ? block_node_pread(node->file, buffer, offset, bytes, flags)
+                   : -ENOTSUP;
     }
     while (bytes) {
         uint64_t piece = MIN_OF(bytes, node->limits.max_transfer);
@@ -86,8 +87,9 @@ static int driver_pwrite(struct block_node *node, const void *buffer, uint64_t o
                          uint64_t bytes, unsigned flags)
 {
     if (!node->driver->pwrite) {
-        return node->driver->is_filter ? block_node_pwrite(node->file, buffer, offset, bytes, flags)
-                                       : -ENOTSUP;
+        return block_driver_passes_on(node->driver)
+                   ? block_node_pwrite(node->file, buffer, offset, bytes, flags)
+                   : -ENOTSUP;
     }
     while (bytes) {
         uint64_t piece = MIN_OF(bytes, node->limits.max_transfer);
@@ -131,7 +133,7 @@ static int driver_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 {
     const struct block_driver *driver = node->driver;
 
-    if (!driver->write_zeroes && driver->is_filter && !driver->pwrite) {
+    if (!driver->write_zeroes && block_driver_passes_on(driver) && !driver->pwrite) {
         return block_node_write_zeroes(node->file, offset, bytes, flags);
     }
     while (bytes) {
@@ -158,7 +160,7 @@ static int driver_discard(struct block_node *node, uint64_t offset, uint64_t byt
     const struct block_driver *driver = node->driver;
 
     if (!driver->discard) {
-        return driver->is_filter ? block_node_discard(node->file, offset, bytes) : 0;
+        return block_driver_passes_on(driver) ? block_node_discard(node->file, offset, bytes) : 0;
     }
     while (bytes) {
         uint64_t piece = MIN_OF(bytes, node->limits.max_discard);
@@ -597,7 +599,8 @@ int block_node_prefetch(struct block_node *node, uint64_t offset, uint64_t bytes
     if (node->driver->prefetch) {
         return node->driver->prefetch(node, offset, bytes);
     }
-    return node->driver->is_filter ? block_node_prefetch(node->file, offset, bytes) : 0;
+    return block_driver_passes_on(node->driver) ? block_node_prefetch(node->file, offset, bytes)
+                                                : 0;
 }
 
 /* ---- Flush ---------------------------------------------------------------------------------- */
@@ -653,7 +656,7 @@ static int driver_block_status(struct block_node *node, uint64_t offset, uint64_
     if (node->driver->block_status) {
         return node->driver->block_status(node, offset, bytes, extent);
     }
-    if (node->driver->is_filter) {
+    if (block_driver_passes_on(node->driver)) {
         return block_node_block_status(node->file, offset, bytes, extent);
     }
     *extent = (struct block_extent){
@@ -725,14 +728,15 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
     if (node->driver->host_range) {
         return node->driver->host_range(node, offset, bytes, fd, fd_offset);
     }
-    return node->driver->is_filter ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
-                                   : -ENOTSUP;
+    return block_driver_passes_on(node->driver)
+               ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
+               : -ENOTSUP;
 }
 
 static int driver_pwrite_from_fd(struct block_node *node, const struct change *change)
 {
     if (!node->driver->pwrite_from_fd) {
-        return node->driver->is_filter
+        return block_driver_passes_on(node->driver)
                    ? block_node_pwrite_from_fd(node->file, change->fd, change->fd_offset,
                                                change->offset, change->bytes)
                    : -ENOTSUP;

@@ -11,6 +11,7 @@
 #include "formats/lose-writes.h"
 #include "formats/nbd.h"
 #include "formats/null.h"
+#include "formats/preallocate.h"
 #include "formats/qcow2/qcow2.h"
 #include "formats/raw.h"
 #include "formats/snapshot-access.h"
@@ -31,6 +32,7 @@ void formats_register(void)
     block_driver_register(&copy_before_write_driver);
     block_driver_register(&snapshot_access_driver);
     block_driver_register(&compress_driver);
+    block_driver_register(&preallocate_driver);
     block_driver_register(&copy_on_read_driver);
     block_driver_register(&throttle_driver);
 }
