@@ -431,12 +431,6 @@ struct block_driver {
     int (*invalidate)(struct block_node *node, GError **error);
 };
 
-/* Whether a request that the driver lacks goes to its file as it is. */
-static inline bool block_driver_passes_on(const struct block_driver *driver)
-{
-    return driver->is_filter || driver->is_part_of_file;
-}
-
 /* Add a driver to the registry; at start-up, before any node is opened. */
 void block_driver_register(const struct block_driver *driver);
 

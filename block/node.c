@@ -520,7 +520,7 @@ bool block_node_is_zero_at_creation(struct block_node *node)
     if (node->driver->is_zero_at_creation) {
         return node->driver->is_zero_at_creation(node);
     }
-    return block_driver_passes_on(node->driver) && block_node_is_zero_at_creation(node->file);
+    return block_node_passes_on(node) && block_node_is_zero_at_creation(node->file);
 }
 
 bool block_node_unmaps_zeroes(struct block_node *node)
@@ -532,7 +532,7 @@ bool block_node_unmaps_zeroes(struct block_node *node)
     }
     return driver->unmaps_zeroes
                ? driver->unmaps_zeroes(node)
-               : block_driver_passes_on(driver) && block_node_unmaps_zeroes(node->file);
+               : block_node_passes_on(node) && block_node_unmaps_zeroes(node->file);
 }
 
 bool block_node_can_compress(struct block_node *node)
@@ -563,7 +563,7 @@ int block_node_get_info(struct block_node *node, struct block_info *info)
     if (node->driver->get_info) {
         return node->driver->get_info(node, info);
     }
-    return block_driver_passes_on(node->driver) ? block_node_get_info(node->file, info) : 0;
+    return block_node_passes_on(node) ? block_node_get_info(node->file, info) : 0;
 }
 
 json_t *block_node_get_statistics(struct block_node *node)

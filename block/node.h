@@ -256,6 +256,12 @@ bool block_node_name_is_valid(const char *name);
 /* The child of this name, borrowed, or NULL. For drivers during open and later. */
 struct block_node *block_node_child(const struct block_node *node, const char *name);
 
+/* Whether a request that the driver lacks goes to the node's file as it is. */
+static inline bool block_node_passes_on(const struct block_node *node)
+{
+    return node->driver->is_filter || node->driver->is_part_of_file;
+}
+
 /*
  * The node whose data this one passes through unchanged: the first below that is no filter; the
  * node itself if it is none. Borrowed. What is to see every write stands there, because users may

@@ -65,7 +65,7 @@ static int driver_pread(struct block_node *node, void *buffer, uint64_t offset, 
                         unsigned flags)
 {
     if (!node->driver->pread) {
-        return block_driver_passes_on(node->driver)
+        return block_node_passes_on(node)
                    ? block_node_pread(node->file, buffer, offset, bytes, flags)
                    : -ENOTSUP;
     }
@@ -87,7 +87,7 @@ static int driver_pwrite(struct block_node *node, const void *buffer, uint64_t o
                          uint64_t bytes, unsigned flags)
 {
     if (!node->driver->pwrite) {
-        return block_driver_passes_on(node->driver)
+        return block_node_passes_on(node)
                    ? block_node_pwrite(node->file, buffer, offset, bytes, flags)
                    : -ENOTSUP;
     }
@@ -133,7 +133,7 @@ static int driver_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 {
     const struct block_driver *driver = node->driver;
 
-    if (!driver->write_zeroes && block_driver_passes_on(driver) && !driver->pwrite) {
+    if (!driver->write_zeroes && block_node_passes_on(node) && !driver->pwrite) {
         return block_node_write_zeroes(node->file, offset, bytes, flags);
     }
     while (bytes) {
@@ -160,7 +160,7 @@ static int driver_discard(struct block_node *node, uint64_t offset, uint64_t byt
     const struct block_driver *driver = node->driver;
 
     if (!driver->discard) {
-        return block_driver_passes_on(driver) ? block_node_discard(node->file, offset, bytes) : 0;
+        return block_node_passes_on(node) ? block_node_discard(node->file, offset, bytes) : 0;
     }
     while (bytes) {
         uint64_t piece = MIN_OF(bytes, node->limits.max_discard);
@@ -599,8 +599,7 @@ int block_node_prefetch(struct block_node *node, uint64_t offset, uint64_t bytes
     if (node->driver->prefetch) {
         return node->driver->prefetch(node, offset, bytes);
     }
-    return block_driver_passes_on(node->driver) ? block_node_prefetch(node->file, offset, bytes)
-                                                : 0;
+    return block_node_passes_on(node) ? block_node_prefetch(node->file, offset, bytes) : 0;
 }
 
 /* ---- Flush ---------------------------------------------------------------------------------- */
@@ -656,7 +655,7 @@ static int driver_block_status(struct block_node *node, uint64_t offset, uint64_
     if (node->driver->block_status) {
         return node->driver->block_status(node, offset, bytes, extent);
     }
-    if (block_driver_passes_on(node->driver)) {
+    if (block_node_passes_on(node)) {
         return block_node_block_status(node->file, offset, bytes, extent);
     }
     *extent = (struct block_extent){
@@ -728,7 +727,7 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
     if (node->driver->host_range) {
         return node->driver->host_range(node, offset, bytes, fd, fd_offset);
     }
-    return block_driver_passes_on(node->driver)
+    return block_node_passes_on(node)
                ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
                : -ENOTSUP;
 }
@@ -736,7 +735,7 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
 static int driver_pwrite_from_fd(struct block_node *node, const struct change *change)
 {
     if (!node->driver->pwrite_from_fd) {
-        return block_driver_passes_on(node->driver)
+        return block_node_passes_on(node)
                    ? block_node_pwrite_from_fd(node->file, change->fd, change->fd_offset,
                                                change->offset, change->bytes)
                    : -ENOTSUP;
