@@ -122,10 +122,9 @@ static void assert_log_makes_disk(struct rig *rig)
 {
     g_autofree uint8_t *disk = g_malloc(LENGTH);
 
-    g_assert_cmpint(block_node_pwrite(rig->logged, "", 0, 0, 0), ==, 0);
     g_assert_cmpint(block_node_flush(rig->logged), ==, 0);
     g_assert_cmpint(block_node_pread(rig->disk, disk, 0, LENGTH, 0), ==, 0);
-    g_autofree char *text = replay(rig);
+    g_free(replay(rig));
     test_assert_same(rig->replayed, disk, LENGTH);
 }
 
