@@ -117,7 +117,7 @@ int block_node_accept_lost_writes(struct block_node *node)
     if (node->driver->accept_lost_writes) {
         return node->driver->accept_lost_writes(node);
     }
-    if (node->driver->is_filter && node->file) {
+    if (block_node_passes_on(node) && node->file) {
         return block_node_accept_lost_writes(node->file);
     }
     return block_node_has_lost_writes(node) ? -ENOTSUP : 0;

@@ -189,10 +189,16 @@ struct block_driver {
     bool is_filter; /* passes its `file` child's data through unchanged in place */
     /* A filter that keeps nothing by its length: while nobody uses it, its file may get another. */
     bool is_length_free;
+    /* A filter past which nobody may write to its file while somebody writes through it. */
+    bool writes_alone;
+    /* Keeps the disk in its `file` in place, as a filter, but not in all of it: the length is its
+     * own. Requests that it lacks are the file's; everything else is as for a format. */
+    bool is_part_of_file;
     /* Ends a tree: reaches storage itself, has no `file` child. cache.no-flush acts here. */
     bool is_protocol;
     /* Lets its file grow beside requests (block_node_grow), so that may have no bitmaps. */
     bool grows_file;
+    bool grows_target; /* the same with its target */
     /* Discards say what readers need no longer, so a read-only node takes them, too. */
     bool discard_when_read_only;
 
@@ -308,6 +314,9 @@ struct block_driver {
                   unsigned flags);
     bool handles_fua;
     bool can_compress; /* pwrite takes BLOCK_REQUEST_COMPRESSED */
+    /* Whether this image can, where the driver can. Of a filter its file must be able to, besides.
+     * NULL: it can. */
+    bool (*compresses)(struct block_node *node);
     /*
      * -ENOTSUP here (or NULL): the core writes zeroes as data, unless NO_FALLBACK. A driver may
      * answer -ENOTSUP for one request and not for the next.

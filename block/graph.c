@@ -187,6 +187,9 @@ static int pass_claims_on(struct block_node *node, const char *user, GError **er
         perms |= claim->perms & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED);
         shared &= claim->shared | BLOCK_PERM_INVISIBLE;
     }
+    if (node->driver->writes_alone && perms & BLOCK_PERM_WRITE) {
+        shared &= ~(unsigned)BLOCK_PERM_WRITE;
+    }
     if (perms == link->perms && shared == link->shared) {
         return 0;
     }
@@ -517,7 +520,8 @@ static const struct block_node *find_grower(const struct block_node *node)
         const struct block_node *parent = claim->parent;
         const struct block_node *grower = NULL;
 
-        if (parent && parent->driver->grows_file && claim->perms & BLOCK_PERM_RESIZE) {
+        if (parent && (parent->driver->grows_file || parent->driver->grows_target) &&
+            claim->perms & BLOCK_PERM_RESIZE) {
             return parent;
         }
         if (parent && (parent->driver->is_filter || parent->driver->grow)) {

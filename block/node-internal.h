@@ -36,6 +36,9 @@ int block_node_extract_common(struct block_options *options, struct block_node_o
 void block_node_inherit_options(const struct block_node_options *parent, const char *child,
                                 struct block_options *nested);
 
+/* Whether nodes of this driver let such a child grow beside requests. */
+bool block_driver_grows(const struct block_driver *driver, enum block_role role);
+
 /* Whether a format may let this child grow beside requests. That goes down through filters, and
  * whatever else hands it on; a bitmap would not follow. Graph lock held. */
 int block_node_check_growable(const struct block_node *node, GError **error);

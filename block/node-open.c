@@ -88,6 +88,7 @@ static enum block_role role_of(const char *child_name)
     } roles[] = {
         {"backing", BLOCK_ROLE_BACKING},
         {"target", BLOCK_ROLE_TARGET},
+        {"log", BLOCK_ROLE_TARGET},
         {"data-file", BLOCK_ROLE_DATA_FILE},
     };
 
@@ -135,6 +136,14 @@ static int check_writable(struct block_node *parent, enum block_role role,
     }
     parent->options.read_only = true;
     return 0;
+}
+
+bool block_driver_grows(const struct block_driver *driver, enum block_role role)
+{
+    if (role == BLOCK_ROLE_TARGET) {
+        return driver->grows_target;
+    }
+    return role != BLOCK_ROLE_BACKING && driver->grows_file;
 }
 
 int block_node_check_growable(const struct block_node *node, GError **error)
@@ -186,7 +195,7 @@ void block_child_free(struct block_child *child)
 static int check_growth(const struct block_node *parent, enum block_role role,
                         const struct block_node *node, GError **error)
 {
-    if (!parent->driver->grows_file || parent->options.read_only || role == BLOCK_ROLE_BACKING) {
+    if (!block_driver_grows(parent->driver, role) || parent->options.read_only) {
         return 0;
     }
     SCOPE_LOCK(&block_graph_lock);

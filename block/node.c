@@ -456,9 +456,10 @@ static bool grows_beside_requests(const struct block_driver *driver)
     return driver->set_length && (driver->is_protocol || driver->is_filter);
 }
 
-static int grow_by_length(struct block_node *node, uint64_t length)
+static int grow_by_length(struct block_node *node, uint64_t length,
+                          enum block_preallocation preallocation)
 {
-    int status = driver_set_length(node, length, BLOCK_PREALLOCATION_OFF, NULL, NULL, NULL);
+    int status = driver_set_length(node, length, preallocation, NULL, NULL, NULL);
 
     if (status < 0) {
         /* A disk of fixed length is full; that it cannot be resized is not what a guest asked. */
@@ -468,17 +469,19 @@ static int grow_by_length(struct block_node *node, uint64_t length)
     return 0;
 }
 
-static int grow_locked(struct block_node *node, uint64_t length)
+static int grow_locked(struct block_node *node, uint64_t length, bool is_allocated)
 {
     const struct block_driver *driver = node->driver;
     int status = -ENOSPC;
 
     if (driver->grow) {
-        status = driver->grow(node, length);
+        status = is_allocated ? -ENOTSUP : driver->grow(node, length);
     } else if (grows_beside_requests(driver)) {
-        status = grow_by_length(node, length);
+        status = grow_by_length(
+            node, length, is_allocated ? BLOCK_PREALLOCATION_FALLOC : BLOCK_PREALLOCATION_OFF);
     } else if (driver->is_filter) {
-        status = block_node_grow(node->file, length);
+        status = is_allocated ? block_node_grow_allocated(node->file, length)
+                              : block_node_grow(node->file, length);
     }
     if (status == 0) {
         status = block_node_refresh_length(node, NULL);
@@ -489,7 +492,7 @@ static int grow_locked(struct block_node *node, uint64_t length)
     return block_node_length(node) >= length ? 0 : -ENOSPC;
 }
 
-int block_node_grow(struct block_node *node, uint64_t length)
+static int grow(struct block_node *node, uint64_t length, bool is_allocated)
 {
     if (block_node_length(node) >= length) {
         return 0;
@@ -499,7 +502,17 @@ int block_node_grow(struct block_node *node, uint64_t length)
     }
     length = align_up(length, node->limits.request_alignment);
     SCOPE_LOCK(&node->operation_lock);
-    return block_node_length(node) >= length ? 0 : grow_locked(node, length);
+    return block_node_length(node) >= length ? 0 : grow_locked(node, length, is_allocated);
+}
+
+int block_node_grow(struct block_node *node, uint64_t length)
+{
+    return grow(node, length, false);
+}
+
+int block_node_grow_allocated(struct block_node *node, uint64_t length)
+{
+    return grow(node, length, true);
 }
 
 int64_t block_node_get_allocated_size(struct block_node *node)
@@ -531,7 +544,7 @@ bool block_node_is_zero_at_creation(struct block_node *node)
     if (node->driver->is_zero_at_creation) {
         return node->driver->is_zero_at_creation(node);
     }
-    return node->driver->is_filter && block_node_is_zero_at_creation(node->file);
+    return block_node_passes_on(node) && block_node_is_zero_at_creation(node->file);
 }
 
 bool block_node_unmaps_zeroes(struct block_node *node)
@@ -541,8 +554,22 @@ bool block_node_unmaps_zeroes(struct block_node *node)
     if (!node->options.discard_unmap) {
         return false;
     }
-    return driver->unmaps_zeroes ? driver->unmaps_zeroes(node)
-                                 : driver->is_filter && block_node_unmaps_zeroes(node->file);
+    return driver->unmaps_zeroes
+               ? driver->unmaps_zeroes(node)
+               : block_node_passes_on(node) && block_node_unmaps_zeroes(node->file);
+}
+
+bool block_node_can_compress(struct block_node *node)
+{
+    const struct block_driver *driver = node->driver;
+
+    if (!driver->can_compress && (!driver->is_filter || driver->pwrite)) {
+        return false;
+    }
+    if (driver->compresses && !driver->compresses(node)) {
+        return false;
+    }
+    return !driver->is_filter || block_node_can_compress(node->file);
 }
 
 char *block_node_get_filename(struct block_node *node)
@@ -560,7 +587,7 @@ int block_node_get_info(struct block_node *node, struct block_info *info)
     if (node->driver->get_info) {
         return node->driver->get_info(node, info);
     }
-    return node->driver->is_filter ? block_node_get_info(node->file, info) : 0;
+    return block_node_passes_on(node) ? block_node_get_info(node->file, info) : 0;
 }
 
 json_t *block_node_get_statistics(struct block_node *node)

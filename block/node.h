@@ -262,6 +262,12 @@ bool block_node_name_is_valid(const char *name);
 /* The child of this name, borrowed, or NULL. For drivers during open and later. */
 struct block_node *block_node_child(const struct block_node *node, const char *name);
 
+/* Whether a request that the driver lacks goes to the node's file as it is. */
+static inline bool block_node_passes_on(const struct block_node *node)
+{
+    return node->driver->is_filter || node->driver->is_part_of_file;
+}
+
 /*
  * The node whose data this one passes through unchanged: the first below that is no filter; the
  * node itself if it is none. Borrowed. What is to see every write stands there, because users may
@@ -318,6 +324,10 @@ int block_node_resize(struct block_node *node, uint64_t length,
  */
 int block_node_grow(struct block_node *node, uint64_t length);
 
+/* The same, with what is new allocated on the host, of a node that is as long on the host as it is
+ * here: a file, perhaps with filters above it. -ENOTSUP for others. */
+int block_node_grow_allocated(struct block_node *node, uint64_t length);
+
 /*
  * -EBUSY with the owner named if a claim on the node, or on those below that a filter passes the
  * length on to, does not share resizing.
@@ -329,6 +339,9 @@ int block_node_check_resize(struct block_node *node, GError **error);
  * to the storage. They may be refused for a range even so.
  */
 bool block_node_unmaps_zeroes(struct block_node *node);
+
+/* Whether the node takes compressed writes (block_node_pwrite_compressed). The caller holds it. */
+bool block_node_can_compress(struct block_node *node);
 
 /* See struct block_driver for these; emulated or refused (-ENOTSUP) in one place. */
 int64_t block_node_get_allocated_size(struct block_node *node);

@@ -10,8 +10,8 @@ static int driver_populate(struct block_node *node, const void *buffer, uint64_t
                            uint64_t bytes)
 {
     if (!node->driver->populate) {
-        return node->driver->is_filter ? block_node_populate(node->file, buffer, offset, bytes)
-                                       : -ENOTSUP;
+        return block_node_passes_on(node) ? block_node_populate(node->file, buffer, offset, bytes)
+                                          : -ENOTSUP;
     }
     for (uint64_t done = 0, piece; done < bytes; done += piece) {
         piece = MIN_OF(bytes - done, node->limits.max_transfer);

@@ -259,7 +259,8 @@ static int check_children(const struct reopen *reopen, const struct block_node *
                                "Node '%s' cannot become writable: node '%s' below it is read-only",
                                node->name, child->claim.node->name);
         }
-        if (node->driver->grows_file && block_node_check_growable(child->claim.node, error) < 0) {
+        if (block_driver_grows(node->driver, child->role) &&
+            block_node_check_growable(child->claim.node, error) < 0) {
             return -EBUSY;
         }
     }

@@ -65,8 +65,9 @@ static int driver_pread(struct block_node *node, void *buffer, uint64_t offset, 
                         unsigned flags)
 {
     if (!node->driver->pread) {
-        return node->driver->is_filter ? block_node_pread(node->file, buffer, offset, bytes, flags)
-                                       : -ENOTSUP;
+        return block_node_passes_on(node)
+                   ? block_node_pread(node->file, buffer, offset, bytes, flags)
+                   : -ENOTSUP;
     }
     while (bytes) {
         uint64_t piece = MIN_OF(bytes, node->limits.max_transfer);
@@ -86,8 +87,9 @@ static int driver_pwrite(struct block_node *node, const void *buffer, uint64_t o
                          uint64_t bytes, unsigned flags)
 {
     if (!node->driver->pwrite) {
-        return node->driver->is_filter ? block_node_pwrite(node->file, buffer, offset, bytes, flags)
-                                       : -ENOTSUP;
+        return block_node_passes_on(node)
+                   ? block_node_pwrite(node->file, buffer, offset, bytes, flags)
+                   : -ENOTSUP;
     }
     while (bytes) {
         uint64_t piece = MIN_OF(bytes, node->limits.max_transfer);
@@ -131,7 +133,7 @@ static int driver_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 {
     const struct block_driver *driver = node->driver;
 
-    if (!driver->write_zeroes && driver->is_filter && !driver->pwrite) {
+    if (!driver->write_zeroes && block_node_passes_on(node) && !driver->pwrite) {
         return block_node_write_zeroes(node->file, offset, bytes, flags);
     }
     while (bytes) {
@@ -158,7 +160,7 @@ static int driver_discard(struct block_node *node, uint64_t offset, uint64_t byt
     const struct block_driver *driver = node->driver;
 
     if (!driver->discard) {
-        return driver->is_filter ? block_node_discard(node->file, offset, bytes) : 0;
+        return block_node_passes_on(node) ? block_node_discard(node->file, offset, bytes) : 0;
     }
     while (bytes) {
         uint64_t piece = MIN_OF(bytes, node->limits.max_discard);
@@ -448,6 +450,9 @@ static bool detect_zeroes(const struct block_node *node, const void *buffer, uin
 int block_node_pwrite(struct block_node *node, const void *buffer, uint64_t offset, uint64_t bytes,
                       unsigned flags)
 {
+    if (flags & BLOCK_REQUEST_COMPRESSED) { /* a filter passes it on */
+        return block_node_pwrite_compressed(node, buffer, offset, bytes);
+    }
     int status = check_change(node, offset, bytes);
 
     if (status < 0 || bytes == 0) {
@@ -533,7 +538,7 @@ int block_node_pwrite_compressed(struct block_node *node, const void *buffer, ui
     if (status < 0 || bytes == 0) {
         return status;
     }
-    if (!node->driver->can_compress || !range_is_aligned(node, offset, bytes)) {
+    if (!block_node_can_compress(node) || !range_is_aligned(node, offset, bytes)) {
         return -ENOTSUP;
     }
     return write_aligned(node, buffer, offset, bytes, BLOCK_REQUEST_COMPRESSED);
@@ -594,7 +599,7 @@ int block_node_prefetch(struct block_node *node, uint64_t offset, uint64_t bytes
     if (node->driver->prefetch) {
         return node->driver->prefetch(node, offset, bytes);
     }
-    return node->driver->is_filter ? block_node_prefetch(node->file, offset, bytes) : 0;
+    return block_node_passes_on(node) ? block_node_prefetch(node->file, offset, bytes) : 0;
 }
 
 /* ---- Flush ---------------------------------------------------------------------------------- */
@@ -650,7 +655,7 @@ static int driver_block_status(struct block_node *node, uint64_t offset, uint64_
     if (node->driver->block_status) {
         return node->driver->block_status(node, offset, bytes, extent);
     }
-    if (node->driver->is_filter) {
+    if (block_node_passes_on(node)) {
         return block_node_block_status(node->file, offset, bytes, extent);
     }
     *extent = (struct block_extent){
@@ -722,14 +727,15 @@ int block_node_host_range(struct block_node *node, uint64_t offset, uint64_t *by
     if (node->driver->host_range) {
         return node->driver->host_range(node, offset, bytes, fd, fd_offset);
     }
-    return node->driver->is_filter ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
-                                   : -ENOTSUP;
+    return block_node_passes_on(node)
+               ? block_node_host_range(node->file, offset, bytes, fd, fd_offset)
+               : -ENOTSUP;
 }
 
 static int driver_pwrite_from_fd(struct block_node *node, const struct change *change)
 {
     if (!node->driver->pwrite_from_fd) {
-        return node->driver->is_filter
+        return block_node_passes_on(node)
                    ? block_node_pwrite_from_fd(node->file, change->fd, change->fd_offset,
                                                change->offset, change->bytes)
                    : -ENOTSUP;

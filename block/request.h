@@ -119,7 +119,8 @@ int block_node_pwrite_from_fd(struct block_node *node, int fd, uint64_t fd_offse
 int block_node_populate(struct block_node *node, const void *buffer, uint64_t offset,
                         uint64_t bytes);
 
-/* Write data a compressing format compresses; whole clusters. -ENOTSUP where none can. */
+/* Write data a compressing format compresses; whole clusters. -ENOTSUP where none can. Filters pass
+ * such writes on. */
 int block_node_pwrite_compressed(struct block_node *node, const void *buffer, uint64_t offset,
                                  uint64_t bytes);
 

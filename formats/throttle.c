@@ -195,6 +195,7 @@ const struct block_driver throttle_driver = {
     .pread = throttle_pread,
     .pwrite = throttle_pwrite,
     .handles_fua = true,
+    .can_compress = true,
     .write_zeroes = throttle_write_zeroes,
     .populate = throttle_populate,
     .discard = throttle_discard,

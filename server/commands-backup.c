@@ -417,10 +417,9 @@ static int prepare_blockdev_backup(struct transaction_action *action, json_t *ar
     if (!target) {
         return -ENOENT;
     }
-    AUTO(block_node) layer = block_layer_of(target);
     read_options(arguments, source, &options);
     options.target = target;
-    return create_job(action, arguments, &options, target->name, layer->driver->can_compress,
+    return create_job(action, arguments, &options, target->name, block_node_can_compress(target),
                       error);
 }
 

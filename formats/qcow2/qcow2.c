@@ -450,6 +450,12 @@ static bool qcow2_is_zero_at_creation(struct block_node *node)
     return !node->backing && (!q->data_file_is_raw || block_node_is_zero_at_creation(q->data));
 }
 
+/* Compressed data has no offset on the disk that a data file could keep it at. */
+static bool qcow2_compresses(struct block_node *node)
+{
+    return !qcow2_of(node)->has_data_file;
+}
+
 static bool qcow2_is_said_by_name(const struct block_node *node)
 {
     const struct qcow2 *q = block_node_state(node);
@@ -543,6 +549,7 @@ const struct block_driver qcow2_driver = {
     .pread = qcow2_pread,
     .pwrite = qcow2_pwrite,
     .can_compress = true,
+    .compresses = qcow2_compresses,
     .write_zeroes = qcow2_write_zeroes,
     .populate = qcow2_populate,
     .discard = qcow2_discard,
