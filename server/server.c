@@ -31,6 +31,7 @@
 #include "server/commands-views.h"
 #include "server/commands-watch.h"
 #include "server/commands.h"
+#include "server/compatibility.h"
 #include "server/device-tracking.h"
 #include "server/disk.h"
 #include "server/listening.h"
@@ -437,7 +438,7 @@ char *server_driver_names(void)
 char *server_qmp_document(const char *introduction)
 {
     register_drivers();
-    return qmp_schema_document(introduction, command_tables, event_tables);
+    return qmp_schema_document(introduction, compatibility_notes, command_tables, event_tables);
 }
 
 char *server_job_types(void)

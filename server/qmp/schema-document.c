@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* docs/qmp.md: every command, event and type of the tables. */
+#include <string.h>
+
 #include "server/qmp/schema-internal.h"
 
 struct document {
     GString *text;
-    GHashTable *sections; /* set of the types that have a section of their own */
+    GHashTable *sections;         /* set of the types that have a section of their own */
+    const struct qmp_note *notes; /* or NULL */
 };
 
 static void append(struct document *document, const char *format, ...) G_GNUC_PRINTF(2, 3);
@@ -154,9 +157,20 @@ static void append_heading(struct document *document, const char *name, const ch
     }
 }
 
+/* What a program that knows QEMU must know of a command or an event. */
+static void append_note(struct document *document, const char *name)
+{
+    for (const struct qmp_note *note = document->notes; note && note->name; note++) {
+        if (!strcmp(note->name, name)) {
+            append(document, "Compatibility: %s\n\n", note->text);
+        }
+    }
+}
+
 static void append_command(struct document *document, const struct qmp_command *command)
 {
     append_heading(document, command->name, command->doc);
+    append_note(document, command->name);
     if (has_members(command->arguments)) {
         append(document, "Arguments:\n\n");
         append_members(document, command->arguments);
@@ -171,6 +185,7 @@ static void append_command(struct document *document, const struct qmp_command *
 static void append_event(struct document *document, const struct qmp_event_type *event)
 {
     append_heading(document, event->name, event->doc);
+    append_note(document, event->name);
     if (has_members(event->data)) {
         append(document, "Data:\n\n");
         append_members(document, event->data);
@@ -254,12 +269,14 @@ static char *finish(GString *text)
     return g_string_free(text, FALSE);
 }
 
-char *qmp_schema_document(const char *introduction, const struct qmp_command *const *command_tables,
+char *qmp_schema_document(const char *introduction, const struct qmp_note *notes,
+                          const struct qmp_command *const *command_tables,
                           const struct qmp_event_type *const *event_tables)
 {
     g_autoptr(GPtrArray) types = qmp_schema_types(command_tables, event_tables);
     g_autoptr(GHashTable) sections = g_hash_table_new(NULL, NULL);
-    struct document document = {.text = g_string_new(introduction), .sections = sections};
+    struct document document = {
+        .text = g_string_new(introduction), .sections = sections, .notes = notes};
 
     choose_sections(&document, types, command_tables);
     append_commands(&document, command_tables);

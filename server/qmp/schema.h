@@ -93,6 +93,12 @@ struct qmp_event_type {
     const char *doc;
 };
 
+/* What docs/qmp.md says of a command or an event besides what its table does. */
+struct qmp_note {
+    const char *name; /* of the command or event; ends the table when NULL */
+    const char *text; /* sentences */
+};
+
 /* Error classes: a GError of this domain carries the class as its code; others are GenericError. */
 #define QMP_ERROR qmp_error_quark()
 GQuark qmp_error_quark(void);
@@ -118,8 +124,12 @@ int qmp_check(const struct qmp_type *type, json_t *value, const char *name, GErr
 json_t *qmp_schema_introspect(const struct qmp_command *const *command_tables,
                               const struct qmp_event_type *const *event_tables);
 
-/* docs/qmp.md: an introduction (Markdown) and what the same tables say; the caller frees. */
-char *qmp_schema_document(const char *introduction, const struct qmp_command *const *command_tables,
+/*
+ * docs/qmp.md: an introduction (Markdown) and what the same tables say, with notes on compatibility
+ * (a table, or NULL: none) where there are such; the caller frees.
+ */
+char *qmp_schema_document(const char *introduction, const struct qmp_note *notes,
+                          const struct qmp_command *const *command_tables,
                           const struct qmp_event_type *const *event_tables);
 
 #endif

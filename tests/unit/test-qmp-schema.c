@@ -434,10 +434,13 @@ static void test_introspect_closed(void)
 
 static void test_document(void)
 {
-    g_autofree char *document = qmp_schema_document("# Title\n", command_tables, event_tables);
+    static const struct qmp_note notes[] = {{"blockdev-add", "As in QEMU."}, {NULL}};
+    g_autofree char *document =
+        qmp_schema_document("# Title\n", notes, command_tables, event_tables);
 
     g_assert_true(g_str_has_prefix(document, "# Title\n\n## Commands\n\n"));
-    g_assert_nonnull(strstr(document, "### blockdev-add\n\nAdd a node.\n\nArguments:"));
+    g_assert_nonnull(strstr(document, "### blockdev-add\n\nAdd a node.\n\n"
+                                      "Compatibility: As in QEMU.\n\nArguments:"));
     g_assert_nonnull(strstr(document, "| `driver` | `file`, `raw`, `qcow2`, `null-co` | required | "
                                       "The driver \\| format. |"));
     g_assert_nonnull(strstr(document, "| `direct` | bool | optional, default `false` |"));
