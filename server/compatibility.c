@@ -77,7 +77,9 @@ const struct qmp_note compatibility_notes[] = {
     {"blockdev-set-active", "As in QEMU, but nodes are active as long as they are open: `active` "
                             "false is refused."},
     {"x-blockdev-set-iothread", "As in QEMU, but it has no effect: no node is bound to a thread."},
-    {"x-blockdev-change", AS_IN_QEMU},
+    {"x-blockdev-change",
+     "As in QEMU, but a child of another length, and the same child twice, are "
+     "refused."},
     {"x-debug-query-block-graph", "As in QEMU, but ids, names and permissions are the server's."},
     {"query-block", "As in QEMU's system emulator, with the names of devices in `device`; the "
                     "storage daemons, QEMU's and this one's, have no devices."},
