@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "block/cleanup.h"
 #include "block/driver.h"
@@ -382,24 +381,6 @@ static void guard_guess(const struct nbd_image *image, struct block_node *node)
     raw_guard_format(node);
 }
 
-/* Past the page cache whole sectors are read and written, and QEMU's tools leave images that do not
- * end with one. */
-static void allow_direct(const char *file, struct block_options *options)
-{
-    struct stat status;
-
-    if (stat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size % 512) {
-        g_warning("The length of '%s' is no multiple of 512 bytes: the page cache is used in spite "
-                  "of the cache mode",
-                  file);
-        block_options_set(options, "cache.direct", "off");
-        g_autofree char *key = aio_key(options);
-        if (key) {
-            block_options_set(options, key, "threads"); /* native needs it */
-        }
-    }
-}
-
 /* A server of ours may have tracked what changes; it is told of what it will not see. */
 static void part_from_tracking(const char *file, const struct tracking_identity *identity,
                                struct block_node *node)
@@ -429,9 +410,6 @@ static struct block_node *open_image(const struct nbd_image *image, bool read_on
     if (options) {
         set_common(image, read_only, options);
         set_aio(image, options);
-        if (file && image->direct) {
-            allow_direct(file, options);
-        }
     }
     if (!options || (image->snapshot && is_ours && choose_snapshot(image, options, error) < 0)) {
         return NULL;

@@ -248,6 +248,7 @@ int file_set_length(struct block_node *node, uint64_t length,
         return block_error_errno(error, -ret, "Could not resize '%s' to %" PRIu64 " bytes",
                                  state->filename, length);
     }
+    atomic_store(&state->odd_end, 0);
     return 0;
 }
 

@@ -33,10 +33,15 @@ struct file_state {
     int fd;
     char *filename;
     bool is_block_device;
-    bool is_direct;            /* fd is open with O_DIRECT */
-    int aio;                   /* what was asked for */
-    bool takes_locks;          /* locking is on, or auto and supported */
-    uint32_t logical_block;    /* of a block device */
+    bool is_direct;         /* fd is open with O_DIRECT */
+    int aio;                /* what was asked for */
+    bool takes_locks;       /* locking is on, or auto and supported */
+    uint32_t logical_block; /* of a block device */
+    /*
+     * Of a file that direct I/O makes longer, up to a whole unit: where it ended when its length
+     * was asked for. What is behind that reads as zeroes until it is written. 0: it was none.
+     */
+    _Atomic uint64_t odd_end;
     bool unmaps_zeroes;        /* a block device that zeroes as it discards */
     struct file_lock_set held; /* locks on fd */
     struct file_sync sync;

@@ -18,8 +18,15 @@
 static int64_t file_get_length(struct block_node *node)
 {
     struct file_state *state = block_node_state(node);
+    int64_t length = file_length_of(state->fd, state->is_block_device);
 
-    return file_length_of(state->fd, state->is_block_device);
+    if (length < 0 || !state->is_direct ||
+        is_aligned((uint64_t)length, node->limits.request_alignment)) {
+        return length;
+    }
+    /* QEMU's tools leave images that do not end with a sector; all is lost if these do not open. */
+    atomic_store(&state->odd_end, (uint64_t)length);
+    return (int64_t)align_up((uint64_t)length, node->limits.request_alignment);
 }
 
 static int64_t file_get_allocated_size(struct block_node *node)
@@ -67,6 +74,15 @@ static int file_get_info(struct block_node *node, struct block_info *info)
     return 0;
 }
 
+/* Whether a file may end here. */
+static bool is_end(struct block_node *node, uint64_t offset)
+{
+    const struct file_state *state = block_node_state(node);
+    uint64_t odd_end = atomic_load(&state->odd_end);
+
+    return offset >= block_node_length(node) || (odd_end && offset >= odd_end);
+}
+
 /*
  * The file ended before the request did. That is right only behind the last byte of a length
  * that is no multiple of the alignment; elsewhere somebody has cut the file off, and inventing
@@ -74,7 +90,7 @@ static int file_get_info(struct block_node *node, struct block_info *info)
  */
 static int read_past_end(struct block_node *node, char *buffer, uint64_t offset, size_t bytes)
 {
-    if (offset < block_node_length(node)) {
+    if (!is_end(node, offset)) {
         return -EIO;
     }
     memset(buffer, 0, bytes);
@@ -97,7 +113,7 @@ static int file_pread(struct block_node *node, void *buffer, uint64_t offset, ui
             }
             return -errno;
         }
-        if (got == 0 || offset + (uint64_t)got >= block_node_length(node)) {
+        if (got == 0 || ((uint64_t)got < bytes && is_end(node, offset + (uint64_t)got))) {
             return read_past_end(node, to + got, offset + (uint64_t)got, bytes - (size_t)got);
         }
         /* Direct I/O can only go on where it is aligned; what is read twice does no harm. */
@@ -166,6 +182,17 @@ static int write_durably(struct block_node *node, const void *buffer, uint64_t o
     return file_sync_fail(&state->sync, durable);
 }
 
+/* A write that went further has made the file longer. */
+static void note_end(struct block_node *node, int status, uint64_t end)
+{
+    struct file_state *state = block_node_state(node);
+    uint64_t odd_end = atomic_load(&state->odd_end);
+
+    if (G_UNLIKELY(odd_end) && status == 0 && end > odd_end) {
+        atomic_store(&state->odd_end, end < block_node_length(node) ? end : 0);
+    }
+}
+
 /*
  * FUA through the page cache is a write and a shared fdatasync: with RWF_DSYNC many would sync
  * at once, see struct file_sync.
@@ -180,10 +207,12 @@ static int file_pwrite(struct block_node *node, const void *buffer, uint64_t off
     if (durable && state->is_direct && !atomic_load(&state->cannot_write_durably)) {
         ret = write_durably(node, buffer, offset, bytes);
         file_status_written(&state->status, offset, bytes);
+        note_end(node, ret, offset + bytes);
         return ret;
     }
     ret = write_fully(node, buffer, offset, bytes, 0);
     file_status_written(&state->status, offset, bytes);
+    note_end(node, ret, offset + bytes);
     return ret == 0 && durable ? file_sync_run(&state->sync, state->fd) : ret;
 }
 
@@ -231,7 +260,11 @@ static int file_host_range(struct block_node *node, uint64_t offset, uint64_t *b
                            uint64_t *fd_offset)
 {
     const struct file_state *state = block_node_state(node);
+    uint64_t odd_end = atomic_load(&state->odd_end);
 
+    if (odd_end && offset + *bytes > odd_end) {
+        return -ENOTSUP; /* the file may end before the range does */
+    }
     *fd = state->fd;
     *fd_offset = offset;
     return 0;

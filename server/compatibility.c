@@ -61,7 +61,8 @@ const struct qmp_note compatibility_notes[] = {
      "`x-check-cache-dropped`. Of `blkdebug`: `config`, `take-child-perms`, "
      "`unshare-child-perms` and in its rules `immediately`; `seed`, `probability`, `skip` and "
      "`count` are liveblk's. What is different of `nbd` and `qcow2` is told above. A file whose "
-     "length is no multiple of 512 has that length, which QEMU rounds. `snapshot-access` stands on "
+     "length is no multiple of 512 has that length, which QEMU rounds, but with cache.direct=on. "
+     "`snapshot-access` stands on "
      "a `copy-before-write` node only, and that keeps units of 4 KiB. A `throttle` node's requests "
      "wait in order of arrival, whichever node of the group they come through, and those that a "
      "drained section waits for are let through."},
