@@ -10,7 +10,7 @@ import socket
 import subprocess
 
 from liveblk_front_ends import DAEMON_PROGRAM as PROGRAM
-from liveblk_front_ends import Daemon, nbd_server
+from liveblk_front_ends import NBD_PROGRAM, Daemon, nbd_server
 from liveblk_test import Qmp, connect, fill, main, promise, wait_until
 
 MIB = 1 << 20
@@ -270,7 +270,7 @@ def refusals(test):
         assert not path.exists(), words
     for word in ("--help", "--version"):
         assert "liveblk-storage-daemon" in test.run(PROGRAM, word).stdout
-    for program in (PROGRAM, BUILD / "cli" / "liveblk-nbd", "qemu-storage-daemon"):
+    for program in (PROGRAM, NBD_PROGRAM, "qemu-storage-daemon"):
         lines = test.run(program, "--object", "help").stdout.splitlines()
         assert lines[0] == "List of user creatable objects:", lines
         assert {"  secret", "  throttle-group", "  tls-creds-psk"} <= set(lines), lines
