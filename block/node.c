@@ -244,13 +244,14 @@ int block_node_add(struct block_options *options, GError **error)
 /*
  * A query may just be looking at the node. Who removes a node expects its file to be closed and
  * unlocked afterwards, so wait until only our own references are left; but not for ever, and not
- * for somebody who has begun to use the node. Graph lock held.
+ * for somebody who has begun to use the node. A job's filter nobody uses for long: a job that is
+ * being set up may hold it for a moment, until it is refused. Graph lock held.
  */
 static void wait_for_passing_references(struct block_node *node, int our_own)
 {
     int64_t deadline_ns = clock_now_ns() + REMOVE_GRACE_NS;
 
-    while (node->references > our_own && TAILQ_EMPTY(&node->claims) &&
+    while (node->references > our_own && (node->is_transient || TAILQ_EMPTY(&node->claims)) &&
            clock_cond_wait_until(&reference_dropped, &block_graph_lock, deadline_ns) == 0) {
     }
 }

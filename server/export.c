@@ -239,7 +239,7 @@ void export_close(struct export_handle *handle)
     }
     if (handle->view) {
         export_offer(handle);
-        view_export_close(handle->view);
+        view_export_let_go(handle->view);
     }
     session_unref(handle->session);
     g_free(handle->name);

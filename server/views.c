@@ -489,9 +489,15 @@ void view_export_uncount(struct view_device *device)
     device->clients--;
 }
 
-void view_export_close(struct view_device *device)
+void view_export_let_go(struct view_device *device)
 {
     view_unref(device->view);
+}
+
+void view_export_close(struct view_device *device)
+{
+    view_export_uncount(device);
+    view_export_let_go(device);
 }
 
 struct block_device *view_export_device(struct view_device *device)

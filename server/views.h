@@ -127,11 +127,14 @@ struct view_export *view_export_list(void);
 
 /*
  * Connect a client to the export of this name: NULL if there is none. It keeps the view from being
- * dropped, but by force, until view_export_uncount, which comes before view_export_close.
+ * dropped, but by force, until view_export_close.
  */
 struct view_device *view_export_open(const char *name);
-void view_export_uncount(struct view_device *device);
 void view_export_close(struct view_device *device);
+
+/* The same in two steps: it is no client's any more; it is not used any more. */
+void view_export_uncount(struct view_device *device);
+void view_export_let_go(struct view_device *device);
 
 /* What to send requests to; borrowed, lives as long as the client's connection. */
 struct block_device *view_export_device(struct view_device *device);

@@ -67,7 +67,7 @@ def whole(test):
         qmp.wait_job("j", "concluded")
         qmp.command("job-dismiss", id="j")
         model.assert_equals_file(target)
-        refused(qmp, "blockdev-del", {"node-name": "cbw"}, "in use by")
+        refused(qmp, "blockdev-del", {"node-name": "cbw"}, "Node cbw is in use")
         qmp.command("blockdev-del", node_name="snap")
         qmp.command("qom-set", path="vda", property="drive", value="disk")
         assert root_of(qmp) == "disk"

@@ -394,6 +394,7 @@ def another(test):
     world.far.image.unlink()
     test.make_disk("far.img", LENGTH)
     world.disk.guest.pwrite(noise(test.random, KIB), 0)
+    world.wait_lost()
     world.far.start()
     error = world.qmp.wait_event("BLOCK_JOB_COMPLETED", device="m")["data"]["error"]
     assert "does not hold any more what it had flushed" in error, error

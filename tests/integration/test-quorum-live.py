@@ -216,7 +216,7 @@ def described(test):
     qmp.command("block-export-add", type="nbd", id="e", node_name="x", writable=True)
     test.run("qemu-io", "-f", "raw", "-c", "write -P 9 4k 64k", "-c", "discard 8k 4k",
              "-c", "read -P 9 4k 4k", f"nbd+unix:///x?socket={test.path('nbd')}")  # fmt: skip
-    refused(qmp, "blockdev-del", {"node-name": "b1"}, "it is in use by node 'x'")
+    refused(qmp, "blockdev-del", {"node-name": "b1"}, "Block device b1 is in use")
     qmp.command("block-export-del", id="e", mode="hard")
     qmp.wait_event("BLOCK_EXPORT_DELETED", id="e")
     qmp.command("blockdev-del", node_name="x")

@@ -8,6 +8,7 @@
 
 #include "block/align.h"
 #include "block/clock.h"
+#include "block/copy-map.h"
 #include "block/drain.h"
 #include "tests/lib/backup-rig.h"
 #include "tests/lib/verify-rig.h"
@@ -16,6 +17,7 @@
 #define SECTOR    VERIFY_SECTOR
 #define SECTORS   (LENGTH / SECTOR)
 #define WRITERS   6
+#define LIE       (3 * MIB) /* where a read tells something else once */
 #define BUDGET_NS (5 * NS_PER_SECOND)
 
 static _Atomic bool over;
@@ -82,6 +84,10 @@ static GArray *scribble(struct rig *rig, struct block_node *target, const char *
             .kind = VERIFY_DATA,
         };
 
+        if (range.offset < LIE + COPY_UNIT && range.offset + range.bytes > LIE) {
+            continue; /* what differs anyway is looked at twice, and the lie may be the second time
+                       */
+        }
         verify_rig_scribble(target, range.offset, range.bytes);
         /* Where the disk is zero in part the kinds alternate: leave such places out. */
         for (uint64_t i = 0; i < range.bytes; i += SECTOR) {
@@ -105,8 +111,7 @@ static GArray *scribble(struct rig *rig, struct block_node *target, const char *
 static void slow_down_and_lie(struct rig *rig, struct block_node *target)
 {
     FAULT(target, .operations = FAULT_ON(READ), .skip = 1, .percent = 20, .delay_ns = NS_PER_MS);
-    FAULT(target, .operations = FAULT_ON(READ), .offset = 3 * MIB, .bytes = 1, .count = 1,
-          .lie = true);
+    FAULT(target, .operations = FAULT_ON(READ), .offset = LIE, .bytes = 1, .count = 1, .lie = true);
     FAULT(rig->source, .operations = FAULT_ON(READ), .percent = 5, .delay_ns = NS_PER_MS);
 }
 
