@@ -112,6 +112,21 @@ bool block_node_has_lost_writes(struct block_node *node)
     return false;
 }
 
+uint64_t block_node_count_losses(struct block_node *node)
+{
+    const struct block_child *child;
+    uint64_t losses = 0;
+
+    if (node->driver->count_losses) {
+        return node->driver->count_losses(node);
+    }
+    TAILQ_FOREACH (child, &node->children, entry) {
+        losses +=
+            child->role != BLOCK_ROLE_BACKING ? block_node_count_losses(child->claim.node) : 0;
+    }
+    return losses;
+}
+
 int block_node_accept_lost_writes(struct block_node *node)
 {
     if (node->driver->accept_lost_writes) {

@@ -386,6 +386,8 @@ struct block_driver {
      * thread.
      */
     bool (*has_lost_writes)(struct block_node *node);
+    /* How often a connection was lost so far. NULL: those of the children. Any thread. */
+    uint64_t (*count_losses)(struct block_node *node);
     int (*accept_lost_writes)(struct block_node *node);
     /* Advise that a range will be read soon. NULL: does nothing. */
     int (*prefetch)(struct block_node *node, uint64_t offset, uint64_t bytes);

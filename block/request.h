@@ -139,6 +139,12 @@ void block_node_cancel_in_flight(struct block_node *node);
 bool block_node_has_lost_writes(struct block_node *node);
 int block_node_accept_lost_writes(struct block_node *node);
 
+/*
+ * How often a connection to where the node's data are was lost: when the number has changed, a server
+ * that was made anew may answer, although no request has failed. Any thread.
+ */
+uint64_t block_node_count_losses(struct block_node *node);
+
 /* A buffer fit for the node's requests: aligned to its memory alignment. Free with free(). */
 void *block_node_alloc_buffer(struct block_node *node, size_t bytes);
 

@@ -119,6 +119,7 @@ static void on_broken(void *data, const char *reason)
 
     log_loss(client, reason);
     atomic_fetch_add(&client->changes, 1);
+    atomic_fetch_add(&client->losses, 1);
     doubt_writes(client);
     if (--client->live == 0) {
         client->lost_ns = clock_now_ns();

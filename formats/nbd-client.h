@@ -43,6 +43,7 @@ struct nbd_client {
 
     _Atomic uint64_t changes;  /* counts what may have changed data or its allocation */
     _Atomic uint64_t answered; /* writes answered that need a flush */
+    _Atomic uint64_t losses;   /* connections that were lost: the server may be another one now */
     _Atomic uint64_t cancels;  /* requests that were there before the last one give up */
     _Atomic bool writes_lost;  /* some answered and not flushed, and nobody can vouch for them */
 

@@ -346,6 +346,13 @@ static bool nbd_node_has_lost_writes(struct block_node *node)
     return atomic_load(&state->client.writes_lost);
 }
 
+static uint64_t nbd_node_count_losses(struct block_node *node)
+{
+    struct nbd_state *state = block_node_state(node);
+
+    return atomic_load(&state->client.losses);
+}
+
 static int nbd_node_accept_lost_writes(struct block_node *node)
 {
     struct nbd_state *state = block_node_state(node);
@@ -378,5 +385,6 @@ const struct block_driver nbd_driver = {
     .prefetch = nbd_node_prefetch,
     .cancel_in_flight = nbd_node_cancel_in_flight,
     .has_lost_writes = nbd_node_has_lost_writes,
+    .count_losses = nbd_node_count_losses,
     .accept_lost_writes = nbd_node_accept_lost_writes,
 };

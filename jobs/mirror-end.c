@@ -334,7 +334,7 @@ int mirror_prepare(struct job *job, GError **error)
                            "long for the last bytes to be copied",
                            mirror->target->name);
     }
-    return status;
+    return status == 0 ? mirror_target_check_same(mirror, error) : status;
 }
 
 /*

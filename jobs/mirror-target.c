@@ -493,10 +493,12 @@ static void seek(struct mirror *mirror)
     pthread_mutex_lock(&target->lock);
     bool is_due = now_ns >= target->next_ns;
     pthread_mutex_unlock(&target->lock);
+    uint64_t losses = block_node_count_losses(mirror->target); /* those before the look */
     if (target->is_over || target->is_other) {
         give_up(mirror);
     } else if (is_due && copy_engine_start_errand(mirror->engine, look_errand, mirror)) {
         target->errand = MIRROR_ERRAND_LOOK;
+        target->losses = losses;
         target->cut_off_ns = now_ns + LOOK_MAX_NS;
     }
 }
@@ -529,12 +531,34 @@ static bool tend_errand(struct mirror *mirror)
     return false;
 }
 
+/* What answers now may be another one, even if nothing was lost that was to be kept. */
+static bool may_be_other(const struct mirror *mirror)
+{
+    return block_node_count_losses(mirror->target) != mirror->safe.losses;
+}
+
+int mirror_target_check_same(struct mirror *mirror, GError **error)
+{
+    return mirror->safe.is_kept && may_be_other(mirror)
+               ? block_error(error, ENOTCONN,
+                             "The connection to target node '%s' was lost while the mirror was "
+                             "being completed: it may be another one now",
+                             mirror->target->name)
+               : 0;
+}
+
 static int take_failure(struct mirror *mirror)
 {
     struct mirror_target *target = &mirror->safe;
     SCOPE_LOCK(&target->lock);
 
-    return target->failure ? target->failure : block_node_has_lost_writes(mirror->target) ? EIO : 0;
+    if (target->failure) {
+        return target->failure;
+    }
+    if (block_node_has_lost_writes(mirror->target)) {
+        return EIO;
+    }
+    return may_be_other(mirror) ? ENOTCONN : 0;
 }
 
 bool mirror_target_tend(struct mirror *mirror)
@@ -596,6 +620,7 @@ int mirror_target_begin(struct mirror *mirror, const struct mirror_options *opti
     }
     pthread_mutex_init(&target->lock, NULL);
     target->flush_ns = clock_now_ns();
+    target->losses = block_node_count_losses(mirror->target);
     target->fresh = dirty_bitmap_new(NULL, mirror->length, mirror->granularity, error);
     target->flushing =
         target->fresh ? dirty_bitmap_new(NULL, mirror->length, mirror->granularity, error) : NULL;

@@ -62,6 +62,7 @@ struct mirror_target {
     int flush_error; /* a positive errno of a flush, until nothing is on its way any more; or 0 */
     bool is_over;    /* it was looked for long enough */
     bool is_other;   /* by samples or for another reason it cannot be gone on with */
+    uint64_t losses; /* of connections, when it was last known to be the same */
     uint64_t marked_bytes;
     int64_t give_up_ns;
     int64_t cut_off_ns; /* when what hangs there is cut off (again) */
@@ -87,6 +88,12 @@ bool mirror_target_failed(struct mirror *mirror, int error_number);
 
 /* At every tick: flush it, look for it, give it up. False: it is lost. Coordinating thread. */
 bool mirror_target_tend(struct mirror *mirror);
+
+/*
+ * In the finalization, in which nobody looks for a target: -ENOTCONN with the error set if it may be
+ * another one now, as a connection to it was lost although no request has failed.
+ */
+int mirror_target_check_same(struct mirror *mirror, GError **error);
 
 /* Whether what was written before this moment is safe, or nobody keeps an eye on that. */
 bool mirror_target_is_safe(struct mirror *mirror, int64_t since_ns);

@@ -386,6 +386,15 @@ def gone(test):
 
 @promise("a target that comes back as another one is not gone on with")
 def another(test):
+    come_back_as_another(test, True)
+
+
+@promise("a target that was another one before it was missed is not gone on with")
+def another_at_once(test):
+    come_back_as_another(test, False)
+
+
+def come_back_as_another(test, is_missed):
     world = World(test, load=None)
     world.mirror(target_retry=60)
     world.wait_ready()
@@ -393,9 +402,11 @@ def another(test):
     world.far.kill()
     world.far.image.unlink()
     test.make_disk("far.img", LENGTH)
-    world.disk.guest.pwrite(noise(test.random, KIB), 0)
-    world.wait_lost()
+    if is_missed:
+        world.disk.guest.pwrite(noise(test.random, KIB), 0)
+        world.wait_lost()
     world.far.start()
+    world.disk.guest.pwrite(noise(test.random, KIB), KIB)
     error = world.qmp.wait_event("BLOCK_JOB_COMPLETED", device="m")["data"]["error"]
     assert "does not hold any more what it had flushed" in error, error
 
