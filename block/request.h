@@ -140,8 +140,8 @@ bool block_node_has_lost_writes(struct block_node *node);
 int block_node_accept_lost_writes(struct block_node *node);
 
 /*
- * How often a connection to where the node's data are was lost: when the number has changed, a server
- * that was made anew may answer, although no request has failed. Any thread.
+ * How often a connection to where the node's data are was lost: when the number has changed, a
+ * server that was made anew may answer, although no request has failed. Any thread.
  */
 uint64_t block_node_count_losses(struct block_node *node);
 

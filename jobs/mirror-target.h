@@ -90,8 +90,8 @@ bool mirror_target_failed(struct mirror *mirror, int error_number);
 bool mirror_target_tend(struct mirror *mirror);
 
 /*
- * In the finalization, in which nobody looks for a target: -ENOTCONN with the error set if it may be
- * another one now, as a connection to it was lost although no request has failed.
+ * In the finalization, in which nobody looks for a target: -ENOTCONN with the error set if it may
+ * be another one now, as a connection to it was lost although no request has failed.
  */
 int mirror_target_check_same(struct mirror *mirror, GError **error);
 
