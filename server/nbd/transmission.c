@@ -65,7 +65,7 @@ static uint64_t data_of(const struct nbd_connection *connection, const struct nb
     case NBD_CMD_READ:
         return request->length <= NBD_PAYLOAD_MAX ? request->length : 0;
     case NBD_CMD_BLOCK_STATUS:
-        return MIN(nbd_request_extents_max(connection, request), NBD_DATA_MAX);
+        return MIN(nbd_request_extents_max(connection, request) + request->payload, NBD_DATA_MAX);
     default:
         return request->payload;
     }
@@ -109,7 +109,7 @@ static void give_back_locked(struct nbd_connection *connection, struct nbd_reque
 /* How many extents there are is known when all are found. */
 static void give_back_room(struct nbd_connection *connection, struct nbd_request *request)
 {
-    uint64_t needed = request->extents->len;
+    uint64_t needed = (uint64_t)request->extents->len + request->payload;
 
     if (request->type != NBD_CMD_BLOCK_STATUS || needed >= request->claimed) {
         return;
@@ -340,6 +340,9 @@ static void idle_while_others_wait(struct nbd_connection *connection)
         return;
     }
     SCOPE_LOCK(&connection->idle_lock);
+    if (atomic_load(&connection->input.waiting) == 0) {
+        return; /* who has begun to read since then has found nobody to call */
+    }
     connection->idle++;
     while (!connection->called && !connection->is_over) {
         pthread_cond_wait(&connection->idle_changed, &connection->idle_lock);
