@@ -6,7 +6,7 @@ import signal
 import threading
 
 import nbd
-from liveblk_test import QmpError, Server, main, promise
+from liveblk_test import Server, error_of, main, promise, refused
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -23,23 +23,6 @@ def serve(test, layer, child="file"):
         ],
     )
     return server, server.qmp(), path
-
-
-def error_of(function, *arguments):
-    try:
-        function(*arguments)
-    except nbd.Error as error:
-        return error.errno
-    return None
-
-
-def refused(qmp, name, arguments, word):
-    try:
-        qmp.command_raw(name, arguments)
-    except QmpError as error:
-        assert word in error.desc, error.desc
-        return
-    raise AssertionError(f"{name} {arguments} was not refused")
 
 
 @promise("errors are injected and cleared at run time, counted, and wrong rules are refused")

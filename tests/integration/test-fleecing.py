@@ -4,7 +4,7 @@
 
 import nbd
 from liveblk_load import Writers
-from liveblk_test import QmpError, Server, main, promise, wait_until
+from liveblk_test import Server, main, promise, refused, wait_until
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -26,15 +26,6 @@ def add_file(test, qmp, name, length):
 
 def root_of(qmp):
     return qmp.command("query-block")[0]["inserted"]["node-name"]
-
-
-def refused(qmp, name, arguments, word, kind="GenericError"):
-    try:
-        qmp.command_raw(name, arguments)
-    except QmpError as error:
-        assert word in error.desc and error.kind == kind, error
-        return
-    raise AssertionError(f"{name} {arguments} was not refused")
 
 
 @promise("a backup by way of copy-before-write and qom-set equals the disk at its moment")

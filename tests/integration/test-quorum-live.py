@@ -5,7 +5,7 @@
 import threading
 
 import nbd
-from liveblk_test import QmpError, Server, main, promise
+from liveblk_test import Server, error_of, main, promise, refused
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -59,23 +59,6 @@ def assert_same(test, *numbers):
     for other in numbers[1:]:
         test.run("qemu-img", "compare", "-f", "raw", "-F", "raw", disk_path(test, numbers[0]),
                  disk_path(test, other))  # fmt: skip
-
-
-def error_of(function, *arguments):
-    try:
-        function(*arguments)
-    except nbd.Error as error:
-        return error.errno
-    return None
-
-
-def refused(qmp, name, arguments, text):
-    try:
-        qmp.command_raw(name, arguments)
-    except QmpError as error:
-        assert text in error.desc, error.desc
-        return
-    raise AssertionError(f"{name} {arguments} was not refused")
 
 
 def children(qmp):

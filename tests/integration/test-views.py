@@ -8,9 +8,8 @@ import signal
 import struct
 import threading
 
-import nbd
 from liveblk_load import Writers, hang_up
-from liveblk_test import QmpError, Server, main, promise, wait_until
+from liveblk_test import QmpError, Server, error_of, main, promise, refused, wait_until
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -34,23 +33,6 @@ def view(qmp, name):
 
 def view_device(qmp, name, device="vda"):
     return next(entry for entry in view(qmp, name)["devices"] if entry["device"] == device)
-
-
-def error_of(function, *arguments):
-    try:
-        function(*arguments)
-    except nbd.Error as error:
-        return error.errno
-    return None
-
-
-def refused(qmp, name, arguments, word):
-    try:
-        qmp.command_raw(name, arguments)
-    except QmpError as error:
-        assert word in error.desc, error.desc
-        return error
-    raise AssertionError(f"{name} {arguments} was not refused")
 
 
 def exports(test, server):

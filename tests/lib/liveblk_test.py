@@ -347,6 +347,27 @@ class Server:
         self.process.wait()
 
 
+def error_of(function, *arguments):
+    """The name of the errno that a call of libnbd fails with; None: it does not."""
+    import nbd
+
+    try:
+        function(*arguments)
+    except nbd.Error as error:
+        return error.errno
+    return None
+
+
+def refused(qmp, name, arguments, word, kind="GenericError"):
+    """A command is refused with an error of this class that has a word in it; returns the error."""
+    try:
+        qmp.command_raw(name, arguments)
+    except QmpError as error:
+        assert word in error.desc and error.kind == kind, error
+        return error
+    raise AssertionError(f"{name} {arguments} was not refused")
+
+
 def connect(uri):
     """A libnbd handle. It closes when it is no longer referred to."""
     import nbd  # only Debian's own python3 has it
