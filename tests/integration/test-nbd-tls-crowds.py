@@ -140,6 +140,8 @@ def on_storage_daemon(test):
 
 CLIENTS = 1000
 WORKERS = 4
+# The crowd writes what it has read, beyond all that the writers write: what it writes is old by then.
+LENGTH, CROWDED = 4 * MIB, 4 * KIB
 
 
 class CutLine:
@@ -181,8 +183,8 @@ def visit(line, handle):
     try:
         handle.connect_socket(line.client.detach())
         line.entry = line.carried
-        data = handle.pread(4 * KIB, 0)
-        handle.pwrite(data, 0)
+        data = handle.pread(CROWDED, LENGTH)
+        handle.pwrite(data, LENGTH)
         handle.flush()
         handle.shutdown()
         return True
@@ -260,14 +262,15 @@ def start_servers(test, qmp):
          "those who stay are served", timeout=120)  # fmt: skip
 def crowds(test):
     use_certificates(test)
-    server = Server(test, [f"name=vda,file={test.make_disk('disk.img', 4 * MIB)},format=raw"])
+    disk = test.make_disk("disk.img", LENGTH + CROWDED)
+    server = Server(test, [f"name=vda,file={disk},format=raw"])
     qmp = server.qmp()
     servers = start_servers(test, qmp)
     process = Process(server.process.pid)
     before, memory = process.held(), []
     uri = (f"nbds+unix:///vda?socket={test.path('x509.nbd')}&tls-certificates={pki() / 'alice'}"
            "&tls-verify-peer=false")  # fmt: skip
-    writers = Writers(test, uri, 4 * MIB, threads=2).start()
+    writers = Writers(test, uri, LENGTH, threads=2).start()
     writers.wait_done(50)
     crowd = [Crowd(test, *where) for where in servers]
     for turn in range(5):
@@ -283,7 +286,9 @@ def crowds(test):
     writers.stop()
     wait_until(lambda: process.held() <= before, f"no more descriptors and threads than {before}")
     server.stop()
-    writers.model.assert_equals_file(test.path("disk.img"))
+    assert disk.read_bytes()[LENGTH:] == bytes(CROWDED)
+    os.truncate(disk, LENGTH)
+    writers.model.assert_equals_file(disk)
 
 
 main()
