@@ -67,16 +67,16 @@ static void on_client_left(unsigned left, void *data)
     }
 }
 
-static struct nbd_address address_of(const struct nbd_arguments *arguments)
+static struct socket_address address_of(const struct nbd_arguments *arguments)
 {
     if (arguments->is_activated) {
-        return (struct nbd_address){.kind = NBD_ADDRESS_FD, .fd = ACTIVATION_FD};
+        return (struct socket_address){.kind = SOCKET_ADDRESS_FD, .fd = ACTIVATION_FD};
     }
     if (arguments->socket) {
-        return (struct nbd_address){.kind = NBD_ADDRESS_UNIX, .path = arguments->socket};
+        return (struct socket_address){.kind = SOCKET_ADDRESS_UNIX, .path = arguments->socket};
     }
-    return (struct nbd_address){
-        .kind = NBD_ADDRESS_INET,
+    return (struct socket_address){
+        .kind = SOCKET_ADDRESS_INET,
         .host = arguments->bind ? arguments->bind : "0.0.0.0",
         .port = arguments->port ? arguments->port : NBD_PORT,
     };

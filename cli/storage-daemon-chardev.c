@@ -10,15 +10,15 @@
 #include "cli/process.h"
 #include "cli/stdio-bridge.h"
 #include "server/address.h"
+#include "server/listener.h"
 #include "server/lookup.h"
-#include "server/nbd/listen.h"
 #include "server/option-text.h"
 
 struct chardev {
     char *id;
-    bool is_taken;               /* by a monitor, whose the sockets are then */
-    int client_fd;               /* the only client; -1: those come who like, to: */
-    struct nbd_listener sockets; /* where they come; the array is NULL if there are none */
+    bool is_taken;           /* by a monitor, whose the sockets are then */
+    int client_fd;           /* the only client; -1: those come who like, to: */
+    struct listener sockets; /* where they come; the array is NULL if there are none */
 };
 
 static GPtrArray *chardevs; /* of struct chardev; NULL: none yet */
@@ -102,7 +102,7 @@ static void free_chardev(void *data)
     if (!chardev->is_taken && chardev->client_fd >= 0) {
         close(chardev->client_fd);
     } else if (!chardev->is_taken && chardev->sockets.sockets) {
-        nbd_unlisten(&chardev->sockets);
+        listener_close(&chardev->sockets);
     }
     g_free(chardev->id);
     g_free(chardev);
@@ -153,11 +153,11 @@ static json_t *address_of(json_t *arguments)
 static int listen_on(json_t *arguments, struct chardev *chardev, GError **error)
 {
     json_t *value = address_of(arguments);
-    struct nbd_address address;
+    struct socket_address address;
     int status = address_read(value, &address, error);
 
     if (status == 0) {
-        status = nbd_listen(&address, &chardev->sockets, error);
+        status = listener_open(&address, &chardev->sockets, error);
     }
     json_decref(value);
     return status;

@@ -112,7 +112,7 @@ const struct qmp_type socket_address_type = {
 /* ---- Reading --------------------------------------------------------------------------------- */
 
 /* A family that is asked for rules out the other one, unless that is asked for, too. */
-static int read_families(json_t *data, struct nbd_address *address, GError **error)
+static int read_families(json_t *data, struct socket_address *address, GError **error)
 {
     json_t *ipv4 = json_object_get(data, "ipv4"), *ipv6 = json_object_get(data, "ipv6");
 
@@ -123,9 +123,9 @@ static int read_families(json_t *data, struct nbd_address *address, GError **err
                : 0;
 }
 
-static int read_inet(json_t *data, struct nbd_address *address, GError **error)
+static int read_inet(json_t *data, struct socket_address *address, GError **error)
 {
-    address->kind = NBD_ADDRESS_INET;
+    address->kind = SOCKET_ADDRESS_INET;
     address->host = json_string_value(json_object_get(data, "host"));
     address->port = json_string_value(json_object_get(data, "port"));
     address->is_numeric = lookup_bool(data, "numeric", false);
@@ -133,7 +133,7 @@ static int read_inet(json_t *data, struct nbd_address *address, GError **error)
     return read_families(data, address, error);
 }
 
-static int read_fd(json_t *data, struct nbd_address *address, GError **error)
+static int read_fd(json_t *data, struct socket_address *address, GError **error)
 {
     const char *text = json_string_value(json_object_get(data, "str"));
     guint64 number;
@@ -143,14 +143,14 @@ static int read_fd(json_t *data, struct nbd_address *address, GError **error)
                            "File descriptor named '%s' has not been found: it has to be a number",
                            text);
     }
-    address->kind = NBD_ADDRESS_FD;
+    address->kind = SOCKET_ADDRESS_FD;
     address->fd = (int)number;
     return 0;
 }
 
-static int read_data(const char *type, json_t *data, struct nbd_address *address, GError **error)
+static int read_data(const char *type, json_t *data, struct socket_address *address, GError **error)
 {
-    *address = (struct nbd_address){.kind = NBD_ADDRESS_UNIX, .fd = -1};
+    *address = (struct socket_address){.kind = SOCKET_ADDRESS_UNIX, .fd = -1};
     if (!strcmp(type, "inet")) {
         return read_inet(data, address, error);
     }
@@ -158,7 +158,7 @@ static int read_data(const char *type, json_t *data, struct nbd_address *address
         return read_fd(data, address, error);
     }
     if (!strcmp(type, "vsock")) {
-        address->kind = NBD_ADDRESS_VSOCK;
+        address->kind = SOCKET_ADDRESS_VSOCK;
         address->cid = json_string_value(json_object_get(data, "cid"));
         address->port = json_string_value(json_object_get(data, "port"));
         return 0;
@@ -167,13 +167,13 @@ static int read_data(const char *type, json_t *data, struct nbd_address *address
     return 0;
 }
 
-int address_read_legacy(json_t *value, struct nbd_address *address, GError **error)
+int address_read_legacy(json_t *value, struct socket_address *address, GError **error)
 {
     return read_data(json_string_value(json_object_get(value, "type")),
                      json_object_get(value, "data"), address, error);
 }
 
-int address_read(json_t *value, struct nbd_address *address, GError **error)
+int address_read(json_t *value, struct socket_address *address, GError **error)
 {
     return read_data(json_string_value(json_object_get(value, "type")), value, address, error);
 }

@@ -6,7 +6,7 @@
 #include <glib.h>
 #include <jansson.h>
 
-#include "server/nbd/server.h"
+#include "server/listener.h"
 #include "server/qmp/schema.h"
 
 /* {"type": ..., "data": {...}}, of nbd-server-start; and without the nesting, of all else. */
@@ -19,7 +19,7 @@ extern const struct qmp_type unix_socket_address_type, vsock_socket_address_type
  * A checked one of them; texts are borrowed from it. -ENOTSUP with the error set for what we do not
  * listen on.
  */
-int address_read_legacy(json_t *value, struct nbd_address *address, GError **error);
-int address_read(json_t *value, struct nbd_address *address, GError **error);
+int address_read_legacy(json_t *value, struct socket_address *address, GError **error);
+int address_read(json_t *value, struct socket_address *address, GError **error);
 
 #endif

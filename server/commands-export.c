@@ -84,7 +84,7 @@ static int find_objects(json_t *arguments, struct tls_credentials **credentials,
     return authz && !(*authorization = object_authorization(authz, error)) ? -EINVAL : 0;
 }
 
-typedef int address_reader(json_t *value, struct nbd_address *address, GError **error);
+typedef int address_reader(json_t *value, struct socket_address *address, GError **error);
 
 static int start_server(json_t *arguments, address_reader *read_address, GError **error)
 {

@@ -17,9 +17,9 @@
 #include "block/error.h"
 #include "block/queue.h"
 #include "block/thread.h"
+#include "server/listener.h"
 #include "server/nbd/connection.h"
 #include "server/nbd/exports.h"
-#include "server/nbd/listen.h"
 
 /* When descriptors or memory have run out, the next client is accepted after this. */
 #define RETRY_NS (NS_PER_SECOND / 10)
@@ -36,7 +36,7 @@ struct client {
 
 struct nbd_server {
     char *id;
-    struct nbd_listener listener;
+    struct listener listener;
     struct nbd_policy policy;
     unsigned max_connections;
     int64_t handshake_ns; /* 0: no limit */
@@ -252,7 +252,7 @@ static void free_server(struct nbd_server *server)
         close(server->wake_fd);
     }
     if (server->listener.sockets) {
-        nbd_unlisten(&server->listener);
+        listener_close(&server->listener);
     }
     tls_credentials_unref(server->policy.credentials);
     authorization_unref(server->policy.authorization);
@@ -309,7 +309,7 @@ static int run(struct nbd_server *server, const struct nbd_server_options *optio
 {
     int status = server->wake_fd < 0
                      ? block_error_errno(error, EMFILE, "Could not start an NBD server")
-                     : nbd_listen(&options->address, &server->listener, error);
+                     : listener_open(&options->address, &server->listener, error);
 
     if (status < 0) {
         return status;

@@ -15,34 +15,15 @@
 #include <stdint.h>
 
 #include "server/authorization.h"
+#include "server/listener.h"
 #include "server/tls.h"
 
 #define NBD_CONNECTIONS_DEFAULT       100
 #define NBD_HANDSHAKE_SECONDS_DEFAULT 10
 
-/* Where to listen. */
-enum nbd_address_kind {
-    NBD_ADDRESS_UNIX,  /* path; the socket has mode 0600 and is gone with the server */
-    NBD_ADDRESS_INET,  /* host and port, all addresses that the name has */
-    NBD_ADDRESS_VSOCK, /* cid and port */
-    NBD_ADDRESS_FD,    /* a listening socket, which is taken over */
-};
-
-struct nbd_address {
-    enum nbd_address_kind kind;
-    const char *path;
-    const char *host; /* ""; all of the machine */
-    const char *port; /* a number or a service; vsock: a number. "0": the system chooses */
-    bool no_ipv4, no_ipv6;
-    bool is_numeric;    /* the host is a number: nobody is asked for a name */
-    unsigned last_port; /* the first free port up to this one is taken; 0: only `port` */
-    const char *cid;    /* a number */
-    int fd;
-};
-
 struct nbd_server_options {
     const char *id; /* "" is that of the only server that QEMU knows */
-    struct nbd_address address;
+    struct socket_address address;
     struct tls_credentials *credentials; /* clients must use TLS; NULL: they cannot. Referenced */
     struct authorization *authorization; /* NULL: all whom TLS lets pass. Referenced */
     unsigned max_connections;            /* 0: no limit. Beyond it clients wait to be accepted */

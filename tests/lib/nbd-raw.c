@@ -368,7 +368,7 @@ void nbd_raw_start_server(const char *id, const char *path)
     g_autoptr(GError) error = NULL;
     const struct nbd_server_options options = {
         .id = id,
-        .address = {.kind = NBD_ADDRESS_UNIX, .path = path},
+        .address = {.kind = SOCKET_ADDRESS_UNIX, .path = path},
     };
 
     nbd_server_start(&options, &error);

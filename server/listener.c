@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "server/nbd/listen.h"
+#include "server/listener.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vm_sockets.h>
 #include <netdb.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,7 +15,7 @@
 
 #define BACKLOG 128
 
-static void add_socket(struct nbd_listener *listener, int fd)
+static void add_socket(struct listener *listener, int fd)
 {
     g_array_append_val(listener->sockets, fd);
 }
@@ -28,7 +29,7 @@ static int set_option(int fd, int level, int option)
 
 /* ---- UNIX ------------------------------------------------------------------------------------ */
 
-static int listen_unix(const struct nbd_address *address, struct nbd_listener *listener,
+static int listen_unix(const struct socket_address *address, struct listener *listener,
                        GError **error)
 {
     int status = unix_socket_listen(address->path, &listener->unix_socket, error);
@@ -41,7 +42,7 @@ static int listen_unix(const struct nbd_address *address, struct nbd_listener *l
 
 /* ---- TCP ------------------------------------------------------------------------------------- */
 
-static int resolve(const struct nbd_address *address, const char *port, struct addrinfo **found,
+static int resolve(const struct socket_address *address, const char *port, struct addrinfo **found,
                    GError **error)
 {
     const struct addrinfo hints = {
@@ -71,8 +72,8 @@ static int open_inet(const struct addrinfo *info)
 }
 
 /* All of a name's addresses, but those that the machine does not have. */
-static int listen_on_port(const struct nbd_address *address, const char *port,
-                          struct nbd_listener *listener, GError **error)
+static int listen_on_port(const struct socket_address *address, const char *port,
+                          struct listener *listener, GError **error)
 {
     struct addrinfo *found;
     int status = resolve(address, port, &found, error);
@@ -99,7 +100,7 @@ static int listen_on_port(const struct nbd_address *address, const char *port,
     return problem;
 }
 
-static void close_sockets(struct nbd_listener *listener)
+static void close_sockets(struct listener *listener)
 {
     for (guint i = 0; i < listener->sockets->len; i++) {
         close(g_array_index(listener->sockets, int, i));
@@ -107,7 +108,7 @@ static void close_sockets(struct nbd_listener *listener)
     g_array_set_size(listener->sockets, 0);
 }
 
-static int listen_inet(const struct nbd_address *address, struct nbd_listener *listener,
+static int listen_inet(const struct socket_address *address, struct listener *listener,
                        GError **error)
 {
     g_autoptr(GError) problem = NULL;
@@ -140,7 +141,7 @@ static int listen_inet(const struct nbd_address *address, struct nbd_listener *l
 
 /* ---- vsock ----------------------------------------------------------------------------------- */
 
-static int listen_vsock(const struct nbd_address *address, struct nbd_listener *listener,
+static int listen_vsock(const struct socket_address *address, struct listener *listener,
                         GError **error)
 {
     struct sockaddr_vm there = {.svm_family = AF_VSOCK};
@@ -167,7 +168,7 @@ static int listen_vsock(const struct nbd_address *address, struct nbd_listener *
 
 /* ---- Passed to us ---------------------------------------------------------------------------- */
 
-static int listen_fd(const struct nbd_address *address, struct nbd_listener *listener,
+static int listen_fd(const struct socket_address *address, struct listener *listener,
                      GError **error)
 {
     int status = unix_socket_adopt(address->fd, &listener->unix_socket, error);
@@ -180,36 +181,36 @@ static int listen_fd(const struct nbd_address *address, struct nbd_listener *lis
 
 /* ---------------------------------------------------------------------------------------------- */
 
-static int listen_on(const struct nbd_address *address, struct nbd_listener *listener,
+static int listen_on(const struct socket_address *address, struct listener *listener,
                      GError **error)
 {
     switch (address->kind) {
-    case NBD_ADDRESS_UNIX:
+    case SOCKET_ADDRESS_UNIX:
         return listen_unix(address, listener, error);
-    case NBD_ADDRESS_INET:
+    case SOCKET_ADDRESS_INET:
         return listen_inet(address, listener, error);
-    case NBD_ADDRESS_VSOCK:
+    case SOCKET_ADDRESS_VSOCK:
         return listen_vsock(address, listener, error);
-    case NBD_ADDRESS_FD:
+    case SOCKET_ADDRESS_FD:
         return listen_fd(address, listener, error);
     }
     return -EINVAL;
 }
 
-int nbd_listen(const struct nbd_address *address, struct nbd_listener *listener, GError **error)
+int listener_open(const struct socket_address *address, struct listener *listener, GError **error)
 {
-    *listener = (struct nbd_listener){
+    *listener = (struct listener){
         .sockets = g_array_new(FALSE, FALSE, sizeof(int)),
         .unix_socket = {.fd = -1, .directory_fd = -1},
     };
     int status = listen_on(address, listener, error);
     if (status < 0) {
-        nbd_unlisten(listener);
+        listener_close(listener);
     }
     return status;
 }
 
-void nbd_unlisten(struct nbd_listener *listener)
+void listener_close(struct listener *listener)
 {
     if (listener->unix_socket.fd >= 0) {
         unix_socket_unlisten(&listener->unix_socket);
