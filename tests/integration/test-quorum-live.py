@@ -157,6 +157,9 @@ def come_and_go(test):
         assert children(qmp) == {"children.0": "b0", "children.1": "b1", "children.2": "b2"}
         qmp.command(change, parent="q", child="children.2")
     qmp.command(change, parent="q", node="b2")
+    # Before one that is good goes, the new one has to hold what nobody writes meanwhile, too.
+    guest = server.connect()
+    guest.pread(MIB, 0)
     qmp.command(change, parent="q", child="children.0")
     assert children(qmp) == {"children.1": "b1", "children.2": "b2"}
     # It had a name, but nobody has it any more, and so it is closed.
@@ -166,7 +169,6 @@ def come_and_go(test):
     stop.set()
     writer.join()
     assert not failures, failures
-    guest = server.connect()
     guest.pread(MIB, 0)
     guest.shutdown()
     qmp.command("blockdev-del", node_name="b3")
