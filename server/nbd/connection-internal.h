@@ -11,6 +11,7 @@
 #include "server/nbd/connection.h"
 #include "server/nbd/exports.h"
 #include "server/nbd/protocol.h"
+#include "server/nbd/worker.h"
 
 /* How a client and we talk: each knows what those before it do. */
 enum nbd_mode { NBD_SIMPLE, NBD_STRUCTURED, NBD_EXTENDED };
@@ -51,7 +52,7 @@ struct nbd_connection {
         _Atomic unsigned waiting; /* threads for read_lock; changed without it */
     } input;
     unsigned threads; /* read_lock */
-    pthread_t others[NBD_THREADS_MAX - 1];
+    struct nbd_task others[NBD_THREADS_MAX - 1];
 
     /* Threads that there is nothing to do for; after read_lock. */
     pthread_mutex_t idle_lock;

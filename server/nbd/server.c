@@ -20,6 +20,7 @@
 #include "server/listener.h"
 #include "server/nbd/connection.h"
 #include "server/nbd/exports.h"
+#include "server/nbd/worker.h"
 
 /* When descriptors or memory have run out, the next client is accepted after this. */
 #define RETRY_NS (NS_PER_SECOND / 10)
@@ -27,7 +28,7 @@
 struct client {
     struct nbd_server *server;
     struct nbd_connection *connection;
-    pthread_t thread;
+    struct nbd_task task;
     /* Under the server's lock. */
     int64_t deadline_ns; /* of its handshake; INT64_MAX: none, or it is over */
     bool has_negotiated, has_ended;
@@ -75,7 +76,7 @@ static void end_handshake(void *data)
     client->has_negotiated = true;
 }
 
-static void *client_thread(void *data)
+static void serve_client(void *data)
 {
     struct client *client = data;
 
@@ -83,7 +84,6 @@ static void *client_thread(void *data)
     SCOPE_LOCK(&client->server->lock);
     client->has_ended = true;
     wake(client->server);
-    return NULL;
 }
 
 static void prepare_socket(int fd)
@@ -111,7 +111,8 @@ static void add_client_locked(struct nbd_server *server, int fd)
     client->server = server;
     client->deadline_ns = server->handshake_ns ? clock_now_ns() + server->handshake_ns : INT64_MAX;
     client->connection = nbd_connection_new(fd, &server->policy, end_handshake, client);
-    if (thread_create(&client->thread, client_thread, client) != 0) {
+    client->task = (struct nbd_task){.function = serve_client, .data = client};
+    if (nbd_task_start(&client->task) != 0) {
         g_warning("There is no thread for another NBD client");
         free_client(client);
         return;
@@ -171,7 +172,7 @@ static void reap(struct nbd_server *server)
     while ((client = take_ended(server))) {
         bool has_negotiated = client->has_negotiated;
 
-        pthread_join(client->thread, NULL);
+        nbd_task_join(&client->task);
         free_client(client);
         if (has_negotiated && server->client_left) {
             server->client_left(count_clients(server), server->data);
@@ -401,6 +402,13 @@ static bool end_server(struct nbd_server *server)
     return is_last;
 }
 
+/* What servers share goes when there are none. */
+static void end_all_else(void)
+{
+    nbd_export_remove_all();
+    nbd_workers_end();
+}
+
 int nbd_server_stop(const char *id, GError **error)
 {
     struct nbd_server *server = take_server(id);
@@ -409,7 +417,7 @@ int nbd_server_stop(const char *id, GError **error)
         return block_error(error, ENOENT, "NBD server not running");
     }
     if (end_server(server)) {
-        nbd_export_remove_all();
+        end_all_else();
     }
     return 0;
 }
@@ -436,7 +444,7 @@ void nbd_server_stop_all(void)
     while ((server = await_server())) {
         end_server(server);
     }
-    nbd_export_remove_all();
+    end_all_else();
 }
 
 bool nbd_server_is_running(void)

@@ -9,7 +9,6 @@
 #include <stdlib.h>
 
 #include "block/device.h"
-#include "block/thread.h"
 #include "server/nbd/connection-internal.h"
 
 #define INPUT_BYTES (64u << 10)
@@ -322,13 +321,7 @@ static void reply(struct nbd_connection *connection, struct nbd_request *request
 
 /* ---- Threads --------------------------------------------------------------------------------- */
 
-static void serve(struct nbd_connection *connection);
-
-static void *serving_thread(void *data)
-{
-    serve(data);
-    return NULL;
-}
+static void serve(void *data);
 
 /*
  * More than one thread that waits to read would only take turns with the others: each request would
@@ -379,8 +372,9 @@ static void ensure_reader(struct nbd_connection *connection)
         connection->threads == NBD_THREADS_MAX) {
         return;
     }
-    if (thread_create(&connection->others[connection->threads - 1], serving_thread, connection) ==
-        0) {
+    struct nbd_task *other = &connection->others[connection->threads - 1];
+    *other = (struct nbd_task){.function = serve, .data = connection};
+    if (nbd_task_start(other) == 0) {
         connection->threads++; /* else it goes slower */
     }
 }
@@ -425,8 +419,9 @@ static bool is_vain(struct nbd_connection *connection, const struct nbd_request 
            (only_asks && atomic_load(&connection->is_deaf));
 }
 
-static void serve(struct nbd_connection *connection)
+static void serve(void *data)
 {
+    struct nbd_connection *connection = data;
     struct nbd_request *request;
 
     block_device_set_client(&connection->is_shut_down);
@@ -459,7 +454,7 @@ void nbd_transmit(struct nbd_connection *connection)
     serve(connection);
     /* Nobody makes a thread any more: input has ended. */
     for (unsigned i = 0; i + 1 < connection->threads; i++) {
-        pthread_join(connection->others[i], NULL);
+        nbd_task_join(&connection->others[i]);
     }
     free_requests(connection);
     g_free(connection->input.data);

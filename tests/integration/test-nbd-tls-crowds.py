@@ -142,6 +142,7 @@ CLIENTS = 1000
 WORKERS = 4
 # The crowd writes what it has read, beyond all that the writers write: what it writes is old by then.
 LENGTH, CROWDED = 4 * MIB, 4 * KIB
+IDLE_THREADS = 64  # of the server, at most
 
 
 class CutLine:
@@ -240,6 +241,11 @@ class Process:
     def held(self):
         return tuple(len(os.listdir(self.folder / name)) for name in ("fd", "task"))
 
+    def is_at_rest(self, before):
+        """As before, but for threads that wait for clients."""
+        descriptors, threads = self.held()
+        return descriptors <= before[0] and threads <= before[1] + IDLE_THREADS
+
     def memory(self):
         lines = (self.folder / "status").read_text().splitlines()
         (line,) = [line for line in lines if line.startswith("VmRSS:")]
@@ -281,10 +287,12 @@ def crowds(test):
     ended = [(len(part.ended), sum(part.ended)) for part in crowd]
     assert all(all_of == CLIENTS // 2 and 0 < some < all_of // 4 for all_of, some in ended), ended
     test.log(f"came, came to the end: {ended}; memory: {memory} KiB")
-    # GnuTLS keeps some 256 bytes for each thread that there ever was; the rest is the allocator's.
     assert memory[-1] < memory[0] + 4096, f"memory grows: {memory} KiB"
     writers.stop()
-    wait_until(lambda: process.held() <= before, f"no more descriptors and threads than {before}")
+    wait_until(lambda: process.is_at_rest(before), f"no more descriptors and threads than {before}")
+    for kind in ("x509", "psk"):
+        qmp.command("nbd-server-stop", id=kind)
+    wait_until(lambda: process.held()[1] <= before[1], "no threads that wait for clients")
     server.stop()
     assert disk.read_bytes()[LENGTH:] == bytes(CROWDED)
     os.truncate(disk, LENGTH)
