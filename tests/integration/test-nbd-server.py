@@ -4,10 +4,10 @@
 move."""
 
 import errno
-import os
 import struct
 
 import liveblk_nbd_wire as nbd
+from liveblk_load import Process
 from liveblk_nbd_wire import Failed, Gone, Refused, Wire, enter
 from liveblk_test import Qmp, QmpError, Server, main, promise, wait_until
 
@@ -43,12 +43,6 @@ class World:
 
     def enter(self, *args, **kwargs):
         return enter(self.socket, *args, **kwargs)
-
-    def threads(self):
-        return len(os.listdir(f"/proc/{self.server.process.pid}/task"))
-
-    def descriptors(self):
-        return len(os.listdir(f"/proc/{self.server.process.pid}/fd"))
 
 
 def refused(number, function, *arguments):
@@ -662,7 +656,8 @@ def leave_in_the_middle(world, random):
 def crowds(test):
     world = World(test, 4 * MIB, max_connections=20, handshake_max_seconds=1)
     world.add("e")
-    before = world.descriptors(), world.threads()
+    process = Process(world.server.process.pid)
+    before = process.held()
     witness = world.enter("e", nbd.EXTENDED)
     witness.write(b"w" * 4096, 2 * MIB)
     idle = Wire(world.socket)
@@ -685,19 +680,16 @@ def crowds(test):
     assert late.receive(8) == struct.pack(">Q", nbd.MAGIC)
     for wire in silent + [late, witness]:
         wire.close()
-    churn(test, world, before)
+    churn(test, world)
+    process.await_rest(before)
 
 
-def churn(test, world, before):
+def churn(test, world):
     for i in range(1000):
         leave_in_the_middle(world, test.random)
         if i % 100 == 0:
             with world.enter("e", nbd.SIMPLE) as wire:
                 assert wire.read(4096, 2 * MIB) == b"w" * 4096
-    wait_until(
-        lambda: world.descriptors() <= before[0] and world.threads() <= before[1],
-        f"descriptors and threads are as before: {before}",
-    )
     with Qmp(world.server.admin) as qmp:
         assert qmp.command("query-block-exports")[0]["shutting-down"] is False
 

@@ -3,7 +3,6 @@
 """TLS of all our NBD servers, with clients that are not welcome, and with many that vanish."""
 
 import os
-import pathlib
 import random
 import select
 import socket
@@ -11,7 +10,7 @@ import threading
 
 import nbd
 from liveblk_front_ends import Daemon, NbdProgram, nbd_server
-from liveblk_load import Writers
+from liveblk_load import Process, Writers
 from liveblk_test import Server, main, promise, wait_until
 from liveblk_tls import CLIENT_NAME, may_connect, pki, tls_client, use_certificates
 
@@ -142,7 +141,6 @@ CLIENTS = 1000
 WORKERS = 4
 # The crowd writes what it has read, beyond all that the writers write: what it writes is old by then.
 LENGTH, CROWDED = 4 * MIB, 4 * KIB
-IDLE_THREADS = 64  # of the server, at most
 
 
 class CutLine:
@@ -232,26 +230,6 @@ class Crowd:
         assert not self.errors, self.errors
 
 
-class Process:
-    """What a server uses: descriptors, threads, and memory in bytes."""
-
-    def __init__(self, pid):
-        self.folder = pathlib.Path(f"/proc/{pid}")
-
-    def held(self):
-        return tuple(len(os.listdir(self.folder / name)) for name in ("fd", "task"))
-
-    def is_at_rest(self, before):
-        """As before, but for threads that wait for clients."""
-        descriptors, threads = self.held()
-        return descriptors <= before[0] and threads <= before[1] + IDLE_THREADS
-
-    def memory(self):
-        lines = (self.folder / "status").read_text().splitlines()
-        (line,) = [line for line in lines if line.startswith("VmRSS:")]
-        return int(line.split()[1]) << 10
-
-
 def start_servers(test, qmp):
     """One that wants certificates, and one that wants keys: (path, a good client) of both."""
     for kind, folder in (("x509", pki() / "server"), ("psk", make_keys(test))):
@@ -289,10 +267,10 @@ def crowds(test):
     test.log(f"came, came to the end: {ended}; memory: {memory} KiB")
     assert memory[-1] < memory[0] + 4096, f"memory grows: {memory} KiB"
     writers.stop()
-    wait_until(lambda: process.is_at_rest(before), f"no more descriptors and threads than {before}")
+    process.await_rest(before)
     for kind in ("x509", "psk"):
         qmp.command("nbd-server-stop", id=kind)
-    wait_until(lambda: process.held()[1] <= before[1], "no threads that wait for clients")
+    wait_until(lambda: process.threads() <= before[1], "no threads that wait for clients")
     server.stop()
     assert disk.read_bytes()[LENGTH:] == bytes(CROWDED)
     os.truncate(disk, LENGTH)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A guest's load with a model beside it, and small disks that fill up."""
 
+import os
+import pathlib
 import random
 import subprocess
 import threading
@@ -9,6 +11,9 @@ import time
 from liveblk_test import DiskModel, connect, wait_until
 
 SECTOR = 4096
+
+# Threads of NBD clients that have left, which wait for the next ones; at most (server/nbd/worker.h).
+IDLE_THREADS = 64
 
 
 def hang_up(handle):
@@ -178,3 +183,31 @@ def same_contents(one, other):
 def allocated(path):
     """Bytes a file takes on its disk."""
     return path.stat().st_blocks * 512
+
+
+class Process:
+    """What a server's process uses: descriptors, threads, and memory in bytes."""
+
+    def __init__(self, pid):
+        self.folder = pathlib.Path(f"/proc/{pid}")
+
+    def descriptors(self):
+        return len(os.listdir(self.folder / "fd"))
+
+    def threads(self):
+        return len(os.listdir(self.folder / "task"))
+
+    def held(self):
+        return self.descriptors(), self.threads()
+
+    def await_rest(self, before):
+        """Wait until no more is held than before, but for threads that wait for clients."""
+        descriptors, threads = before
+        wait_until(lambda: self.descriptors() <= descriptors and
+                           self.threads() <= threads + IDLE_THREADS,
+                   f"no more descriptors and threads than {before}")  # fmt: skip
+
+    def memory(self):
+        lines = (self.folder / "status").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith("VmRSS:")]
+        return int(line.split()[1]) << 10
