@@ -36,6 +36,7 @@ static const int end_signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT};
 static struct sigaction nbdkit_actions[G_N_ELEMENTS(end_signals)];
 static int end_fd = -1; /* an eventfd: a signal arrived, or the plugin ends by itself */
 static pthread_t end_thread;
+static bool is_watching; /* there is such a thread */
 static _Atomic bool ended;
 
 static int fail(GError *error)
@@ -203,24 +204,26 @@ static void give_signals_back(void)
 
 static int watch_for_end(void)
 {
-    end_fd = eventfd(0, EFD_CLOEXEC);
-    if (end_fd < 0 || thread_create(&end_thread, wait_for_end, NULL) != 0) {
-        nbdkit_error("could not start the thread that watches for the end");
+    int error_number = thread_create(&end_thread, wait_for_end, NULL);
+
+    if (error_number) {
+        nbdkit_error("could not start the thread that watches for the end: %s",
+                     strerror(error_number));
         return -1;
     }
+    is_watching = true;
     take_over_signals();
     return 0;
 }
 
 static void stop_watching(void)
 {
-    if (end_fd >= 0) {
+    if (is_watching) {
         give_signals_back();
         atomic_store(&ended, true);
         tell_end_thread();
         pthread_join(end_thread, NULL);
-        close(end_fd);
-        end_fd = -1;
+        is_watching = false;
     }
 }
 
@@ -234,6 +237,12 @@ static int liveblk_after_fork(void)
 {
     GError *error = NULL;
 
+    /* A client of the admin socket may say quit before anybody watches. */
+    end_fd = eventfd(0, EFD_CLOEXEC);
+    if (end_fd < 0) {
+        nbdkit_error("could not make an eventfd: %m");
+        return -1;
+    }
     if (server_start(server, quit, NULL, &error) < 0) {
         return fail(error);
     }
@@ -245,6 +254,10 @@ static void liveblk_cleanup(void)
 {
     stop_watching();
     server_stop(server);
+    if (end_fd >= 0) {
+        close(end_fd); /* until now somebody might have said quit */
+        end_fd = -1;
+    }
 }
 
 /* ---- Exports -------------------------------------------------------------------------------- */
