@@ -106,9 +106,9 @@ def compares_over_nbd(test):
     over = threading.Event()
 
     def write():
-        """The disk is written once the comparison is known to have begun."""
+        """The disk is written once the comparison runs: its moment has been by then."""
         while not over.is_set():
-            if disk.qmp.command("query-jobs"):
+            if any(job["status"] == "running" for job in disk.qmp.command("query-jobs")):
                 offset = test.random.randrange(LENGTH - 64 * KIB)
                 disk.guest.pwrite(test.random.randbytes(64 * KIB), offset)
 
