@@ -5,7 +5,7 @@
 #include <stdarg.h>
 #include <string.h>
 
-G_DEFINE_QUARK(liveblk - error - quark, block_error)
+DEFINE_ERROR_QUARK(block_error_quark, "liveblk-error-quark")
 
 const char *block_strerror(int error_number)
 {

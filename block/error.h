@@ -7,6 +7,22 @@
 #define LIVEBLK_BLOCK_ERROR_H
 
 #include <glib.h>
+#include <stdatomic.h>
+
+/* Define the function of an error domain, as G_DEFINE_QUARK does; but any thread may be the first.
+ */
+#define DEFINE_ERROR_QUARK(function, text)                                                         \
+    GQuark function(void)                                                                          \
+    {                                                                                              \
+        static _Atomic GQuark known;                                                               \
+        GQuark quark = atomic_load(&known);                                                        \
+                                                                                                   \
+        if (!quark) {                                                                              \
+            quark = g_quark_from_static_string(text);                                              \
+            atomic_store(&known, quark);                                                           \
+        }                                                                                          \
+        return quark;                                                                              \
+    }
 
 /* The GError domain of the whole project; the code is a positive errno. */
 #define BLOCK_ERROR block_error_quark()

@@ -144,7 +144,7 @@ json_t *query_node(struct block_node *node, struct block_device *device, bool is
     json_object_set_new(object, "active", json_true());
     json_object_set_new(object, "encrypted", json_false());
     json_object_set_new(object, "detect_zeroes",
-                        json_string(detect_zeroes[node->options.detect_zeroes]));
+                        json_string(detect_zeroes[atomic_load(&node->options.detect_zeroes)]));
     add_limits(object, device);
     json_object_set_new(object, "image", block_image_info(node, !is_flat));
     json_object_set_new(object, "cache",

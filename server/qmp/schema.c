@@ -3,9 +3,10 @@
 
 #include <string.h>
 
+#include "block/error.h"
 #include "server/qmp/schema-internal.h"
 
-G_DEFINE_QUARK(liveblk - qmp - error, qmp_error)
+DEFINE_ERROR_QUARK(qmp_error_quark, "liveblk-qmp-error-quark")
 
 const struct qmp_type qmp_type_string = {.name = "str", .kind = QMP_KIND_STRING};
 const struct qmp_type qmp_type_bool = {.name = "bool", .kind = QMP_KIND_BOOL};
