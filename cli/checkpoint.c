@@ -134,8 +134,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
                          error)) {
         return EXIT_USAGE;
     }
-    g_autofree char *admin = runtime_find_admin(invocation, error);
-    AUTO_CLIENT client = admin ? client_connect(admin, error) : NULL;
+    AUTO_CLIENT client = connect_to_server(invocation, error);
     if (!client) {
         return EXIT_UNREACHABLE;
     }

@@ -8,10 +8,9 @@
 #include "block/error.h"
 #include "block/tracking-inspect.h"
 #include "cli/checkpoints-table.h"
-#include "cli/client.h"
-#include "cli/command.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/verb.h"
 
 static struct {
     char *file;
@@ -124,29 +123,22 @@ static json_t *make_start_arguments(const char *device, GError **error)
 static enum exit_status start_or_stop(const struct invocation *invocation, struct client *client,
                                       GError **error)
 {
-    const char *verb = invocation->arguments[0], *device = invocation->arguments[1];
-    bool starts = !strcmp(verb, "start");
+    const char *device = invocation->arguments[1];
+    bool starts = !strcmp(invocation->arguments[0], "start");
     json_t *arguments =
         starts ? make_start_arguments(device, error) : json_pack("{s:s}", "device", device);
 
     if (!arguments) {
         return EXIT_USAGE;
     }
-    json_t *done = client_call(client, starts ? "block-tracking-start" : "block-tracking-stop",
-                               arguments, CLIENT_WORK_TIMEOUT_MS, error);
-    json_decref(done);
-    if (done && invocation->json) {
-        print_json_line(
-            json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", verb, "device", device));
-    }
-    return done ? EXIT_OK : EXIT_FAILED;
+    return verb_call(invocation, client, starts ? "block-tracking-start" : "block-tracking-stop",
+                     arguments, "device", error);
 }
 
 static enum exit_status run_served(const struct invocation *invocation, GError **error)
 {
     bool is_list = !strcmp(invocation->arguments[0], "list");
-    g_autofree char *admin = runtime_find_admin(invocation, error);
-    AUTO_CLIENT client = admin ? client_connect(admin, error) : NULL;
+    AUTO_CLIENT client = connect_to_server(invocation, error);
 
     if (!client) {
         return EXIT_UNREACHABLE;
@@ -362,7 +354,8 @@ static enum exit_status drop(const struct invocation *invocation, GError **error
 
 /* ---- Verbs ----------------------------------------------------------------------------------- */
 
-static const struct verb {
+/* Of a server, or of a file. */
+static const struct tracking_verb {
     const char *name;
     unsigned arguments;
     const char *what;
@@ -376,7 +369,7 @@ static const struct verb {
     {"drop", 1, "drop FILE", drop},
 };
 
-static bool check_options(const struct verb *verb, GError **error)
+static bool check_options(const struct tracking_verb *verb, GError **error)
 {
     bool has_options = chosen.file || chosen.granule || chosen.extent || chosen.extents;
 
@@ -393,7 +386,7 @@ static bool check_options(const struct verb *verb, GError **error)
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
-    const struct verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
+    const struct tracking_verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
 
     if (!verb) {
         return usage_error(error,
