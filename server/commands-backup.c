@@ -61,8 +61,7 @@ static const struct qmp_type performance_type = {
 };
 
 static const struct qmp_member common_members[] = {
-    {"job-id", &qmp_type_string, .optional = true,
-     .doc = "The new job's ID; the device's name by default."},
+    JOB_ID_MEMBER,
     {"device", &qmp_type_string, .doc = "What to back up: a device or a node."},
     {"sync", &mirror_sync_mode_type, .doc = "How much of it."},
     {"bitmap", &qmp_type_string, .optional = true,
@@ -75,8 +74,7 @@ static const struct qmp_member common_members[] = {
     {"bitmap-mode", &bitmap_mode_type, .optional = true,
      .doc = "What becomes of the bitmap; needed if there is one, but with sync incremental, where "
             "it is on-success. With full and top not never."},
-    {"speed", &qmp_type_int, .optional = true, .default_text = "0",
-     .doc = "Limit in bytes per second; 0: none."},
+    SPEED_MEMBER,
     GUEST_LATENCY_MEMBER,
     {"compress", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Compress; refused where the target's format cannot."},
@@ -85,10 +83,7 @@ static const struct qmp_member common_members[] = {
     {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when writing fails."},
     FILTER_NODE_NAME_MEMBER("copy-before-write"),
-    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Finalize when the work is done; else wait for job-finalize."},
-    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Forget the job when it has ended; else wait for job-dismiss."},
+    JOB_END_MEMBERS("the job"),
     {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10",
      .doc = "Seconds that a guest's write may wait for the job before the job is given up; 0: for "
             "ever. An extension of liveblk's."},
@@ -128,11 +123,7 @@ const struct qmp_type blockdev_backup_type = {
 };
 
 static const struct qmp_member drive_members[] = {
-    {"target", &qmp_type_string, .doc = "The file to write."},
-    {"format", &qmp_type_string, .optional = true, .default_text = "raw",
-     .doc = "The target's format."},
-    {"mode", &new_image_mode_type, .optional = true, .default_text = "absolute-paths",
-     .doc = "Whether to create it."},
+    DRIVE_TARGET_MEMBERS,
     {NULL},
 };
 const struct qmp_type drive_backup_type = {

@@ -16,8 +16,7 @@
 /* ---- Types ----------------------------------------------------------------------------------- */
 
 static const struct qmp_member members[] = {
-    {"job-id", &qmp_type_string, .optional = true,
-     .doc = "The new job's ID; the device's name by default."},
+    JOB_ID_MEMBER,
     {"device", &qmp_type_string, .doc = "What to compare: a device or a node."},
     {"target", &qmp_type_string,
      .doc =
@@ -45,10 +44,7 @@ static const struct qmp_member members[] = {
             "of up to 1 MiB, is counted as unreadable and left out, and the job fails at its end."},
     {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "The same for the target."},
-    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Finalize when the work is done; else wait for job-finalize."},
-    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Forget the job, and what it found, when it has ended; else wait for job-dismiss."},
+    JOB_END_MEMBERS("the job, and what it found,"),
     {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10",
      .doc = "Seconds that a guest's write may wait for the job before the job is given up; 0: for "
             "ever."},
