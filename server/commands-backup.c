@@ -184,23 +184,14 @@ static void read_options(json_t *arguments, struct block_node *source,
     json_t *performance = json_object_get(arguments, "x-perf");
 
     *options = (struct backup_options){
-        .job_id = lookup_job_id(arguments),
-        .job_flags = lookup_job_flags(arguments),
         .source = source,
         .sync = sync_of(arguments),
-        .speed = lookup_integer(arguments, "speed", 0),
-        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
-        .scratch_high_percent =
-            lookup_integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT),
-        .on_source_error = lookup_on_error(arguments, "on-source-error"),
-        .on_target_error = lookup_on_error(arguments, "on-target-error"),
         .use_copy_range = lookup_bool(performance, "use-copy-range", false),
         .max_workers = lookup_integer(performance, "max-workers", 0),
         .max_chunk = lookup_integer(performance, "max-chunk", 0),
         .min_cluster_size = (uint64_t)lookup_integer(performance, "min-cluster-size", 0),
         .filter_node_name = lookup_text(arguments, "filter-node-name"),
         .discard_source = lookup_bool(arguments, "discard-source", false),
-        .guest_timeout_s = lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
     };
 }
 
@@ -355,6 +346,21 @@ static int find_changes(struct transaction_action *action, GError **error)
 
 /* ---- Making the job -------------------------------------------------------------------------- */
 
+/* Fill in what all such actions have in common, but scratch. */
+static void read_common_options(json_t *arguments, struct backup_options *options)
+{
+    options->job_id = lookup_job_id(arguments);
+    options->job_flags = lookup_job_flags(arguments);
+    options->speed = lookup_integer(arguments, "speed", 0);
+    options->guest_latency = lookup_integer(arguments, "guest-latency", 0);
+    options->scratch_high_percent =
+        lookup_integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT);
+    options->on_source_error = lookup_on_error(arguments, "on-source-error");
+    options->on_target_error = lookup_on_error(arguments, "on-target-error");
+    options->guest_timeout_s =
+        lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S);
+}
+
 int backup_action_make_job(struct transaction_action *action, json_t *arguments,
                            struct backup_options *options, GError **error)
 {
@@ -363,6 +369,7 @@ int backup_action_make_job(struct transaction_action *action, json_t *arguments,
 
     state->device = json_string_value(json_object_get(arguments, "device"));
     state->source = block_node_ref(options->source);
+    read_common_options(arguments, options);
     if (read_scratch(arguments, options, &scratch_node, error) < 0 ||
         prepare_since(state, error) < 0) {
         return -EINVAL;
