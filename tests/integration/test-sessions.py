@@ -12,21 +12,12 @@ import time
 import nbd
 
 from liveblk_test import (
-    LIVEBLK, ROOT, QmpError, Server, connect, main, promise, wait_until,
+    LIVEBLK, ROOT, QmpError, Server, connect, expect_error, main, promise, wait_until,
 )  # fmt: skip
 from liveblk_tracking import GRANULE, KIB, MIB, Load, noise, read
 
 LENGTH = 8 * MIB
 BASE = "base:allocation"
-
-
-def expect_error(text, qmp, command, **arguments):
-    try:
-        qmp.command(command, **arguments)
-    except QmpError as error:
-        assert text in str(error), f"{text!r} is not in {error}"
-    else:
-        raise AssertionError(f"{command} succeeded")
 
 
 class Disks:
