@@ -14,13 +14,13 @@ import nbd
 from liveblk_test import (
     LIVEBLK, ROOT, QmpError, Server, connect, expect_error, main, promise, wait_until,
 )  # fmt: skip
-from liveblk_tracking import GRANULE, KIB, MIB, Load, noise, read
+from liveblk_tracking import GRANULE, KIB, MIB, Load, ServedDisks, noise, read
 
 LENGTH = 8 * MIB
 BASE = "base:allocation"
 
 
-class Disks:
+class Disks(ServedDisks):
     """Tracked disks of a server, and for each a copy that its sessions bring up to date."""
 
     def __init__(self, test, *kinds, untracked=()):
@@ -41,19 +41,10 @@ class Disks:
             + ("" if name in self.untracked else ",tracking=auto")
             for name, kind in self.kinds.items()
         ]
-        self.server = Server(self.test, specs, name="sessions")
-        self.qmp = self.server.qmp()
-        self.guests = {name: self.server.connect(name) for name in self.names}
-
-    def stop(self):
-        for guest in self.guests.values():
-            guest.shutdown()
-        self.qmp.close()
-        self.server.stop()
+        self.serve(specs, "sessions")
 
     def kill(self):
-        self.server.kill()
-        self.qmp.close()
+        super().kill()
         self.start()
 
     def restart(self):
