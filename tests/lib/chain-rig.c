@@ -117,17 +117,12 @@ static void make_image(struct rig *rig, const char *name, const char *options, u
     g_autofree char *base =
         below ? g_strdup_printf(",backing-file=%s/%s,backing-fmt=qcow2", rig->directory, below)
               : g_strdup("");
-    g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT
-                                            ",%s%s,file.driver=file,file.filename=%s/%s",
-                                            bytes, options, base, rig->directory, name);
     g_autofree char *path = test_path(rig->directory, name);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) create = block_options_parse(text, NULL, &error);
 
     test_make_file(path, 0);
-    g_assert_no_error(error);
-    block_create(create, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" G_GUINT64_FORMAT
+                      ",%s%s,file.driver=file,file.filename=%s",
+                      bytes, options, base, path);
 }
 
 /* Images are opened on nodes that are there; empty: on none. */

@@ -123,6 +123,20 @@ struct block_node *test_open(const char *format, ...)
     return node;
 }
 
+void test_create_image(const char *format, ...)
+{
+    g_autoptr(GError) error = NULL;
+    va_list args;
+
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    AUTO(block_options) options = block_options_parse(text, NULL, &error);
+    if (!options || block_create(options, NULL, NULL, &error) < 0) {
+        g_error("%s: %s", text, error->message);
+    }
+}
+
 char *test_open_error(const char *format, ...)
 {
     g_autoptr(GError) error = NULL;

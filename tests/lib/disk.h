@@ -43,6 +43,9 @@ uint64_t test_allocated(const char *path);
 /* Open a node from options as on a command line; the test fails if it cannot be opened. */
 struct block_node *test_open(const char *format, ...) G_GNUC_PRINTF(1, 2);
 
+/* Create an image from such options (block_create); the test fails if it cannot be created. */
+void test_create_image(const char *format, ...) G_GNUC_PRINTF(1, 2);
+
 /* Open a node that must be refused: returns the error's message, which the caller frees. */
 char *test_open_error(const char *format, ...) G_GNUC_PRINTF(1, 2);
 

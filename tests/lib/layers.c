@@ -39,14 +39,9 @@ static void make_image(unsigned number, const char *image, uint64_t length)
     g_autofree char *below =
         number ? g_strdup_printf(",backing-file=l%u.qcow2,backing-fmt=qcow2", number - 1)
                : g_strdup("");
-    g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT ",%s%s,file=f%u",
-                                            length, image ? image : "version=v3", below, number);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
 
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" G_GUINT64_FORMAT ",%s%s,file=f%u", length,
+                      image ? image : "version=v3", below, number);
 }
 
 /* A new layer, on nothing: in the lists, but not in the chain. */

@@ -63,16 +63,10 @@ static _Atomic unsigned taken, deleted, looks, pivots, copies, failed_mirrors, b
 /* Without a lock: a program that another thread is starting would hold it a moment longer. */
 static void make_image(const char *path, const char *shape)
 {
-    g_autoptr(GError) error = NULL;
-
     test_make_file(path, 0);
-    g_autofree char *text = g_strdup_printf(
-        "driver=qcow2,size=%" PRIu64 ",%s,file.driver=file,file.locking=off,file.filename=%s",
-        LENGTH, shape, path);
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" PRIu64
+                      ",%s,file.driver=file,file.locking=off,file.filename=%s",
+                      LENGTH, shape, path);
 }
 
 static const char *choose_shape(struct test_random *random)
