@@ -5,7 +5,6 @@
 
 #include "block/align.h"
 #include "block/dirty-bitmap.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"

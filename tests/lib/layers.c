@@ -8,7 +8,6 @@
 #include "block/drain.h"
 #include "block/image.h"
 #include "block/main-loop.h"
-#include "block/options.h"
 #include "block/overlay.h"
 #include "block/reopen.h"
 #include "jobs/commit.h"

@@ -15,7 +15,6 @@
 #include "block/drain.h"
 #include "block/image.h"
 #include "block/main-loop.h"
-#include "block/options.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/mirror-rig.h"
 #include "tests/lib/qcow2-peer.h"

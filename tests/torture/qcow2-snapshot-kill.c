@@ -23,7 +23,6 @@
 #include "block/clock.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "formats/lose-writes.h"

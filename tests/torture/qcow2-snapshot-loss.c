@@ -15,7 +15,6 @@
 #include "block/cleanup.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "formats/lose-writes.h"

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/qcow2-peer.h"

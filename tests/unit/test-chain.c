@@ -9,7 +9,6 @@
 #include "block/drain.h"
 #include "block/image.h"
 #include "block/main-loop.h"
-#include "block/options.h"
 #include "block/overlay.h"
 #include "block/request.h"
 #include "formats/formats.h"

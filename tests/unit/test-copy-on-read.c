@@ -10,7 +10,6 @@
 #include "block/chain.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/disk.h"

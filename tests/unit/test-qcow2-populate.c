@@ -15,7 +15,6 @@
 #include "block/align.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "block/zero.h"
 #include "formats/formats.h"

@@ -7,7 +7,6 @@
 #include "block/align.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/command.h"
