@@ -219,16 +219,6 @@ void machine_assert_equal(struct model *model, struct block_node *node)
     model_report_clear(&report);
 }
 
-void machine_assert_clean(const char *path)
-{
-    g_autofree char *said = NULL;
-    enum image_verdict verdict = qemu_check(path, NULL, &said);
-
-    if (verdict != IMAGE_CLEAN) {
-        g_error("%s is %s:\n%s", path, image_verdict_names[verdict], said);
-    }
-}
-
 static bool is_qcow2(const char *path)
 {
     g_autofree char *contents = NULL;
@@ -275,7 +265,7 @@ void machine_assert_chain(struct machine *machine, GPtrArray *paths)
 {
     for (guint i = 0; i < paths->len; i++) {
         if (is_qcow2(paths->pdata[i])) {
-            machine_assert_clean(paths->pdata[i]);
+            qemu_assert_clean(paths->pdata[i]);
         }
     }
     assert_known(paths);

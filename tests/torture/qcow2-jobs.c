@@ -113,16 +113,6 @@ static struct image *image_of(const struct block_node *node)
     g_assert_not_reached();
 }
 
-static void check_clean(const char *path)
-{
-    g_autofree char *said = NULL;
-    enum image_verdict verdict = qemu_check(path, NULL, &said);
-
-    if (verdict != IMAGE_CLEAN) {
-        g_error("%s is %s:\n%s", path, image_verdict_names[verdict], said);
-    }
-}
-
 /* Somebody may have the image open. */
 static struct block_node *open_to_look(const char *path, const char *options)
 {
@@ -294,7 +284,7 @@ static void make_backup(struct test_random *random)
 
     g_assert_cmpstr(message, ==, NULL);
     rig_assert_unused(target);
-    check_clean(path);
+    qemu_assert_clean(path);
     target = open_to_look(path, "");
     rig_assert_equal(moment.model, target);
     block_node_unref(target);
@@ -364,7 +354,7 @@ static void copy_disk(struct test_random *random)
     rig_cancel_softly(job);
     rig_end_well(job);
     rig_assert_unused(target);
-    check_clean(path);
+    qemu_assert_clean(path);
     target = open_to_look(path, "");
     rig_assert_equal(rig->model, target);
     block_node_unref(target);
@@ -408,14 +398,14 @@ static void check_snapshots(struct image *image, struct model *model)
     }
     check_disk(image, model, image->node);
     block_node_unref(image->node);
-    check_clean(image->path);
+    qemu_assert_clean(image->path);
 }
 
 /* model: of the disk, if it is on this one. Nobody has the image open. */
 static void check_image(struct image *image, struct model *model)
 {
     if (image->is_qcow2) {
-        check_clean(image->path);
+        qemu_assert_clean(image->path);
         check_snapshots(image, model);
     } else {
         AUTO(block_node) node = test_open("driver=file,read-only=on,filename=%s", image->path);
