@@ -76,15 +76,6 @@ static void write_junk(struct block_node *base, uint64_t offset)
     g_assert_cmpint(block_node_pwrite(base, junk, offset, bytes, 0), ==, 0);
 }
 
-void chain_zero(struct rig *rig, uint64_t offset, uint64_t bytes)
-{
-    struct model_request *request = model_begin(rig->model, MODEL_ZEROES, 98, offset, bytes);
-    int status = block_device_write_zeroes(rig->device, offset, bytes, BLOCK_REQUEST_MAY_UNMAP);
-
-    model_end(rig->model, request, status);
-    g_assert_cmpint(status, ==, 0);
-}
-
 void chain_discard(struct rig *rig, uint64_t offset, uint64_t bytes)
 {
     struct model_request *request = model_begin(rig->model, MODEL_TRIM, 97, offset, bytes);
@@ -103,7 +94,7 @@ void chain_scatter(struct rig *rig, uint64_t bytes, unsigned writes)
 
         test_random_range(&rig->random, length, RIG_SECTOR, 96 * KIB, &offset, &size);
         if (i % 4 == 3) {
-            chain_zero(rig, offset, size);
+            rig_zero(rig, offset, size);
         } else {
             g_assert_cmpint(rig_pwrite(rig, 90, offset, size), ==, 0);
         }

@@ -102,6 +102,13 @@ void test_assert_filled(const void *found, int byte, uint64_t bytes)
             (uint8_t)byte);
 }
 
+void test_assert_says(const char *message, const char *part)
+{
+    if (!message || !strstr(message, part)) {
+        g_error("'%s' does not say '%s'", message, part);
+    }
+}
+
 void test_write_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte)
 {
     g_autofree void *buffer = g_malloc(bytes);

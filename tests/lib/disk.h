@@ -40,6 +40,9 @@ void test_assert_same(const void *found, const void *wanted, uint64_t bytes);
 /* The same where all bytes are to be one. */
 void test_assert_filled(const void *found, int byte, uint64_t bytes);
 
+/* A message, of an error say, has this part. NULL has none. */
+void test_assert_says(const char *message, const char *part);
+
 /* Write bytes that are all one; and: they are read back. The test fails if that does. */
 void test_write_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte);
 void test_assert_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte);

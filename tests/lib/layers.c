@@ -92,15 +92,6 @@ bool layers_install(struct layers *layers)
     return status == 0 && block_node_set_read_only(node, true, NULL) == 0;
 }
 
-static void zero(struct rig *rig, uint64_t offset, uint64_t bytes)
-{
-    struct model_request *request = model_begin(rig->model, MODEL_ZEROES, 98, offset, bytes);
-    int status = block_device_write_zeroes(rig->device, offset, bytes, BLOCK_REQUEST_MAY_UNMAP);
-
-    model_end(rig->model, request, status);
-    g_assert_cmpint(status, ==, 0);
-}
-
 /* Half of the lowest, half of the next, and so on: all layers but the top one are seen. */
 static void write_some(struct rig *rig, unsigned number)
 {
@@ -110,8 +101,8 @@ static void write_some(struct rig *rig, unsigned number)
         g_assert_cmpint(rig_pwrite(rig, 90 + number, offset, MIN_OF(256 * KIB, bytes - offset)), ==,
                         0);
     }
-    zero(rig, bytes / 4, 4 * KIB); /* hides what is below */
-    zero(rig, rig->length - (number + 1) * 64 * KIB, 64 * KIB);
+    rig_zero(rig, bytes / 4, 4 * KIB); /* hides what is below */
+    rig_zero(rig, rig->length - (number + 1) * 64 * KIB, 64 * KIB);
 }
 
 static void write_usual(struct layers *layers, unsigned number, void *data)

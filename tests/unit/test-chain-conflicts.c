@@ -4,7 +4,6 @@
  * in the way. Jobs that have done their work and are not finalized are in the way as before.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "block/align.h"
 #include "block/drain.h"
@@ -40,9 +39,7 @@ static void give_up(struct job *job)
 static void expect(const GError *error, const char *part)
 {
     g_assert_nonnull(error);
-    if (!strstr(error->message, part)) {
-        g_error("'%s' does not say '%s'", error->message, part);
-    }
+    test_assert_says(error->message, part);
 }
 
 /* ---- Two jobs of a chain --------------------------------------------------------------------- */

@@ -57,21 +57,9 @@ static void assert_refused(struct block_node *node, bool read_only, const char *
 
     g_assert_cmpint(block_node_set_read_only(node, read_only, &error), <, 0);
     g_assert_nonnull(error);
-    if (!strstr(error->message, why)) {
-        g_error("'%s' is not in '%s'", why, error->message);
-    }
+    test_assert_says(error->message, why);
     for (; node; node = node->file) {
         g_assert_cmpint(block_node_is_read_only(node), ==, !read_only);
-    }
-}
-
-static void assert_clean(struct test_image *image)
-{
-    g_autofree char *said = NULL;
-    enum image_verdict verdict = qemu_check(image->path, NULL, &said);
-
-    if (verdict != IMAGE_CLEAN) {
-        g_error("%s", said);
     }
 }
 
@@ -107,7 +95,7 @@ static void test_to_read_only(struct test_image *image, const void *options)
     set_read_only(node, true);
     g_assert_true(block_node_is_read_only(node->file));
     assert_readable_for_others(image);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     qemu_assert_reads(image->path, seen, G_N_ELEMENTS(seen));
     test_assert_byte(node, 0, MIB, 17);
     g_assert_cmpint(block_node_pwrite(node, "x", 0, 1, 0), ==, -EPERM);
@@ -117,7 +105,7 @@ static void test_to_read_only(struct test_image *image, const void *options)
     test_write_byte(node, 512 * KIB, MIB, 68);
     test_write_byte(node, 6 * MIB, 64 * KIB, 85);
     set_read_only(node, true);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     test_assert_byte(node, 0, 512 * KIB, 17);
     test_assert_byte(node, 512 * KIB, MIB, 68);
 }
@@ -141,7 +129,7 @@ static void test_to_writable(struct test_image *image, const void *options)
                                      {64 * KIB, 128 * KIB, 34},
                                      {192 * KIB, 64 * KIB, 17},
                                      {4 * MIB, MIB, 51}};
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     qemu_assert_reads(image->path, seen, G_N_ELEMENTS(seen));
 }
 
@@ -160,7 +148,7 @@ static void test_data_file(struct test_image *image, const void *options)
     set_read_only(node, true);
     g_assert_true(block_node_is_read_only(below) && block_node_is_read_only(below->file));
     test_assert_byte(node, MIB, MIB, 17);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
 }
 
 static bool has_bitmap_in_use(struct test_image *image)
@@ -182,7 +170,7 @@ static void test_bitmaps(struct test_image *image, const void *options)
     g_assert_true(has_bitmap_in_use(image));
     set_read_only(node, true);
     g_assert_false(has_bitmap_in_use(image));
-    assert_clean(image);
+    qemu_assert_clean(image->path);
 }
 
 /* An image as a crash leaves it. */
@@ -218,7 +206,7 @@ static void test_dirty(struct test_image *image, const void *options)
     g_assert_true(info.is_dirty); /* lazy refcounts */
     block_info_clear(&info);
     set_read_only(node, true);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     set_read_only(node, false);
     test_write_byte(node, 4 * MIB, MIB, 51);
     g_assert_cmpint(block_node_flush(node), ==, 0);
@@ -226,7 +214,7 @@ static void test_dirty(struct test_image *image, const void *options)
     g_assert_true(info.is_dirty);
     block_info_clear(&info);
     block_node_unref(STEAL(node));
-    assert_clean(image);
+    qemu_assert_clean(image->path);
 }
 
 /* ---- What is refused ------------------------------------------------------------------------ */
@@ -349,7 +337,7 @@ static void test_beside(struct test_image *image, const void *options)
     block_claim_change(&job, BLOCK_PERM_READ, BLOCK_PERM_ALL, &error);
     g_assert_no_error(error);
     set_read_only(base, true);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     block_claim_release(&job);
     g_free(job.owner);
 }
@@ -421,7 +409,7 @@ static void test_failing_write_back(struct test_image *image, const void *option
     assert_refused(node, true, "Could not write the metadata of node 'q'");
     test_write_byte(node, 2 * MIB, MIB, 51);
     set_read_only(node, true);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     test_assert_byte(node, MIB, MIB, 34);
     test_assert_byte(node, 2 * MIB, MIB, 51);
 }
@@ -452,7 +440,7 @@ static void test_failing_begin(struct test_image *image, const void *options)
     g_assert_cmpuint(skip, >, 5);
     test_write_byte(node, 2 * MIB, MIB, 34);
     block_node_unref(STEAL(node));
-    assert_clean(image);
+    qemu_assert_clean(image->path);
 }
 
 #define TEST(name, options, function)                                                              \
