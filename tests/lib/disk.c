@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "block/device.h"
+#include "block/main-loop.h"
 #include "block/options.h"
 #include "block/reopen.h"
 #include "block/request.h"
@@ -191,4 +193,23 @@ char *test_reopen_node(const char *text)
 
     g_assert_cmpint(status < 0, ==, error != NULL);
     return error ? g_strdup(error->message) : NULL;
+}
+
+struct move {
+    struct block_device *device;
+    struct block_node *root;
+};
+
+static void set_root(void *data)
+{
+    struct move *move = data;
+
+    g_assert_cmpint(block_device_set_root(move->device, move->root, NULL), ==, 0);
+}
+
+void test_set_root(struct block_device *device, struct block_node *root)
+{
+    struct move move = {device, root};
+
+    main_loop_call_wait(set_root, &move);
 }

@@ -59,6 +59,14 @@ void test_create_image(const char *format, ...) G_GNUC_PRINTF(1, 2);
 /* Open a node that must be refused: returns the error's message, which the caller frees. */
 char *test_open_error(const char *format, ...) G_GNUC_PRINTF(1, 2);
 
+struct block_device;
+
+/*
+ * Let a device go on with another root, in the main thread, which runs. The caller has drained
+ * both, or what of them has guests.
+ */
+void test_set_root(struct block_device *device, struct block_node *root);
+
 /* Reopen a node by such options: NULL, or the error's message, which the caller frees. */
 char *test_reopen_node(const char *text);
 
