@@ -40,47 +40,43 @@ static const struct command_words words[] = {
 
 /* ---- Devices of a server --------------------------------------------------------------------- */
 
-static enum exit_status list(const struct invocation *invocation, struct client *client,
-                             GError **error)
+static void print_list(const json_t *all)
 {
     static const char *const headings[] = {"DEVICE",  "STATE", ">CHECKPOINTS", ">RECOVERED",
                                            ">MEMORY", "FILE",  "REMARKS",      NULL};
-    json_t *all = client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
     const json_t *entry;
     size_t i;
 
-    if (!all) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(all);
-        return EXIT_OK;
-    }
     if (json_array_size(all) == 0) {
         printf("No disk is tracked.\n");
-    } else {
-        struct libscols_table *table = table_new(headings);
-
-        json_array_foreach (all, i, entry) {
-            size_t count = json_array_size(json_object_get(entry, "checkpoints"));
-            g_autofree char *checkpoints = g_strdup_printf("%zu", count);
-            g_autofree char *recovered =
-                format_size((uint64_t)MAX(member_integer(entry, "recovered-bytes", 0), 0));
-            g_autofree char *memory =
-                format_size((uint64_t)MAX(member_integer(entry, "memory", 0), 0));
-            const char *const cells[] = {member_text(entry, "device", "?"),
-                                         member_text(entry, "state", "?"),
-                                         checkpoints,
-                                         recovered,
-                                         memory,
-                                         member_text(entry, "file", "?"),
-                                         member_text(entry, "message", "")};
-            table_add(table, cells);
-        }
-        table_print(table);
+        return;
     }
-    json_decref(all);
-    return EXIT_OK;
+    struct libscols_table *table = table_new(headings);
+    json_array_foreach ((json_t *)all, i, entry) {
+        size_t count = json_array_size(json_object_get(entry, "checkpoints"));
+        g_autofree char *checkpoints = g_strdup_printf("%zu", count);
+        g_autofree char *recovered =
+            format_size((uint64_t)MAX(member_integer(entry, "recovered-bytes", 0), 0));
+        g_autofree char *memory = format_size((uint64_t)MAX(member_integer(entry, "memory", 0), 0));
+        const char *const cells[] = {member_text(entry, "device", "?"),
+                                     member_text(entry, "state", "?"),
+                                     checkpoints,
+                                     recovered,
+                                     memory,
+                                     member_text(entry, "file", "?"),
+                                     member_text(entry, "message", "")};
+        table_add(table, cells);
+    }
+    table_print(table);
+}
+
+static enum exit_status list(const struct invocation *invocation, struct client *client,
+                             GError **error)
+{
+    return verb_show(
+        invocation,
+        client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error),
+        print_list);
 }
 
 static bool add_size(json_t *arguments, const char *key, const char *option, const char *text,

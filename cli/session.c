@@ -267,18 +267,9 @@ static void print_list(const json_t *all)
 static enum exit_status list(const struct invocation *invocation, const char *admin,
                              struct client *client, GError **error)
 {
-    json_t *all = client_call(client, "query-checkpoints", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
-
-    if (!all) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(all);
-        return EXIT_OK;
-    }
-    print_list(all);
-    json_decref(all);
-    return EXIT_OK;
+    return verb_show(invocation,
+                     client_call(client, "query-checkpoints", NULL, CLIENT_QUERY_TIMEOUT_MS, error),
+                     print_list);
 }
 
 static void print_ranges(const struct invocation *invocation, const json_t *answer)

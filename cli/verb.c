@@ -34,3 +34,18 @@ enum exit_status verb_call(const struct invocation *invocation, struct client *c
     }
     return done ? EXIT_OK : EXIT_FAILED;
 }
+
+enum exit_status verb_show(const struct invocation *invocation, json_t *answer,
+                           void (*print)(const json_t *answer))
+{
+    if (!answer) {
+        return EXIT_FAILED;
+    }
+    if (invocation->json) {
+        print_json(answer);
+        return EXIT_OK;
+    }
+    print(answer);
+    json_decref(answer);
+    return EXIT_OK;
+}

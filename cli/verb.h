@@ -27,4 +27,11 @@ enum exit_status verb_call(const struct invocation *invocation, struct client *c
                            const char *command, json_t *arguments, const char *member,
                            GError **error);
 
+/*
+ * Show an answer, which is NULL after an error: as it is with --json, else by this function. Takes
+ * the reference.
+ */
+enum exit_status verb_show(const struct invocation *invocation, json_t *answer,
+                           void (*print)(const json_t *answer));
+
 #endif

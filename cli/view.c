@@ -271,18 +271,9 @@ static enum exit_status drop(const struct invocation *invocation, const char *ad
 static enum exit_status list(const struct invocation *invocation, const char *admin,
                              struct client *client, GError **error)
 {
-    json_t *views = client_call(client, "query-views", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
-
-    if (!views) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(views);
-        return EXIT_OK;
-    }
-    print_views(views);
-    json_decref(views);
-    return EXIT_OK;
+    return verb_show(invocation,
+                     client_call(client, "query-views", NULL, CLIENT_QUERY_TIMEOUT_MS, error),
+                     print_views);
 }
 
 static enum exit_status discard(const struct invocation *invocation, const char *admin,
