@@ -14,6 +14,12 @@
 #include "block/graph.h"
 #include "block/node-internal.h"
 
+static int refuse(const struct block_node *node, const struct block_claim *claim, GError **error)
+{
+    return block_error(error, EBUSY, "Node '%s' is busy: %s does not let the graph change there",
+                       node->name, claim->owner);
+}
+
 /* Graph lock held, as in the functions that follow. */
 static int check_shared(const struct block_node *node, unsigned perms,
                         const struct block_claim *holder, GError **error)
@@ -22,9 +28,7 @@ static int check_shared(const struct block_node *node, unsigned perms,
 
     TAILQ_FOREACH (claim, &node->claims, entry) {
         if (claim != holder && perms & ~claim->shared) {
-            return block_error(error, EBUSY,
-                               "Node '%s' is busy: %s does not let the graph change there",
-                               node->name, claim->owner);
+            return refuse(node, claim, error);
         }
     }
     return 0;
@@ -478,9 +482,7 @@ static int check_movable(const struct block_node *node, const struct block_node 
 
     TAILQ_FOREACH (claim, &node->claims, entry) {
         if (follows(claim, replacement) && !(claim->shared & BLOCK_PERM_GRAPH)) {
-            return block_error(error, EBUSY,
-                               "Node '%s' is busy: %s does not let the graph change there",
-                               node->name, claim->owner);
+            return refuse(node, claim, error);
         }
     }
     return 0;

@@ -173,6 +173,15 @@ GMainContext *main_loop_context(void)
     return context;
 }
 
+void main_loop_drop_source(GSource **source)
+{
+    if (*source) {
+        g_source_destroy(*source);
+        g_source_unref(*source);
+        *source = NULL;
+    }
+}
+
 bool main_loop_is_current(void)
 {
     return acts_as_main || !atomic_load(&is_running);

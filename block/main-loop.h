@@ -32,6 +32,9 @@ void main_loop_stop(void);
 /* The main thread's GLib context, for sources such as sockets. Valid after main_loop_init. */
 GMainContext *main_loop_context(void);
 
+/* Take a source out of its context and forget it, with its reference; NULL: there is none. */
+void main_loop_drop_source(GSource **source);
+
 /* True on the main thread, and on every thread while no main thread runs (start-up, tests). */
 bool main_loop_is_current(void);
 

@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/verb.h"
 
 static struct {
     char *granularity;
@@ -107,7 +108,7 @@ static char *state_text(const json_t *bitmap)
     return g_string_free(text, FALSE);
 }
 
-static void print_list(json_t *bitmaps)
+static void print_list(const json_t *bitmaps)
 {
     static const char *const headings[] = {"NODE",         "BITMAP", ">CHANGED",
                                            ">GRANULARITY", "STATE",  NULL};
@@ -119,7 +120,7 @@ static void print_list(json_t *bitmaps)
         return;
     }
     struct libscols_table *table = table_new(headings);
-    json_array_foreach (bitmaps, i, bitmap) {
+    json_array_foreach ((json_t *)bitmaps, i, bitmap) {
         g_autofree char *name = printable(member_text(bitmap, "name", "-"));
         g_autofree char *changed = format_size((uint64_t)member_integer(bitmap, "count", 0));
         g_autofree char *granularity =
@@ -136,18 +137,7 @@ static void print_list(json_t *bitmaps)
 static enum exit_status list(const struct invocation *invocation, struct client *client,
                              GError **error)
 {
-    json_t *bitmaps = query(client, invocation->arguments[1], error);
-
-    if (!bitmaps) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(bitmaps); /* takes it */
-        return EXIT_OK;
-    }
-    print_list(bitmaps);
-    json_decref(bitmaps);
-    return EXIT_OK;
+    return verb_show(invocation, query(client, invocation->arguments[1], error), print_list);
 }
 
 /* ---- The others ------------------------------------------------------------------------------ */
@@ -217,13 +207,13 @@ static enum exit_status change(const struct invocation *invocation, struct clien
     return done ? EXIT_OK : EXIT_FAILED;
 }
 
-struct verb {
+struct bitmap_verb {
     const char *name;
     unsigned minimum, maximum; /* arguments after the verb */
     const char *what;          /* they are, for errors */
 };
 
-static const struct verb verbs[] = {
+static const struct bitmap_verb verbs[] = {
     {"list", 0, 1, "list [DISK]"},
     {"add", 2, 2, "add DISK BITMAP"},
     {"remove", 2, 2, "remove DISK BITMAP"},
@@ -235,7 +225,7 @@ static const struct verb verbs[] = {
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
-    const struct verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
+    const struct bitmap_verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
 
     if (!verb) {
         return usage_error(error, "What to do with bitmaps? Say list, add, remove, clear, enable, "

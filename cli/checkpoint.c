@@ -2,7 +2,6 @@
 /* liveblk checkpoint: moments of tracked disks, since which one can ask what changed. */
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "cli/checkpoints-table.h"
 #include "cli/client.h"
@@ -20,14 +19,7 @@ static const struct command_words words[] = {
 
 static char *time_text(const json_t *checkpoint)
 {
-    time_t seconds = (time_t)json_number_value(json_object_get(checkpoint, "time"));
-    char text[32];
-    struct tm parts;
-
-    if (!localtime_r(&seconds, &parts) || !strftime(text, sizeof(text), "%F %T", &parts)) {
-        return g_strdup("?");
-    }
-    return g_strdup(text);
+    return format_time((time_t)json_number_value(json_object_get(checkpoint, "time")));
 }
 
 static char *size_text(const json_t *checkpoint, const char *key)
@@ -134,8 +126,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
                          error)) {
         return EXIT_USAGE;
     }
-    g_autofree char *admin = runtime_find_admin(invocation, error);
-    AUTO_CLIENT client = admin ? client_connect(admin, error) : NULL;
+    AUTO_CLIENT client = connect_to_server(invocation, error);
     if (!client) {
         return EXIT_UNREACHABLE;
     }

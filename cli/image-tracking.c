@@ -8,10 +8,9 @@
 #include "block/error.h"
 #include "block/tracking-inspect.h"
 #include "cli/checkpoints-table.h"
-#include "cli/client.h"
-#include "cli/command.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/verb.h"
 
 static struct {
     char *file;
@@ -41,47 +40,43 @@ static const struct command_words words[] = {
 
 /* ---- Devices of a server --------------------------------------------------------------------- */
 
-static enum exit_status list(const struct invocation *invocation, struct client *client,
-                             GError **error)
+static void print_list(const json_t *all)
 {
     static const char *const headings[] = {"DEVICE",  "STATE", ">CHECKPOINTS", ">RECOVERED",
                                            ">MEMORY", "FILE",  "REMARKS",      NULL};
-    json_t *all = client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
     const json_t *entry;
     size_t i;
 
-    if (!all) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(all);
-        return EXIT_OK;
-    }
     if (json_array_size(all) == 0) {
         printf("No disk is tracked.\n");
-    } else {
-        struct libscols_table *table = table_new(headings);
-
-        json_array_foreach (all, i, entry) {
-            size_t count = json_array_size(json_object_get(entry, "checkpoints"));
-            g_autofree char *checkpoints = g_strdup_printf("%zu", count);
-            g_autofree char *recovered =
-                format_size((uint64_t)MAX(member_integer(entry, "recovered-bytes", 0), 0));
-            g_autofree char *memory =
-                format_size((uint64_t)MAX(member_integer(entry, "memory", 0), 0));
-            const char *const cells[] = {member_text(entry, "device", "?"),
-                                         member_text(entry, "state", "?"),
-                                         checkpoints,
-                                         recovered,
-                                         memory,
-                                         member_text(entry, "file", "?"),
-                                         member_text(entry, "message", "")};
-            table_add(table, cells);
-        }
-        table_print(table);
+        return;
     }
-    json_decref(all);
-    return EXIT_OK;
+    struct libscols_table *table = table_new(headings);
+    json_array_foreach ((json_t *)all, i, entry) {
+        size_t count = json_array_size(json_object_get(entry, "checkpoints"));
+        g_autofree char *checkpoints = g_strdup_printf("%zu", count);
+        g_autofree char *recovered =
+            format_size((uint64_t)MAX(member_integer(entry, "recovered-bytes", 0), 0));
+        g_autofree char *memory = format_size((uint64_t)MAX(member_integer(entry, "memory", 0), 0));
+        const char *const cells[] = {member_text(entry, "device", "?"),
+                                     member_text(entry, "state", "?"),
+                                     checkpoints,
+                                     recovered,
+                                     memory,
+                                     member_text(entry, "file", "?"),
+                                     member_text(entry, "message", "")};
+        table_add(table, cells);
+    }
+    table_print(table);
+}
+
+static enum exit_status list(const struct invocation *invocation, struct client *client,
+                             GError **error)
+{
+    return verb_show(
+        invocation,
+        client_call(client, "query-block-tracking", NULL, CLIENT_QUERY_TIMEOUT_MS, error),
+        print_list);
 }
 
 static bool add_size(json_t *arguments, const char *key, const char *option, const char *text,
@@ -124,29 +119,22 @@ static json_t *make_start_arguments(const char *device, GError **error)
 static enum exit_status start_or_stop(const struct invocation *invocation, struct client *client,
                                       GError **error)
 {
-    const char *verb = invocation->arguments[0], *device = invocation->arguments[1];
-    bool starts = !strcmp(verb, "start");
+    const char *device = invocation->arguments[1];
+    bool starts = !strcmp(invocation->arguments[0], "start");
     json_t *arguments =
         starts ? make_start_arguments(device, error) : json_pack("{s:s}", "device", device);
 
     if (!arguments) {
         return EXIT_USAGE;
     }
-    json_t *done = client_call(client, starts ? "block-tracking-start" : "block-tracking-stop",
-                               arguments, CLIENT_WORK_TIMEOUT_MS, error);
-    json_decref(done);
-    if (done && invocation->json) {
-        print_json_line(
-            json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb", verb, "device", device));
-    }
-    return done ? EXIT_OK : EXIT_FAILED;
+    return verb_call(invocation, client, starts ? "block-tracking-start" : "block-tracking-stop",
+                     arguments, "device", error);
 }
 
 static enum exit_status run_served(const struct invocation *invocation, GError **error)
 {
     bool is_list = !strcmp(invocation->arguments[0], "list");
-    g_autofree char *admin = runtime_find_admin(invocation, error);
-    AUTO_CLIENT client = admin ? client_connect(admin, error) : NULL;
+    AUTO_CLIENT client = connect_to_server(invocation, error);
 
     if (!client) {
         return EXIT_UNREACHABLE;
@@ -362,7 +350,8 @@ static enum exit_status drop(const struct invocation *invocation, GError **error
 
 /* ---- Verbs ----------------------------------------------------------------------------------- */
 
-static const struct verb {
+/* Of a server, or of a file. */
+static const struct tracking_verb {
     const char *name;
     unsigned arguments;
     const char *what;
@@ -376,7 +365,7 @@ static const struct verb {
     {"drop", 1, "drop FILE", drop},
 };
 
-static bool check_options(const struct verb *verb, GError **error)
+static bool check_options(const struct tracking_verb *verb, GError **error)
 {
     bool has_options = chosen.file || chosen.granule || chosen.extent || chosen.extents;
 
@@ -393,7 +382,7 @@ static bool check_options(const struct verb *verb, GError **error)
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
-    const struct verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
+    const struct tracking_verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
 
     if (!verb) {
         return usage_error(error,

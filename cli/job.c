@@ -10,6 +10,7 @@
 #include "cli/runtime.h"
 #include "cli/signals.h"
 #include "cli/target-node.h"
+#include "cli/verb.h"
 
 static struct {
     gboolean keep;
@@ -29,7 +30,7 @@ static const struct command_words words[] = {
     {NULL},
 };
 
-struct verb {
+struct job_verb {
     const char *name;
     const char *qmp_command; /* takes the job's id and nothing else; NULL: see function */
     unsigned arguments;      /* after the verb */
@@ -60,18 +61,7 @@ static enum exit_status simple_verb(struct client *client, const char *command, 
 static enum exit_status list(const struct invocation *invocation, struct client *client,
                              GError **error)
 {
-    json_t *jobs = query_all_jobs(client, error);
-
-    if (!jobs) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(jobs);
-        return EXIT_OK;
-    }
-    print_jobs(jobs);
-    json_decref(jobs);
-    return EXIT_OK;
+    return verb_show(invocation, query_all_jobs(client, error), print_jobs);
 }
 
 static enum exit_status set_speed(const struct invocation *invocation, struct client *client,
@@ -232,7 +222,7 @@ static enum exit_status cancel(const struct invocation *invocation, struct clien
     return end_ready_job(invocation, client, "block-job-cancel", "device", error);
 }
 
-static const struct verb verbs[] = {
+static const struct job_verb verbs[] = {
     {"list", NULL, 0, "nothing after 'list'", false, list},
     {"pause", "job-pause", 1, "pause ID", true, NULL},
     {"resume", "job-resume", 1, "resume ID", true, NULL},
@@ -248,7 +238,7 @@ static const struct verb verbs[] = {
 
 static enum exit_status run(const struct invocation *invocation, GError **error)
 {
-    const struct verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
+    const struct job_verb *verb = FIND_VERB(verbs, invocation->arguments[0]);
 
     if (!verb) {
         return usage_error(

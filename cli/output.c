@@ -34,6 +34,17 @@ char *format_size(uint64_t bytes)
     return g_strdup_printf("%.1f %s", value, units[unit]);
 }
 
+char *format_time(time_t seconds)
+{
+    char text[32];
+    struct tm parts;
+
+    if (!localtime_r(&seconds, &parts) || !strftime(text, sizeof(text), "%F %T", &parts)) {
+        return g_strdup("?");
+    }
+    return g_strdup(text);
+}
+
 char *format_duration(uint64_t seconds)
 {
     if (seconds < 3600) {

@@ -8,6 +8,7 @@
 #include <libsmartcols.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 /* A sentence on stderr after "liveblk: ". */
 void complain(const char *format, ...) G_GNUC_PRINTF(1, 2);
@@ -35,6 +36,9 @@ bool parse_milliseconds(const char *text, int64_t *ns);
  * is below 0 or does not fit in an int64_t.
  */
 bool parse_length(const char *text, uint64_t now, uint64_t *length);
+
+/* "2026-11-21 07:15:42" in local time, or "?"; the caller frees. */
+char *format_time(time_t seconds);
 
 /*
  * Any bytes as text that does no harm on a terminal: what is no UTF-8, and control characters, are

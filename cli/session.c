@@ -7,12 +7,11 @@
 #include <string.h>
 
 #include "block/cleanup.h"
-#include "cli/client.h"
-#include "cli/command.h"
 #include "cli/follow.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
 #include "cli/session-wishes.h"
+#include "cli/verb.h"
 
 static struct {
     char **devices;
@@ -209,16 +208,8 @@ static enum exit_status commit(const struct invocation *invocation, const char *
 static enum exit_status call(const struct invocation *invocation, struct client *client,
                              const char *command, GError **error)
 {
-    const char *name = invocation->arguments[1];
-    json_t *done = client_call(client, command, json_pack("{s:s}", "name", name),
-                               CLIENT_WORK_TIMEOUT_MS, error);
-
-    json_decref(done);
-    if (done && invocation->json) {
-        print_json_line(json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb",
-                                  invocation->arguments[0], "session", name));
-    }
-    return done ? EXIT_OK : EXIT_FAILED;
+    return verb_call(invocation, client, command,
+                     json_pack("{s:s}", "name", invocation->arguments[1]), "session", error);
 }
 
 static enum exit_status abandon(const struct invocation *invocation, const char *admin,
@@ -276,18 +267,9 @@ static void print_list(const json_t *all)
 static enum exit_status list(const struct invocation *invocation, const char *admin,
                              struct client *client, GError **error)
 {
-    json_t *all = client_call(client, "query-checkpoints", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
-
-    if (!all) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(all);
-        return EXIT_OK;
-    }
-    print_list(all);
-    json_decref(all);
-    return EXIT_OK;
+    return verb_show(invocation,
+                     client_call(client, "query-checkpoints", NULL, CLIENT_QUERY_TIMEOUT_MS, error),
+                     print_list);
 }
 
 static void print_ranges(const struct invocation *invocation, const json_t *answer)
@@ -327,14 +309,6 @@ static enum exit_status changes(const struct invocation *invocation, const char 
     return EXIT_OK;
 }
 
-struct verb {
-    const char *name;
-    unsigned arguments; /* after the verb */
-    const char *what;   /* they are, for errors */
-    enum exit_status (*function)(const struct invocation *invocation, const char *admin,
-                                 struct client *client, GError **error);
-};
-
 static const struct verb verbs[] = {
     {"begin", 1, "begin NAME", begin},         {"commit", 1, "commit NAME", commit},
     {"abandon", 1, "abandon NAME", abandon},   {"delete", 1, "delete NAME", delete},
@@ -373,14 +347,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
         !check(invocation, verb, error)) {
         return EXIT_USAGE;
     }
-    g_autofree char *admin = runtime_find_admin(invocation, error);
-    AUTO_CLIENT client = admin ? client_connect(admin, error) : NULL;
-    enum exit_status status =
-        client ? verb->function(invocation, admin, client, error) : EXIT_UNREACHABLE;
-    if (invocation->json && *error) {
-        print_json_error(*error);
-    }
-    return status;
+    return verb_run(verb, invocation, error);
 }
 
 const struct command session_command = {

@@ -4,11 +4,11 @@
 #include <string.h>
 
 #include "block/cleanup.h"
-#include "cli/command.h"
 #include "cli/follow.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
 #include "cli/scratch-limits.h"
+#include "cli/verb.h"
 #include "cli/views-table.h"
 
 static struct {
@@ -47,14 +47,6 @@ static const GOptionEntry options[] = {
 static const struct command_words words[] = {
     {"device", 0, "@device"}, {"scratch", 0, "@file"}, {NULL, 0, "create drop list discard"},
     {NULL, 1, "@view"},       {NULL, 2, "@device"},    {NULL},
-};
-
-struct verb {
-    const char *name;
-    unsigned arguments; /* after the verb */
-    const char *what;   /* they are, for errors */
-    enum exit_status (*function)(const struct invocation *invocation, const char *admin,
-                                 struct client *client, GError **error);
 };
 
 /* What goes into JSON. GLib has seen to all option values but file names. */
@@ -265,19 +257,6 @@ static enum exit_status create(const struct invocation *invocation, const char *
 
 /* ---- The other verbs ------------------------------------------------------------------------ */
 
-static enum exit_status call(const struct invocation *invocation, struct client *client,
-                             const char *command, json_t *arguments, GError **error)
-{
-    json_t *done = client_call(client, command, arguments, CLIENT_WORK_TIMEOUT_MS, error);
-
-    json_decref(done);
-    if (done && invocation->json) {
-        print_json_line(json_pack("{s:s, s:s, s:s}", "message_type", "done", "verb",
-                                  invocation->arguments[0], "view", invocation->arguments[1]));
-    }
-    return done ? EXIT_OK : EXIT_FAILED;
-}
-
 static enum exit_status drop(const struct invocation *invocation, const char *admin,
                              struct client *client, GError **error)
 {
@@ -286,24 +265,15 @@ static enum exit_status drop(const struct invocation *invocation, const char *ad
     if (chosen.force) {
         json_object_set_new(arguments, "force", json_true());
     }
-    return call(invocation, client, "view-drop", arguments, error);
+    return verb_call(invocation, client, "view-drop", arguments, "view", error);
 }
 
 static enum exit_status list(const struct invocation *invocation, const char *admin,
                              struct client *client, GError **error)
 {
-    json_t *views = client_call(client, "query-views", NULL, CLIENT_QUERY_TIMEOUT_MS, error);
-
-    if (!views) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(views);
-        return EXIT_OK;
-    }
-    print_views(views);
-    json_decref(views);
-    return EXIT_OK;
+    return verb_show(invocation,
+                     client_call(client, "query-views", NULL, CLIENT_QUERY_TIMEOUT_MS, error),
+                     print_views);
 }
 
 static enum exit_status discard(const struct invocation *invocation, const char *admin,
@@ -316,10 +286,11 @@ static enum exit_status discard(const struct invocation *invocation, const char 
         return usage_error(error, "OFFSET and LENGTH are numbers of bytes such as 50M, not '%s %s'",
                            words_typed[3], words_typed[4]);
     }
-    return call(invocation, client, "view-discard",
-                json_pack("{s:s, s:s, s:I, s:I}", "name", words_typed[1], "device", words_typed[2],
-                          "offset", (json_int_t)offset, "length", (json_int_t)length),
-                error);
+    return verb_call(invocation, client, "view-discard",
+                     json_pack("{s:s, s:s, s:I, s:I}", "name", words_typed[1], "device",
+                               words_typed[2], "offset", (json_int_t)offset, "length",
+                               (json_int_t)length),
+                     "view", error);
 }
 
 static const struct verb verbs[] = {
@@ -363,14 +334,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
             return EXIT_USAGE;
         }
     }
-    g_autofree char *admin = runtime_find_admin(invocation, error);
-    AUTO_CLIENT client = admin ? client_connect(admin, error) : NULL;
-    enum exit_status status =
-        client ? verb->function(invocation, admin, client, error) : EXIT_UNREACHABLE;
-    if (invocation->json && *error) {
-        print_json_error(*error);
-    }
-    return status;
+    return verb_run(verb, invocation, error);
 }
 
 const struct command view_command = {

@@ -13,14 +13,7 @@ static int64_t created_seconds(const json_t *view)
 
 char *view_instant_text(const json_t *view)
 {
-    time_t seconds = created_seconds(view);
-    char text[32];
-    struct tm parts;
-
-    if (!localtime_r(&seconds, &parts) || !strftime(text, sizeof(text), "%F %T", &parts)) {
-        return g_strdup("?");
-    }
-    return g_strdup(text);
+    return format_time(created_seconds(view));
 }
 
 /* "vda@night, vdb@night"; the caller frees. */

@@ -71,13 +71,13 @@ static const struct qmp_type fd_wrapper = {
     .name = "FdSocketAddressWrapper", .kind = QMP_KIND_OBJECT, .members = fd_data};
 
 static const char *const address_types[] = {"inet", "unix", "vsock", "fd", NULL};
-static const struct qmp_type address_type_type = {
+const struct qmp_type socket_address_type_type = {
     .name = "SocketAddressType",
     .kind = QMP_KIND_ENUM,
     .values = address_types,
 };
 static const struct qmp_member address_members[] = {
-    {"type", &address_type_type, .doc = "What it is."},
+    {"type", &socket_address_type_type, .doc = "What it is."},
     {NULL},
 };
 static const struct qmp_variant legacy_variants[] = {

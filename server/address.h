@@ -13,7 +13,8 @@
 extern const struct qmp_type socket_address_legacy_type;
 extern const struct qmp_type socket_address_type;
 /* Of these, what is the same for an address to connect to (BlockdevOptions). */
-extern const struct qmp_type unix_socket_address_type, vsock_socket_address_type;
+extern const struct qmp_type socket_address_type_type, unix_socket_address_type,
+    vsock_socket_address_type;
 
 /*
  * A checked one of them; texts are borrowed from it. -ENOTSUP with the error set for what we do not

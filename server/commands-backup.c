@@ -61,8 +61,7 @@ static const struct qmp_type performance_type = {
 };
 
 static const struct qmp_member common_members[] = {
-    {"job-id", &qmp_type_string, .optional = true,
-     .doc = "The new job's ID; the device's name by default."},
+    JOB_ID_MEMBER,
     {"device", &qmp_type_string, .doc = "What to back up: a device or a node."},
     {"sync", &mirror_sync_mode_type, .doc = "How much of it."},
     {"bitmap", &qmp_type_string, .optional = true,
@@ -75,8 +74,7 @@ static const struct qmp_member common_members[] = {
     {"bitmap-mode", &bitmap_mode_type, .optional = true,
      .doc = "What becomes of the bitmap; needed if there is one, but with sync incremental, where "
             "it is on-success. With full and top not never."},
-    {"speed", &qmp_type_int, .optional = true, .default_text = "0",
-     .doc = "Limit in bytes per second; 0: none."},
+    SPEED_MEMBER,
     GUEST_LATENCY_MEMBER,
     {"compress", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Compress; refused where the target's format cannot."},
@@ -85,10 +83,7 @@ static const struct qmp_member common_members[] = {
     {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when writing fails."},
     FILTER_NODE_NAME_MEMBER("copy-before-write"),
-    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Finalize when the work is done; else wait for job-finalize."},
-    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Forget the job when it has ended; else wait for job-dismiss."},
+    JOB_END_MEMBERS("the job"),
     {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10",
      .doc = "Seconds that a guest's write may wait for the job before the job is given up; 0: for "
             "ever. An extension of liveblk's."},
@@ -128,11 +123,7 @@ const struct qmp_type blockdev_backup_type = {
 };
 
 static const struct qmp_member drive_members[] = {
-    {"target", &qmp_type_string, .doc = "The file to write."},
-    {"format", &qmp_type_string, .optional = true, .default_text = "raw",
-     .doc = "The target's format."},
-    {"mode", &new_image_mode_type, .optional = true, .default_text = "absolute-paths",
-     .doc = "Whether to create it."},
+    DRIVE_TARGET_MEMBERS,
     {NULL},
 };
 const struct qmp_type drive_backup_type = {
@@ -193,23 +184,14 @@ static void read_options(json_t *arguments, struct block_node *source,
     json_t *performance = json_object_get(arguments, "x-perf");
 
     *options = (struct backup_options){
-        .job_id = lookup_job_id(arguments),
-        .job_flags = lookup_job_flags(arguments),
         .source = source,
         .sync = sync_of(arguments),
-        .speed = lookup_integer(arguments, "speed", 0),
-        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
-        .scratch_high_percent =
-            lookup_integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT),
-        .on_source_error = lookup_on_error(arguments, "on-source-error"),
-        .on_target_error = lookup_on_error(arguments, "on-target-error"),
         .use_copy_range = lookup_bool(performance, "use-copy-range", false),
         .max_workers = lookup_integer(performance, "max-workers", 0),
         .max_chunk = lookup_integer(performance, "max-chunk", 0),
         .min_cluster_size = (uint64_t)lookup_integer(performance, "min-cluster-size", 0),
         .filter_node_name = lookup_text(arguments, "filter-node-name"),
         .discard_source = lookup_bool(arguments, "discard-source", false),
-        .guest_timeout_s = lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
     };
 }
 
@@ -364,6 +346,21 @@ static int find_changes(struct transaction_action *action, GError **error)
 
 /* ---- Making the job -------------------------------------------------------------------------- */
 
+/* Fill in what all such actions have in common, but scratch. */
+static void read_common_options(json_t *arguments, struct backup_options *options)
+{
+    options->job_id = lookup_job_id(arguments);
+    options->job_flags = lookup_job_flags(arguments);
+    options->speed = lookup_integer(arguments, "speed", 0);
+    options->guest_latency = lookup_integer(arguments, "guest-latency", 0);
+    options->scratch_high_percent =
+        lookup_integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT);
+    options->on_source_error = lookup_on_error(arguments, "on-source-error");
+    options->on_target_error = lookup_on_error(arguments, "on-target-error");
+    options->guest_timeout_s =
+        lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S);
+}
+
 int backup_action_make_job(struct transaction_action *action, json_t *arguments,
                            struct backup_options *options, GError **error)
 {
@@ -372,6 +369,7 @@ int backup_action_make_job(struct transaction_action *action, json_t *arguments,
 
     state->device = json_string_value(json_object_get(arguments, "device"));
     state->source = block_node_ref(options->source);
+    read_common_options(arguments, options);
     if (read_scratch(arguments, options, &scratch_node, error) < 0 ||
         prepare_since(state, error) < 0) {
         return -EINVAL;

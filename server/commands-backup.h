@@ -36,8 +36,9 @@ struct backup_action {
 };
 
 /*
- * In prepare: make the job by these options and what the arguments say of scratch, and plan its
- * moment. The state's `since` has been filled in; the rest that the steps below need is.
+ * In prepare: make the job by these options and plan its moment. What all such actions have in
+ * common is read from the arguments: the job's ID, its end and its speed, error policies, scratch.
+ * The state's `since` has been filled in; the rest that the steps below need is.
  */
 int backup_action_make_job(struct transaction_action *action, json_t *arguments,
                            struct backup_options *options, GError **error);

@@ -18,21 +18,16 @@
 #include "server/types.h"
 
 static const struct qmp_member common_members[] = {
-    {"job-id", &qmp_type_string, .optional = true,
-     .doc = "The new job's ID; the device's name by default."},
+    JOB_ID_MEMBER,
     {"backing-file", &qmp_type_string, .optional = true,
      .doc = "What the image above is to say instead of the base's name, as it is; it is not looked "
             "at."},
     {"backing-mask-protocol", &qmp_type_bool, .optional = true, .default_text = "false",
      .doc = "Let the image say `raw` if the base is a node without a format; else the name of its "
             "driver."},
-    {"speed", &qmp_type_int, .optional = true, .default_text = "0",
-     .doc = "Limit in bytes per second; 0: none."},
+    SPEED_MEMBER,
     GUEST_LATENCY_MEMBER,
-    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Finalize when the work is done; else wait for job-finalize."},
-    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Forget the job when it has ended; else wait for job-dismiss."},
+    JOB_END_MEMBERS("the job"),
     {NULL},
 };
 static const struct qmp_type common_type = {

@@ -27,8 +27,7 @@ const struct qmp_type mirror_copy_mode_type = {
 };
 
 static const struct qmp_member common_members[] = {
-    {"job-id", &qmp_type_string, .optional = true,
-     .doc = "The new job's ID; the device's name by default."},
+    JOB_ID_MEMBER,
     {"device", &qmp_type_string,
      .doc = "What to mirror: a device, its root node, or a node without parents."},
     {"sync", &mirror_sync_mode_type,
@@ -84,10 +83,7 @@ static const struct qmp_member common_members[] = {
     {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "What to do when writing fails. A mirror that is being finalized cannot stop: it "
             "fails, and the guest stays where it is."},
-    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Finalize when the work is done; else wait for job-finalize."},
-    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Forget the job when it has ended; else wait for job-dismiss."},
+    JOB_END_MEMBERS("the job"),
     {NULL},
 };
 static const struct qmp_type common_type = {
@@ -109,11 +105,7 @@ const struct qmp_type blockdev_mirror_type = {
 };
 
 static const struct qmp_member drive_members[] = {
-    {"target", &qmp_type_string, .doc = "The file to write."},
-    {"format", &qmp_type_string, .optional = true, .default_text = "raw",
-     .doc = "The target's format."},
-    {"mode", &new_image_mode_type, .optional = true, .default_text = "absolute-paths",
-     .doc = "Whether to create it."},
+    DRIVE_TARGET_MEMBERS,
     {"node-name", &qmp_type_string, .optional = true,
      .doc = "The target node's name; made up by default."},
     {NULL},

@@ -16,8 +16,7 @@
 /* ---- Types ----------------------------------------------------------------------------------- */
 
 static const struct qmp_member members[] = {
-    {"job-id", &qmp_type_string, .optional = true,
-     .doc = "The new job's ID; the device's name by default."},
+    JOB_ID_MEMBER,
     {"device", &qmp_type_string, .doc = "What to compare: a device or a node."},
     {"target", &qmp_type_string,
      .doc =
@@ -45,10 +44,7 @@ static const struct qmp_member members[] = {
             "of up to 1 MiB, is counted as unreadable and left out, and the job fails at its end."},
     {"on-target-error", &on_error_type, .optional = true, .default_text = "report",
      .doc = "The same for the target."},
-    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Finalize when the work is done; else wait for job-finalize."},
-    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",
-     .doc = "Forget the job, and what it found, when it has ended; else wait for job-dismiss."},
+    JOB_END_MEMBERS("the job, and what it found,"),
     {"cbw-timeout", &qmp_type_int, .optional = true, .default_text = "10",
      .doc = "Seconds that a guest's write may wait for the job before the job is given up; 0: for "
             "ever."},
@@ -210,28 +206,6 @@ static struct verify_options read_verify(json_t *arguments)
     };
 }
 
-static struct backup_options read_options(json_t *arguments, struct block_node *source,
-                                          struct block_node *target,
-                                          const struct verify_options *verify)
-{
-    return (struct backup_options){
-        .job_id = lookup_job_id(arguments),
-        .job_flags = lookup_job_flags(arguments),
-        .source = source,
-        .target = target,
-        .verify = verify,
-        .sync = json_object_get(arguments, "since") ? BACKUP_SYNC_BITMAP : BACKUP_SYNC_FULL,
-        .speed = lookup_integer(arguments, "speed", 0),
-        .guest_latency = lookup_integer(arguments, "guest-latency", 0),
-        .scratch_high_percent =
-            lookup_integer(arguments, "scratch-high-water", SCRATCH_HIGH_PERCENT_DEFAULT),
-        .on_source_error = lookup_on_error(arguments, "on-source-error"),
-        .on_target_error = lookup_on_error(arguments, "on-target-error"),
-        .max_workers = lookup_integer(arguments, "max-workers", 0),
-        .guest_timeout_s = lookup_integer(arguments, "cbw-timeout", BACKUP_DEFAULT_GUEST_TIMEOUT_S),
-    };
-}
-
 static int prepare(struct transaction_action *action, json_t *arguments, GError **error)
 {
     struct backup_action *state = transaction_state(action);
@@ -244,8 +218,14 @@ static int prepare(struct transaction_action *action, json_t *arguments, GError 
         return -EINVAL;
     }
     const struct verify_options verify = read_verify(arguments);
-    struct backup_options options = read_options(arguments, source, target, &verify);
     state->since = json_string_value(json_object_get(arguments, "since"));
+    struct backup_options options = {
+        .source = source,
+        .target = target,
+        .verify = &verify,
+        .sync = state->since ? BACKUP_SYNC_BITMAP : BACKUP_SYNC_FULL,
+        .max_workers = lookup_integer(arguments, "max-workers", 0),
+    };
     return backup_action_make_job(action, arguments, &options, error);
 }
 

@@ -14,6 +14,16 @@
 /* The type of the argument `mode`. */
 extern const struct qmp_type new_image_mode_type;
 
+/* The arguments for target_file_from_arguments. */
+/* clang-format off */
+#define DRIVE_TARGET_MEMBERS                                                                       \
+    {"target", &qmp_type_string, .doc = "The file to write."},                                     \
+    {"format", &qmp_type_string, .optional = true, .default_text = "raw",                          \
+     .doc = "The target's format."},                                                               \
+    {"mode", &new_image_mode_type, .optional = true, .default_text = "absolute-paths",             \
+     .doc = "Whether to create it."}
+/* clang-format on */
+
 struct target_file {
     const char *filename; /* all texts are borrowed */
     const char *format;

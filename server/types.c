@@ -10,12 +10,6 @@
 #include "block/driver.h"
 #include "server/address.h"
 
-static const char *const address_types[] = {"inet", "unix", "vsock", "fd", NULL};
-static const struct qmp_type address_type_type = {
-    .name = "SocketAddressType",
-    .kind = QMP_KIND_ENUM,
-    .values = address_types,
-};
 static const struct qmp_member inet_members[] = {
     {"host", &qmp_type_string, .doc = "Host name or address."},
     {"port", &qmp_type_string, .doc = "Port, as a string."},
@@ -42,7 +36,7 @@ static const struct qmp_type fd_type = {
     .members = fd_members,
 };
 static const struct qmp_member address_base_members[] = {
-    {"type", &address_type_type, .doc = "Transport."},
+    {"type", &socket_address_type_type, .doc = "Transport."},
     {NULL},
 };
 static const struct qmp_variant address_variants[] = {

@@ -26,7 +26,26 @@ extern const struct qmp_type block_device_info_list_type;
 extern const struct qmp_type block_info_list_type;
 extern const struct qmp_type block_statistics_list_type;
 
-/* The argument of commands that start jobs. driver: what query-named-block-nodes calls the node. */
+/* Arguments of commands that start jobs. */
+/* clang-format off */
+/* For lookup_job_id. */
+#define JOB_ID_MEMBER                                                                              \
+    {"job-id", &qmp_type_string, .optional = true,                                                 \
+     .doc = "The new job's ID; the device's name by default."}
+
+#define SPEED_MEMBER                                                                               \
+    {"speed", &qmp_type_int, .optional = true, .default_text = "0",                                \
+     .doc = "Limit in bytes per second; 0: none."}
+
+/* For lookup_job_flags. what: is forgotten. */
+#define JOB_END_MEMBERS(what)                                                                      \
+    {"auto-finalize", &qmp_type_bool, .optional = true, .default_text = "true",                    \
+     .doc = "Finalize when the work is done; else wait for job-finalize."},                        \
+    {"auto-dismiss", &qmp_type_bool, .optional = true, .default_text = "true",                     \
+     .doc = "Forget " what " when it has ended; else wait for job-dismiss."}
+/* clang-format on */
+
+/* driver: what query-named-block-nodes calls the node. */
 #define FILTER_NODE_NAME_MEMBER(driver)                                                            \
     {                                                                                              \
         "filter-node-name", &qmp_type_string,                                                      \

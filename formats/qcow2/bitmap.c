@@ -19,6 +19,7 @@
 #include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "formats/qcow2/big-endian.h"
 #include "formats/qcow2/bitmap.h"
 #include "formats/qcow2/internal.h"
 
@@ -32,25 +33,6 @@
 #define BITS_BYTES_MAX       (512 * MIB) /* of one bitmap: all of it is in memory at times */
 
 /* ---- The directory -------------------------------------------------------------------------- */
-
-static uint64_t get(const uint8_t *bytes, unsigned count)
-{
-    uint64_t value = 0;
-
-    for (unsigned i = 0; i < count; i++) {
-        value = value << 8 | bytes[i];
-    }
-    return value;
-}
-
-static void put(GByteArray *array, uint64_t value, unsigned count)
-{
-    for (unsigned i = count; i-- > 0;) {
-        uint8_t byte = (uint8_t)(value >> (8 * i));
-
-        g_byte_array_append(array, &byte, 1);
-    }
-}
 
 void qcow2_bitmap_clear(struct qcow2_bitmap *bitmap)
 {
@@ -72,7 +54,8 @@ static int damaged(GError **error, const char *what)
 static const char *find_problem(struct qcow2 *q, const uint8_t *entry,
                                 const struct qcow2_bitmap *bitmap)
 {
-    uint64_t name_bytes = get(entry + 18, 2), table_bytes = bitmap->table_size * sizeof(uint64_t);
+    uint64_t name_bytes = get_be(entry + 18, 2),
+             table_bytes = bitmap->table_size * sizeof(uint64_t);
 
     if (!name_bytes || name_bytes > NAME_MAX_BYTES) {
         return "a name's length is not valid";
@@ -101,15 +84,15 @@ static int decode(struct qcow2 *q, const uint8_t *entry, uint64_t left, struct q
     if (left < ENTRY_BYTES) {
         return damaged(error, "it ends inside an entry");
     }
-    uint64_t name_bytes = get(entry + 18, 2), extra_bytes = get(entry + 20, 4);
+    uint64_t name_bytes = get_be(entry + 18, 2), extra_bytes = get_be(entry + 20, 4);
     *used = align_up(ENTRY_BYTES + extra_bytes + name_bytes, 8);
     if (*used > left) {
         return damaged(error, "an entry's length is not valid");
     }
     *bitmap = (struct qcow2_bitmap){
-        .table_offset = get(entry, 8),
-        .table_size = (uint32_t)get(entry + 8, 4),
-        .flags = (uint32_t)get(entry + 12, 4),
+        .table_offset = get_be(entry, 8),
+        .table_size = (uint32_t)get_be(entry + 8, 4),
+        .flags = (uint32_t)get_be(entry + 12, 4),
         .type = entry[16],
         .granularity_bits = entry[17],
         .name = g_strndup((const char *)entry + ENTRY_BYTES + extra_bytes, name_bytes),
@@ -184,19 +167,19 @@ static GArray *read_named(struct qcow2 *q, GError **error)
 
 void qcow2_bitmap_encode(GByteArray *directory, const struct qcow2_bitmap *bitmap)
 {
-    put(directory, bitmap->table_offset, 8);
-    put(directory, bitmap->table_size, 4);
-    put(directory, bitmap->flags, 4);
-    put(directory, bitmap->type, 1);
-    put(directory, bitmap->granularity_bits, 1);
-    put(directory, strlen(bitmap->name), 2);
-    put(directory, bitmap->extra_bytes, 4);
+    append_be(directory, bitmap->table_offset, 8);
+    append_be(directory, bitmap->table_size, 4);
+    append_be(directory, bitmap->flags, 4);
+    append_be(directory, bitmap->type, 1);
+    append_be(directory, bitmap->granularity_bits, 1);
+    append_be(directory, strlen(bitmap->name), 2);
+    append_be(directory, bitmap->extra_bytes, 4);
     if (bitmap->extra_bytes) {
         g_byte_array_append(directory, bitmap->extra, bitmap->extra_bytes);
     }
     g_byte_array_append(directory, (const uint8_t *)bitmap->name, (guint)strlen(bitmap->name));
     while (directory->len % 8) {
-        put(directory, 0, 1);
+        append_be(directory, 0, 1);
     }
 }
 

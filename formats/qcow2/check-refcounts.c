@@ -220,38 +220,34 @@ static void compare_block(struct compare *compare, uint64_t index, uint8_t *bloc
     }
 }
 
-/* Clusters that have been counted in pages before one, and have no refcount block. */
-static void without_block(struct compare *compare, uint64_t end_page)
+/* A counted cluster without a refcount block. */
+static void without_block(struct check *c, uint64_t cluster)
 {
-    struct check *c = compare->c;
+    uint64_t counted = check_counts_get(c->counts, cluster);
 
-    for (; compare->next_page < compare->pages->len; compare->next_page++) {
-        const struct check_page *page = g_ptr_array_index(compare->pages, compare->next_page);
-
-        if (page->index >= end_page) {
-            return;
-        }
-        for (uint64_t i = 0; i < CHECK_PAGE_CLUSTERS; i++) {
-            uint64_t cluster = (page->index << CHECK_PAGE_BITS) + i;
-            uint64_t counted = check_counts_get(c->counts, cluster);
-
-            if (counted) {
-                check_found(c, CHECK_CORRUPTION,
-                            "The cluster at offset %" PRIu64 " is used %" PRIu64
-                            " times, but has no refcount",
-                            cluster << c->q->cluster_bits, counted);
-                c->needs_rebuild = true;
-                c->end_cluster = MAX_OF(c->end_cluster, cluster + 1);
-            }
-        }
+    if (counted) {
+        check_found(c, CHECK_CORRUPTION,
+                    "The cluster at offset %" PRIu64 " is used %" PRIu64
+                    " times, but has no refcount",
+                    cluster << c->q->cluster_bits, counted);
+        c->needs_rebuild = true;
+        c->end_cluster = MAX_OF(c->end_cluster, cluster + 1);
     }
 }
 
-/* The refcounts of a block are not known: nothing can be said about its clusters. */
-static void skip_pages(struct compare *compare, uint64_t end_page)
+/* The refcounts of its block are not known: nothing can be said about the cluster. */
+static void with_unknown_block(struct check *c, uint64_t cluster)
 {
-    struct check *c = compare->c;
+    check_counts_set_stored(c->counts, cluster, CHECK_STORED_UNKNOWN);
+    if (check_counts_get(c->counts, cluster)) {
+        c->end_cluster = MAX_OF(c->end_cluster, cluster + 1);
+    }
+}
 
+/* Take the pages before one in which something has been counted, and look at their clusters. */
+static void take_pages_before(struct compare *compare, uint64_t end_page,
+                              void (*look_at)(struct check *c, uint64_t cluster))
+{
     for (; compare->next_page < compare->pages->len; compare->next_page++) {
         const struct check_page *page = g_ptr_array_index(compare->pages, compare->next_page);
 
@@ -259,12 +255,7 @@ static void skip_pages(struct compare *compare, uint64_t end_page)
             return;
         }
         for (uint64_t i = 0; i < CHECK_PAGE_CLUSTERS; i++) {
-            uint64_t cluster = (page->index << CHECK_PAGE_BITS) + i;
-
-            check_counts_set_stored(c->counts, cluster, CHECK_STORED_UNKNOWN);
-            if (check_counts_get(c->counts, cluster)) {
-                c->end_cluster = MAX_OF(c->end_cluster, cluster + 1);
-            }
+            look_at(compare->c, (page->index << CHECK_PAGE_BITS) + i);
         }
     }
 }
@@ -292,14 +283,14 @@ static int look_at_block(struct compare *compare, const struct check_block *bloc
     if (status < 0) {
         return status;
     }
-    without_block(compare, page);
+    take_pages_before(compare, page, without_block);
     if (block->usable && !is_counted_before(compare, end_page) &&
         check_is_hole(c, block->offset, c->q->cluster_size)) {
         return 0; /* a hostile image may have very many */
     }
     if (!block->usable ||
         !check_read(c, c->buffer, c->q->cluster_size, block->offset, "a refcount block")) {
-        skip_pages(compare, end_page);
+        take_pages_before(compare, end_page, with_unknown_block);
         return 0;
     }
     compare->first_changed = UINT64_MAX;
@@ -318,7 +309,7 @@ int check_compare(struct check *c, bool raise, bool lower)
         status = look_at_block(&compare, &g_array_index(c->blocks, struct check_block, i));
     }
     if (status == 0) {
-        without_block(&compare, UINT64_MAX);
+        take_pages_before(&compare, UINT64_MAX, without_block);
     }
     return status;
 }

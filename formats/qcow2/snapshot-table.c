@@ -8,6 +8,7 @@
 #include "block/checked.h"
 #include "block/cleanup.h"
 #include "block/error.h"
+#include "formats/qcow2/big-endian.h"
 #include "formats/qcow2/internal.h"
 
 /* A table entry's fixed part, and the extra data that we know. */
@@ -15,25 +16,6 @@
 #define EXTRA_BYTES 24
 
 #define EXTRA_MAX   (16 * KIB)
-
-static uint64_t get(const uint8_t *bytes, unsigned count)
-{
-    uint64_t value = 0;
-
-    for (unsigned i = 0; i < count; i++) {
-        value = value << 8 | bytes[i];
-    }
-    return value;
-}
-
-static void put(GByteArray *array, uint64_t value, unsigned count)
-{
-    for (unsigned i = count; i-- > 0;) {
-        uint8_t byte = (uint8_t)(value >> (8 * i));
-
-        g_byte_array_append(array, &byte, 1);
-    }
-}
 
 static void clear(struct qcow2_snapshot *snapshot)
 {
@@ -160,12 +142,12 @@ static int read_extra(struct reader *reader, struct qcow2_snapshot *snapshot, ui
     }
     int status = read_bytes(reader, known, known_bytes);
     if (known_bytes >= 8) {
-        snapshot->vm_state_bytes = get(known, 8);
+        snapshot->vm_state_bytes = get_be(known, 8);
     }
     if (known_bytes >= 16) {
-        snapshot->disk_bytes = get(known + 8, 8);
+        snapshot->disk_bytes = get_be(known + 8, 8);
     }
-    snapshot->icount = known_bytes >= 24 ? get(known + 16, 8) : UINT64_MAX;
+    snapshot->icount = known_bytes >= 24 ? get_be(known + 16, 8) : UINT64_MAX;
     if (status == 0 && bytes > EXTRA_BYTES) {
         snapshot->extra_bytes = bytes - EXTRA_BYTES;
         snapshot->extra = g_malloc(snapshot->extra_bytes);
@@ -208,21 +190,21 @@ static int read_entry(struct reader *reader, struct qcow2_snapshot *snapshot)
         return status;
     }
     *snapshot = (struct qcow2_snapshot){
-        .l1_offset = get(fixed, 8),
-        .l1_size = (uint32_t)get(fixed + 8, 4),
-        .date_sec = (uint32_t)get(fixed + 16, 4),
-        .date_nsec = (uint32_t)get(fixed + 20, 4),
-        .vm_clock_nsec = get(fixed + 24, 8),
-        .vm_state_bytes = get(fixed + 32, 4),
+        .l1_offset = get_be(fixed, 8),
+        .l1_size = (uint32_t)get_be(fixed + 8, 4),
+        .date_sec = (uint32_t)get_be(fixed + 16, 4),
+        .date_nsec = (uint32_t)get_be(fixed + 20, 4),
+        .vm_clock_nsec = get_be(fixed + 24, 8),
+        .vm_state_bytes = get_be(fixed + 32, 4),
     };
     /* If the length of the disk is not recorded: as it is now, or as its tables go. */
     snapshot->disk_bytes = MIN_OF(q->header.size, qcow2_covered(q, snapshot->l1_size));
-    status = read_extra(reader, snapshot, (uint32_t)get(fixed + 36, 4));
+    status = read_extra(reader, snapshot, (uint32_t)get_be(fixed + 36, 4));
     if (status == 0) {
-        status = read_text(reader, &snapshot->id, get(fixed + 12, 2));
+        status = read_text(reader, &snapshot->id, get_be(fixed + 12, 2));
     }
     if (status == 0) {
-        status = read_text(reader, &snapshot->name, get(fixed + 14, 2));
+        status = read_text(reader, &snapshot->name, get_be(fixed + 14, 2));
     }
     reader->at = q->header.snapshots_offset + align_up(reader->at - q->header.snapshots_offset, 8);
     return status == 0 ? check_entry(reader, snapshot) : status;
@@ -269,25 +251,25 @@ static void encode(GByteArray *table, const struct qcow2_snapshot *snapshot)
 {
     bool fits = snapshot->vm_state_bytes <= UINT32_MAX;
 
-    put(table, snapshot->l1_offset, 8);
-    put(table, snapshot->l1_size, 4);
-    put(table, strlen(snapshot->id), 2);
-    put(table, strlen(snapshot->name), 2);
-    put(table, snapshot->date_sec, 4);
-    put(table, snapshot->date_nsec, 4);
-    put(table, snapshot->vm_clock_nsec, 8);
-    put(table, fits ? snapshot->vm_state_bytes : 0, 4);
-    put(table, EXTRA_BYTES + snapshot->extra_bytes, 4);
-    put(table, snapshot->vm_state_bytes, 8);
-    put(table, snapshot->disk_bytes, 8);
-    put(table, snapshot->icount, 8);
+    append_be(table, snapshot->l1_offset, 8);
+    append_be(table, snapshot->l1_size, 4);
+    append_be(table, strlen(snapshot->id), 2);
+    append_be(table, strlen(snapshot->name), 2);
+    append_be(table, snapshot->date_sec, 4);
+    append_be(table, snapshot->date_nsec, 4);
+    append_be(table, snapshot->vm_clock_nsec, 8);
+    append_be(table, fits ? snapshot->vm_state_bytes : 0, 4);
+    append_be(table, EXTRA_BYTES + snapshot->extra_bytes, 4);
+    append_be(table, snapshot->vm_state_bytes, 8);
+    append_be(table, snapshot->disk_bytes, 8);
+    append_be(table, snapshot->icount, 8);
     if (snapshot->extra_bytes) {
         g_byte_array_append(table, snapshot->extra, snapshot->extra_bytes);
     }
     g_byte_array_append(table, (const uint8_t *)snapshot->id, (guint)strlen(snapshot->id));
     g_byte_array_append(table, (const uint8_t *)snapshot->name, (guint)strlen(snapshot->name));
     while (table->len % 8) {
-        put(table, 0, 1);
+        append_be(table, 0, 1);
     }
 }
 

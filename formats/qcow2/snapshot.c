@@ -273,10 +273,16 @@ static void end(struct qcow2 *q, int status)
     }
 }
 
-static int read_l1(struct qcow2 *q, const struct qcow2_snapshot *snapshot, uint64_t **l1,
-                   uint32_t entries, GError **error)
+/* The snapshot of this ID and its L1 table, which the caller frees, after an error, too. */
+static int find(struct qcow2 *q, const char *id, struct qcow2_snapshot **found, uint64_t **l1,
+                GError **error)
 {
-    *l1 = g_try_new0(uint64_t, MAX_OF(entries, 1u));
+    struct qcow2_snapshot *snapshot = *found = qcow2_snapshot_find(q, id);
+
+    if (!snapshot) {
+        return block_error(error, ENOENT, "There is no snapshot '%s'", id);
+    }
+    *l1 = g_try_new0(uint64_t, MAX_OF(snapshot->l1_size, 1u));
     int status = *l1 ? qcow2_read_words(q, *l1, snapshot->l1_size, snapshot->l1_offset) : -ENOMEM;
 
     return status < 0
@@ -285,14 +291,13 @@ static int read_l1(struct qcow2 *q, const struct qcow2_snapshot *snapshot, uint6
                : 0;
 }
 
-static struct qcow2_snapshot *find(struct qcow2 *q, const char *id, GError **error)
+/* The same, and begin an operation with it. */
+static int begin_with(struct qcow2 *q, const char *id, struct qcow2_snapshot **found, uint64_t **l1,
+                      GError **error)
 {
-    struct qcow2_snapshot *snapshot = qcow2_snapshot_find(q, id);
+    int status = find(q, id, found, l1, error);
 
-    if (!snapshot) {
-        block_error(error, ENOENT, "There is no snapshot '%s'", id);
-    }
-    return snapshot;
+    return status < 0 ? status : begin(q, error);
 }
 
 /* ---- Creating ------------------------------------------------------------------------------- */
@@ -443,13 +448,10 @@ int qcow2_snapshot_create(struct block_node *node, const struct block_snapshot_i
 int qcow2_snapshot_delete(struct block_node *node, const char *id, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    struct qcow2_snapshot *snapshot = find(q, id, error);
+    struct qcow2_snapshot *snapshot;
     g_autofree uint64_t *l1 = NULL;
-    int status = snapshot ? read_l1(q, snapshot, &l1, snapshot->l1_size, error) : -ENOENT;
+    int status = begin_with(q, id, &snapshot, &l1, error);
 
-    if (status == 0) {
-        status = begin(q, error);
-    }
     if (status < 0) {
         return status;
     }
@@ -578,13 +580,10 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *snapshot, uint64_
 int qcow2_snapshot_apply(struct block_node *node, const char *id, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    struct qcow2_snapshot *snapshot = find(q, id, error);
+    struct qcow2_snapshot *snapshot;
     g_autofree uint64_t *l1 = NULL;
-    int status = snapshot ? read_l1(q, snapshot, &l1, snapshot->l1_size, error) : -ENOENT;
+    int status = begin_with(q, id, &snapshot, &l1, error);
 
-    if (status == 0) {
-        status = begin(q, error);
-    }
     if (status < 0) {
         return status;
     }
@@ -629,9 +628,9 @@ int qcow2_snapshot_list(struct block_node *node, struct block_snapshot_info **li
 int qcow2_snapshot_load(struct block_node *node, const char *id, GError **error)
 {
     struct qcow2 *q = qcow2_of(node);
-    struct qcow2_snapshot *snapshot = find(q, id, error);
+    struct qcow2_snapshot *snapshot;
     g_autofree uint64_t *l1 = NULL;
-    int status = snapshot ? read_l1(q, snapshot, &l1, snapshot->l1_size, error) : -ENOENT;
+    int status = find(q, id, &snapshot, &l1, error);
 
     if (status < 0) {
         return status;

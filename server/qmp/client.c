@@ -88,15 +88,6 @@ static void unreference(struct qmp_client *client)
     owner.gone(owner.data);
 }
 
-static void drop_source(GSource **source)
-{
-    if (*source) {
-        g_source_destroy(*source);
-        g_source_unref(*source);
-        *source = NULL;
-    }
-}
-
 static GSource *watch(struct qmp_client *client, GIOCondition condition, GUnixFDSourceFunc function)
 {
     GSource *source = g_unix_fd_source_new(client->fd, condition);
@@ -157,7 +148,7 @@ static void flush(struct qmp_client *client)
     while (client->fd >= 0 && !STAILQ_EMPTY(&client->output) && write_some(client)) {
     }
     if (client->fd < 0 || STAILQ_EMPTY(&client->output)) {
-        drop_source(&client->write_source);
+        main_loop_drop_source(&client->write_source);
     } else if (!client->write_source) {
         client->write_source = watch(client, G_IO_OUT, on_writable);
     }
@@ -390,9 +381,9 @@ static void close_client(struct qmp_client *client)
     if (client->fd < 0) {
         return;
     }
-    drop_source(&client->read_source);
-    drop_source(&client->write_source);
-    drop_source(&client->turn_source);
+    main_loop_drop_source(&client->read_source);
+    main_loop_drop_source(&client->write_source);
+    main_loop_drop_source(&client->turn_source);
     drain_socket(client);
     close(client->fd);
     client->fd = -1;
@@ -408,7 +399,7 @@ static gboolean on_turn(gpointer data)
 {
     struct qmp_client *client = data;
 
-    drop_source(&client->turn_source);
+    main_loop_drop_source(&client->turn_source);
     pump(client);
     return G_SOURCE_REMOVE;
 }
@@ -438,7 +429,7 @@ static void settle(struct qmp_client *client)
         close_client(client);
     } else if (client->input_ended || client->finishing || has_input(client) ||
                !may_parse(client)) {
-        drop_source(&client->read_source);
+        main_loop_drop_source(&client->read_source);
     } else if (!client->read_source) {
         client->read_source = watch(client, G_IO_IN, on_readable);
     }
@@ -505,7 +496,7 @@ void qmp_client_finish(struct qmp_client *client)
     reference(client);
     client->finishing = true;
     drop_requests(client);
-    drop_source(&client->turn_source);
+    main_loop_drop_source(&client->turn_source);
     flush(client);
     pump(client);
     unreference(client);

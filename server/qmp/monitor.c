@@ -40,15 +40,6 @@ struct qmp_monitor {
 
 static void resume_accepting(struct qmp_monitor *monitor);
 
-static void drop_source(GSource **source)
-{
-    if (*source) {
-        g_source_destroy(*source);
-        g_source_unref(*source);
-        *source = NULL;
-    }
-}
-
 /* Clients */
 
 static void on_client_closed(struct qmp_client *client, void *data)
@@ -90,14 +81,14 @@ static gboolean on_accept_pause_end(gpointer data)
 {
     struct qmp_monitor *monitor = data;
 
-    drop_source(&monitor->accept_pause);
+    main_loop_drop_source(&monitor->accept_pause);
     resume_accepting(monitor);
     return G_SOURCE_REMOVE;
 }
 
 static void pause_accepting(struct qmp_monitor *monitor)
 {
-    drop_source(&monitor->accept_source);
+    main_loop_drop_source(&monitor->accept_source);
     monitor->accept_pause = g_timeout_source_new(ACCEPT_PAUSE_MS);
     g_source_set_callback(monitor->accept_pause, on_accept_pause_end, monitor, NULL);
     g_source_attach(monitor->accept_pause, main_loop_context());
@@ -111,7 +102,7 @@ static gboolean on_connection(gint fd, GIOCondition condition, gpointer data)
     if (client_fd >= 0) {
         add_client(monitor, client_fd);
         if (monitor->clients->len >= MAX_CLIENTS) {
-            drop_source(&monitor->accept_source);
+            main_loop_drop_source(&monitor->accept_source);
         }
     } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
         pause_accepting(monitor);
@@ -230,8 +221,8 @@ static void stop_on_main_thread(void *data)
     struct qmp_monitor *monitor = data;
     guint n;
 
-    drop_source(&monitor->accept_source);
-    drop_source(&monitor->accept_pause);
+    main_loop_drop_source(&monitor->accept_source);
+    main_loop_drop_source(&monitor->accept_pause);
     if (monitor->is_started) {
         monitor->is_started = false;
         event_remove_listener(on_event, monitor);

@@ -4,8 +4,8 @@
 
 import json
 
-from liveblk_load import Writers, same_contents
-from liveblk_test import DiskModel, Server, connect, main, promise
+from liveblk_load import Writers, assert_guest_unharmed, same_contents
+from liveblk_test import DiskModel, Server, main, promise, start_backup
 
 MIB = 1 << 20
 
@@ -110,11 +110,6 @@ def fio_verifies(test):
     test.log(f"{backups} backups meanwhile")
 
 
-def start_backup(qmp, job, target, **options):
-    qmp.command("drive-backup", job_id=job, device="vda", target=str(target), sync="full",
-                **options)  # fmt: skip
-
-
 def finish(qmp, job):
     event = qmp.wait_event("BLOCK_JOB_COMPLETED", device=job)["data"]
     assert "error" not in event, event
@@ -211,10 +206,7 @@ def cancelled(test):
         qmp.command("block-job-cancel", device="j", force=number % 2 == 0)
         qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")
         qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
-    writers.wait_done(100)
-    writers.stop()
-    handle = connect(server.uri())
-    writers.model.assert_equals(lambda at, length: handle.pread(length, at))
+    assert_guest_unharmed(server, writers, 100)
     assert not same_contents(test.path("disk.img"), test.path("backup.img"))
 
 
@@ -226,10 +218,7 @@ def short_connections(test):
         handle = server.connect()
         handle.pread(4096, 0)
         handle.shutdown()
-    writers.wait_done(50)
-    writers.stop()
-    handle = server.connect()
-    writers.model.assert_equals(lambda at, length: handle.pread(length, at))
+    assert_guest_unharmed(server, writers)
 
 
 main()

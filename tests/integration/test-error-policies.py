@@ -5,8 +5,8 @@
 import threading
 
 import nbd
-from liveblk_load import SmallDisk, Writers, allocated, same_contents
-from liveblk_test import DiskModel, Server, main, promise, wait_until
+from liveblk_load import SmallDisk, Writers, allocated, assert_guest_unharmed, same_contents
+from liveblk_test import DiskModel, Server, main, promise, start_backup, wait_until
 
 MIB = 1 << 20
 
@@ -155,12 +155,6 @@ def serve_far(test, far, options=""):
     return server, server.qmp(), handle, model
 
 
-def start_backup(qmp, job, target, **options):
-    arguments = {"job-id": job, "device": "vda", "target": str(target), "sync": "full"}
-    arguments.update({key.replace("_", "-"): value for key, value in options.items()})
-    qmp.command_raw("drive-backup", arguments)
-
-
 @promise("rerror: a guest's read error is reported, or held until the storage works again")
 def read_errors(test):
     image, trigger, far = failing_source(test)
@@ -254,10 +248,7 @@ def target_report(test):
     assert (event["operation"], event["action"]) == ("write", "report"), event
     event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
     assert "No space left on device" in event["error"], event
-    writers.wait_done(100)
-    writers.stop()
-    handle = server.connect()
-    writers.model.assert_equals(lambda at, length: handle.pread(length, at))
+    assert_guest_unharmed(server, writers, 100)
     target.unlink()
 
 

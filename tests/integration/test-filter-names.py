@@ -4,7 +4,7 @@
 
 import os
 
-from liveblk_load import Writers
+from liveblk_load import Writers, assert_guest_unharmed
 from liveblk_test import QmpError, Server, main, promise
 
 MIB = 1 << 20
@@ -80,11 +80,7 @@ class World:
 
     def finish(self):
         """The guest saw nothing, and the image, closed, holds it all."""
-        self.writers.wait_done(100)
-        self.writers.stop()
-        handle = self.server.connect()
-        self.writers.model.assert_equals(lambda at, length: handle.pread(length, at))
-        handle.shutdown()
+        assert_guest_unharmed(self.server, self.writers, 100)
         path = self.command("query-block")[0]["inserted"]["file"]
         kind = "qcow2" if path.endswith("qcow2") else "raw"
         self.server.stop()

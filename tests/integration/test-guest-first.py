@@ -8,8 +8,8 @@ import json
 import threading
 import time
 
-from liveblk_load import Writers
-from liveblk_test import QmpError, Server, main, promise, wait_until
+from liveblk_load import Writers, assert_guest_unharmed
+from liveblk_test import QmpError, Server, main, promise, start_copy, wait_until
 
 MIB = 1 << 20
 MS = 1000000
@@ -46,10 +46,8 @@ def make_late(qmp, node, *rules):
 
 def backup(qmp, writers, target="t", **options):
     """Start a backup in a moment; returns the model of the moment."""
-    arguments = {"job-id": "j", "device": "vda", "target": target, "sync": "full"}
-    arguments.update({key.replace("_", "-"): value for key, value in options.items()})
     with writers.held() as moment:
-        qmp.command_raw("blockdev-backup", arguments)
+        start_copy(qmp, "blockdev-backup", "j", target, **options)
     return moment
 
 
@@ -67,14 +65,6 @@ def wait_pace(qmp, *paces):
         return report if report["guest-pace"] in paces else None
 
     return wait_until(look, f"the job is {' or '.join(paces)}")
-
-
-def guest_goes_on(server, writers, count=50):
-    writers.wait_done(count)
-    writers.stop()
-    handle = server.connect()
-    writers.model.assert_equals(lambda at, length: handle.pread(length, at))
-    handle.shutdown()
 
 
 @promise("a target that takes seconds for each write is not on the guest's path, and the job says "
@@ -98,7 +88,7 @@ def slow_target(test):
     assert report["guest-pace"] in ("free", "held-back", "floor", "recovering"), report
     assert job(qmp, "query-block-jobs")["guest-waits"]["requests"] >= waits["requests"]
     qmp.command("job-cancel", _id="j")
-    guest_goes_on(server, writers)
+    assert_guest_unharmed(server, writers)
 
 
 @promise("a job holds itself back while the guest's latency is above guest-latency, says so, and "
@@ -124,7 +114,7 @@ def holds_back(test):
     qmp.command("block-job-set-speed", device="j", speed=0)
     assert "error" not in qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
     moment.assert_equals_file(target)
-    guest_goes_on(server, writers)
+    assert_guest_unharmed(server, writers)
 
 
 @promise("however slow the guest, a job with guest-latency comes to its end, with a true copy")
@@ -137,7 +127,7 @@ def ends_anyway(test):
     make_late(server.qmp(), "disk", delay("write", 100 * MS))
     test.liveblk("backup", "--admin", server.admin, "vda", "--to", target, "--guest-latency",
                  "0.001")  # fmt: skip
-    guest_goes_on(server, writers, 5)
+    assert_guest_unharmed(server, writers, 5)
     assert target.stat().st_size == length
 
 
@@ -214,7 +204,7 @@ def mirror_waits(test):
     assert "error" not in report, report
     assert report["guest-waits"]["longest-ns"] >= 200 * MS, report
     assert report["guest-waits"]["requests"] >= 1, report
-    guest_goes_on(server, writers)
+    assert_guest_unharmed(server, writers)
 
 
 @promise("a target that hangs keeps no guest of a mirror in background waiting, and in write-blocking "
@@ -255,7 +245,7 @@ def mirror_hangs(test):
         qmp.command("block-job-cancel", device="j")  # a ready mirror ends with a copy
         qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")
         moment.assert_equals_file(target)
-    guest_goes_on(server, writers)
+    assert_guest_unharmed(server, writers)
 
 
 def bound_is_hit(test, prepare, words, **options):
@@ -267,7 +257,7 @@ def bound_is_hit(test, prepare, words, **options):
     backup(qmp, writers, **options)
     event = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")
     assert words in event["data"]["error"], event
-    guest_goes_on(server, writers, 200)
+    assert_guest_unharmed(server, writers, 200)
     assert writers.slowest < 4, writers.slowest
     return qmp
 
@@ -317,7 +307,7 @@ def bound_verify(test):
     waits = job(qmp)["guest-waits"]
     assert waits["requests"] > 0 and 0 < waits["p99-ns"] <= waits["longest-ns"], waits
     assert "needs more scratch than" in event["data"]["error"], event
-    guest_goes_on(server, writers, 200)
+    assert_guest_unharmed(server, writers, 200)
 
 
 @promise("a view's scratch-max breaks the view and not the guest; SCRATCH_HIGH_WATER said so before")
@@ -330,7 +320,7 @@ def bound_view(test):
     assert event["kind"] == "view" and event["name"] == "night" and event["max"] == 2 * MIB, event
     assert MIB <= event["used"] <= 2 * MIB, event
     assert "scratch" in qmp.wait_event("VIEW_BROKEN", name="night")["data"]["reason"]
-    guest_goes_on(server, writers)
+    assert_guest_unharmed(server, writers)
     qmp.command("view-drop", name="night")
 
 
@@ -351,7 +341,7 @@ def bound_session(test):
     assert waits["requests"] > 0 and 0 < waits["p99-ns"] <= waits["longest-ns"], waits
     (view,) = qmp.command("query-views")
     assert view["guest-waits"] == waits, view
-    guest_goes_on(server, writers, 200)
+    assert_guest_unharmed(server, writers, 200)
     (view,) = qmp.command("query-views")
     assert view["guest-waits"]["requests"] == waits["requests"], "what is broken costs nothing more"
     for words in (("session", "list"), ("view", "list"), ("status",)):

@@ -12,7 +12,7 @@ import nbd
 from liveblk_front_ends import NBD_PROGRAM as PROGRAM
 from liveblk_front_ends import NbdProgram as Server
 from liveblk_front_ends import listens
-from liveblk_test import connect, fill, main, promise, wait_until
+from liveblk_test import connect, error_of, fill, main, promise, wait_until
 from liveblk_test import Server as PluginServer
 
 MIB = 1 << 20
@@ -33,14 +33,6 @@ def make_image(test, name, *options, format="qcow2", length=4 * MIB):
     path = test.path(name)
     test.run("qemu-img", "create", "-q", "-f", format, *options, path, str(length))
     return path
-
-
-def refusal(function, *arguments):
-    try:
-        function(*arguments)
-    except nbd.Error as error:
-        return error.errno
-    return None
 
 
 def contents(test, path, format):
@@ -184,7 +176,7 @@ def variants(test):
     with serving(test, "-f", "qcow2", "--cache=directsync", image) as handle:
         handle.pwrite(new, 0)
     with serving(test, "-f", "qcow2", "-r", image) as handle:
-        assert handle.is_read_only() and refusal(handle.pwrite, more, 0)
+        assert handle.is_read_only() and error_of(handle.pwrite, more, 0)
         assert handle.pread(MIB, 0) == new
     with serving(test, "-s", "--cache=unsafe", image) as handle:
         handle.pwrite(more, 512)
@@ -228,15 +220,15 @@ def guesses(test):
     server = Server(test, disk)
     assert server.log().startswith("liveblk-nbd: warning: "), server.log()
     handle = connect(server.uri())
-    assert refusal(handle.pwrite, header, 0) == "EPERM"
+    assert error_of(handle.pwrite, header, 0) == "EPERM"
     handle.pwrite(b"KD", 0)
-    assert refusal(handle.pwrite, b"MV", 2) == "EPERM", "it would be a vmdk image next time"
+    assert error_of(handle.pwrite, b"MV", 2) == "EPERM", "it would be a vmdk image next time"
     handle.pwrite(fill(0, 4096, 1), 0)
     handle.shutdown()
     server.end()
     assert disk.read_bytes()[:4096] == fill(0, 4096, 1)
     with serving(test, "--image-opts", f"file.filename={disk}") as handle:
-        assert refusal(handle.pwrite, header, 0) == "EPERM"
+        assert error_of(handle.pwrite, header, 0) == "EPERM"
     with serving(test, "-f", "raw", disk) as handle:
         handle.pwrite(header, 0)
     assert disk.read_bytes()[:512] == header

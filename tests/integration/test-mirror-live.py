@@ -5,8 +5,8 @@
 import os
 import signal
 
-from liveblk_load import Writers, allocated
-from liveblk_test import QmpError, Server, main, promise, wait_until
+from liveblk_load import Writers, allocated, assert_guest_unharmed
+from liveblk_test import QmpError, Server, main, promise, start_copy, wait_until
 
 MIB = 1 << 20
 
@@ -35,9 +35,7 @@ def add_far(qmp, far, name="t"):
 
 
 def mirror(qmp, target, **options):
-    arguments = {"job-id": "m", "device": "vda", "target": target, "sync": "full"}
-    arguments.update({key.replace("_", "-"): value for key, value in options.items()})
-    qmp.command_raw("blockdev-mirror", arguments)
+    start_copy(qmp, "blockdev-mirror", "m", target, **options)
 
 
 def ready_mirror(qmp, target, **options):
@@ -65,14 +63,6 @@ def root_of(qmp):
 def job_status(qmp):
     jobs = qmp.command("query-block-jobs")
     return jobs[0]["status"] if jobs else None
-
-
-def assert_guest_unharmed(server, writers):
-    writers.wait_done(50)
-    writers.stop()
-    handle = server.connect()
-    writers.model.assert_equals(lambda at, length: handle.pread(length, at))
-    handle.shutdown()
 
 
 @promise("clients go on across pivots, there and back; the old disk is not written again")

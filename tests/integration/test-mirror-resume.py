@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from liveblk_test import Qmp, QmpError, Server, main, promise, wait_until
+from liveblk_test import Qmp, Server, expect_error, main, promise, wait_until
 from liveblk_tracking import GRANULE, KIB, MIB, Load, TrackedDisk, noise
 
 LENGTH = 16 * MIB
@@ -231,15 +231,6 @@ class World:
             self.disk.stop()
         self.disk.start()
         self.load = self.kind(self.test, self.disk.server.uri()) if self.load else None
-
-
-def expect_error(text, qmp, command, **arguments):
-    try:
-        qmp.command(command, **arguments)
-    except QmpError as error:
-        assert text in str(error), f"{text!r} is not in {error}"
-    else:
-        raise AssertionError(f"{command} succeeded")
 
 
 # ---- The target is lost, and comes back ---------------------------------------------------------

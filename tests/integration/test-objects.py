@@ -4,7 +4,7 @@
 
 import threading
 
-from liveblk_test import DiskModel, QmpError, Server, connect, main, promise, wait_until
+from liveblk_test import DiskModel, Server, connect, main, promise, refused, wait_until
 
 MIB = 1 << 20
 LIMITS = [
@@ -12,15 +12,6 @@ LIMITS = [
     for name in ("iops-total", "iops-read", "iops-write", "bps-total", "bps-read", "bps-write")
     for more in ("", "-max", "-max-length")
 ] + ["iops-size"]
-
-
-def refused(qmp, name, arguments, text, kind="GenericError"):
-    try:
-        answer = qmp.command_raw(name, arguments)
-    except QmpError as error:
-        assert text in error.desc and error.kind == kind, (error.kind, error.desc)
-        return
-    raise AssertionError(f"{name} {arguments} was not refused: {answer}")
 
 
 def disk_of(test, name="vda"):

@@ -9,7 +9,7 @@ import time
 
 import nbd
 from liveblk_load import Writers, same_contents
-from liveblk_test import DiskModel, Qmp, QmpError, Server, main, promise, wait_until
+from liveblk_test import DiskModel, Qmp, QmpError, Server, main, promise, start_backup, wait_until
 
 MIB = 1 << 20
 
@@ -38,12 +38,6 @@ def refused(qmp, name, desc, kind="GenericError", /, **arguments):
         assert error.kind == kind, (name, error.kind)
         return
     raise AssertionError(f"{name} {arguments} was not refused")
-
-
-def backup(qmp, job, target, **options):
-    arguments = {"job-id": job, "device": "vda", "target": str(target), "sync": "full"}
-    arguments.update({key.replace("_", "-"): value for key, value in options.items()})
-    qmp.command_raw("drive-backup", arguments)
 
 
 def node_names(qmp):
@@ -285,7 +279,7 @@ def resizes(test):
     refused(qmp, "block_resize", "The new size must be a multiple of 512", device="vda", size=1000)
     refused(qmp, "block_resize", "Parameter 'size' is missing", device="vda")
     refused(qmp, "block_resize", "Cannot find device='zz' nor node-name=''", device="zz", size=512)
-    backup(qmp, "j", test.path("b.img"), speed=MIB)
+    start_backup(qmp, "j", test.path("b.img"), speed=MIB)
     refused(qmp, "block_resize", "...", device="vda", size=MIB)
     qmp.command("job-cancel", _id="j")
     assert disk.read_bytes() == before
@@ -300,13 +294,13 @@ def drive_backups(test):
     assert not target.exists()
     assert statuses(qmp, "j") in ([], ["created", "null"])
     qmp.events.clear()
-    backup(qmp, "j", target)
+    start_backup(qmp, "j", target)
     wait_null(qmp, "j")
     assert same_contents(disk, target)
     target.write_bytes(b"old" * (8 * MIB // 3) + b"ol")
     inode = target.stat().st_ino
     qmp.events.clear()
-    backup(qmp, "j", target, mode="existing")
+    start_backup(qmp, "j", target, mode="existing")
     wait_null(qmp, "j")
     assert same_contents(disk, target) and target.stat().st_ino == inode
     target.write_bytes(b"short")
@@ -325,7 +319,7 @@ def refused_backups(test):
     qmp.command("blockdev-add", driver="null-co", node_name="n", size=8 * MIB)
     qmp.command("blockdev-add", driver="null-co", node_name="small", size=MIB)
     qmp.command("blockdev-add", driver="null-co", node_name="ro", size=8 * MIB, read_only=True)
-    backup(qmp, "busy", test.path("slow.img"), speed=65536)
+    start_backup(qmp, "busy", test.path("slow.img"), speed=65536)
     nodes = node_names(qmp)
     files = set(test.directory.iterdir())
     good = {"job__id": "j", "device": "vda", "sync": "full"}
@@ -385,7 +379,7 @@ def default_job_name(test):
 @promise("a backup's events come in QEMU's order")
 def event_order(test):
     server, qmp = world(test)
-    backup(qmp, "j", test.path("b.img"))
+    start_backup(qmp, "j", test.path("b.img"))
     wait_null(qmp, "j")
     seen = [s for s in statuses(qmp, "j") if s != "paused"]
     while ["running", "running"] in [seen[i : i + 2] for i in range(len(seen))]:
@@ -401,7 +395,7 @@ def event_order(test):
 @promise("every verb works where it is legal and is refused with QEMU's words where it is not")
 def verbs(test):
     server, qmp = world(test)
-    backup(qmp, "j", test.path("b.img"), speed=MIB, auto_finalize=False, auto_dismiss=False)
+    start_backup(qmp, "j", test.path("b.img"), speed=MIB, auto_finalize=False, auto_dismiss=False)
     wrong = "Job 'j' in state '{}' cannot accept command verb '{}'"
 
     def illegal(state, *commands):
@@ -449,7 +443,7 @@ def cancels(test):
     for state in ("running", "paused", "pending"):
         qmp.events.clear()
         speed = 0 if state == "pending" else MIB
-        backup(qmp, "j", test.path("b.img"), speed=speed, auto_finalize=False, auto_dismiss=False)
+        start_backup(qmp, "j", test.path("b.img"), speed=speed, auto_finalize=False, auto_dismiss=False)
         if state == "paused":
             qmp.command("job-pause", _id="j")
         if state == "pending":
@@ -466,7 +460,7 @@ def sync_none(test):
     server, qmp = world(test)
     target = test.make_disk("target.img", 8 * MIB)
     before = test.path("disk0.img").read_bytes()
-    backup(qmp, "j", target, sync="none", mode="existing")
+    start_backup(qmp, "j", target, sync="none", mode="existing")
     handle = server.connect()
     for at in (0, 3 * MIB, 5 * MIB + 8192):
         handle.pwrite(b"new!" * 4096, at)
@@ -488,7 +482,7 @@ def sync_none(test):
 @promise("a job's speed is kept roughly, and a new one takes effect at once")
 def speeds(test):
     server, qmp = world(test, length=32 * MIB)
-    backup(qmp, "j", test.path("b.img"), speed=4 * MIB, x_perf={"max-chunk": 65536})
+    start_backup(qmp, "j", test.path("b.img"), speed=4 * MIB, x_perf={"max-chunk": 65536})
     start = time.monotonic()
     time.sleep(2)
     offset = qmp.command("query-block-jobs")[0]["offset"]
@@ -549,7 +543,7 @@ def stop_and_cont(test):
     writer = threading.Thread(target=lambda: done.append(handle.pwrite(b"s" * 4096, 0)))
     writer.start()
     before = test.path("disk0.img").read_bytes()
-    backup(qmp, "j", test.path("b.img"))
+    start_backup(qmp, "j", test.path("b.img"))
     wait_null(qmp, "j")
     assert test.path("b.img").read_bytes() == before
     writer.join(0.3)
@@ -567,7 +561,7 @@ def many_clients(test):
     clients = [server.qmp() for _ in range(8)]
     silent = Qmp(server.admin, negotiate=False)
     for number, client in enumerate(clients):
-        backup(client, f"j{number}", test.path(f"b{number}.img"))
+        start_backup(client, f"j{number}", test.path(f"b{number}.img"))
     for client in clients:
         for number in range(len(clients)):
             client.wait_event("BLOCK_JOB_COMPLETED", device=f"j{number}")
@@ -592,7 +586,7 @@ def rude_clients(test):
         deaf.sendall(b'{"execute":"qmp_capabilities"}' + b'{"execute":"query-qmp-schema"}' * 2000)
     except TimeoutError:
         pass
-    backup(qmp, "j", test.path("b.img"))
+    start_backup(qmp, "j", test.path("b.img"))
     wait_null(qmp, "j")
     assert server.qmp().command("query-status")["running"] is True
     deaf.close()
@@ -617,7 +611,7 @@ def unresponsive_server(test):
         qmp.command("query-named-block-nodes")
         qmp.command("blockdev-add", driver="null-co", node_name=f"n{number}", size=MIB)
         qmp.command("blockdev-del", node_name=f"n{number}")
-        backup(qmp, f"j{number}", test.path("b.img"))
+        start_backup(qmp, f"j{number}", test.path("b.img"))
         wait_null(qmp, f"j{number}")
     assert time.monotonic() - started < 30
     connection.close()
@@ -636,7 +630,7 @@ def quits(test):
             Server(test, [test.path("disk0.img")], name="again"), None)  # fmt: skip
         qmp = qmp or server.qmp()
         if job:
-            backup(qmp, "j", test.path("b.img"), speed=65536)
+            start_backup(qmp, "j", test.path("b.img"), speed=65536)
         assert qmp.command("quit") == {}
         if job:
             qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")

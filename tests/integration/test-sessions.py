@@ -12,24 +12,15 @@ import time
 import nbd
 
 from liveblk_test import (
-    LIVEBLK, ROOT, QmpError, Server, connect, main, promise, wait_until,
+    LIVEBLK, ROOT, QmpError, Server, connect, expect_error, main, promise, wait_until,
 )  # fmt: skip
-from liveblk_tracking import GRANULE, KIB, MIB, Load, noise, read
+from liveblk_tracking import GRANULE, KIB, MIB, Load, ServedDisks, noise, read
 
 LENGTH = 8 * MIB
 BASE = "base:allocation"
 
 
-def expect_error(text, qmp, command, **arguments):
-    try:
-        qmp.command(command, **arguments)
-    except QmpError as error:
-        assert text in str(error), f"{text!r} is not in {error}"
-    else:
-        raise AssertionError(f"{command} succeeded")
-
-
-class Disks:
+class Disks(ServedDisks):
     """Tracked disks of a server, and for each a copy that its sessions bring up to date."""
 
     def __init__(self, test, *kinds, untracked=()):
@@ -50,19 +41,10 @@ class Disks:
             + ("" if name in self.untracked else ",tracking=auto")
             for name, kind in self.kinds.items()
         ]
-        self.server = Server(self.test, specs, name="sessions")
-        self.qmp = self.server.qmp()
-        self.guests = {name: self.server.connect(name) for name in self.names}
-
-    def stop(self):
-        for guest in self.guests.values():
-            guest.shutdown()
-        self.qmp.close()
-        self.server.stop()
+        self.serve(specs, "sessions")
 
     def kill(self):
-        self.server.kill()
-        self.qmp.close()
+        super().kill()
         self.start()
 
     def restart(self):

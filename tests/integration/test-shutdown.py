@@ -7,16 +7,10 @@ import socket
 import threading
 
 from liveblk_load import Writers
-from liveblk_test import Server, check, main, promise, wait_until
+from liveblk_test import Server, check, main, promise, start_backup, wait_until
 
 MIB = 1 << 20
 SECTOR = 4096
-
-
-def start_backup(qmp, job, target, **options):
-    arguments = {"job-id": job, "device": "vda", "target": str(target), "sync": "full"}
-    arguments.update({key.replace("_", "-"): value for key, value in options.items()})
-    qmp.command_raw("drive-backup", arguments)
 
 
 @promise("SIGTERM in the middle of backups under load: clean end in bounded time, jobs cancelled, "

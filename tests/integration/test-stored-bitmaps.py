@@ -4,7 +4,7 @@
 
 import json
 
-from liveblk_test import Qmp, QmpError, Server, main, promise, wait_until
+from liveblk_test import Qmp, Server, expect_error, main, promise, wait_until
 
 MIB = 1 << 20
 GRANULE = 64 << 10
@@ -42,15 +42,6 @@ def write(server, offset, data=b"x" * 512):
     handle.pwrite(data, offset)
     handle.flush()
     handle.shutdown()
-
-
-def expect_error(qmp, text, command, **arguments):
-    try:
-        qmp.command(command, **arguments)
-    except QmpError as error:
-        assert text in str(error), error
-    else:
-        raise AssertionError(f"{command} succeeded")
 
 
 class Daemon:
@@ -153,7 +144,7 @@ def removed(test):
         {"type": "block-dirty-bitmap-remove", "data": {"node": NODE, "name": "a"}},
         {"type": "abort", "data": {}},
     ]
-    expect_error(qmp, "abort", "transaction", actions=actions)
+    expect_error("abort", qmp, "transaction", actions=actions)
     assert sorted(bitmaps_of(qmp)) == ["a", "b"]
     server.stop()
     assert stored(test, image) == {"a": ["auto"], "b": ["auto"]}
@@ -187,10 +178,10 @@ def refused(test):
     roots = {device["device"]: device["inserted"]["node-name"]
              for device in qmp.command("query-block")}  # fmt: skip
     add = "block-dirty-bitmap-add"
-    expect_error(qmp, f"Can't store persistent bitmaps to {roots['vda']}: Operation not supported",
+    expect_error(f"Can't store persistent bitmaps to {roots['vda']}: Operation not supported", qmp,
                  add, node="vda", name="b", persistent=True)  # fmt: skip
-    expect_error(qmp, f"Can't make bitmap 'b' persistent in '{roots['vdb']}': Cannot store dirty "
-                 "bitmaps in qcow2 v2 files", add, node="vdb", name="b", persistent=True)  # fmt: skip
+    expect_error(f"Can't make bitmap 'b' persistent in '{roots['vdb']}': Cannot store dirty "
+                 "bitmaps in qcow2 v2 files", qmp, add, node="vdb", name="b", persistent=True)  # fmt: skip
     qmp.command(add, node="vdb", name="b")
 
 

@@ -6,8 +6,8 @@ import os
 import signal
 import time
 
-from liveblk_load import Writers
-from liveblk_test import Server, main, promise, wait_until
+from liveblk_load import Writers, assert_guest_unharmed
+from liveblk_test import Server, main, promise, start_copy, wait_until
 
 MIB = 1 << 20
 
@@ -32,10 +32,8 @@ def add_far(qmp, far, **options):
 
 def start(qmp, writers, **options):
     """Start a backup to the target in a moment; returns the model of the moment."""
-    arguments = {"job-id": "j", "device": "vda", "target": "t", "sync": "full"}
-    arguments.update({key.replace("_", "-"): value for key, value in options.items()})
     with writers.held() as moment:
-        qmp.command_raw("blockdev-backup", arguments)
+        start_copy(qmp, "blockdev-backup", "j", "t", **options)
     return moment
 
 
@@ -46,13 +44,6 @@ def wait_progress(qmp, bytes_done):
         return jobs[0]["offset"] >= bytes_done
 
     wait_until(enough, "some of the backup is done")
-
-
-def assert_guest_unharmed(server, writers):
-    writers.wait_done(50)
-    writers.stop()
-    handle = server.connect()
-    writers.model.assert_equals(lambda at, length: handle.pread(length, at))
 
 
 def wait_failed(qmp):

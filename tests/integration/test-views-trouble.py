@@ -4,9 +4,8 @@
 
 import time
 
-import nbd
 from liveblk_load import SmallDisk
-from liveblk_test import Server, main, promise, wait_until
+from liveblk_test import Server, error_of, main, promise, wait_until
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -40,14 +39,6 @@ def inject(qmp, node, **rule):
 
 def view(qmp, name="v"):
     return next(entry for entry in qmp.command("query-views") if entry["name"] == name)
-
-
-def error_of(function, *arguments):
-    try:
-        function(*arguments)
-    except nbd.Error as error:
-        return error.errno
-    return None
 
 
 def overwrite(handle):

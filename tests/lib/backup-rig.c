@@ -235,6 +235,15 @@ void rig_fill(struct rig *rig)
     }
 }
 
+void rig_zero(struct rig *rig, uint64_t offset, uint64_t bytes)
+{
+    struct model_request *request = model_begin(rig->model, MODEL_ZEROES, 98, offset, bytes);
+    int status = block_device_write_zeroes(rig->device, offset, bytes, BLOCK_REQUEST_MAY_UNMAP);
+
+    model_end(rig->model, request, status);
+    g_assert_cmpint(status, ==, 0);
+}
+
 static void zero(struct rig *rig, uint32_t writer, uint64_t offset, uint64_t bytes, unsigned flags)
 {
     struct model_request *request = model_begin(rig->model, MODEL_ZEROES, writer, offset, bytes);
@@ -448,4 +457,42 @@ char *rig_end(struct job *job)
     g_assert_cmpint(job_dismiss(job, NULL), ==, 0);
     job_unref(job);
     return message;
+}
+
+void rig_end_well(struct job *job)
+{
+    g_autofree char *message = rig_end(job);
+
+    g_assert_cmpstr(message, ==, NULL);
+}
+
+void rig_end_badly(struct job *job, const char *part)
+{
+    g_autofree char *message = rig_end(job);
+
+    test_assert_says(message, part);
+}
+
+void rig_resume_when_stopped(struct job *job)
+{
+    while (job_user_resume(job, NULL) < 0) {
+        g_usleep(500);
+    }
+}
+
+struct rig *rig_new_with_target(uint64_t length, struct block_node **target)
+{
+    struct rig *rig = rig_new(length, 1);
+
+    rig_fill(rig);
+    *target = rig_target(rig, "target", true);
+    return rig;
+}
+
+void rig_free_with_target(struct rig *rig, struct block_node *target)
+{
+    rig_stop(rig);
+    fault_clear(target);
+    rig_assert_unused(target);
+    rig_free(rig);
 }

@@ -57,13 +57,19 @@ struct rig *rig_new_named(const char *device, const char *node, uint64_t length,
 /* On a node of the caller's that reads as zeroes. It and the directory are the rig's from now on.
  */
 struct rig *rig_new_on(const char *device, char *directory, struct block_node *source);
+/* A disk that is full of data, and a target of rig_target's that is full of other bytes. */
+struct rig *rig_new_with_target(uint64_t length, struct block_node **target);
 /* Stops the writers; checks that the disk equals the model and that nobody uses its node. */
 void rig_free(struct rig *rig);
+/* The same; nobody uses the target, of which the reference is dropped, and its faults are gone. */
+void rig_free_with_target(struct rig *rig, struct block_node *target);
 
 /* One guest request of the writer's choice: writes, zeroes, discards, flushes, reads. */
 void rig_step(struct rig_writer *writer);
 /* A write through device and model; returns the device's answer. */
 int rig_pwrite(struct rig *rig, uint32_t writer, uint64_t offset, uint64_t bytes);
+/* Zero a part of it so, which must succeed. */
+void rig_zero(struct rig *rig, uint64_t offset, uint64_t bytes);
 /* Write all of the disk once. */
 void rig_fill(struct rig *rig);
 
@@ -94,6 +100,13 @@ enum job_status rig_wait_status(struct job *job, enum job_status status);
  * the caller frees, or NULL if it succeeded; then its progress was complete.
  */
 char *rig_end(struct job *job);
+
+/* The same; it must have succeeded, or failed with a message that has this part. */
+void rig_end_well(struct job *job);
+void rig_end_badly(struct job *job, const char *part);
+
+/* Wait until an error has stopped a job, and let it go on. */
+void rig_resume_when_stopped(struct job *job);
 
 /* The node holds what the model says. */
 void rig_assert_equal(struct model *model, struct block_node *node);

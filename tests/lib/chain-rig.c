@@ -5,7 +5,6 @@
 
 #include "block/align.h"
 #include "block/dirty-bitmap.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "tests/lib/command.h"
 #include "tests/lib/disk.h"
@@ -77,15 +76,6 @@ static void write_junk(struct block_node *base, uint64_t offset)
     g_assert_cmpint(block_node_pwrite(base, junk, offset, bytes, 0), ==, 0);
 }
 
-void chain_zero(struct rig *rig, uint64_t offset, uint64_t bytes)
-{
-    struct model_request *request = model_begin(rig->model, MODEL_ZEROES, 98, offset, bytes);
-    int status = block_device_write_zeroes(rig->device, offset, bytes, BLOCK_REQUEST_MAY_UNMAP);
-
-    model_end(rig->model, request, status);
-    g_assert_cmpint(status, ==, 0);
-}
-
 void chain_discard(struct rig *rig, uint64_t offset, uint64_t bytes)
 {
     struct model_request *request = model_begin(rig->model, MODEL_TRIM, 97, offset, bytes);
@@ -104,7 +94,7 @@ void chain_scatter(struct rig *rig, uint64_t bytes, unsigned writes)
 
         test_random_range(&rig->random, length, RIG_SECTOR, 96 * KIB, &offset, &size);
         if (i % 4 == 3) {
-            chain_zero(rig, offset, size);
+            rig_zero(rig, offset, size);
         } else {
             g_assert_cmpint(rig_pwrite(rig, 90, offset, size), ==, 0);
         }
@@ -117,17 +107,12 @@ static void make_image(struct rig *rig, const char *name, const char *options, u
     g_autofree char *base =
         below ? g_strdup_printf(",backing-file=%s/%s,backing-fmt=qcow2", rig->directory, below)
               : g_strdup("");
-    g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT
-                                            ",%s%s,file.driver=file,file.filename=%s/%s",
-                                            bytes, options, base, rig->directory, name);
     g_autofree char *path = test_path(rig->directory, name);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) create = block_options_parse(text, NULL, &error);
 
     test_make_file(path, 0);
-    g_assert_no_error(error);
-    block_create(create, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" G_GUINT64_FORMAT
+                      ",%s%s,file.driver=file,file.filename=%s",
+                      bytes, options, base, path);
 }
 
 /* Images are opened on nodes that are there; empty: on none. */

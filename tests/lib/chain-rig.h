@@ -34,9 +34,8 @@ void chain_reopen(struct rig *rig);
 /* The layer under the fault node. */
 struct block_node *chain_layer(struct block_node *node);
 
-/* Requests that must work: data and zeroes here and there; zeroes; a discard. */
+/* Requests that must work: data and zeroes here and there; a discard. */
 void chain_scatter(struct rig *rig, uint64_t bytes, unsigned writes);
-void chain_zero(struct rig *rig, uint64_t offset, uint64_t bytes);
 void chain_discard(struct rig *rig, uint64_t offset, uint64_t bytes);
 
 /* How many bytes of a layer, in whole units, it has itself. */

@@ -8,7 +8,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "block/device.h"
+#include "block/main-loop.h"
 #include "block/options.h"
+#include "block/reopen.h"
+#include "block/request.h"
 
 char *test_directory_new(bool in_memory)
 {
@@ -62,6 +66,13 @@ void test_image_remove(struct test_image *image, const void *unused)
     test_directory_free(image->directory);
 }
 
+void test_with_image(struct test_image *image, const void *function)
+{
+    test_image_make(image, 0);
+    ((void (*)(struct test_image *, const void *))(uintptr_t)function)(image, NULL);
+    test_image_remove(image, NULL);
+}
+
 /* memcmp is quick where a loop is instrumented; only what differs is looked for byte by byte. */
 void test_assert_same(const void *found, const void *wanted, uint64_t bytes)
 {
@@ -91,6 +102,29 @@ void test_assert_filled(const void *found, int byte, uint64_t bytes)
     }
     g_error("at %" PRIu64 " of %" PRIu64 " bytes: 0x%02x instead of 0x%02x", at, bytes, a[at],
             (uint8_t)byte);
+}
+
+void test_assert_says(const char *message, const char *part)
+{
+    if (!message || !strstr(message, part)) {
+        g_error("'%s' does not say '%s'", message, part);
+    }
+}
+
+void test_write_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte)
+{
+    g_autofree void *buffer = g_malloc(bytes);
+
+    memset(buffer, byte, bytes);
+    g_assert_cmpint(block_node_pwrite(node, buffer, offset, bytes, 0), ==, 0);
+}
+
+void test_assert_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte)
+{
+    g_autofree uint8_t *buffer = g_malloc(bytes);
+
+    g_assert_cmpint(block_node_pread(node, buffer, offset, bytes, 0), ==, 0);
+    test_assert_filled(buffer, byte, bytes);
 }
 
 uint64_t test_allocated(const char *path)
@@ -123,6 +157,20 @@ struct block_node *test_open(const char *format, ...)
     return node;
 }
 
+void test_create_image(const char *format, ...)
+{
+    g_autoptr(GError) error = NULL;
+    va_list args;
+
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    AUTO(block_options) options = block_options_parse(text, NULL, &error);
+    if (!options || block_create(options, NULL, NULL, &error) < 0) {
+        g_error("%s: %s", text, error->message);
+    }
+}
+
 char *test_open_error(const char *format, ...)
 {
     g_autoptr(GError) error = NULL;
@@ -135,4 +183,33 @@ char *test_open_error(const char *format, ...)
     g_assert_null(node);
     g_assert_nonnull(error);
     return g_strdup(error->message);
+}
+
+char *test_reopen_node(const char *text)
+{
+    AUTO(block_options) options = block_options_parse(text, NULL, NULL);
+    g_autoptr(GError) error = NULL;
+    int status = block_nodes_reopen(&options, 1, &error);
+
+    g_assert_cmpint(status < 0, ==, error != NULL);
+    return error ? g_strdup(error->message) : NULL;
+}
+
+struct move {
+    struct block_device *device;
+    struct block_node *root;
+};
+
+static void set_root(void *data)
+{
+    struct move *move = data;
+
+    g_assert_cmpint(block_device_set_root(move->device, move->root, NULL), ==, 0);
+}
+
+void test_set_root(struct block_device *device, struct block_node *root)
+{
+    struct move move = {device, root};
+
+    main_loop_call_wait(set_root, &move);
 }

@@ -8,7 +8,6 @@
 #include "block/drain.h"
 #include "block/image.h"
 #include "block/main-loop.h"
-#include "block/options.h"
 #include "block/overlay.h"
 #include "block/reopen.h"
 #include "jobs/commit.h"
@@ -39,14 +38,9 @@ static void make_image(unsigned number, const char *image, uint64_t length)
     g_autofree char *below =
         number ? g_strdup_printf(",backing-file=l%u.qcow2,backing-fmt=qcow2", number - 1)
                : g_strdup("");
-    g_autofree char *text = g_strdup_printf("driver=qcow2,size=%" G_GUINT64_FORMAT ",%s%s,file=f%u",
-                                            length, image ? image : "version=v3", below, number);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
 
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" G_GUINT64_FORMAT ",%s%s,file=f%u", length,
+                      image ? image : "version=v3", below, number);
 }
 
 /* A new layer, on nothing: in the lists, but not in the chain. */
@@ -98,15 +92,6 @@ bool layers_install(struct layers *layers)
     return status == 0 && block_node_set_read_only(node, true, NULL) == 0;
 }
 
-static void zero(struct rig *rig, uint64_t offset, uint64_t bytes)
-{
-    struct model_request *request = model_begin(rig->model, MODEL_ZEROES, 98, offset, bytes);
-    int status = block_device_write_zeroes(rig->device, offset, bytes, BLOCK_REQUEST_MAY_UNMAP);
-
-    model_end(rig->model, request, status);
-    g_assert_cmpint(status, ==, 0);
-}
-
 /* Half of the lowest, half of the next, and so on: all layers but the top one are seen. */
 static void write_some(struct rig *rig, unsigned number)
 {
@@ -116,8 +101,8 @@ static void write_some(struct rig *rig, unsigned number)
         g_assert_cmpint(rig_pwrite(rig, 90 + number, offset, MIN_OF(256 * KIB, bytes - offset)), ==,
                         0);
     }
-    zero(rig, bytes / 4, 4 * KIB); /* hides what is below */
-    zero(rig, rig->length - (number + 1) * 64 * KIB, 64 * KIB);
+    rig_zero(rig, bytes / 4, 4 * KIB); /* hides what is below */
+    rig_zero(rig, rig->length - (number + 1) * 64 * KIB, 64 * KIB);
 }
 
 static void write_usual(struct layers *layers, unsigned number, void *data)

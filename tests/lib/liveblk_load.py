@@ -152,6 +152,15 @@ class Held:
             self.writers.changed.notify_all()
 
 
+def assert_guest_unharmed(server, writers, more=50):
+    """So many more requests are answered; then the writers stop, and the disk is what they wrote."""
+    writers.wait_done(more)
+    writers.stop()
+    handle = server.connect()
+    writers.model.assert_equals(lambda at, length: handle.pread(length, at))
+    handle.shutdown()
+
+
 class SmallDisk:
     """A tmpfs of this many bytes, mounted at path while the test runs."""
 

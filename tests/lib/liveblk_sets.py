@@ -5,8 +5,7 @@ import json
 import os
 import tempfile
 
-from liveblk_test import Server
-from liveblk_tracking import GRANULE, KIB, MIB, choose_range, noise, read
+from liveblk_tracking import GRANULE, KIB, MIB, ServedDisks, choose_range, noise, read
 
 LENGTH = 2 * MIB
 
@@ -14,7 +13,7 @@ LENGTH = 2 * MIB
 tempfile.tempdir = "/dev/shm"
 
 
-class World:
+class World(ServedDisks):
     """A server with tracked disks, a set, and what the disks held at each backup."""
 
     def __init__(self, test, *names, length=LENGTH, kind="raw", options=",tracking=auto"):
@@ -33,19 +32,7 @@ class World:
     def start(self):
         specs = [f"name={name},file={self.paths[name]},format={self.kind},discard=unmap{self.options}"
                  for name in self.names]  # fmt: skip
-        self.server = Server(self.test, specs, name="disks")
-        self.qmp = self.server.qmp()
-        self.guests = {name: self.server.connect(name) for name in self.names}
-
-    def stop(self):
-        for guest in self.guests.values():
-            guest.shutdown()
-        self.qmp.close()
-        self.server.stop()
-
-    def kill(self):
-        self.server.kill()
-        self.qmp.close()
+        self.serve(specs, "disks")
 
     def write(self, count=6):
         """What a guest does: data, zeroes and discards, anywhere."""

@@ -368,6 +368,27 @@ def refused(qmp, name, arguments, word, kind="GenericError"):
     raise AssertionError(f"{name} {arguments} was not refused")
 
 
+def expect_error(text, qmp, command, **arguments):
+    """The same for arguments as Qmp.command takes them; any class, the text may be a part of it."""
+    try:
+        qmp.command(command, **arguments)
+    except QmpError as error:
+        assert text in str(error), f"{text!r} is not in {error}"
+    else:
+        raise AssertionError(f"{command} succeeded")
+
+
+def start_copy(qmp, command, job, target, **options):
+    """Start a job that copies all of vda; options as for Qmp.command."""
+    arguments = {"job_id": job, "device": "vda", "target": str(target), "sync": "full"}
+    qmp.command(command, **{**arguments, **options})
+
+
+def start_backup(qmp, job, target, **options):
+    """The same: a backup to a file."""
+    start_copy(qmp, "drive-backup", job, target, **options)
+
+
 def connect(uri):
     """A libnbd handle. It closes when it is no longer referred to."""
     import nbd  # only Debian's own python3 has it

@@ -66,6 +66,28 @@ def drop_unsynced(path, generator, chance=1.0):
         file.write(contents)
 
 
+class ServedDisks:
+    """Disks of a server, each with a guest, that can be ended in two ways and started again.
+
+    names: theirs; the test is another member.
+    """
+
+    def serve(self, specs, name):
+        self.server = Server(self.test, specs, name=name)
+        self.qmp = self.server.qmp()
+        self.guests = {disk: self.server.connect(disk) for disk in self.names}
+
+    def stop(self):
+        for guest in self.guests.values():
+            guest.shutdown()
+        self.qmp.close()
+        self.server.stop()
+
+    def kill(self):
+        self.server.kill()
+        self.qmp.close()
+
+
 class TrackedDisk:
     """The disk vda of a server that can be ended in two ways and started again."""
 

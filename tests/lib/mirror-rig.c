@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "tests/lib/mirror-rig.h"
-
-#include <string.h>
-
 #include "block/cleanup.h"
+#include "tests/lib/disk.h"
 
 struct mirror_options rig_mirror_options(struct rig *rig, const char *id, struct block_node *target)
 {
@@ -34,21 +32,13 @@ struct job *rig_ready_mirror(const struct mirror_options *options)
     return job;
 }
 
-static void expect_part(const char *message, const char *part)
-{
-    g_assert_nonnull(message);
-    if (!strstr(message, part)) {
-        g_error("'%s' does not say '%s'", message, part);
-    }
-}
-
 void rig_expect_no_mirror(const struct mirror_options *options, const char *part)
 {
     g_autoptr(GError) error = NULL;
 
     g_assert_cmpint(mirror_start(options, &error), <, 0);
     g_assert_nonnull(error);
-    expect_part(error->message, part);
+    test_assert_says(error->message, part);
     AUTO(job) job = job_find(options->job_id);
     g_assert_null(job);
 }
@@ -67,20 +57,6 @@ void rig_cancel_softly(struct job *job)
 
     job_cancel(job, false, true, &error);
     g_assert_no_error(error);
-}
-
-void rig_end_well(struct job *job)
-{
-    g_autofree char *message = rig_end(job);
-
-    g_assert_cmpstr(message, ==, NULL);
-}
-
-void rig_end_badly(struct job *job, const char *part)
-{
-    g_autofree char *message = rig_end(job);
-
-    expect_part(message, part);
 }
 
 struct block_node *rig_follow(struct rig *rig, struct block_node *target)

@@ -22,10 +22,6 @@ void rig_expect_no_mirror(const struct mirror_options *options, const char *part
 void rig_complete(struct job *job);
 void rig_cancel_softly(struct job *job);
 
-/* As rig_end, which must succeed, or fail with a message that has this part. */
-void rig_end_well(struct job *job);
-void rig_end_badly(struct job *job, const char *part);
-
 /*
  * The device has moved to the target: so does the rig. Nobody uses the old source any more.
  * Returns it; the reference is the caller's, as the target's was.

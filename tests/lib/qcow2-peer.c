@@ -71,6 +71,16 @@ enum image_verdict qemu_check(const char *path, struct block_check_result *resul
                          : IMAGE_UNREADABLE;
 }
 
+void qemu_assert_clean(const char *path)
+{
+    g_autofree char *said = NULL;
+    enum image_verdict verdict = qemu_check(path, NULL, &said);
+
+    if (verdict != IMAGE_CLEAN) {
+        g_error("%s is %s:\n%s", path, image_verdict_names[verdict], said);
+    }
+}
+
 void qemu_assert_reads(const char *path, const struct peer_read *reads, size_t count)
 {
     g_autoptr(GString) commands = g_string_new("");

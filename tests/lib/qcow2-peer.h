@@ -23,6 +23,9 @@ enum image_verdict own_check(const char *path);
  */
 enum image_verdict qemu_check(const char *path, struct block_check_result *result, char **said);
 
+/* The same finds nothing wrong. */
+void qemu_assert_clean(const char *path);
+
 /* What the guest sees: ranges, all of each this byte, read by qemu-io. Fails the test if not. */
 struct peer_read {
     uint64_t offset;

@@ -4,7 +4,6 @@
  * said. The guest never is, unless its own storage fails it.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "block/align.h"
 #include "block/clock.h"
@@ -14,39 +13,9 @@
 #define WRITERS 8
 #define LENGTH  (2 * MIB)
 
-/* A rig whose disk is full of data, with a target. */
-static struct rig *start(struct block_node **target)
-{
-    struct rig *rig = rig_new(LENGTH, 1);
-
-    rig_fill(rig);
-    *target = rig_target(rig, "target", true);
-    return rig;
-}
-
-static void finish(struct rig *rig, struct block_node *target)
-{
-    rig_stop(rig);
-    fault_clear(target);
-    rig_assert_unused(target);
-    rig_free(rig);
-}
-
-static void expect_error(struct job *job, const char *part)
-{
-    g_autofree char *message = rig_end(job);
-
-    g_assert_nonnull(message);
-    if (!strstr(message, part)) {
-        g_error("'%s' does not say '%s'", message, part);
-    }
-}
-
 static void expect_success(struct job *job, struct model *snapshot, struct block_node *target)
 {
-    g_autofree char *message = rig_end(job);
-
-    g_assert_cmpstr(message, ==, NULL);
+    rig_end_well(job);
     rig_assert_equal(snapshot, target);
     model_free(snapshot);
 }
@@ -62,7 +31,7 @@ static void assert_guest_unhurt(struct rig *rig)
 static void test_target_error(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct job *job;
 
@@ -71,16 +40,9 @@ static void test_target_error(void)
     FAULT(target, .operations = FAULT_ON_CHANGES, .skip = 5, .error_number = EIO);
     rig_write(rig, WRITERS);
     rig_backup(rig, &options, 1, &job, NULL);
-    expect_error(job, "Could not write target node 'target' at offset ");
+    rig_end_badly(job, "Could not write target node 'target' at offset ");
     assert_guest_unhurt(rig);
-    finish(rig, target);
-}
-
-static void resume_when_stopped(struct job *job)
-{
-    while (job_user_resume(job, NULL) < 0) {
-        g_usleep(500);
-    }
+    rig_free_with_target(rig, target);
 }
 
 /* As often as need be: what another worker met before its fault went may stop the job again. */
@@ -118,7 +80,7 @@ static void test_policy(gconstpointer data)
 {
     const struct policy_case *tested = data;
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     unsigned operations = tested->is_source ? FAULT_ON(READ) : FAULT_ON_CHANGES;
     struct model *snapshot;
@@ -131,23 +93,23 @@ static void test_policy(gconstpointer data)
           .error_number = tested->error_number);
     rig_backup(rig, &options, 1, &job, &snapshot);
     for (unsigned i = 0; i < tested->stops; i++) {
-        resume_when_stopped(job);
+        rig_resume_when_stopped(job);
     }
     if (tested->fails) {
-        expect_error(job, tested->is_source ? "Could not read source node 'source' at offset "
-                                            : "Could not write target node 'target' at offset ");
+        rig_end_badly(job, tested->is_source ? "Could not read source node 'source' at offset "
+                                             : "Could not write target node 'target' at offset ");
         model_free(snapshot);
     } else {
         expect_success(job, snapshot, target);
     }
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /* While the job stands still because of an error, the guest writes and what it saves is kept. */
 static void test_stopped_under_writes(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct model *snapshot;
     struct job *job;
@@ -166,22 +128,22 @@ static void test_stopped_under_writes(void)
     resume_until_ended(job);
     expect_success(job, snapshot, target);
     assert_guest_unhurt(rig);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 static void test_flush_error(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct job *job;
 
     FAULT(target, .operations = FAULT_ON(FLUSH), .error_number = EIO);
     rig_write(rig, WRITERS);
     rig_backup(rig, &options, 1, &job, NULL);
-    expect_error(job, "Could not flush target node 'target': Input/output error");
+    rig_end_badly(job, "Could not flush target node 'target': Input/output error");
     assert_guest_unhurt(rig);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /* ---- A target that hangs -------------------------------------------------------------------- */
@@ -190,7 +152,7 @@ static void test_flush_error(void)
 static void test_hanging_target(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct model *snapshot;
     struct job *job;
@@ -206,7 +168,7 @@ static void test_hanging_target(void)
     fault_clear(target);
     expect_success(job, snapshot, target);
     assert_guest_unhurt(rig);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /* Without it guests go on until the memory for old data is full; then the job gives up, not they.
@@ -214,7 +176,7 @@ static void test_hanging_target(void)
 static void test_hanging_target_without_scratch(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct job *job;
 
@@ -226,18 +188,18 @@ static void test_hanging_target_without_scratch(void)
     rig_backup(rig, &options, 1, &job, NULL);
     fault_wait_held(target, 1);
     rig_write(rig, WRITERS);
-    expect_error(job,
-                 "The memory for old data is full: a write to node 'source' would have had to");
+    rig_end_badly(job,
+                  "The memory for old data is full: a write to node 'source' would have had to");
     assert_guest_unhurt(rig);
     /* Again while something is still on its way: workers that are slow to run follow it. */
     g_assert_cmpuint(fault_cut_off(target), >=, 1);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 static void cancel_hanging(unsigned operations)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct job *job;
 
@@ -246,9 +208,9 @@ static void cancel_hanging(unsigned operations)
     rig_backup(rig, &options, 1, &job, NULL);
     fault_wait_held(target, 1);
     g_assert_cmpint(job_cancel(job, true, true, NULL), ==, 0);
-    expect_error(job, g_strerror(ECANCELED));
+    rig_end_badly(job, g_strerror(ECANCELED));
     assert_guest_unhurt(rig);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 static void test_cancel_hanging_write(void)
@@ -267,7 +229,7 @@ static void test_cancel_hanging_flush(void)
 static void test_guest_is_not_starved(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct model *snapshot;
     struct job *job;
@@ -286,7 +248,7 @@ static void test_guest_is_not_starved(void)
         g_assert_cmpint(rig_pwrite(rig, 1, LENGTH - i * 32 * KIB, 32 * KIB), ==, 0);
     }
     expect_success(job, snapshot, target);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /*
@@ -296,7 +258,7 @@ static void test_guest_is_not_starved(void)
 static void test_drain_of_both(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct block_node *nodes[] = {target, rig->source};
     struct model *snapshot;
@@ -313,7 +275,7 @@ static void test_drain_of_both(void)
         block_drain_end(block_drain_begin(nodes, 2, BLOCK_PERM_WRITE));
     }
     expect_success(job, snapshot, target);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /* ---- Errors of the source ------------------------------------------------------------------- */
@@ -322,7 +284,7 @@ static void test_drain_of_both(void)
 static void test_save_error(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct job *job;
 
@@ -331,16 +293,16 @@ static void test_save_error(void)
     FAULT(rig->source, .operations = FAULT_ON(READ), .offset = MIB, .bytes = 4096,
           .error_number = EIO);
     g_assert_cmpint(rig_pwrite(rig, 1, MIB, 8192), ==, 0);
-    expect_error(job, "Could not save what a write overwrites of node 'source' at offset "
-                      "1048576: Input/output error");
-    finish(rig, target);
+    rig_end_badly(job, "Could not save what a write overwrites of node 'source' at offset "
+                       "1048576: Input/output error");
+    rig_free_with_target(rig, target);
 }
 
 /* The guest's own writes fail now and then; the backup is right all the same. */
 static void test_guest_error(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct model *snapshot;
     struct job *job;
@@ -352,14 +314,14 @@ static void test_guest_error(void)
     rig_wait_requests(rig, 100);
     expect_success(job, snapshot, target);
     g_assert_cmpuint(atomic_load(&rig->failed), >, 0);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /* Policy stop: the guest's requests wait for cont and are tried again; none is told of it. */
 static void test_guest_stops_and_retries(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct model *snapshot;
     struct job *job;
@@ -378,14 +340,14 @@ static void test_guest_stops_and_retries(void)
     fault_clear(rig->source);
     block_device_continue_all();
     assert_guest_unhurt(rig);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /* Storage that cannot say what it holds is copied as data. */
 static void test_status_error(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct model *snapshot;
     struct job *job;
@@ -396,7 +358,7 @@ static void test_status_error(void)
     rig_backup(rig, &options, 1, &job, &snapshot);
     expect_success(job, snapshot, target);
     assert_guest_unhurt(rig);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 /* ---- Progress ------------------------------------------------------------------------------- */
@@ -404,7 +366,7 @@ static void test_status_error(void)
 static void test_progress(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct backup_options options = rig_options(rig, "job0", target);
     struct model *snapshot;
     uint64_t progress;
@@ -426,7 +388,7 @@ static void test_progress(void)
     } while (progress == 0);
     fault_clear(target);
     expect_success(job, snapshot, target);
-    finish(rig, target);
+    rig_free_with_target(rig, target);
 }
 
 static void add_tests(void)

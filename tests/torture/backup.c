@@ -12,6 +12,7 @@
 #include "block/clock.h"
 #include "block/drain.h"
 #include "tests/lib/backup-rig.h"
+#include "tests/lib/meddlers.h"
 
 #define TARGETS   3
 #define WRITERS   10
@@ -21,27 +22,8 @@ static const char *const target_names[TARGETS] = {"target0", "target1", "target2
 static const char *const scratch_names[TARGETS] = {"scratch0", "scratch1", "scratch2"};
 static const char *const job_ids[TARGETS] = {"job0", "job1", "job2"};
 
-static bool meddled;      /* there are meddlers */
-static _Atomic bool over; /* they are to end */
+static bool meddled; /* there are meddlers */
 static _Atomic unsigned completed, cancelled, broken;
-
-struct meddler {
-    struct rig *rig;
-    struct test_random random;
-    void (*meddle)(struct rig *rig, struct test_random *random);
-    pthread_t thread;
-};
-
-static void *meddler_thread(void *data)
-{
-    struct meddler *meddler = data;
-
-    while (!atomic_load(&over)) {
-        meddler->meddle(meddler->rig, &meddler->random);
-        g_usleep(1000); /* leaves them time to work; nothing depends on it */
-    }
-    return NULL;
-}
 
 /* Resumes far more than it pauses: an error policy may have stopped a job. */
 static void meddle_with_jobs(struct rig *rig, struct test_random *random)
@@ -74,7 +56,7 @@ static void meddle_with_jobs(struct rig *rig, struct test_random *random)
 }
 
 /* Sections of source, a target, or both; sometimes nested. */
-static void meddle_with_drains(struct rig *rig, struct test_random *random)
+static void meddle_with_targets(struct rig *rig, struct test_random *random)
 {
     AUTO(block_node) target = block_node_find(target_names[test_random_below(random, TARGETS)]);
     struct block_node *nodes[2];
@@ -90,16 +72,6 @@ static void meddle_with_drains(struct rig *rig, struct test_random *random)
     AUTO(block_drain) outer = block_drain_begin(nodes, count, perms);
     if (test_random_chance(random, 30)) {
         block_drain_end(block_drain_begin(nodes, count, BLOCK_PERM_WRITE));
-    }
-}
-
-static void meddle_with_guest(struct rig *rig, struct test_random *random)
-{
-    if (test_random_chance(random, 10)) {
-        block_device_stop_all();
-        g_assert_cmpstr(block_device_run_state(), ==, "paused");
-        g_assert_true(block_device_is_stopped(rig->device));
-        block_device_continue_all();
     }
 }
 
@@ -122,31 +94,10 @@ static void watch_progress(struct rig *rig, struct test_random *random)
     }
 }
 
-static void (*const meddles[])(struct rig *rig, struct test_random *random) = {
-    meddle_with_jobs, meddle_with_drains, meddle_with_drains, meddle_with_guest, watch_progress,
+static meddle_function *const meddles[] = {
+    meddle_with_jobs,  meddle_with_targets, meddle_with_targets,
+    meddle_with_guest, watch_progress,      NULL,
 };
-
-static void start_meddlers(struct rig *rig, struct meddler *meddlers)
-{
-    atomic_store(&over, false);
-    for (size_t i = 0; i < G_N_ELEMENTS(meddles); i++) {
-        meddlers[i] = (struct meddler){
-            .rig = rig,
-            .random = test_random_split(&rig->random),
-            .meddle = meddles[i],
-        };
-        g_assert_cmpint(pthread_create(&meddlers[i].thread, NULL, meddler_thread, &meddlers[i]), ==,
-                        0);
-    }
-}
-
-static void stop_meddlers(struct meddler *meddlers)
-{
-    atomic_store(&over, true);
-    for (size_t i = 0; i < G_N_ELEMENTS(meddles); i++) {
-        pthread_join(meddlers[i].thread, NULL);
-    }
-}
 
 static void choose_scratch(struct rig *rig, unsigned i, struct backup_options *options)
 {
@@ -270,7 +221,7 @@ static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
 {
     int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS / 3);
     struct rig *rig = rig_new(length, alignment);
-    struct meddler meddlers[G_N_ELEMENTS(meddles)];
+    struct meddlers *meddlers = NULL;
     unsigned rounds = 0;
 
     completed = cancelled = broken = 0;
@@ -278,14 +229,12 @@ static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
     rig_write(rig, WRITERS);
     meddled = with_meddlers;
     if (with_meddlers) {
-        start_meddlers(rig, meddlers);
+        meddlers = meddlers_start(rig, &rig->random, meddles);
     }
     do {
         one_round(rig);
     } while (++rounds < 3 || clock_now_ns() < end_ns);
-    if (with_meddlers) {
-        stop_meddlers(meddlers);
-    }
+    meddlers_stop(meddlers);
     g_test_message("%u rounds: %u completed, %u cancelled, %u broken; %lu requests", rounds,
                    completed, cancelled, broken, (unsigned long)atomic_load(&rig->requests));
     g_assert_cmpuint(atomic_load(&rig->failed), ==, 0);

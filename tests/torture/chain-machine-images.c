@@ -55,15 +55,10 @@ static void create_qcow2(struct machine *machine, const char *path, uint64_t len
 {
     const char *shape = shapes[test_random_below(&machine->random, G_N_ELEMENTS(shapes))];
     g_autofree char *below = name_of(machine, backing);
-    g_autofree char *text = g_strdup_printf(
-        "driver=qcow2,size=%" PRIu64 ",%s%s,file.driver=file,file.locking=off,file.filename=%s",
-        length, shape, below, path);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
 
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" PRIu64
+                      ",%s%s,file.driver=file,file.locking=off,file.filename=%s",
+                      length, shape, below, path);
 }
 
 char *machine_make_image(struct machine *machine, bool is_raw, uint64_t length,
@@ -224,16 +219,6 @@ void machine_assert_equal(struct model *model, struct block_node *node)
     model_report_clear(&report);
 }
 
-void machine_assert_clean(const char *path)
-{
-    g_autofree char *said = NULL;
-    enum image_verdict verdict = qemu_check(path, NULL, &said);
-
-    if (verdict != IMAGE_CLEAN) {
-        g_error("%s is %s:\n%s", path, image_verdict_names[verdict], said);
-    }
-}
-
 static bool is_qcow2(const char *path)
 {
     g_autofree char *contents = NULL;
@@ -280,7 +265,7 @@ void machine_assert_chain(struct machine *machine, GPtrArray *paths)
 {
     for (guint i = 0; i < paths->len; i++) {
         if (is_qcow2(paths->pdata[i])) {
-            machine_assert_clean(paths->pdata[i]);
+            qemu_assert_clean(paths->pdata[i]);
         }
     }
     assert_known(paths);

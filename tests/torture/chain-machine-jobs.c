@@ -10,6 +10,7 @@
 #include "block/main-loop.h"
 #include "jobs/commit.h"
 #include "jobs/stream.h"
+#include "tests/lib/qcow2-peer.h"
 #include "tests/torture/chain-machine.h"
 
 #define END_MAX_NS (60 * NS_PER_SECOND)
@@ -304,7 +305,7 @@ static void check_copy(struct machine *machine, struct machine_job *busy)
 
     close_target(busy);
     if (!is_raw) {
-        machine_assert_clean(busy->path);
+        qemu_assert_clean(busy->path);
     }
     if (busy->is_top && busy->is_unseen) {
         count(COUNT_UNSEEN);

@@ -14,8 +14,8 @@
 #include "block/align.h"
 #include "block/chain.h"
 #include "block/clock.h"
-#include "block/drain.h"
 #include "tests/lib/disk.h"
+#include "tests/lib/meddlers.h"
 #include "tests/torture/chain-machine.h"
 
 #define CASES     8 /* machines, by default */
@@ -50,56 +50,6 @@ static void report(const struct machine *machine)
         g_string_append_printf(text, "%u %s, ", atomic_exchange(&counts[i], 0), count_names[i]);
     }
     g_test_message("%s%" PRIu64 " requests", text->str, atomic_load(&machine->rig->requests));
-}
-
-/* ---- Drains by somebody else ----------------------------------------------------------------- */
-
-static _Atomic bool over;
-
-struct drainer {
-    struct test_random random;
-    pthread_t thread;
-};
-
-/* Sections of one or two nodes, whatever they are just now; sometimes nested. */
-static void drain_some(struct test_random *random)
-{
-    struct block_node **list = block_node_list();
-    size_t length = g_strv_length((char **)list);
-    struct block_node *nodes[] = {list[test_random_below(random, length)],
-                                  list[test_random_below(random, length)]};
-    unsigned perms = test_random_chance(random, 50) ? BLOCK_PERM_ALL : BLOCK_PERM_WRITE;
-    AUTO(block_drain) outer = block_drain_begin(nodes, test_random_between(random, 1, 2), perms);
-
-    if (test_random_chance(random, 30)) {
-        block_drain_end(block_drain_begin(nodes, 1, BLOCK_PERM_WRITE));
-    }
-    block_drain_end(STEAL(outer));
-    block_node_list_free(list);
-}
-
-static void *drainer_thread(void *data)
-{
-    struct drainer *drainer = data;
-
-    while (!atomic_load(&over)) {
-        drain_some(&drainer->random);
-        g_usleep(2000); /* leaves them time to work; nothing depends on it */
-    }
-    return NULL;
-}
-
-static void start_drainer(struct drainer *drainer, struct test_random *random)
-{
-    atomic_store(&over, false);
-    drainer->random = test_random_split(random);
-    g_assert_cmpint(pthread_create(&drainer->thread, NULL, drainer_thread, drainer), ==, 0);
-}
-
-static void stop_drainer(struct drainer *drainer)
-{
-    atomic_store(&over, true);
-    pthread_join(drainer->thread, NULL);
 }
 
 /* ---- Steps ----------------------------------------------------------------------------------- */
@@ -297,15 +247,16 @@ static void look(struct machine *machine)
 
 static void one_round(struct machine *machine)
 {
-    struct drainer drainer;
+    /* Drains by somebody else. */
+    static meddle_function *const functions[] = {meddle_with_drains, NULL};
 
     rig_write(machine->rig, MACHINE_WRITERS);
-    start_drainer(&drainer, &machine->random);
+    struct meddlers *meddlers = meddlers_start(machine->rig, &machine->random, functions);
     for (unsigned i = 0; i < STEPS; i++) {
         step(machine);
     }
     machine_settle(machine);
-    stop_drainer(&drainer);
+    meddlers_stop(meddlers);
     rig_stop(machine->rig);
     look(machine);
 }

@@ -88,8 +88,6 @@ GPtrArray *machine_paths(struct machine *machine);
 
 /* A node, which may be shorter than the model, holds what that says. */
 void machine_assert_equal(struct model *model, struct block_node *node);
-/* As qemu-img check says. */
-void machine_assert_clean(const char *path);
 /* Closed images: they are what the model says, and know each other, for QEMU's programs. */
 void machine_assert_chain(struct machine *machine, GPtrArray *paths);
 

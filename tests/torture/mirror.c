@@ -10,7 +10,7 @@
 
 #include "block/align.h"
 #include "block/clock.h"
-#include "block/drain.h"
+#include "tests/lib/meddlers.h"
 #include "tests/lib/mirror-rig.h"
 
 #define MIRRORS   3
@@ -19,29 +19,10 @@
 
 static const char *const job_ids[MIRRORS] = {"job0", "job1", "job2"};
 
-static bool meddled;      /* there are meddlers */
-static _Atomic bool over; /* they are to end */
+static bool meddled; /* there are meddlers */
 static _Atomic unsigned pivots, copies, cancelled, broken;
 
 /* ---- Meddlers -------------------------------------------------------------------------------- */
-
-struct meddler {
-    struct rig *rig;
-    struct test_random random;
-    void (*meddle)(struct rig *rig, struct test_random *random);
-    pthread_t thread;
-};
-
-static void *meddler_thread(void *data)
-{
-    struct meddler *meddler = data;
-
-    while (!atomic_load(&over)) {
-        meddler->meddle(meddler->rig, &meddler->random);
-        g_usleep(1000); /* leaves them time to work; nothing depends on it */
-    }
-    return NULL;
-}
 
 /* Resumes far more than it pauses: an error policy may have stopped a job. */
 static void meddle_with_jobs(struct rig *rig, struct test_random *random)
@@ -77,32 +58,6 @@ static void meddle_with_jobs(struct rig *rig, struct test_random *random)
     }
 }
 
-/* Sections of one or two nodes, whatever they are just now; sometimes nested. */
-static void meddle_with_drains(struct rig *rig, struct test_random *random)
-{
-    struct block_node **list = block_node_list();
-    size_t count = g_strv_length((char **)list);
-    struct block_node *nodes[] = {list[test_random_below(random, count)],
-                                  list[test_random_below(random, count)]};
-    unsigned perms = test_random_chance(random, 50) ? BLOCK_PERM_ALL : BLOCK_PERM_WRITE;
-    AUTO(block_drain) outer = block_drain_begin(nodes, test_random_between(random, 1, 2), perms);
-
-    if (test_random_chance(random, 30)) {
-        block_drain_end(block_drain_begin(nodes, 1, BLOCK_PERM_WRITE));
-    }
-    block_drain_end(STEAL(outer));
-    block_node_list_free(list);
-}
-
-static void meddle_with_guest(struct rig *rig, struct test_random *random)
-{
-    if (test_random_chance(random, 10)) {
-        block_device_stop_all();
-        g_assert_true(block_device_is_stopped(rig->device));
-        block_device_continue_all();
-    }
-}
-
 /* Progress grows, and never beyond its total. */
 static void watch_progress(struct rig *rig, struct test_random *random)
 {
@@ -122,34 +77,9 @@ static void watch_progress(struct rig *rig, struct test_random *random)
     }
 }
 
-static void (*const meddles[])(struct rig *rig, struct test_random *random) = {
-    meddle_with_jobs,
-    meddle_with_drains,
-    meddle_with_guest,
-    watch_progress,
+static meddle_function *const meddles[] = {
+    meddle_with_jobs, meddle_with_drains, meddle_with_guest, watch_progress, NULL,
 };
-
-static void start_meddlers(struct rig *rig, struct meddler *meddlers)
-{
-    atomic_store(&over, false);
-    for (size_t i = 0; i < G_N_ELEMENTS(meddles); i++) {
-        meddlers[i] = (struct meddler){
-            .rig = rig,
-            .random = test_random_split(&rig->random),
-            .meddle = meddles[i],
-        };
-        g_assert_cmpint(pthread_create(&meddlers[i].thread, NULL, meddler_thread, &meddlers[i]), ==,
-                        0);
-    }
-}
-
-static void stop_meddlers(struct meddler *meddlers)
-{
-    atomic_store(&over, true);
-    for (size_t i = 0; i < G_N_ELEMENTS(meddles); i++) {
-        pthread_join(meddlers[i].thread, NULL);
-    }
-}
 
 /* ---- Mirrors --------------------------------------------------------------------------------- */
 
@@ -322,7 +252,7 @@ static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
 {
     int64_t end_ns = clock_now_ns() + (int64_t)test_amount(BUDGET_NS / 3);
     struct rig *rig = rig_new(length, alignment);
-    struct meddler meddlers[G_N_ELEMENTS(meddles)];
+    struct meddlers *meddlers = NULL;
     unsigned rounds = 0;
 
     pivots = copies = cancelled = broken = 0;
@@ -330,14 +260,12 @@ static void torture(uint64_t length, uint64_t alignment, bool with_meddlers)
     rig_write(rig, WRITERS);
     meddled = with_meddlers;
     if (with_meddlers) {
-        start_meddlers(rig, meddlers);
+        meddlers = meddlers_start(rig, &rig->random, meddles);
     }
     do {
         one_round(rig);
     } while (++rounds < 3 || clock_now_ns() < end_ns);
-    if (with_meddlers) {
-        stop_meddlers(meddlers);
-    }
+    meddlers_stop(meddlers);
     g_test_message("%u rounds: %u pivots, %u copies, %u cancelled, %u broken; %lu requests", rounds,
                    pivots, copies, cancelled, broken, (unsigned long)atomic_load(&rig->requests));
     g_assert_cmpuint(atomic_load(&rig->failed), ==, 0);

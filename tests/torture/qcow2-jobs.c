@@ -15,7 +15,6 @@
 #include "block/drain.h"
 #include "block/image.h"
 #include "block/main-loop.h"
-#include "block/options.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/mirror-rig.h"
 #include "tests/lib/qcow2-peer.h"
@@ -63,16 +62,10 @@ static _Atomic unsigned taken, deleted, looks, pivots, copies, failed_mirrors, b
 /* Without a lock: a program that another thread is starting would hold it a moment longer. */
 static void make_image(const char *path, const char *shape)
 {
-    g_autoptr(GError) error = NULL;
-
     test_make_file(path, 0);
-    g_autofree char *text = g_strdup_printf(
-        "driver=qcow2,size=%" PRIu64 ",%s,file.driver=file,file.locking=off,file.filename=%s",
-        LENGTH, shape, path);
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" PRIu64
+                      ",%s,file.driver=file,file.locking=off,file.filename=%s",
+                      LENGTH, shape, path);
 }
 
 static const char *choose_shape(struct test_random *random)
@@ -118,16 +111,6 @@ static struct image *image_of(const struct block_node *node)
         }
     }
     g_assert_not_reached();
-}
-
-static void check_clean(const char *path)
-{
-    g_autofree char *said = NULL;
-    enum image_verdict verdict = qemu_check(path, NULL, &said);
-
-    if (verdict != IMAGE_CLEAN) {
-        g_error("%s is %s:\n%s", path, image_verdict_names[verdict], said);
-    }
 }
 
 /* Somebody may have the image open. */
@@ -301,7 +284,7 @@ static void make_backup(struct test_random *random)
 
     g_assert_cmpstr(message, ==, NULL);
     rig_assert_unused(target);
-    check_clean(path);
+    qemu_assert_clean(path);
     target = open_to_look(path, "");
     rig_assert_equal(moment.model, target);
     block_node_unref(target);
@@ -371,7 +354,7 @@ static void copy_disk(struct test_random *random)
     rig_cancel_softly(job);
     rig_end_well(job);
     rig_assert_unused(target);
-    check_clean(path);
+    qemu_assert_clean(path);
     target = open_to_look(path, "");
     rig_assert_equal(rig->model, target);
     block_node_unref(target);
@@ -415,14 +398,14 @@ static void check_snapshots(struct image *image, struct model *model)
     }
     check_disk(image, model, image->node);
     block_node_unref(image->node);
-    check_clean(image->path);
+    qemu_assert_clean(image->path);
 }
 
 /* model: of the disk, if it is on this one. Nobody has the image open. */
 static void check_image(struct image *image, struct model *model)
 {
     if (image->is_qcow2) {
-        check_clean(image->path);
+        qemu_assert_clean(image->path);
         check_snapshots(image, model);
     } else {
         AUTO(block_node) node = test_open("driver=file,read-only=on,filename=%s", image->path);

@@ -23,7 +23,6 @@
 #include "block/clock.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "formats/lose-writes.h"
@@ -232,16 +231,9 @@ struct round {
 
 static void make_image(const struct round *round, const char *shape)
 {
-    g_autoptr(GError) error = NULL;
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,size=%" PRIu64 ",%s,file.driver=file,file.filename=%s",
-                        LENGTH, shape, round->image);
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
-
-    g_assert_no_error(error);
     test_make_file(round->image, 0);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" PRIu64 ",%s,file.driver=file,file.filename=%s", LENGTH,
+                      shape, round->image);
 }
 
 static GPid start_process(const struct round *round)

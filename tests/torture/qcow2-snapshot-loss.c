@@ -15,7 +15,6 @@
 #include "block/cleanup.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "formats/lose-writes.h"
@@ -130,18 +129,11 @@ static int change_snapshots(struct workload *work, struct block_node *node,
 
 static void make_image(struct workload *work)
 {
-    g_autoptr(GError) error = NULL;
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,size=%" PRIu64 ",cluster-size=%u,version=%s,extended-l2=%s,"
-                        "file.driver=file,file.filename=%s",
-                        work->length, 1u << work->cluster_bits, work->is_v2 ? "v2" : "v3",
-                        work->has_extended_l2 ? "on" : "off", work->image);
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
-
-    g_assert_no_error(error);
     test_make_file(work->image, 0);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" PRIu64 ",cluster-size=%u,version=%s,extended-l2=%s,"
+                      "file.driver=file,file.filename=%s",
+                      work->length, 1u << work->cluster_bits, work->is_v2 ? "v2" : "v3",
+                      work->has_extended_l2 ? "on" : "off", work->image);
 }
 
 static int flush(struct workload *work, struct block_node *node)

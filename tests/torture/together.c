@@ -12,11 +12,11 @@
 
 #include "block/align.h"
 #include "block/clock.h"
-#include "block/drain.h"
 #include "block/main-loop.h"
 #include "server/commands-bitmap.h"
 #include "server/transaction.h"
 #include "server/views.h"
+#include "tests/lib/meddlers.h"
 #include "tests/torture/together.h"
 
 #define WRITERS   5 /* of each disk */
@@ -258,18 +258,7 @@ static void remove_bitmaps(struct block_node *node)
 
 static void drain_nodes(struct test_random *random)
 {
-    struct block_node **list = block_node_list();
-    size_t count = g_strv_length((char **)list);
-    struct block_node *nodes[] = {list[test_random_below(random, count)],
-                                  list[test_random_below(random, count)]};
-    unsigned perms = test_random_chance(random, 50) ? BLOCK_PERM_ALL : BLOCK_PERM_WRITE;
-    AUTO(block_drain) outer = block_drain_begin(nodes, test_random_between(random, 1, 2), perms);
-
-    if (test_random_chance(random, 30)) {
-        block_drain_end(block_drain_begin(nodes, 1, BLOCK_PERM_WRITE));
-    }
-    block_drain_end(STEAL(outer));
-    block_node_list_free(list);
+    meddle_with_drains(NULL, random);
     g_usleep(2000);
 }
 

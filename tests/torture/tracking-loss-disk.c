@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/qcow2-peer.h"
@@ -18,17 +17,12 @@ static void make_qcow2(struct world *world)
     bool is_v2 = test_random_chance(&world->random, 25);
     bool is_lazy = !is_v2 && test_random_chance(&world->random, 30);
     unsigned bits = cluster_bits[test_random_below(&world->random, G_N_ELEMENTS(cluster_bits))];
-    g_autofree char *text = g_strdup_printf(
-        "driver=qcow2,size=%" PRIu64 ",version=%s,cluster-size=%u,lazy-refcounts=%s,file=image",
-        world->length, is_v2 ? "v2" : "v3", 1u << bits, is_lazy ? "on" : "off");
     AUTO(block_node)
     file = test_open("driver=file,node-name=image,filename=%s", world->disk_path);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
 
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,size=%" PRIu64
+                      ",version=%s,cluster-size=%u,lazy-refcounts=%s,file=image",
+                      world->length, is_v2 ? "v2" : "v3", 1u << bits, is_lazy ? "on" : "off");
 }
 
 void loss_disk_make(struct world *world)

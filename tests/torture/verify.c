@@ -11,6 +11,7 @@
 #include "block/copy-map.h"
 #include "block/drain.h"
 #include "tests/lib/backup-rig.h"
+#include "tests/lib/meddlers.h"
 #include "tests/lib/verify-rig.h"
 
 #define LENGTH    (8 * MIB)
@@ -20,55 +21,40 @@
 #define LIE       (3 * MIB) /* where a read tells something else once */
 #define BUDGET_NS (5 * NS_PER_SECOND)
 
-static _Atomic bool over;
-
-struct meddler {
-    struct rig *rig;
-    struct block_node *target;
-    struct test_random random;
-    pthread_t thread;
-};
-
-static void drain(struct meddler *meddler)
+static void drain(struct rig *rig, struct test_random *random)
 {
-    struct block_node *nodes[] = {meddler->rig->source, meddler->target};
-    unsigned perms = test_random_chance(&meddler->random, 50) ? BLOCK_PERM_ALL : BLOCK_PERM_WRITE;
-    size_t first = test_random_below(&meddler->random, 2);
-    size_t count = first == 0 ? test_random_between(&meddler->random, 1, 2) : 1;
+    AUTO(block_node) target = block_node_find("target");
+    struct block_node *nodes[] = {rig->source, target};
+    unsigned perms = test_random_chance(random, 50) ? BLOCK_PERM_ALL : BLOCK_PERM_WRITE;
+    size_t first = test_random_below(random, 2);
+    size_t count = first == 0 ? test_random_between(random, 1, 2) : 1;
 
     block_drain_end(block_drain_begin(nodes + first, count, perms));
 }
 
-static void *meddler_thread(void *data)
+static void meddle(struct rig *rig, struct test_random *random)
 {
-    struct meddler *meddler = data;
+    AUTO(job) job = job_find("job0");
 
-    while (!atomic_load(&over)) {
-        AUTO(job) job = job_find("job0");
-
-        switch (test_random_below(&meddler->random, 6)) {
-        case 0:
-            if (job) {
-                job_user_pause(job, NULL);
-            }
-            break;
-        case 1:
-            drain(meddler);
-            break;
-        case 2:
-            if (job) {
-                job_set_speed(
-                    job, test_random_chance(&meddler->random, 30) ? (int64_t)(64 * MIB) : 0, NULL);
-            }
-            break;
-        default:
-            if (job) {
-                job_user_resume(job, NULL);
-            }
+    switch (test_random_below(random, 6)) {
+    case 0:
+        if (job) {
+            job_user_pause(job, NULL);
         }
-        g_usleep(1000); /* leaves it time to work; nothing depends on it */
+        break;
+    case 1:
+        drain(rig, random);
+        break;
+    case 2:
+        if (job) {
+            job_set_speed(job, test_random_chance(random, 30) ? (int64_t)(64 * MIB) : 0, NULL);
+        }
+        break;
+    default:
+        if (job) {
+            job_user_resume(job, NULL);
+        }
     }
-    return NULL;
 }
 
 /* Make some sectors differ; what a comparison has to find. */
@@ -121,18 +107,15 @@ static void compare_once(struct rig *rig, bool repair)
     struct block_node *target = verify_rig_copy(rig, "target");
     g_autofree char *contents = rig_contents(rig->source);
     GArray *wanted = scribble(rig, target, contents);
-    struct meddler meddler = {
-        .rig = rig, .target = target, .random = test_random_split(&rig->random)};
+    static meddle_function *const functions[] = {meddle, NULL};
     const struct verify_options options = {.repair = repair, .max_ranges = SECTORS};
 
     slow_down_and_lie(rig, target);
     struct job *job = verify_rig_start(rig, target, &options, NULL);
     rig_write(rig, WRITERS);
-    atomic_store(&over, false);
-    g_assert_cmpint(pthread_create(&meddler.thread, NULL, meddler_thread, &meddler), ==, 0);
+    struct meddlers *meddlers = meddlers_start(rig, &rig->random, functions);
     rig_wait_status(job, JOB_STATUS_CONCLUDED);
-    atomic_store(&over, true);
-    pthread_join(meddler.thread, NULL);
+    meddlers_stop(meddlers);
     rig_stop(rig);
     fault_clear(rig->source);
     fault_clear(target);

@@ -394,25 +394,12 @@ static void *owner_thread(void *data)
 
 /* ---- Meddling ------------------------------------------------------------------------------- */
 
-struct move {
-    struct block_device *device;
-    struct block_node *root;
-};
-
-static void set_root(void *data)
-{
-    struct move *move = data;
-
-    g_assert_cmpint(block_device_set_root(move->device, move->root, NULL), ==, 0);
-}
-
 static void move_to(struct rig *rig, struct block_node *root)
 {
     struct block_node *const nodes[] = {rig->source, root};
-    struct move move = {rig->device, root};
     AUTO(block_drain) drain = block_drain_begin(nodes, 2, BLOCK_PERM_ALL);
 
-    main_loop_call_wait(set_root, &move);
+    test_set_root(rig->device, root);
 }
 
 /* As qom-set does: the guest writes through a filter for a while, and then past it. */

@@ -17,9 +17,7 @@ static void expect_refused(const struct backup_options *options, const char *mes
 
     g_assert_null(backup_new(options, &error));
     g_assert_nonnull(error);
-    if (!strstr(error->message, message)) {
-        g_error("'%s' does not say '%s'", error->message, message);
-    }
+    test_assert_says(error->message, message);
     AUTO(job) job = job_find(options->job_id);
     g_assert_null(job);
 }

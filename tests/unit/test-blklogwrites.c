@@ -10,7 +10,6 @@
 #include "block/graph.h"
 #include "block/little-endian.h"
 #include "block/node.h"
-#include "block/reopen.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/disk.h"
@@ -401,30 +400,22 @@ static void test_append(struct rig *rig, const void *more)
     g_assert_cmpstr(new_log, ==, "write 0+512; flush");
 }
 
-static char *reopen(const char *text)
-{
-    AUTO(block_options) options = block_options_parse(text, NULL, NULL);
-    g_autoptr(GError) error = NULL;
-    int status = block_nodes_reopen(&options, 1, &error);
-
-    g_assert_cmpint(status < 0, ==, error != NULL);
-    return error ? g_strdup(error->message) : NULL;
-}
-
 static void test_reopen(struct rig *rig, const void *more)
 {
     write_both(rig, 0, SECTOR, 1);
-    g_assert_cmpstr(reopen("driver=blklogwrites,node-name=logged,file=disk,log=log,read-only=on"),
-                    ==, NULL);
+    g_assert_cmpstr(
+        test_reopen_node("driver=blklogwrites,node-name=logged,file=disk,log=log,read-only=on"), ==,
+        NULL);
     g_assert_cmpint(write_at(rig, 0, SECTOR, 2, 0), ==, -EPERM);
     g_autofree char *text = replay(rig);
     g_assert_cmpstr(text, ==, "write 0+512; flush");
-    g_assert_cmpstr(reopen("driver=blklogwrites,node-name=logged,file=disk,log=log"), ==, NULL);
+    g_assert_cmpstr(test_reopen_node("driver=blklogwrites,node-name=logged,file=disk,log=log"), ==,
+                    NULL);
     write_both(rig, SECTOR, SECTOR, 2);
     assert_log_makes_disk(rig);
     test_assert_same(rig->replayed, rig->model, LENGTH);
-    g_autofree char *other =
-        reopen("driver=blklogwrites,node-name=logged,file=disk,log=log,log-sector-size=4096");
+    g_autofree char *other = test_reopen_node(
+        "driver=blklogwrites,node-name=logged,file=disk,log=log,log-sector-size=4096");
     g_assert_cmpstr(other, ==, "Cannot change the option 'log-sector-size'");
 }
 

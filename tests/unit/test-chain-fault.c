@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "block/align.h"
+#include "tests/lib/disk.h"
 #include "tests/lib/layers.h"
 #include "tests/lib/mirror-rig.h"
 
@@ -70,13 +71,6 @@ static void end(struct layers *layers, const struct kind *kind, bool has_worked)
     }
     follow(layers);
     layers_free(layers, kind->after);
-}
-
-static void expect_error(const char *message, const char *part)
-{
-    if (!message || !strstr(message, part)) {
-        g_error("'%s' does not say '%s'", message, part);
-    }
 }
 
 /*
@@ -142,7 +136,7 @@ static void run_policy(const struct policy_case *tested, bool asks_qemu)
     g_assert_cmpuint(fault_hits(file), >=, 1);
     g_assert_true(stops_at(tested) == (stops > 0));
     if (wanted) {
-        expect_error(message, wanted);
+        test_assert_says(message, wanted);
     } else {
         g_assert_cmpstr(message, ==, NULL);
     }
@@ -251,7 +245,7 @@ static void end_anyhow(struct layers *layers, const struct kind *kind, bool has_
         g_autofree char *message = job ? rig_end(job) : g_strdup(error->message);
         has_worked = !message;
         if (message && !strstr(message, "Nothing is written to the image any more")) {
-            expect_error(message, "Input/output error");
+            test_assert_says(message, "Input/output error");
         }
     }
     follow(layers);

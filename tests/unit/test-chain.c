@@ -9,7 +9,6 @@
 #include "block/drain.h"
 #include "block/image.h"
 #include "block/main-loop.h"
-#include "block/options.h"
 #include "block/overlay.h"
 #include "block/request.h"
 #include "formats/formats.h"
@@ -21,24 +20,12 @@ struct rig {
     struct block_node *base, *middle, *filter, *top, *spare;
 };
 
-static void create(const char *name, uint64_t size)
-{
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,file=%s,size=%" G_GUINT64_FORMAT, name, size);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
-
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
-}
-
 static struct block_node *open_layer(const char *name, uint64_t size, const char *backing)
 {
     g_autofree char *file_name = g_strdup_printf("%s-file", name);
     AUTO(block_node) file = test_open("driver=memory,node-name=%s,size=0", file_name);
 
-    create(file_name, size);
+    test_create_image("driver=qcow2,file=%s,size=%" G_GUINT64_FORMAT, file_name, size);
     return test_open("driver=qcow2,node-name=%s,file=%s,backing=%s", name, file_name, backing);
 }
 

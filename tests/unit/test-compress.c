@@ -8,7 +8,6 @@
 #include "block/align.h"
 #include "block/device.h"
 #include "block/node.h"
-#include "block/reopen.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/command.h"
@@ -357,31 +356,25 @@ static void test_faults(struct rig *rig, const void *more)
 
 /* ---- The graph ------------------------------------------------------------------------------ */
 
-static char *reopen(const char *text)
-{
-    AUTO(block_options) options = block_options_parse(text, NULL, NULL);
-    g_autoptr(GError) error = NULL;
-    int status = block_nodes_reopen(&options, 1, &error);
-
-    g_assert_cmpint(status < 0, ==, error != NULL);
-    return error ? g_strdup(error->message) : NULL;
-}
-
 static void test_reopen(struct rig *rig, const void *more)
 {
     write_both(rig, 0, 100, 1);
-    g_assert_cmpstr(reopen("driver=compress,node-name=pressed,file=q,read-only=on"), ==, NULL);
+    g_assert_cmpstr(test_reopen_node("driver=compress,node-name=pressed,file=q,read-only=on"), ==,
+                    NULL);
     g_assert_cmpint(write_at(rig, 0, 1, 2), ==, -EPERM);
     assert_whole(rig, rig->pressed);
-    g_assert_cmpstr(reopen("driver=compress,node-name=pressed,file=q,discard=unmap"), ==, NULL);
+    g_assert_cmpstr(test_reopen_node("driver=compress,node-name=pressed,file=q,discard=unmap"), ==,
+                    NULL);
     write_both(rig, 50, 100, 3);
     assert_whole(rig, rig->pressed);
     /* Below another filter. */
     AUTO(block_node) above = test_open("driver=memory-filter,node-name=above,file=q");
-    g_assert_cmpstr(reopen("driver=compress,node-name=pressed,file=above,discard=unmap"), ==, NULL);
+    g_assert_cmpstr(test_reopen_node("driver=compress,node-name=pressed,file=above,discard=unmap"),
+                    ==, NULL);
     write_both(rig, CLUSTER + 50, 100, 3);
     assert_whole(rig, rig->pressed);
-    g_assert_cmpstr(reopen("driver=compress,node-name=pressed,file=q,discard=unmap"), ==, NULL);
+    g_assert_cmpstr(test_reopen_node("driver=compress,node-name=pressed,file=q,discard=unmap"), ==,
+                    NULL);
 }
 
 static void test_alone(struct rig *rig, const void *more)

@@ -397,26 +397,13 @@ static void test_bitmap(struct fixture *fixture, const void *data)
 
 /* ---- Guests that come and go ---------------------------------------------------------------- */
 
-struct move {
-    struct block_device *device;
-    struct block_node *root;
-};
-
-static void set_root(void *data)
-{
-    struct move *move = data;
-
-    g_assert_cmpint(block_device_set_root(move->device, move->root, NULL), ==, 0);
-}
-
 static void move_to(struct block_device *device, struct block_node *root)
 {
     AUTO(block_node) old = block_device_root(device);
     struct block_node *const nodes[] = {old, root};
-    struct move move = {device, root};
     AUTO(block_drain) drain = block_drain_begin(nodes, 2, BLOCK_PERM_ALL);
 
-    main_loop_call_wait(set_root, &move);
+    test_set_root(device, root);
 }
 
 static void write_guest(struct block_device *device, uint64_t offset, uint8_t byte, uint8_t *new)

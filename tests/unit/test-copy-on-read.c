@@ -10,7 +10,6 @@
 #include "block/chain.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/disk.h"
@@ -42,14 +41,8 @@ static struct block_node *create(const char *name, const char *path, const char 
 {
     struct block_node *file = path ? test_open("driver=file,node-name=%s,filename=%s", name, path)
                                    : test_open("driver=memory,node-name=%s,size=0", name);
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,file=%s,size=%" PRIu64 "%s", name, LENGTH, options);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) given = block_options_parse(text, NULL, &error);
 
-    g_assert_no_error(error);
-    block_create(given, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,file=%s,size=%" PRIu64 "%s", name, LENGTH, options);
     return file;
 }
 

@@ -696,34 +696,22 @@ static void test_refused_take_over(void)
     block_device_remove(taken.device);
 }
 
-struct exchange {
-    struct block_device *device;
-    struct block_node *root;
-};
-
-static void exchange_root(void *data)
-{
-    struct exchange *exchange = data;
-
-    g_assert_cmpint(block_device_set_root(exchange->device, exchange->root, NULL), ==, 0);
-}
-
 /* A guest that may only read does not get to write because its root changed. */
 static void test_read_only_stays(void)
 {
     AUTO(block_node) locked = test_open("driver=memory,node-name=locked,read-only=on");
     AUTO(block_node) open = test_open("driver=memory,node-name=open");
-    struct exchange exchange = {.device = device_on(locked), .root = open};
+    struct block_device *device = device_on(locked);
     uint8_t byte = 9;
 
     struct block_drain *drain = block_drain_begin(&locked, 1, BLOCK_PERM_ALL);
-    main_loop_call_wait(exchange_root, &exchange);
+    test_set_root(device, open);
     block_drain_end(drain);
-    g_assert_true(block_device_is_read_only(exchange.device));
-    g_assert_cmpint(block_device_pwrite(exchange.device, &byte, 0, 1, 0), ==, -EPERM);
-    g_assert_cmpint(block_device_pread(exchange.device, &byte, 0, 1), ==, 0);
+    g_assert_true(block_device_is_read_only(device));
+    g_assert_cmpint(block_device_pwrite(device, &byte, 0, 1, 0), ==, -EPERM);
+    g_assert_cmpint(block_device_pread(device, &byte, 0, 1), ==, 0);
     g_assert_cmpuint(memory_disk_count(open, BLOCK_OPERATION_WRITE), ==, 0);
-    block_device_remove(exchange.device);
+    block_device_remove(device);
 }
 
 static void set_up_events(void *data)

@@ -5,7 +5,6 @@
 
 #include "block/align.h"
 #include "block/drain.h"
-#include "block/main-loop.h"
 #include "jobs/mirror.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/mirror-rig.h"
@@ -210,24 +209,11 @@ static void test_opened_target_refused(void)
     rig_free(rig);
 }
 
-struct exchange {
-    struct block_device *device;
-    struct block_node *root;
-};
-
-static void set_root(void *data)
-{
-    struct exchange *exchange = data;
-
-    g_assert_cmpint(block_device_set_root(exchange->device, exchange->root, NULL), ==, 0);
-}
-
 static void exchange_root(struct rig *rig, struct block_node *root)
 {
-    struct exchange exchange = {.device = rig->device, .root = root};
     struct block_drain *drain = block_drain_begin(&rig->source, 1, BLOCK_PERM_ALL);
 
-    main_loop_call_wait(set_root, &exchange);
+    test_set_root(rig->device, root);
     block_drain_end(drain);
 }
 

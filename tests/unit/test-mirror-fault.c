@@ -14,23 +14,11 @@
 #define WRITERS 8
 #define LENGTH  (2 * MIB)
 
-/* A rig whose disk is full of data, with a target. */
-static struct rig *start(struct block_node **target)
-{
-    struct rig *rig = rig_new(LENGTH, 1);
-
-    rig_fill(rig);
-    *target = rig_target(rig, "target", true);
-    return rig;
-}
-
 static void finish(struct rig *rig, struct block_node *target)
 {
     rig_stop(rig);
     g_assert_cmpuint(atomic_load(&rig->failed), ==, 0);
-    fault_clear(target);
-    rig_assert_unused(target);
-    rig_free(rig);
+    rig_free_with_target(rig, target);
 }
 
 static void end_as_pivot(struct rig *rig, struct job *job, struct block_node *target)
@@ -38,13 +26,6 @@ static void end_as_pivot(struct rig *rig, struct job *job, struct block_node *ta
     rig_complete(job);
     rig_end_well(job);
     finish(rig, rig_follow(rig, target));
-}
-
-static void resume_when_stopped(struct job *job)
-{
-    while (job_user_resume(job, NULL) < 0) {
-        g_usleep(500);
-    }
 }
 
 /* ---- Error policies -------------------------------------------------------------------------- */
@@ -81,7 +62,7 @@ static void test_policy(gconstpointer data)
 {
     const struct policy_case *tested = data;
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
     struct fault_rule rule = {
         .operations = tested->is_source ? FAULT_ON(READ) : FAULT_ON_CHANGES,
@@ -102,7 +83,7 @@ static void test_policy(gconstpointer data)
         job = rig_mirror(&options);
     }
     for (unsigned i = 0; i < tested->stops; i++) {
-        resume_when_stopped(job);
+        rig_resume_when_stopped(job);
     }
     if (tested->fails) {
         rig_end_badly(job, tested->is_source ? "Could not read source node 'source' at offset "
@@ -118,7 +99,7 @@ static void test_policy(gconstpointer data)
 static void test_stopped_under_writes(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
 
     options.on_target_error = BLOCK_ERROR_POLICY_STOP;
@@ -128,7 +109,7 @@ static void test_stopped_under_writes(void)
     rig_wait_status(job, JOB_STATUS_STANDBY);
     rig_wait_requests(rig, 20 * WRITERS);
     fault_clear(target);
-    resume_when_stopped(job);
+    rig_resume_when_stopped(job);
     end_as_pivot(rig, job, target);
 }
 
@@ -138,7 +119,7 @@ static void test_stopped_under_writes(void)
 static void fail_at_the_end(unsigned operations, const char *message)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
 
     options.on_target_error = BLOCK_ERROR_POLICY_STOP;
@@ -182,7 +163,7 @@ static void cancel_hanging(struct rig *rig, struct block_node *target, struct jo
 static void test_cancel_hanging_copy(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
 
     FAULT(target, .operations = FAULT_ON_CHANGES, .hold = true);
@@ -193,7 +174,7 @@ static void test_cancel_hanging_copy(void)
 static void test_cancel_hanging_ready(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
     struct job *job = rig_ready_mirror(&options);
 
@@ -206,7 +187,7 @@ static void test_cancel_hanging_ready(void)
 static void test_cancel_hanging_flush(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
     struct job *job;
 
@@ -228,7 +209,7 @@ static void test_cancel_hanging_flush(void)
 static void test_drain_beside_hang(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
 
     options.buf_size = 64 * KIB;
@@ -247,7 +228,7 @@ static void test_drain_beside_hang(void)
 static void test_status_error(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
 
     FAULT(rig->source, .operations = FAULT_ON_STATUS, .percent = 50, .error_number = EIO);
@@ -260,7 +241,7 @@ static void test_status_error(void)
 static void test_guest_error(void)
 {
     struct block_node *target;
-    struct rig *rig = start(&target);
+    struct rig *rig = rig_new_with_target(LENGTH, &target);
     struct mirror_options options = rig_mirror_options(rig, "job0", target);
     struct job *job = rig_ready_mirror(&options);
 

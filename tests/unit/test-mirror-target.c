@@ -177,9 +177,7 @@ static void test_flush_fails(void)
     options.on_target_error = BLOCK_ERROR_POLICY_STOP;
     FAULT(world.target, .operations = FAULT_ON(FLUSH), .count = 1, .error_number = EIO);
     world.job = rig_ready_mirror(&options);
-    while (job_user_resume(world.job, NULL) < 0) {
-        g_usleep(1000);
-    }
+    rig_resume_when_stopped(world.job);
     wait_in_step(&world);
     g_assert_cmpuint(fault_bytes(world.target, FAULT_ON(WRITE)), >=, 2 * LENGTH);
     end_as_pivot(&world);

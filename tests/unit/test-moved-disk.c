@@ -4,7 +4,6 @@
  * view, a backup, a bitmap or another mirror: he is refused, as the node he has is the past.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "block/align.h"
 #include "block/device.h"
@@ -14,6 +13,7 @@
 #include "server/commands-views.h"
 #include "server/transaction.h"
 #include "server/views.h"
+#include "tests/lib/disk.h"
 #include "tests/lib/mirror-rig.h"
 
 #define LENGTH  MIB
@@ -64,9 +64,7 @@ static const struct transaction_action_type move_action = {
 static void expect_message(const GError *error, const char *part)
 {
     g_assert_nonnull(error);
-    if (!strstr(error->message, part)) {
-        g_error("'%s' does not say '%s'", error->message, part);
-    }
+    test_assert_says(error->message, part);
 }
 
 static void run_beside_move(const struct transaction_action_type *type, json_t *data)

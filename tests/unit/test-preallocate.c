@@ -8,7 +8,6 @@
 
 #include "block/align.h"
 #include "block/node.h"
-#include "block/reopen.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/command.h"
@@ -239,30 +238,22 @@ static void test_no_room(void)
     g_assert_cmpint(block_node_grow(ahead, 16384), ==, 0);
 }
 
-static char *reopen(const char *text)
-{
-    AUTO(block_options) options = block_options_parse(text, NULL, NULL);
-    g_autoptr(GError) error = NULL;
-    int status = block_nodes_reopen(&options, 1, &error);
-
-    g_assert_cmpint(status < 0, ==, error != NULL);
-    return error ? g_strdup(error->message) : NULL;
-}
-
 static void test_reopen(struct rig *rig, const void *unused)
 {
     append(rig, 1000, 1);
     g_assert_cmpuint(file_length(rig), >, MIB);
-    g_assert_cmpstr(reopen("driver=preallocate,node-name=ahead,file=file,read-only=on"), ==, NULL);
+    g_assert_cmpstr(test_reopen_node("driver=preallocate,node-name=ahead,file=file,read-only=on"),
+                    ==, NULL);
     g_assert_cmpuint(file_length(rig), ==, START + 1000);
     assert_whole(rig, START + 1000);
-    g_assert_cmpstr(reopen("driver=preallocate,node-name=ahead,file=file,prealloc-align=512,"
-                           "prealloc-size=4096"),
-                    ==, NULL);
+    g_assert_cmpstr(
+        test_reopen_node("driver=preallocate,node-name=ahead,file=file,prealloc-align=512,"
+                         "prealloc-size=4096"),
+        ==, NULL);
     append(rig, 24, 2);
     g_assert_cmpuint(file_length(rig), ==, START + 1024 + 4096);
     g_autofree char *wrong =
-        reopen("driver=preallocate,node-name=ahead,file=file,prealloc-align=1000");
+        test_reopen_node("driver=preallocate,node-name=ahead,file=file,prealloc-align=1000");
     g_assert_cmpstr(wrong, ==, "prealloc-align must be a multiple of 512 bytes");
     append(rig, 8192, 3);
     assert_whole(rig, START + 1024 + 8192);

@@ -590,16 +590,9 @@ static void test_power_loss(struct test_image *image, const void *unused)
     }
 }
 
-static void with_image(struct test_image *image, const void *function)
-{
-    test_image_make(image, 0);
-    ((void (*)(struct test_image *, const void *))(uintptr_t)function)(image, NULL);
-    test_image_remove(image, NULL);
-}
-
 #define ADD(name, function)                                                                        \
     g_test_add("/qcow2-amend/" name, struct test_image, (const void *)(uintptr_t)(function), NULL, \
-               with_image, NULL)
+               test_with_image, NULL)
 
 int main(int argc, char **argv)
 {

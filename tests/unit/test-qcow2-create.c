@@ -122,22 +122,6 @@ static void test_refusals(struct test_image *image, const void *unused)
     }
 }
 
-static void write_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte)
-{
-    g_autofree void *buffer = g_malloc(bytes);
-
-    memset(buffer, byte, bytes);
-    g_assert_cmpint(block_node_pwrite(node, buffer, offset, bytes, 0), ==, 0);
-}
-
-static void assert_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    g_assert_cmpint(block_node_pread(node, buffer, offset, bytes, 0), ==, 0);
-    test_assert_filled(buffer, byte, bytes);
-}
-
 static void resize(struct block_node *node, uint64_t length)
 {
     g_autoptr(GError) error = NULL;
@@ -161,20 +145,20 @@ static void test_resize(struct test_image *image, const void *unused)
         must_create(image->path, options);
         AUTO(block_node) node =
             test_open("driver=qcow2,discard=unmap,file.driver=file,file.filename=%s", image->path);
-        assert_byte(node, 0, 512 * KIB, 0xbb);
-        write_byte(node, 100 * KIB, 400 * KIB, 0x11);
+        test_assert_byte(node, 0, 512 * KIB, 0xbb);
+        test_write_byte(node, 100 * KIB, 400 * KIB, 0x11);
         resize(node, 200 * KIB + 512);
         g_assert_cmpuint(block_node_length(node), ==, 200 * KIB + 512);
         resize(node, 800 * KIB);
-        assert_byte(node, 0, 100 * KIB, 0xbb);
-        assert_byte(node, 100 * KIB, 100 * KIB + 512, 0x11);
-        assert_byte(node, 200 * KIB + 512, 600 * KIB - 512, 0);
-        write_byte(node, 700 * KIB, 100 * KIB, 0x22);
+        test_assert_byte(node, 0, 100 * KIB, 0xbb);
+        test_assert_byte(node, 100 * KIB, 100 * KIB + 512, 0x11);
+        test_assert_byte(node, 200 * KIB + 512, 600 * KIB - 512, 0);
+        test_write_byte(node, 700 * KIB, 100 * KIB, 0x22);
         resize(node, 64 * MIB);
-        assert_byte(node, 700 * KIB, 100 * KIB, 0x22);
-        assert_byte(node, 800 * KIB, MIB, 0);
-        write_byte(node, 64 * MIB - 512, 512, 0x33);
-        assert_byte(node, 64 * MIB - 512, 512, 0x33);
+        test_assert_byte(node, 700 * KIB, 100 * KIB, 0x22);
+        test_assert_byte(node, 800 * KIB, MIB, 0);
+        test_write_byte(node, 64 * MIB - 512, 512, 0x33);
+        test_assert_byte(node, 64 * MIB - 512, 512, 0x33);
     }
     check(image->path);
 }
@@ -193,7 +177,7 @@ static void test_preallocated_growth(struct test_image *image, const void *unuse
                 test_open("driver=qcow2,file.driver=file,file.filename=%s", image->path);
             block_node_set_length(node, 3 * MIB, modes[i], &error);
             g_assert_no_error(error);
-            assert_byte(node, 0, 3 * MIB, 0);
+            test_assert_byte(node, 0, 3 * MIB, 0);
             struct block_extent extent;
             g_assert_cmpint(block_node_block_status(node, MIB, 2 * MIB, &extent), ==, 0);
             g_assert_cmpuint(extent.flags & BLOCK_STATUS_DATA, ==, BLOCK_STATUS_DATA);
@@ -220,24 +204,17 @@ static void test_backing_names(struct test_image *image, const void *unused)
         must_create(image->path, options);
         AUTO(block_node) node =
             test_open("driver=qcow2,file.driver=file,file.filename=%s", image->path);
-        assert_byte(node, 0, 64 * KIB, 0x77);
-        assert_byte(node, 64 * KIB, 64 * KIB, 0);
+        test_assert_byte(node, 0, 64 * KIB, 0x77);
+        test_assert_byte(node, 64 * KIB, 64 * KIB, 0);
         block_node_unref(STEAL(node));
         node = test_open("driver=qcow2,backing=,file.driver=file,file.filename=%s", image->path);
-        assert_byte(node, 0, 128 * KIB, 0);
+        test_assert_byte(node, 0, 128 * KIB, 0);
     }
-}
-
-static void with_image(struct test_image *image, const void *function)
-{
-    test_image_make(image, 0);
-    ((void (*)(struct test_image *, const void *))(uintptr_t)function)(image, NULL);
-    test_image_remove(image, NULL);
 }
 
 #define ADD(name, function)                                                                        \
     g_test_add("/qcow2-create/" name, struct test_image, (const void *)(uintptr_t)(function),      \
-               NULL, with_image, NULL)
+               NULL, test_with_image, NULL)
 
 int main(int argc, char **argv)
 {

@@ -15,7 +15,6 @@
 #include "block/align.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "block/zero.h"
 #include "formats/formats.h"
@@ -85,17 +84,6 @@ static void choose_kind(struct one *one)
     one->length = SECTOR * (1 + below(one, MIN_OF(MIB, 100 * cluster_of(one)) / SECTOR));
 }
 
-static void create(const char *text)
-{
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
-
-    g_assert_no_error(error);
-    if (block_create(options, NULL, NULL, &error) < 0) {
-        g_error("%s: %s", text, error->message);
-    }
-}
-
 /* A layer below the top; it may be shorter or longer. */
 static void create_lower(struct one *one, unsigned layer)
 {
@@ -108,7 +96,7 @@ static void create_lower(struct one *one, unsigned layer)
               : g_strdup("");
     g_autofree char *all = g_strconcat(text, backing, NULL);
 
-    create(all);
+    test_create_image("%s", all);
     one->nodes[layer] = test_open(layer ? "driver=qcow2,node-name=layer%u,file.driver=file,"
                                           "file.filename=%s,backing=layer%u"
                                         : "driver=qcow2,node-name=layer%u,file.driver=file,"
@@ -137,7 +125,7 @@ static void create_top(struct one *one)
         g_string_append_printf(text, ",backing-file=%s,backing-fmt=qcow2",
                                one->images[one->layers - 2]);
     }
-    create(text->str);
+    test_create_image("%s", text->str);
     one->what = g_string_free(text, FALSE);
 }
 
@@ -435,7 +423,7 @@ static struct world world_new(const char *create_options, const char *path)
     g_autofree char *text =
         g_strdup_printf("driver=qcow2,file=file,size=%" PRIu64 "%s", LENGTH, create_options);
 
-    create(text);
+    test_create_image("%s", text);
     world.backing = test_open("driver=memory,node-name=base,size=%" PRIu64, LENGTH);
     world.buffer = g_malloc(LENGTH);
     memset(world.buffer, 0xba, LENGTH);

@@ -7,7 +7,6 @@
 #include "block/align.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/command.h"
@@ -28,14 +27,8 @@ struct world {
 static struct world world_new(const char *create_options, bool has_backing)
 {
     struct world world = {.file = test_open("driver=memory,node-name=file,size=0")};
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,file=file,size=%" PRIu64 "%s", LENGTH, create_options);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) options = block_options_parse(text, NULL, &error);
 
-    g_assert_no_error(error);
-    block_create(options, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,file=file,size=%" PRIu64 "%s", LENGTH, create_options);
     if (has_backing) {
         world.backing = test_open("driver=memory,node-name=base,size=%" PRIu64, LENGTH);
         memset(memory_disk_data(world.backing), BACKING_BYTE, LENGTH);

@@ -45,22 +45,6 @@ static void fill_file(const char *directory, const char *name, uint64_t bytes)
     g_assert_true(g_file_set_contents(path, contents, (gssize)bytes, NULL));
 }
 
-static void write_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte)
-{
-    g_autofree void *buffer = g_malloc(bytes);
-
-    memset(buffer, byte, bytes);
-    g_assert_cmpint(block_node_pwrite(node, buffer, offset, bytes, 0), ==, 0);
-}
-
-static void assert_byte(struct block_node *node, uint64_t offset, uint64_t bytes, int byte)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    g_assert_cmpint(block_node_pread(node, buffer, offset, bytes, 0), ==, 0);
-    test_assert_filled(buffer, byte, bytes);
-}
-
 static void assert_same(struct block_node *node, const uint8_t *model, uint64_t length)
 {
     g_autofree uint8_t *buffer = g_malloc(length);
@@ -103,7 +87,7 @@ static void test_vm_state(struct test_image *image, const void *unused)
     AUTO(block_node) node = open_image(image);
     g_assert_cmpint(block_node_vmstate_write(node, state, 0, 300 * KIB), ==, 0);
     resize(node, MIB, BLOCK_PREALLOCATION_OFF);
-    assert_byte(node, 0, MIB, 0);
+    test_assert_byte(node, 0, MIB, 0);
     block_node_unref(STEAL(node));
     check(image);
 }
@@ -120,17 +104,17 @@ static void test_left_over(struct test_image *image, const void *unused)
         make(image, i & 2 ? "extended_l2=on,cluster_size=16k" : "cluster_size=4k", MIB);
         {
             AUTO(block_node) node = open_image(image);
-            write_byte(node, 0, MIB, 0x44);
+            test_write_byte(node, 0, MIB, 0x44);
         }
         int fd = open(image->path, O_WRONLY);
         g_assert_cmpint(pwrite(fd, &size, sizeof(size), 24), ==, sizeof(size));
         close(fd);
         AUTO(block_node) node = open_image(image);
         resize(node, 512 * KIB, modes[i & 1]);
-        assert_byte(node, 0, 100 * KIB + 512, 0x44);
-        assert_byte(node, 100 * KIB + 512, 412 * KIB - 512, 0);
+        test_assert_byte(node, 0, 100 * KIB + 512, 0x44);
+        test_assert_byte(node, 100 * KIB + 512, 412 * KIB - 512, 0);
         resize(node, 2 * MIB, modes[i & 1]);
-        assert_byte(node, 512 * KIB, 1536 * KIB, 0);
+        test_assert_byte(node, 512 * KIB, 1536 * KIB, 0);
         block_node_unref(STEAL(node));
         check(image);
     }
@@ -149,7 +133,7 @@ static void test_data_files(struct test_image *image, const void *unused)
 
         make(image, options, 512 * KIB);
         AUTO(block_node) node = open_image(image);
-        write_byte(node, 0, 512 * KIB, 0x44);
+        test_write_byte(node, 0, 512 * KIB, 0x44);
         resize(node, 100 * KIB, BLOCK_PREALLOCATION_OFF);
         block_node_unref(STEAL(node));
         if (i & 4) {
@@ -157,8 +141,8 @@ static void test_data_files(struct test_image *image, const void *unused)
         }
         node = open_image(image);
         resize(node, 2 * MIB, how);
-        assert_byte(node, 0, 100 * KIB, i & 4 ? 0xbb : 0x44);
-        assert_byte(node, 100 * KIB, 2 * MIB - 100 * KIB, 0);
+        test_assert_byte(node, 0, 100 * KIB, i & 4 ? 0xbb : 0x44);
+        test_assert_byte(node, 100 * KIB, 2 * MIB - 100 * KIB, 0);
         block_node_unref(STEAL(node));
         check(image);
         if (is_raw) {
@@ -194,9 +178,9 @@ static void test_hidden_backing(struct test_image *image, const void *unused)
         if (i == 2) {
             resize(node, MIB, BLOCK_PREALLOCATION_OFF);
         }
-        assert_byte(node, 0, 128 * KIB, 0);
-        assert_byte(node, 128 * KIB, 128 * KIB, 0xbb);
-        assert_byte(node, 256 * KIB, 768 * KIB, 0);
+        test_assert_byte(node, 0, 128 * KIB, 0);
+        test_assert_byte(node, 128 * KIB, 128 * KIB, 0xbb);
+        test_assert_byte(node, 256 * KIB, 768 * KIB, 0);
         block_node_unref(STEAL(node));
         check(image);
     }
@@ -211,21 +195,21 @@ static void test_snapshots(struct test_image *image, const void *unused)
 
     make(image, "cluster_size=512", 256 * KIB);
     AUTO(block_node) node = open_image(image);
-    write_byte(node, 0, 256 * KIB, 0x11);
+    test_write_byte(node, 0, 256 * KIB, 0x11);
     block_node_snapshot_create(node, &info, &error);
     g_assert_no_error(error);
     resize(node, 64 * KIB, BLOCK_PREALLOCATION_OFF);
     resize(node, MIB, BLOCK_PREALLOCATION_METADATA);
-    assert_byte(node, 0, 64 * KIB, 0x11);
-    assert_byte(node, 64 * KIB, MIB - 64 * KIB, 0);
-    write_byte(node, 128 * KIB, 512 * KIB, 0x22);
+    test_assert_byte(node, 0, 64 * KIB, 0x11);
+    test_assert_byte(node, 64 * KIB, MIB - 64 * KIB, 0);
+    test_write_byte(node, 128 * KIB, 512 * KIB, 0x22);
     block_node_unref(STEAL(node));
     check(image);
     node = open_image(image);
     block_node_snapshot_apply(node, "then", &error);
     g_assert_no_error(error);
     g_assert_cmpuint(block_node_length(node), ==, 256 * KIB);
-    assert_byte(node, 0, 256 * KIB, 0x11);
+    test_assert_byte(node, 0, 256 * KIB, 0x11);
     block_node_unref(STEAL(node));
     check(image);
     make(image, "compat=0.10", MIB);
@@ -286,12 +270,12 @@ static void test_lost_header(struct test_image *image, const void *unused)
 
         make(image, "cluster_size=4k", MIB);
         open_fault(image, &node, &fault);
-        write_byte(node, 512 * KIB, 4096, 0x11);
+        test_write_byte(node, 512 * KIB, 4096, 0x11);
         FAULT(fault, .operations = FAULT_ON(WRITE), .offset = 24, .bytes = 8, .count = failures,
               .error_number = EIO);
         must_not_resize(node, 256 * KIB, BLOCK_PREALLOCATION_OFF, "Could not write the new size");
         fault_clear(fault);
-        assert_byte(node, 512 * KIB, 4096, 0x11);
+        test_assert_byte(node, 512 * KIB, 4096, 0x11);
         g_autofree void *buffer = g_malloc0(512);
         g_assert_cmpint(block_node_pwrite(node, buffer, 0, 512, 0), ==, failures == 1 ? 0 : -EIO);
         if (failures == 1) {
@@ -316,7 +300,7 @@ static void test_any_failure(struct test_image *image, const void *unused)
 
         make(image, "cluster_size=512,backing_file=backing,backing_fmt=raw", 200 * KIB);
         open_fault(image, &node, &fault);
-        write_byte(node, 100 * KIB, 100 * KIB, 0x11);
+        test_write_byte(node, 100 * KIB, 100 * KIB, 0x11);
         FAULT(fault, .operations = FAULT_ON_CHANGES | FAULT_ON(FLUSH), .skip = (unsigned)skip,
               .count = 1, .error_number = EIO);
         for (size_t i = 0; i < G_N_ELEMENTS(lengths); i++) {
@@ -325,16 +309,16 @@ static void test_any_failure(struct test_image *image, const void *unused)
         }
         fault_clear(fault);
         uint64_t length = block_node_length(node);
-        assert_byte(node, 0, 100 * KIB, 0xbb);
-        assert_byte(node, 100 * KIB, 100 * KIB, 0x11);
-        assert_byte(node, 200 * KIB, length - 200 * KIB, 0);
+        test_assert_byte(node, 0, 100 * KIB, 0xbb);
+        test_assert_byte(node, 100 * KIB, 100 * KIB, 0x11);
+        test_assert_byte(node, 200 * KIB, length - 200 * KIB, 0);
         block_node_unref(STEAL(node));
         block_node_unref(STEAL(fault));
         node = open_image(image);
         length = block_node_length(node);
-        assert_byte(node, 0, 100 * KIB, 0xbb);
-        assert_byte(node, 100 * KIB, 100 * KIB, 0x11);
-        assert_byte(node, 200 * KIB, length - 200 * KIB, 0);
+        test_assert_byte(node, 0, 100 * KIB, 0xbb);
+        test_assert_byte(node, 100 * KIB, 100 * KIB, 0x11);
+        test_assert_byte(node, 200 * KIB, length - 200 * KIB, 0);
     }
 }
 
@@ -360,7 +344,7 @@ static void random_step(struct test_random *random, struct block_node *node, uin
     test_random_range(random, *length, 512, 64 * KIB, &offset, &bytes);
     int byte = (int)test_random_below(random, 256);
     if (byte & 3) {
-        write_byte(node, offset, bytes, byte);
+        test_write_byte(node, offset, bytes, byte);
         memset(*model + offset, byte, bytes);
     } else {
         g_assert_cmpint(block_node_write_zeroes(node, offset, bytes, BLOCK_REQUEST_MAY_UNMAP), ==,
@@ -411,16 +395,9 @@ static void test_random_lengths(struct test_image *image, const void *unused)
     }
 }
 
-static void with_image(struct test_image *image, const void *function)
-{
-    test_image_make(image, 0);
-    ((void (*)(struct test_image *, const void *))(uintptr_t)function)(image, NULL);
-    test_image_remove(image, NULL);
-}
-
 #define ADD(name, function)                                                                        \
     g_test_add("/qcow2-resize/" name, struct test_image, (const void *)(uintptr_t)(function),      \
-               NULL, with_image, NULL)
+               NULL, test_with_image, NULL)
 
 int main(int argc, char **argv)
 {

@@ -211,8 +211,7 @@ static void test_header_fails(struct test_image *image, const void *unused)
     }
 }
 
-/* Nothing is wrong with an image but that some clusters may be lost. */
-static void expect_little_lost(struct test_image *image, uint64_t most)
+static struct block_check_result check(struct test_image *image)
 {
     AUTO(block_node) node = test_open(
         "driver=qcow2,for-check=on,read-only=on,file.driver=file,file.filename=%s", image->path);
@@ -221,6 +220,14 @@ static void expect_little_lost(struct test_image *image, uint64_t most)
 
     block_node_check(node, 0, &result, NULL, NULL, &error);
     g_assert_no_error(error);
+    return result;
+}
+
+/* Nothing is wrong with an image but that some clusters may be lost. */
+static void expect_little_lost(struct test_image *image, uint64_t most)
+{
+    struct block_check_result result = check(image);
+
     g_assert_cmpuint(result.corruptions + result.check_errors, ==, 0);
     g_assert_cmpuint(result.leaks, <=, most);
 }
@@ -540,13 +547,8 @@ static void test_long_vm_state(struct test_image *image, const void *unused)
 
 static uint64_t clusters_in_use(struct test_image *image)
 {
-    AUTO(block_node) node = test_open(
-        "driver=qcow2,for-check=on,read-only=on,file.driver=file,file.filename=%s", image->path);
-    struct block_check_result result = {0};
-    g_autoptr(GError) error = NULL;
+    struct block_check_result result = check(image);
 
-    block_node_check(node, 0, &result, NULL, NULL, &error);
-    g_assert_no_error(error);
     g_assert_cmpint(image_verdict_of(&result), ==, IMAGE_CLEAN);
     return result.allocated_clusters;
 }

@@ -7,7 +7,6 @@
 #include "block/align.h"
 #include "block/image.h"
 #include "block/node.h"
-#include "block/options.h"
 #include "block/request.h"
 #include "formats/formats.h"
 #include "tests/lib/disk.h"
@@ -23,14 +22,8 @@
 static struct block_node *create(const char *options, uint64_t length)
 {
     struct block_node *file = test_open("driver=memory,node-name=file,size=0");
-    g_autofree char *text =
-        g_strdup_printf("driver=qcow2,file=file,size=%" PRIu64 "%s", length, options);
-    g_autoptr(GError) error = NULL;
-    AUTO(block_options) given = block_options_parse(text, NULL, &error);
 
-    g_assert_no_error(error);
-    block_create(given, NULL, NULL, &error);
-    g_assert_no_error(error);
+    test_create_image("driver=qcow2,file=file,size=%" PRIu64 "%s", length, options);
     return file;
 }
 

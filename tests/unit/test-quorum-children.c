@@ -10,7 +10,6 @@
 #include "block/device.h"
 #include "block/drain.h"
 #include "block/main-loop.h"
-#include "block/reopen.h"
 #include "block/request.h"
 #include "tests/lib/disk.h"
 #include "tests/lib/memory-driver.h"
@@ -188,21 +187,10 @@ static void test_come_and_go_live(struct quorum_rig *rig, const void *unused)
 /* ---- Other options ----------------------------------------------------------------------------
  */
 
-static char *reopen(const char *text)
-{
-    AUTO(block_options) options = block_options_parse(text, NULL, NULL);
-    struct block_options *const list[] = {options};
-    g_autoptr(GError) error = NULL;
-    int status = block_nodes_reopen(list, 1, &error);
-
-    g_assert_cmpint(status < 0, ==, error != NULL);
-    return error ? g_strdup(error->message) : NULL;
-}
-
 #define EXPECT_REOPEN(expected, options)                                                           \
     G_STMT_START                                                                                   \
     {                                                                                              \
-        g_autofree char *message_ = reopen(options);                                               \
+        g_autofree char *message_ = test_reopen_node(options);                                     \
         const char *expected_ = expected;                                                          \
         if (!expected_ || !message_ || !strstr(message_, expected_)) {                             \
             g_assert_cmpstr(message_, ==, expected_);                                              \

@@ -57,37 +57,9 @@ static void assert_refused(struct block_node *node, bool read_only, const char *
 
     g_assert_cmpint(block_node_set_read_only(node, read_only, &error), <, 0);
     g_assert_nonnull(error);
-    if (!strstr(error->message, why)) {
-        g_error("'%s' is not in '%s'", why, error->message);
-    }
+    test_assert_says(error->message, why);
     for (; node; node = node->file) {
         g_assert_cmpint(block_node_is_read_only(node), ==, !read_only);
-    }
-}
-
-static void write_byte(struct block_node *node, uint64_t offset, uint64_t bytes, uint8_t fill)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    memset(buffer, fill, bytes);
-    g_assert_cmpint(block_node_pwrite(node, buffer, offset, bytes, 0), ==, 0);
-}
-
-static void assert_reads(struct block_node *node, uint64_t offset, uint64_t bytes, uint8_t fill)
-{
-    g_autofree uint8_t *buffer = g_malloc(bytes);
-
-    g_assert_cmpint(block_node_pread(node, buffer, offset, bytes, 0), ==, 0);
-    test_assert_filled(buffer, fill, bytes);
-}
-
-static void assert_clean(struct test_image *image)
-{
-    g_autofree char *said = NULL;
-    enum image_verdict verdict = qemu_check(image->path, NULL, &said);
-
-    if (verdict != IMAGE_CLEAN) {
-        g_error("%s", said);
     }
 }
 
@@ -115,27 +87,27 @@ static void test_to_read_only(struct test_image *image, const void *options)
     const struct peer_read seen[] = {{0, MIB, 17}, {5 * MIB, 64 * KIB, 34}};
     AUTO(block_node) node = open_image(image, "");
 
-    write_byte(node, 0, MIB, 17);
-    write_byte(node, 5 * MIB, 64 * KIB, 34);
-    write_byte(node, 3 * MIB, MIB, 51);
+    test_write_byte(node, 0, MIB, 17);
+    test_write_byte(node, 5 * MIB, 64 * KIB, 34);
+    test_write_byte(node, 3 * MIB, MIB, 51);
     g_assert_cmpint(block_node_discard(node, 3 * MIB, MIB), ==, 0);
     assert_kept_from_others(image);
     set_read_only(node, true);
     g_assert_true(block_node_is_read_only(node->file));
     assert_readable_for_others(image);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     qemu_assert_reads(image->path, seen, G_N_ELEMENTS(seen));
-    assert_reads(node, 0, MIB, 17);
+    test_assert_byte(node, 0, MIB, 17);
     g_assert_cmpint(block_node_pwrite(node, "x", 0, 1, 0), ==, -EPERM);
 
     set_read_only(node, false);
     assert_kept_from_others(image);
-    write_byte(node, 512 * KIB, MIB, 68);
-    write_byte(node, 6 * MIB, 64 * KIB, 85);
+    test_write_byte(node, 512 * KIB, MIB, 68);
+    test_write_byte(node, 6 * MIB, 64 * KIB, 85);
     set_read_only(node, true);
-    assert_clean(image);
-    assert_reads(node, 0, 512 * KIB, 17);
-    assert_reads(node, 512 * KIB, MIB, 68);
+    qemu_assert_clean(image->path);
+    test_assert_byte(node, 0, 512 * KIB, 17);
+    test_assert_byte(node, 512 * KIB, MIB, 68);
 }
 
 static void test_to_writable(struct test_image *image, const void *options)
@@ -144,12 +116,12 @@ static void test_to_writable(struct test_image *image, const void *options)
 
     test_command_succeeds("qemu-io -f qcow2 -c 'write -P 17 0 1M' %s", image->path);
     node = open_image(image, "read-only=on,");
-    assert_reads(node, 0, MIB, 17);
+    test_assert_byte(node, 0, MIB, 17);
     assert_readable_for_others(image);
     set_read_only(node, false);
     assert_kept_from_others(image);
-    write_byte(node, 64 * KIB, 128 * KIB, 34);
-    write_byte(node, 4 * MIB, MIB, 51);
+    test_write_byte(node, 64 * KIB, 128 * KIB, 34);
+    test_write_byte(node, 4 * MIB, MIB, 51);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     block_node_unref(STEAL(node));
 
@@ -157,7 +129,7 @@ static void test_to_writable(struct test_image *image, const void *options)
                                      {64 * KIB, 128 * KIB, 34},
                                      {192 * KIB, 64 * KIB, 17},
                                      {4 * MIB, MIB, 51}};
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     qemu_assert_reads(image->path, seen, G_N_ELEMENTS(seen));
 }
 
@@ -172,11 +144,11 @@ static void test_data_file(struct test_image *image, const void *options)
     g_assert_true(block_node_is_read_only(below) && block_node_is_read_only(below->file));
     set_read_only(node, false);
     g_assert_false(block_node_is_read_only(below) || block_node_is_read_only(below->file));
-    write_byte(node, MIB, MIB, 17);
+    test_write_byte(node, MIB, MIB, 17);
     set_read_only(node, true);
     g_assert_true(block_node_is_read_only(below) && block_node_is_read_only(below->file));
-    assert_reads(node, MIB, MIB, 17);
-    assert_clean(image);
+    test_assert_byte(node, MIB, MIB, 17);
+    qemu_assert_clean(image->path);
 }
 
 static bool has_bitmap_in_use(struct test_image *image)
@@ -194,11 +166,11 @@ static void test_bitmaps(struct test_image *image, const void *options)
 
     set_read_only(node, false);
     g_assert_false(has_bitmap_in_use(image));
-    write_byte(node, 0, MIB, 17);
+    test_write_byte(node, 0, MIB, 17);
     g_assert_true(has_bitmap_in_use(image));
     set_read_only(node, true);
     g_assert_false(has_bitmap_in_use(image));
-    assert_clean(image);
+    qemu_assert_clean(image->path);
 }
 
 /* An image as a crash leaves it. */
@@ -206,7 +178,7 @@ static void make_dirty(struct test_image *image)
 {
     AUTO(block_node) node = open_image(image, "");
 
-    write_byte(node, 0, MIB, 17);
+    test_write_byte(node, 0, MIB, 17);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     test_command_succeeds("cp %s %s.crashed", image->path, image->path);
     block_node_unref(STEAL(node));
@@ -222,27 +194,27 @@ static void test_dirty(struct test_image *image, const void *options)
     g_assert_cmpint(block_node_get_info(node, &info), ==, 0);
     g_assert_true(info.is_dirty);
     block_info_clear(&info);
-    assert_reads(node, 0, MIB, 17);
+    test_assert_byte(node, 0, MIB, 17);
     set_read_only(node, false);
     g_assert_cmpint(block_node_get_info(node, &info), ==, 0);
     g_assert_false(info.is_dirty);
     block_info_clear(&info);
-    assert_reads(node, 0, MIB, 17);
-    write_byte(node, 2 * MIB, MIB, 34);
+    test_assert_byte(node, 0, MIB, 17);
+    test_write_byte(node, 2 * MIB, MIB, 34);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     g_assert_cmpint(block_node_get_info(node, &info), ==, 0);
     g_assert_true(info.is_dirty); /* lazy refcounts */
     block_info_clear(&info);
     set_read_only(node, true);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     set_read_only(node, false);
-    write_byte(node, 4 * MIB, MIB, 51);
+    test_write_byte(node, 4 * MIB, MIB, 51);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     g_assert_cmpint(block_node_get_info(node, &info), ==, 0);
     g_assert_true(info.is_dirty);
     block_info_clear(&info);
     block_node_unref(STEAL(node));
-    assert_clean(image);
+    qemu_assert_clean(image->path);
 }
 
 /* ---- What is refused ------------------------------------------------------------------------ */
@@ -265,7 +237,7 @@ static void test_refused(struct test_image *image, const void *options)
     node = open_image(image, "read-only=on,");
     AUTO(block_node) other = test_open("driver=file,read-only=on,filename=%s", image->path);
     assert_refused(node, false, "Failed to get \"write\" lock");
-    assert_reads(node, 0, MIB, 0);
+    test_assert_byte(node, 0, MIB, 0);
     block_node_unref(STEAL(other));
     set_read_only(node, false);
 }
@@ -338,8 +310,8 @@ static void test_users(struct test_image *image, const void *options)
     assert_refused(node, false, "a keeper");
     claim_free(strict);
     set_read_only(node, false);
-    write_byte(node, 0, MIB, 17);
-    assert_reads(node, 0, MIB, 17);
+    test_write_byte(node, 0, MIB, 17);
+    test_assert_byte(node, 0, MIB, 17);
     claim_free(reader);
 }
 
@@ -360,12 +332,12 @@ static void test_beside(struct test_image *image, const void *options)
     block_claim_acquire(&job, base, &error);
     g_assert_no_error(error);
     set_read_only(base, false);
-    write_byte(base, 0, MIB, 17);
-    assert_reads(top, 0, MIB, 17);
+    test_write_byte(base, 0, MIB, 17);
+    test_assert_byte(top, 0, MIB, 17);
     block_claim_change(&job, BLOCK_PERM_READ, BLOCK_PERM_ALL, &error);
     g_assert_no_error(error);
     set_read_only(base, true);
-    assert_clean(image);
+    qemu_assert_clean(image->path);
     block_claim_release(&job);
     g_free(job.owner);
 }
@@ -428,18 +400,18 @@ static void test_failing_write_back(struct test_image *image, const void *option
     AUTO(block_node) node = open_with_faults(image, "");
     AUTO(block_node) bad = block_node_find("bad");
 
-    write_byte(node, 0, MIB, 17);
+    test_write_byte(node, 0, MIB, 17);
     FAULT(bad, .operations = FAULT_ON(FLUSH), .error_number = EIO, .count = 1);
     assert_refused(node, true, "Could not flush node 'q'");
-    write_byte(node, MIB, MIB, 34);
+    test_write_byte(node, MIB, MIB, 34);
     g_assert_cmpint(block_node_flush(node), ==, 0);
     FAULT(bad, .operations = FAULT_ON(WRITE), .error_number = EIO, .count = 1);
     assert_refused(node, true, "Could not write the metadata of node 'q'");
-    write_byte(node, 2 * MIB, MIB, 51);
+    test_write_byte(node, 2 * MIB, MIB, 51);
     set_read_only(node, true);
-    assert_clean(image);
-    assert_reads(node, MIB, MIB, 34);
-    assert_reads(node, 2 * MIB, MIB, 51);
+    qemu_assert_clean(image->path);
+    test_assert_byte(node, MIB, MIB, 34);
+    test_assert_byte(node, 2 * MIB, MIB, 51);
 }
 
 /* Whatever fails of what a dirty image needs, it stays as readable as it was. */
@@ -463,12 +435,12 @@ static void test_failing_begin(struct test_image *image, const void *options)
         g_assert_true(block_node_is_read_only(bad));
         g_assert_true(block_node_is_read_only(bad->file));
         g_assert_true(others_can(image, "-r"));
-        assert_reads(node, 0, MIB, 17);
+        test_assert_byte(node, 0, MIB, 17);
     }
     g_assert_cmpuint(skip, >, 5);
-    write_byte(node, 2 * MIB, MIB, 34);
+    test_write_byte(node, 2 * MIB, MIB, 34);
     block_node_unref(STEAL(node));
-    assert_clean(image);
+    qemu_assert_clean(image->path);
 }
 
 #define TEST(name, options, function)                                                              \

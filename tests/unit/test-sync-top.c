@@ -132,7 +132,7 @@ static void test_guest_before_the_scan(gconstpointer data)
     uint64_t half = align_down(model_length(rig->model) / 2, RIG_SECTOR);
 
     chain_discard(rig, 0, half);
-    chain_zero(rig, half, align_down(half / 4, RIG_SECTOR));
+    rig_zero(rig, half, align_down(half / 4, RIG_SECTOR));
     chain_scatter(rig, rig->length, 10);
     g_assert_cmpint(job_start(job, NULL), ==, 0);
     end_well(job);
@@ -237,9 +237,7 @@ static void test_errors(gconstpointer data)
     fault_clear(failing);
     block_node_unref(STEAL(file));
     if (error_case->policy == BLOCK_ERROR_POLICY_STOP) {
-        while (job_user_resume(job, NULL) < 0) {
-            g_usleep(500);
-        }
+        rig_resume_when_stopped(job);
     }
     if (error_case->policy == BLOCK_ERROR_POLICY_REPORT) {
         rig_assert_unused(target);

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "block/drain.h"
@@ -23,9 +22,7 @@ static void assert_reason(struct tracking_rig *rig, enum tracking_loss loss, con
     tracking_get_info(rig->tracker, &info);
     g_assert_true(info.is_lost);
     g_assert_cmpint(info.loss, ==, loss);
-    if (!strstr(info.reason, text)) {
-        g_error("'%s' does not say '%s'", info.reason, text);
-    }
+    test_assert_says(info.reason, text);
     tracking_info_clear(&info);
 }
 

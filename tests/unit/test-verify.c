@@ -273,19 +273,28 @@ static void test_errors_end_it(void)
     rig_free(rig);
 }
 
+/* For errors of both sides. */
+static struct job *start_with_policy(struct rig *rig, struct block_node *target,
+                                     enum block_error_policy policy)
+{
+    struct backup_options options = rig_options(rig, "job0", target);
+    const struct verify_options verify = {0};
+    struct job *job;
+
+    options.verify = &verify;
+    options.on_source_error = options.on_target_error = policy;
+    rig_backup(rig, &options, 1, &job, NULL);
+    return job;
+}
+
 static void test_errors_stop_it(void)
 {
     struct rig *rig = rig_new(4 * MIB, 1);
 
     rig_fill(rig);
     struct block_node *target = verify_rig_copy(rig, "target");
-    struct backup_options options = rig_options(rig, "job0", target);
-    const struct verify_options verify = {0};
-    struct job *job;
-    options.verify = &verify;
-    options.on_target_error = BLOCK_ERROR_POLICY_STOP;
     FAULT(target, .operations = FAULT_ON(READ), .offset = MIB, .bytes = 512, .error_number = EIO);
-    rig_backup(rig, &options, 1, &job, NULL);
+    struct job *job = start_with_policy(rig, target, BLOCK_ERROR_POLICY_STOP);
     g_assert_cmpint(rig_wait_status(job, JOB_STATUS_PAUSED), ==, JOB_STATUS_PAUSED);
     fault_clear(target);
     g_assert_cmpint(job_user_resume(job, NULL), ==, 0);
@@ -302,16 +311,11 @@ static void test_errors_are_ignored(void)
 
     rig_fill(rig);
     struct block_node *target = verify_rig_copy(rig, "target");
-    struct backup_options options = rig_options(rig, "job0", target);
-    const struct verify_options verify = {0};
-    struct job *job;
-    options.verify = &verify;
-    options.on_source_error = options.on_target_error = BLOCK_ERROR_POLICY_IGNORE;
     verify_rig_scribble(target, 3 * MIB, 512);
     FAULT(target, .operations = FAULT_ON(READ), .offset = MIB, .bytes = 512, .error_number = EIO);
     FAULT(rig->source, .operations = FAULT_ON(READ), .offset = 0, .bytes = 512,
           .error_number = EIO);
-    rig_backup(rig, &options, 1, &job, NULL);
+    struct job *job = start_with_policy(rig, target, BLOCK_ERROR_POLICY_IGNORE);
     rig_wait_status(job, JOB_STATUS_CONCLUDED);
     job_get_info(job, &info);
     g_assert_cmpuint(info.verify.bytes[VERIFY_DATA], ==, 512);

@@ -6,13 +6,13 @@
 #include "jobs/write-through.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "block/align.h"
 #include "block/clock.h"
 #include "block/drain.h"
 #include "jobs/copy-engine-internal.h"
 #include "jobs/mirror-internal.h"
+#include "tests/lib/disk.h"
 #include "tests/lib/mirror-rig.h"
 
 #define WRITERS 8
@@ -124,10 +124,7 @@ static void expect_reason(struct world *world, const char *part)
     struct job_info info;
 
     job_get_info(world->job, &info);
-    g_assert_nonnull(info.copy_mode_reason);
-    if (!strstr(info.copy_mode_reason, part)) {
-        g_error("'%s' does not say '%s'", info.copy_mode_reason, part);
-    }
+    test_assert_says(info.copy_mode_reason, part);
     job_info_clear(&info);
 }
 
