@@ -9,7 +9,7 @@ import threading
 import time
 
 from liveblk_test import Qmp, Server, expect_error, main, promise, wait_until
-from liveblk_tracking import GRANULE, KIB, MIB, Load, TrackedDisk, noise
+from liveblk_tracking import KIB, MIB, Load, TrackedDisk, noise
 
 LENGTH = 16 * MIB
 

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 
-import nbd
 from liveblk_load import Writers, same_contents
 from liveblk_test import DiskModel, Qmp, QmpError, Server, main, promise, start_backup, wait_until
 

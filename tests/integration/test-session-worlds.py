@@ -29,7 +29,7 @@ import time
 import nbd
 
 from liveblk_load import hang_up
-from liveblk_test import QmpError, Server, connect, main, promise, wait_until
+from liveblk_test import QmpError, Server, main, promise, wait_until
 from liveblk_tracking import KIB, MIB, drop_unsynced, noise, read
 
 WORLDS = int(os.environ.get("LIVEBLK_TEST_CASES", 3))

@@ -35,13 +35,13 @@ class World(ServedDisks):
         self.serve(specs, "disks")
 
     def write(self, count=6):
-        """What a guest does: data, zeroes and discards, anywhere."""
+        """What a guest does: data, zeroes and discards, anywhere; data at last."""
         generator = self.test.random
         for guest in self.guests.values():
-            for _ in range(count):
+            for left in reversed(range(count)):
                 at, size = choose_range(generator, guest.get_size())
                 action = generator.choice((guest.pwrite, guest.pwrite, guest.zero, guest.trim))
-                if action == guest.pwrite:
+                if action == guest.pwrite or not left:
                     guest.pwrite(noise(generator, size), at)
                 else:
                     action(size, at)
