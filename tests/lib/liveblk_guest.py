@@ -244,11 +244,6 @@ def read_files(test, image):
     return folder
 
 
-def new_files(folder):
-    """number: path of the files that the guest wrote anew in each round"""
-    return {int(path.name): path for path in folder.glob("[0-9]/*")}
-
-
 def blocks_of(data):
     return [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
 
