@@ -130,7 +130,11 @@ static bool accept_client(struct nbd_server *server, int listening_fd)
         return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED || errno == EPROTO;
     }
     SCOPE_LOCK(&server->lock);
-    add_client_locked(server, fd);
+    if (server->is_stopping) {
+        close(fd); /* those that are known have been sent away: nobody would do that to this one */
+    } else {
+        add_client_locked(server, fd);
+    }
     return true;
 }
 
