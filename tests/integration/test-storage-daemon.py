@@ -68,6 +68,63 @@ def backup(test):
     assert bitmaps == [{"flags": ["auto"], "name": "b0", "granularity": 65536}], bitmaps
 
 
+def complete(qmp, job):
+    qmp.wait_event("BLOCK_JOB_READY", device=job)
+    qmp.command("job-complete", id=job)
+    assert "error" not in qmp.wait_event("BLOCK_JOB_COMPLETED", device=job)["data"]
+
+
+def all_show(qmp, node):
+    shown = {export["id"]: export["node-name"] for export in qmp.command("query-block-exports")}
+    assert shown == {"w": node, "r": node}, (node, shown)
+
+
+@promise("what a mirror or a commit moves are all exports of its node, while clients write")
+def moves(test):
+    paths = {name: image(test, f"{name}.qcow2") for name in ("base", "top", "target")}
+
+    def options(name, **others):
+        return {"driver": "qcow2", "node-name": name, **others,
+                "file": {"driver": "file", "filename": str(paths[name])}}  # fmt: skip
+
+    daemon = Daemon(
+        test, "--blockdev", json.dumps(options("base")), *nbd_server(test),
+        "--export", "nbd,id=w,node-name=base,name=w,writable=on",
+        "--export", "nbd,id=r,node-name=base,name=r",
+    )  # fmt: skip
+    writer, reader, qmp = daemon.connect("w"), daemon.connect("r"), daemon.qmp()
+    parts = [fill(i * MIB, MIB, i + 1) for i in range(4)]
+
+    def write(number):
+        writer.pwrite(parts[number], number * MIB)
+        for i, part in enumerate(parts[: number + 1]):
+            assert reader.pread(MIB, i * MIB) == part, (number, i)
+
+    write(0)
+    qmp.command("blockdev-add", **options("top", backing=None))
+    qmp.command("blockdev-snapshot", node="base", overlay="top")
+    write(1)
+    qmp.command("block-commit", job_id="c", device="top")
+    complete(qmp, "c")
+    all_show(qmp, "base")
+    qmp.command("blockdev-del", node_name="top")
+    write(2)
+    qmp.command("blockdev-add", **options("target"))
+    qmp.command("blockdev-mirror", job_id="m", device="base", target="target", sync="full")
+    complete(qmp, "m")
+    all_show(qmp, "target")
+    qmp.command("blockdev-del", node_name="base")
+    write(3)
+    writer.flush()
+    for handle in (writer, reader):
+        handle.shutdown()
+    qmp.command("quit")
+    daemon.ended()
+    copy = test.path("copy.raw")
+    test.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", paths["target"], copy)
+    assert copy.read_bytes() == b"".join(parts)
+
+
 @promise("at a signal exports end first, then jobs, then nodes; what was answered is there")
 def ends(test):
     disk, target = image(test, "d.qcow2"), image(test, "t.qcow2")
