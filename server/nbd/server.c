@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -59,6 +60,8 @@ struct nbd_server {
 static pthread_mutex_t servers_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t servers_changed = PTHREAD_COND_INITIALIZER;
 static TAILQ_HEAD(, nbd_server) servers = TAILQ_HEAD_INITIALIZER(servers);
+/* Clients wait to be accepted, by all servers. */
+static atomic_bool holds_clients;
 
 /* ---- Clients --------------------------------------------------------------------------------- */
 
@@ -138,11 +141,11 @@ static bool accept_client(struct nbd_server *server, int listening_fd)
     return true;
 }
 
-static bool is_full(struct nbd_server *server)
+static bool takes_no_more(struct nbd_server *server)
 {
     SCOPE_LOCK(&server->lock);
 
-    return server->is_stopping ||
+    return server->is_stopping || atomic_load(&holds_clients) ||
            (server->max_connections && server->count >= server->max_connections);
 }
 
@@ -227,7 +230,7 @@ static void *server_thread(void *data)
 
     polled[0] = (struct pollfd){.fd = server->wake_fd, .events = POLLIN};
     while (!is_over(server)) {
-        bool accepts = !is_full(server) && !has_failed;
+        bool accepts = !takes_no_more(server) && !has_failed;
         eventfd_t times;
 
         for (guint i = 0; i < count; i++) {
@@ -240,7 +243,7 @@ static void *server_thread(void *data)
             eventfd_read(server->wake_fd, &times);
         }
         for (guint i = 0; i < count; i++) {
-            if (polled[i + 1].revents && !is_full(server)) {
+            if (polled[i + 1].revents && !takes_no_more(server)) {
                 has_failed |= !accept_client(server, polled[i + 1].fd);
             }
         }
@@ -449,6 +452,22 @@ void nbd_server_stop_all(void)
         end_server(server);
     }
     end_all_else();
+}
+
+void nbd_server_hold_clients(void)
+{
+    atomic_store(&holds_clients, true);
+}
+
+void nbd_server_admit_clients(void)
+{
+    SCOPE_LOCK(&servers_lock);
+    struct nbd_server *server;
+
+    atomic_store(&holds_clients, false);
+    TAILQ_FOREACH (server, &servers, entry) {
+        wake(server);
+    }
 }
 
 bool nbd_server_is_running(void)

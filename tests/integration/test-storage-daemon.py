@@ -10,7 +10,7 @@ import socket
 import subprocess
 
 from liveblk_front_ends import DAEMON_PROGRAM as PROGRAM
-from liveblk_front_ends import NBD_PROGRAM, Daemon, nbd_server
+from liveblk_front_ends import NBD_PROGRAM, Daemon, listens, nbd_server
 from liveblk_test import Qmp, connect, fill, main, promise, wait_until
 
 MIB = 1 << 20
@@ -66,6 +66,38 @@ def backup(test):
     told = json.loads(test.run("qemu-img", "info", "--output=json", disk).stdout)
     bitmaps = told["format-specific"]["data"]["bitmaps"]
     assert bitmaps == [{"flags": ["auto"], "name": "b0", "granularity": 65536}], bitmaps
+
+
+@promise("who connects before all options are carried out waits, and finds what they say")
+def early(test):
+    hold, admin, nbd = (test.path(name) for name in ("hold.sock", "early.qmp", "early.nbd"))
+    process = test.start(
+        PROGRAM, "--chardev", f"socket,id=m,path={admin},server=on,wait=off", "--monitor", "m",
+        "--nbd-server", f"addr.type=unix,addr.path={nbd}", "--blockdev",
+        "null-co,node-name=n,size=1048576,read-zeroes=on",
+        "--chardev", f"socket,id=h,path={hold},server=on",  # it waits here
+        "--export", "nbd,id=e,node-name=n", log="early.log",
+    )  # fmt: skip
+    wait_until(lambda: listens(hold), "it waits for a client")
+    with socket.socket(socket.AF_UNIX) as monitor, socket.socket(socket.AF_UNIX) as client:
+        monitor.connect(str(admin))
+        monitor.sendall(b'{"execute": "qmp_capabilities"} {"execute": "query-block-exports"}')
+        client.connect(str(nbd))
+        for early in (monitor, client):
+            early.settimeout(0.3)
+            try:
+                raise AssertionError(f"it answers already: {early.recv(4096)}")
+            except TimeoutError:
+                early.settimeout(30)
+        with socket.socket(socket.AF_UNIX) as holder:
+            holder.connect(str(hold))
+            answers = monitor.makefile("rb")
+            lines = [json.loads(answers.readline()) for _ in range(3)]
+            assert [export["id"] for export in lines[2]["return"]] == ["e"], lines
+            assert client.recv(8) == b"NBDMAGIC"
+        assert connect(f"nbd+unix:///n?socket={nbd}").get_size() == MIB
+        monitor.sendall(b'{"execute": "quit"}')
+        assert process.wait(30) == 0
 
 
 def complete(qmp, job):
@@ -222,14 +254,13 @@ def waits(test):
         "--chardev", f"socket,id=c,path={path},server=on", "--monitor", "c",
         "--nbd-server", f"addr.type=unix,addr.path={nbd}", pass_fds=(passed.fileno(),),
     )  # fmt: skip
-    with Qmp(test.path("passed")) as early:
-        connection = theirs.accept()[0]
+    with theirs.accept()[0] as connection:
         connection.settimeout(30)
-        assert connection.recv(8) == b'{"QMP": '
-        connection.close()
-        assert early.command("query-block-exports") == [] and not nbd.exists()
-        with Qmp(path) as late:
-            wait_until(nbd.exists, "the NBD server, which comes after the chardev")
+        wait_until(lambda: listens(path), "it waits for a client")
+        assert not nbd.exists()  # the NBD server comes after the chardev
+        with Qmp(path) as late, Qmp(test.path("passed")) as other:
+            assert connection.recv(8) == b'{"QMP": '
+            assert other.command("query-block-exports") == [] and nbd.exists()
             late.command("quit")
     assert process.wait(30) == 0
     assert test.path("passed").exists() and not path.exists()
