@@ -38,6 +38,7 @@ struct client {
 
 struct nbd_server {
     char *id;
+    int given_fd; /* the socket that it was given to listen on; -1: it makes its own */
     struct listener listener;
     struct nbd_policy policy;
     unsigned max_connections;
@@ -274,6 +275,7 @@ static struct nbd_server *new_server(const struct nbd_server_options *options)
     struct nbd_server *server = g_new0(struct nbd_server, 1);
 
     server->id = g_strdup(options->id);
+    server->given_fd = options->address.kind == SOCKET_ADDRESS_FD ? options->address.fd : -1;
     server->policy = (struct nbd_policy){
         .credentials = options->credentials ? tls_credentials_ref(options->credentials) : NULL,
         .authorization = options->authorization ? authorization_ref(options->authorization) : NULL,
@@ -326,6 +328,31 @@ static int run(struct nbd_server *server, const struct nbd_server_options *optio
     return error_number ? block_error_errno(error, error_number, "Could not start a thread") : 0;
 }
 
+static bool listens_on(const struct nbd_server *server, int fd)
+{
+    bool does = server->given_fd == fd;
+
+    /* While it is taken, its own sockets may be just coming or going, and nobody can mean them. */
+    for (guint i = 0; !does && !server->is_taken && i < server->listener.sockets->len; i++) {
+        does = g_array_index(server->listener.sockets, int, i) == fd;
+    }
+    return does;
+}
+
+/* servers_lock held. A socket that two had would be closed by both. */
+static int check_given_locked(const struct nbd_server *server, GError **error)
+{
+    const struct nbd_server *other;
+
+    TAILQ_FOREACH (other, &servers, entry) {
+        if (server->given_fd >= 0 && listens_on(other, server->given_fd)) {
+            return block_error(error, EBUSY, "Descriptor %d is what NBD server '%s' listens on",
+                               server->given_fd, other->id);
+        }
+    }
+    return 0;
+}
+
 /* Its ID is taken from here on; it is its maker's until it listens. */
 static int insert_server(struct nbd_server *server, GError **error)
 {
@@ -333,6 +360,9 @@ static int insert_server(struct nbd_server *server, GError **error)
 
     if (find_locked(server->id)) {
         return block_error(error, EEXIST, "NBD server already running");
+    }
+    if (check_given_locked(server, error) < 0) {
+        return -EBUSY;
     }
     server->is_taken = true;
     TAILQ_INSERT_TAIL(&servers, server, entry);

@@ -11,7 +11,7 @@ import subprocess
 
 from liveblk_front_ends import DAEMON_PROGRAM as PROGRAM
 from liveblk_front_ends import NBD_PROGRAM, Daemon, listens, nbd_server
-from liveblk_test import Qmp, connect, fill, main, promise, wait_until
+from liveblk_test import Qmp, connect, fill, main, promise, refused, wait_until
 
 MIB = 1 << 20
 
@@ -261,6 +261,8 @@ def waits(test):
         with Qmp(path) as late, Qmp(test.path("passed")) as other:
             assert connection.recv(8) == b'{"QMP": '
             assert other.command("query-block-exports") == [] and nbd.exists()
+            taken = {"type": "fd", "data": {"str": str(passed.fileno())}}
+            refused(late, "nbd-server-start", {"id": "b", "addr": taken}, "monitor")
             late.command("quit")
     assert process.wait(30) == 0
     assert test.path("passed").exists() and not path.exists()

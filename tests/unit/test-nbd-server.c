@@ -5,6 +5,7 @@
  * tests/integration/test-nbd-server.py.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -187,6 +188,38 @@ static void test_stop_and_start(void)
     nbd_raw_close(&client);
     g_assert_cmpint(nbd_server_stop("other", NULL), ==, 0);
     block_node_unref(STEAL(other));
+    end();
+}
+
+static int start_on(const char *id, int fd, GError **error)
+{
+    const struct nbd_server_options options = {.id = id,
+                                               .address = {.kind = SOCKET_ADDRESS_FD, .fd = fd}};
+
+    return nbd_server_start(&options, error);
+}
+
+/* Both would close it in the end, and one of them what somebody else has opened since then. */
+static void test_given_twice(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    g_autoptr(GError) error = NULL;
+
+    begin();
+    g_autofree char *other = test_path(directory, "other");
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_strlcpy(address.sun_path, other, sizeof(address.sun_path));
+    g_assert_cmpint(bind(fd, (const struct sockaddr *)&address, sizeof(address)), ==, 0);
+    g_assert_cmpint(listen(fd, 1), ==, 0);
+    g_assert_cmpint(start_on("given", fd, NULL), ==, 0);
+    g_assert_cmpint(start_on("again", fd, &error), <, 0);
+    g_assert_error(error, BLOCK_ERROR, EBUSY);
+    nbd_raw_add_export("e", "disk", true);
+    struct nbd_raw client = nbd_raw_open(other, "e", NBD_RAW_SIMPLE);
+    g_assert_cmpint(nbd_raw_command(&client, NBD_CMD_FLUSH, 0, 0, 0), ==, 0);
+    nbd_raw_close(&client);
+    g_assert_cmpint(nbd_server_stop("given", NULL), ==, 0);
+    g_assert_cmpint(fcntl(fd, F_GETFD), <, 0);
     end();
 }
 
@@ -409,6 +442,7 @@ int main(int argc, char **argv)
                     test_stalled_handshake);
     g_test_add_func("/nbd-server/a-stop-waits-for-no-export-that-came-after-it",
                     test_stop_and_start);
+    g_test_add_func("/nbd-server/a-socket-is-given-to-one-server-only", test_given_twice);
     g_test_add_func("/nbd-server/a-stop-sends-away-who-is-just-being-accepted",
                     test_stop_meets_client);
     g_test_add_func("/nbd-server/a-removed-export-is-gone-when-its-last-request-is", test_remove);
