@@ -14,7 +14,9 @@ const char *const block_io_status_names[] = {"ok", "failed", "nospace", NULL};
 
 /* Guards the list, references and run_paused; taken before any device's lock. */
 static pthread_mutex_t devices_lock = PTHREAD_MUTEX_INITIALIZER;
-static TAILQ_HEAD(, block_device) devices = TAILQ_HEAD_INITIALIZER(devices);
+static TAILQ_HEAD(device_list, block_device) devices = TAILQ_HEAD_INITIALIZER(devices);
+/* Of block_device_new_shared. */
+static struct device_list shared_devices = TAILQ_HEAD_INITIALIZER(shared_devices);
 static bool run_paused;
 
 /* ---- Life ----------------------------------------------------------------------------------- */
@@ -57,6 +59,13 @@ static struct block_device *find_locked(const char *name)
     return NULL;
 }
 
+static void take_out(struct block_device *device)
+{
+    SCOPE_LOCK(&devices_lock);
+
+    TAILQ_REMOVE(device->is_listed ? &devices : &shared_devices, device, entry);
+}
+
 static int insert_device(struct block_device *device, GError **error)
 {
     SCOPE_LOCK(&devices_lock);
@@ -72,9 +81,9 @@ static int insert_device(struct block_device *device, GError **error)
     return 0;
 }
 
-/* A device on its root, unlisted. */
-static struct block_device *new_device(const char *name, struct block_node *root, bool read_only,
-                                       bool shares_writing, GError **error)
+/* A device for this root, but not on it yet. */
+static struct block_device *make_device(const char *name, const struct block_node *root,
+                                        bool read_only, bool shares_writing)
 {
     struct block_device *device = g_new0(struct block_device, 1);
 
@@ -90,6 +99,14 @@ static struct block_device *new_device(const char *name, struct block_node *root
     device->shares_writing = shares_writing;
     device->root.perms = root_perms(device, root);
     device->root.shared = root_shared(device, root);
+    return device;
+}
+
+/* A device on its root, unlisted. */
+static struct block_device *new_device(const char *name, struct block_node *root, GError **error)
+{
+    struct block_device *device = make_device(name, root, root->options.read_only, false);
+
     if (block_claim_acquire(&device->root, root, error) < 0) {
         free_device(device);
         return NULL;
@@ -108,7 +125,7 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
                     name);
         return NULL;
     }
-    device = new_device(name, root, root->options.read_only, false, error);
+    device = new_device(name, root, error);
     if (device && insert_device(device, error) < 0) {
         block_claim_release(&device->root);
         free_device(device);
@@ -120,7 +137,7 @@ struct block_device *block_device_new(const char *name, struct block_node *root,
 struct block_device *block_device_new_unlisted(const char *name, struct block_node *root,
                                                bool discards, GError **error)
 {
-    struct block_device *device = new_device(name, root, root->options.read_only, false, error);
+    struct block_device *device = new_device(name, root, error);
 
     if (device) {
         device->discards = discards;
@@ -131,7 +148,19 @@ struct block_device *block_device_new_unlisted(const char *name, struct block_no
 struct block_device *block_device_new_shared(const char *name, struct block_node *root,
                                              bool read_only, GError **error)
 {
-    return new_device(name, root, read_only || root->options.read_only, true, error);
+    struct block_device *device =
+        make_device(name, root, read_only || root->options.read_only, true);
+
+    /* Who sees to all that are on a node and lets no more come does not miss it. */
+    pthread_mutex_lock(&devices_lock);
+    TAILQ_INSERT_TAIL(&shared_devices, device, entry);
+    pthread_mutex_unlock(&devices_lock);
+    if (block_claim_acquire(&device->root, root, error) < 0) {
+        take_out(device);
+        block_device_unref(device);
+        return NULL;
+    }
+    return device;
 }
 
 struct block_device *block_device_ref(struct block_device *device)
@@ -157,11 +186,8 @@ void block_device_unref(struct block_device *device)
 
 int block_device_remove(struct block_device *device)
 {
-    int status;
-
-    if (device->is_listed) {
-        SCOPE_LOCK(&devices_lock);
-        TAILQ_REMOVE(&devices, device, entry);
+    if (device->is_listed || device->shares_writing) {
+        take_out(device);
     }
     throttle_suspend(device->throttle); /* requests that wait there are refused at the gate */
     pthread_mutex_lock(&device->lock);
@@ -170,7 +196,9 @@ int block_device_remove(struct block_device *device)
     device_wait_until_quiet(device);
     pthread_mutex_unlock(&device->lock);
 
-    status = block_node_flush(device->root.node);
+    /* It may still be moved: its root is another one then. */
+    AUTO(block_node) root = block_device_root(device);
+    int status = block_node_flush(root);
     block_claim_release(&device->root);
     block_device_unref(device);
     return status;
@@ -210,16 +238,34 @@ struct block_device *block_device_find_by_root(struct block_node *root)
     return found;
 }
 
+/* devices_lock held. */
+static void append_locked(GPtrArray *list, const struct device_list *from)
+{
+    struct block_device *device;
+
+    TAILQ_FOREACH (device, from, entry) {
+        device->references++;
+        g_ptr_array_add(list, device);
+    }
+}
+
 struct block_device **block_device_list(void)
 {
     GPtrArray *list = g_ptr_array_new();
     SCOPE_LOCK(&devices_lock);
-    struct block_device *device;
 
-    TAILQ_FOREACH (device, &devices, entry) {
-        device->references++;
-        g_ptr_array_add(list, device);
-    }
+    append_locked(list, &devices);
+    g_ptr_array_add(list, NULL);
+    return (struct block_device **)g_ptr_array_free(list, FALSE);
+}
+
+struct block_device **block_device_list_with_shared(void)
+{
+    GPtrArray *list = g_ptr_array_new();
+    SCOPE_LOCK(&devices_lock);
+
+    append_locked(list, &devices);
+    append_locked(list, &shared_devices);
     g_ptr_array_add(list, NULL);
     return (struct block_device **)g_ptr_array_free(list, FALSE);
 }

@@ -79,6 +79,8 @@ struct block_device *block_device_find_by_root(struct block_node *root);
 bool block_device_is_on(struct block_device *device, struct block_node *root);
 /* New references to all, in order of creation, NULL-terminated. */
 struct block_device **block_device_list(void);
+/* The same, and then those of block_device_new_shared: all whom a job moves with its disk. */
+struct block_device **block_device_list_with_shared(void);
 void block_device_list_free(struct block_device **list);
 
 const char *block_device_name(const struct block_device *device);
@@ -88,7 +90,7 @@ struct block_node *block_device_root(struct block_device *device);
 
 /*
  * Put another root under the device (a pivot, a filter). Main thread, device drained. On error
- * nothing changes; -EBUSY while somebody is moving it.
+ * nothing changes; -EBUSY while somebody is moving it, -ESHUTDOWN if it has been removed.
  */
 int block_device_set_root(struct block_device *device, struct block_node *root, GError **error);
 

@@ -289,15 +289,15 @@ char **block_node_users(struct block_node *node)
 
 void block_claim_release(struct block_claim *claim)
 {
-    struct block_node *node = claim->node;
-
-    if (!node) {
-        return;
-    }
     pthread_mutex_lock(&block_graph_lock);
-    block_drain_claim_removed(claim);
-    remove_claim(claim, node);
-    claim->node = NULL;
+    if (claim->node) {
+        block_drain_claim_removed(claim); /* may drop the lock: the claim may be moved then */
+    }
+    struct block_node *node = claim->node;
+    if (node) {
+        remove_claim(claim, node);
+        claim->node = NULL;
+    }
     pthread_mutex_unlock(&block_graph_lock);
     block_node_unref(node);
 }
@@ -332,13 +332,21 @@ int block_claim_move_locked(struct block_claim *claim, struct block_node *node, 
     return 0;
 }
 
+/* An export's may be released by any thread. Graph lock held. */
+static int check_not_released(const struct block_claim *claim, GError **error)
+{
+    return claim->node ? 0 : block_error(error, ESHUTDOWN, "The %s has been removed", claim->owner);
+}
+
 int block_claim_move(struct block_claim *claim, struct block_node *node, unsigned perms,
                      unsigned shared, GError **error)
 {
-    struct block_node *old_node = claim->node;
-
     pthread_mutex_lock(&block_graph_lock);
-    int status = block_claim_move_locked(claim, node, perms, shared, error);
+    struct block_node *old_node = claim->node;
+    int status = check_not_released(claim, error);
+    if (status == 0) {
+        status = block_claim_move_locked(claim, node, perms, shared, error);
+    }
     pthread_mutex_unlock(&block_graph_lock);
     if (status == 0) {
         block_node_unref(old_node);
@@ -350,12 +358,15 @@ int block_claim_replace(struct block_claim *claim, struct block_claim *other, un
                         unsigned shared, GError **error)
 {
     struct block_node *node = other->node;
-    struct block_node *old_node = claim->node;
 
     pthread_mutex_lock(&block_graph_lock);
     block_drain_claim_removed(other); /* may drop the lock, so it comes first */
     remove_claim(other, node);
-    int status = block_claim_move_locked(claim, node, perms, shared, error);
+    struct block_node *old_node = claim->node;
+    int status = check_not_released(claim, error);
+    if (status == 0) {
+        status = block_claim_move_locked(claim, node, perms, shared, error);
+    }
     if (status < 0) {
         insert_claim(other, node, NULL); /* as it was under this very lock */
         block_drain_claim_changed(other);

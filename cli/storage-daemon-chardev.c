@@ -16,7 +16,9 @@
 
 struct chardev {
     char *id;
-    bool is_taken;           /* by a monitor, whose the sockets are then */
+    bool is_taken;           /* by a monitor */
+    bool is_pretty;          /* several lines for each message of that */
+    bool is_served;          /* by the monitor, whose the sockets are then */
     int client_fd;           /* the only client; -1: those come who like, to: */
     struct listener sockets; /* where they come; the array is NULL if there are none */
 };
@@ -99,9 +101,9 @@ static void free_chardev(void *data)
 {
     struct chardev *chardev = data;
 
-    if (!chardev->is_taken && chardev->client_fd >= 0) {
+    if (!chardev->is_served && chardev->client_fd >= 0) {
         close(chardev->client_fd);
-    } else if (!chardev->is_taken && chardev->sockets.sockets) {
+    } else if (!chardev->is_served && chardev->sockets.sockets) {
         listener_close(&chardev->sockets);
     }
     g_free(chardev->id);
@@ -269,12 +271,13 @@ int chardev_add(const char *text, bool is_daemon, GError **error)
 /* ---- Monitors -------------------------------------------------------------------------------- */
 
 /* One for each socket: they serve alike. */
-static void start_monitor(struct server *server, struct chardev *chardev, bool is_pretty)
+static void start_monitor(struct server *server, struct chardev *chardev)
 {
     GArray *sockets = chardev->sockets.sockets;
 
+    chardev->is_served = true;
     if (chardev->client_fd >= 0) {
-        server_add_monitor_client(server, chardev->client_fd, is_pretty);
+        server_add_monitor_client(server, chardev->client_fd, chardev->is_pretty);
         return;
     }
     for (guint i = 0; i < sockets->len; i++) {
@@ -283,12 +286,12 @@ static void start_monitor(struct server *server, struct chardev *chardev, bool i
         server_add_monitor(server,
                            chardev->sockets.unix_socket.fd >= 0 ? &chardev->sockets.unix_socket
                                                                 : &listener,
-                           is_pretty);
+                           chardev->is_pretty);
     }
     g_array_unref(sockets);
 }
 
-static int add_monitor(struct server *server, json_t *arguments, GError **error)
+static int add_monitor(json_t *arguments, GError **error)
 {
     const char *id = json_string_value(json_object_get(arguments, "chardev"));
     struct chardev *chardev = find(id);
@@ -301,15 +304,26 @@ static int add_monitor(struct server *server, json_t *arguments, GError **error)
         return block_error(error, EBUSY, "Chardev '%s' has a monitor already", id);
     }
     chardev->is_taken = true;
-    start_monitor(server, chardev, lookup_bool(arguments, "pretty", false));
+    chardev->is_pretty = lookup_bool(arguments, "pretty", false);
     return 0;
 }
 
-int chardev_add_monitor(struct server *server, const char *text, GError **error)
+int chardev_add_monitor(const char *text, GError **error)
 {
     json_t *arguments = option_text_read(text, "chardev", &monitor_type, error);
-    int status = arguments ? add_monitor(server, arguments, error) : -EINVAL;
+    int status = arguments ? add_monitor(arguments, error) : -EINVAL;
 
     json_decref(arguments);
     return status;
+}
+
+void chardev_start_monitors(struct server *server)
+{
+    for (guint i = 0; chardevs && i < chardevs->len; i++) {
+        struct chardev *chardev = g_ptr_array_index(chardevs, i);
+
+        if (chardev->is_taken) {
+            start_monitor(server, chardev);
+        }
+    }
 }

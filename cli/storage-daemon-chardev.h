@@ -18,9 +18,12 @@ char *chardev_help(const char *text);
 int chardev_add(const char *text, bool is_daemon, GError **error);
 
 /* --monitor: an admin channel over one of them, which nothing else uses. */
-int chardev_add_monitor(struct server *server, const char *text, GError **error);
+int chardev_add_monitor(const char *text, GError **error);
 
-/* Close what no monitor has taken. */
+/* Once, when all else is there: they listen to their clients from now on. */
+void chardev_start_monitors(struct server *server);
+
+/* Close what no monitor serves. */
 void chardev_close_all(void);
 
 #endif

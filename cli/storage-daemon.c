@@ -9,6 +9,7 @@
 #include "cli/stdio-bridge.h"
 #include "cli/storage-daemon-chardev.h"
 #include "server/commands-export.h"
+#include "server/nbd/server.h"
 #include "server/objects.h"
 #include "server/option-text.h"
 #include "server/server.h"
@@ -133,7 +134,7 @@ static int carry_out(struct server *server, int option, bool is_daemon, GError *
     case OPTION_CHARDEV:
         return chardev_add(optarg, is_daemon, error);
     case OPTION_MONITOR:
-        return chardev_add_monitor(server, optarg, error);
+        return chardev_add_monitor(optarg, error);
     default:
         return 0;
     }
@@ -165,6 +166,8 @@ static int start(struct server *server, int argc, char **argv, const struct choi
 {
     int status = server_prepare(server, error);
 
+    /* Whoever comes early is to find all that the options say, wherever they say it. */
+    nbd_server_hold_clients();
     if (status == 0) {
         status = server_start(server, finish, NULL, error);
     }
@@ -173,6 +176,10 @@ static int start(struct server *server, int argc, char **argv, const struct choi
     }
     if (status == 0 && choices->pid_file) {
         status = process_write_pid_file(choices->pid_file, error);
+    }
+    if (status == 0) {
+        nbd_server_admit_clients();
+        chardev_start_monitors(server);
     }
     return status;
 }

@@ -8,6 +8,7 @@
 #include "block/error.h"
 #include "server/address.h"
 #include "server/commands-bitmap.h"
+#include "server/commands.h"
 #include "server/lookup.h"
 #include "server/nbd/exports.h"
 #include "server/nbd/server.h"
@@ -102,6 +103,10 @@ static int start_server(json_t *arguments, address_reader *read_address, GError 
     if (read_address(json_object_get(arguments, "addr"), &options.address, error) < 0 ||
         find_objects(arguments, &credentials, &authorization, error) < 0) {
         return -EINVAL;
+    }
+    if (options.address.kind == SOCKET_ADDRESS_FD && server_is_monitor_socket(options.address.fd)) {
+        return block_error(error, EBUSY, "Descriptor %d is what a monitor listens on",
+                           options.address.fd);
     }
     options.credentials = credentials;
     options.authorization = authorization;

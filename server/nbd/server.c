@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -37,6 +38,7 @@ struct client {
 
 struct nbd_server {
     char *id;
+    int given_fd; /* the socket that it was given to listen on; -1: it makes its own */
     struct listener listener;
     struct nbd_policy policy;
     unsigned max_connections;
@@ -59,6 +61,8 @@ struct nbd_server {
 static pthread_mutex_t servers_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t servers_changed = PTHREAD_COND_INITIALIZER;
 static TAILQ_HEAD(, nbd_server) servers = TAILQ_HEAD_INITIALIZER(servers);
+/* Clients wait to be accepted, by all servers. */
+static atomic_bool holds_clients;
 
 /* ---- Clients --------------------------------------------------------------------------------- */
 
@@ -130,15 +134,19 @@ static bool accept_client(struct nbd_server *server, int listening_fd)
         return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED || errno == EPROTO;
     }
     SCOPE_LOCK(&server->lock);
-    add_client_locked(server, fd);
+    if (server->is_stopping) {
+        close(fd); /* those that are known have been sent away: nobody would do that to this one */
+    } else {
+        add_client_locked(server, fd);
+    }
     return true;
 }
 
-static bool is_full(struct nbd_server *server)
+static bool takes_no_more(struct nbd_server *server)
 {
     SCOPE_LOCK(&server->lock);
 
-    return server->is_stopping ||
+    return server->is_stopping || atomic_load(&holds_clients) ||
            (server->max_connections && server->count >= server->max_connections);
 }
 
@@ -223,7 +231,7 @@ static void *server_thread(void *data)
 
     polled[0] = (struct pollfd){.fd = server->wake_fd, .events = POLLIN};
     while (!is_over(server)) {
-        bool accepts = !is_full(server) && !has_failed;
+        bool accepts = !takes_no_more(server) && !has_failed;
         eventfd_t times;
 
         for (guint i = 0; i < count; i++) {
@@ -236,7 +244,7 @@ static void *server_thread(void *data)
             eventfd_read(server->wake_fd, &times);
         }
         for (guint i = 0; i < count; i++) {
-            if (polled[i + 1].revents && !is_full(server)) {
+            if (polled[i + 1].revents && !takes_no_more(server)) {
                 has_failed |= !accept_client(server, polled[i + 1].fd);
             }
         }
@@ -267,6 +275,7 @@ static struct nbd_server *new_server(const struct nbd_server_options *options)
     struct nbd_server *server = g_new0(struct nbd_server, 1);
 
     server->id = g_strdup(options->id);
+    server->given_fd = options->address.kind == SOCKET_ADDRESS_FD ? options->address.fd : -1;
     server->policy = (struct nbd_policy){
         .credentials = options->credentials ? tls_credentials_ref(options->credentials) : NULL,
         .authorization = options->authorization ? authorization_ref(options->authorization) : NULL,
@@ -319,6 +328,31 @@ static int run(struct nbd_server *server, const struct nbd_server_options *optio
     return error_number ? block_error_errno(error, error_number, "Could not start a thread") : 0;
 }
 
+static bool listens_on(const struct nbd_server *server, int fd)
+{
+    bool does = server->given_fd == fd;
+
+    /* While it is taken, its own sockets may be just coming or going, and nobody can mean them. */
+    for (guint i = 0; !does && !server->is_taken && i < server->listener.sockets->len; i++) {
+        does = g_array_index(server->listener.sockets, int, i) == fd;
+    }
+    return does;
+}
+
+/* servers_lock held. A socket that two had would be closed by both. */
+static int check_given_locked(const struct nbd_server *server, GError **error)
+{
+    const struct nbd_server *other;
+
+    TAILQ_FOREACH (other, &servers, entry) {
+        if (server->given_fd >= 0 && listens_on(other, server->given_fd)) {
+            return block_error(error, EBUSY, "Descriptor %d is what NBD server '%s' listens on",
+                               server->given_fd, other->id);
+        }
+    }
+    return 0;
+}
+
 /* Its ID is taken from here on; it is its maker's until it listens. */
 static int insert_server(struct nbd_server *server, GError **error)
 {
@@ -326,6 +360,9 @@ static int insert_server(struct nbd_server *server, GError **error)
 
     if (find_locked(server->id)) {
         return block_error(error, EEXIST, "NBD server already running");
+    }
+    if (check_given_locked(server, error) < 0) {
+        return -EBUSY;
     }
     server->is_taken = true;
     TAILQ_INSERT_TAIL(&servers, server, entry);
@@ -445,6 +482,22 @@ void nbd_server_stop_all(void)
         end_server(server);
     }
     end_all_else();
+}
+
+void nbd_server_hold_clients(void)
+{
+    atomic_store(&holds_clients, true);
+}
+
+void nbd_server_admit_clients(void)
+{
+    SCOPE_LOCK(&servers_lock);
+    struct nbd_server *server;
+
+    atomic_store(&holds_clients, false);
+    TAILQ_FOREACH (server, &servers, entry) {
+        wake(server);
+    }
 }
 
 bool nbd_server_is_running(void)

@@ -48,6 +48,13 @@ int nbd_server_stop(const char *id, GError **error);
 /* All of them. */
 void nbd_server_stop_all(void);
 
+/*
+ * From the first to the second call no server accepts a client: those who connect wait, until what
+ * they come for is there.
+ */
+void nbd_server_hold_clients(void);
+void nbd_server_admit_clients(void);
+
 bool nbd_server_is_running(void);
 
 #endif

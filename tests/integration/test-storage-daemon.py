@@ -10,8 +10,8 @@ import socket
 import subprocess
 
 from liveblk_front_ends import DAEMON_PROGRAM as PROGRAM
-from liveblk_front_ends import NBD_PROGRAM, Daemon, nbd_server
-from liveblk_test import Qmp, connect, fill, main, promise, wait_until
+from liveblk_front_ends import NBD_PROGRAM, Daemon, listens, nbd_server
+from liveblk_test import Qmp, connect, fill, main, promise, refused, wait_until
 
 MIB = 1 << 20
 
@@ -66,6 +66,95 @@ def backup(test):
     told = json.loads(test.run("qemu-img", "info", "--output=json", disk).stdout)
     bitmaps = told["format-specific"]["data"]["bitmaps"]
     assert bitmaps == [{"flags": ["auto"], "name": "b0", "granularity": 65536}], bitmaps
+
+
+@promise("who connects before all options are carried out waits, and finds what they say")
+def early(test):
+    hold, admin, nbd = (test.path(name) for name in ("hold.sock", "early.qmp", "early.nbd"))
+    process = test.start(
+        PROGRAM, "--chardev", f"socket,id=m,path={admin},server=on,wait=off", "--monitor", "m",
+        "--nbd-server", f"addr.type=unix,addr.path={nbd}", "--blockdev",
+        "null-co,node-name=n,size=1048576,read-zeroes=on",
+        "--chardev", f"socket,id=h,path={hold},server=on",  # it waits here
+        "--export", "nbd,id=e,node-name=n", log="early.log",
+    )  # fmt: skip
+    wait_until(lambda: listens(hold), "it waits for a client")
+    with socket.socket(socket.AF_UNIX) as monitor, socket.socket(socket.AF_UNIX) as client:
+        monitor.connect(str(admin))
+        monitor.sendall(b'{"execute": "qmp_capabilities"} {"execute": "query-block-exports"}')
+        client.connect(str(nbd))
+        for early in (monitor, client):
+            early.settimeout(0.3)
+            try:
+                raise AssertionError(f"it answers already: {early.recv(4096)}")
+            except TimeoutError:
+                early.settimeout(30)
+        with socket.socket(socket.AF_UNIX) as holder:
+            holder.connect(str(hold))
+            answers = monitor.makefile("rb")
+            lines = [json.loads(answers.readline()) for _ in range(3)]
+            assert [export["id"] for export in lines[2]["return"]] == ["e"], lines
+            assert client.recv(8) == b"NBDMAGIC"
+        assert connect(f"nbd+unix:///n?socket={nbd}").get_size() == MIB
+        monitor.sendall(b'{"execute": "quit"}')
+        assert process.wait(30) == 0
+
+
+def complete(qmp, job):
+    qmp.wait_event("BLOCK_JOB_READY", device=job)
+    qmp.command("job-complete", id=job)
+    assert "error" not in qmp.wait_event("BLOCK_JOB_COMPLETED", device=job)["data"]
+
+
+def all_show(qmp, node):
+    shown = {export["id"]: export["node-name"] for export in qmp.command("query-block-exports")}
+    assert shown == {"w": node, "r": node}, (node, shown)
+
+
+@promise("what a mirror or a commit moves are all exports of its node, while clients write")
+def moves(test):
+    paths = {name: image(test, f"{name}.qcow2") for name in ("base", "top", "target")}
+
+    def options(name, **others):
+        return {"driver": "qcow2", "node-name": name, **others,
+                "file": {"driver": "file", "filename": str(paths[name])}}  # fmt: skip
+
+    daemon = Daemon(
+        test, "--blockdev", json.dumps(options("base")), *nbd_server(test),
+        "--export", "nbd,id=w,node-name=base,name=w,writable=on",
+        "--export", "nbd,id=r,node-name=base,name=r",
+    )  # fmt: skip
+    writer, reader, qmp = daemon.connect("w"), daemon.connect("r"), daemon.qmp()
+    parts = [fill(i * MIB, MIB, i + 1) for i in range(4)]
+
+    def write(number):
+        writer.pwrite(parts[number], number * MIB)
+        for i, part in enumerate(parts[: number + 1]):
+            assert reader.pread(MIB, i * MIB) == part, (number, i)
+
+    write(0)
+    qmp.command("blockdev-add", **options("top", backing=None))
+    qmp.command("blockdev-snapshot", node="base", overlay="top")
+    write(1)
+    qmp.command("block-commit", job_id="c", device="top")
+    complete(qmp, "c")
+    all_show(qmp, "base")
+    qmp.command("blockdev-del", node_name="top")
+    write(2)
+    qmp.command("blockdev-add", **options("target"))
+    qmp.command("blockdev-mirror", job_id="m", device="base", target="target", sync="full")
+    complete(qmp, "m")
+    all_show(qmp, "target")
+    qmp.command("blockdev-del", node_name="base")
+    write(3)
+    writer.flush()
+    for handle in (writer, reader):
+        handle.shutdown()
+    qmp.command("quit")
+    daemon.ended()
+    copy = test.path("copy.raw")
+    test.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", paths["target"], copy)
+    assert copy.read_bytes() == b"".join(parts)
 
 
 @promise("at a signal exports end first, then jobs, then nodes; what was answered is there")
@@ -165,14 +254,15 @@ def waits(test):
         "--chardev", f"socket,id=c,path={path},server=on", "--monitor", "c",
         "--nbd-server", f"addr.type=unix,addr.path={nbd}", pass_fds=(passed.fileno(),),
     )  # fmt: skip
-    with Qmp(test.path("passed")) as early:
-        connection = theirs.accept()[0]
+    with theirs.accept()[0] as connection:
         connection.settimeout(30)
-        assert connection.recv(8) == b'{"QMP": '
-        connection.close()
-        assert early.command("query-block-exports") == [] and not nbd.exists()
-        with Qmp(path) as late:
-            wait_until(nbd.exists, "the NBD server, which comes after the chardev")
+        wait_until(lambda: listens(path), "it waits for a client")
+        assert not nbd.exists()  # the NBD server comes after the chardev
+        with Qmp(path) as late, Qmp(test.path("passed")) as other:
+            assert connection.recv(8) == b'{"QMP": '
+            assert other.command("query-block-exports") == [] and nbd.exists()
+            taken = {"type": "fd", "data": {"str": str(passed.fileno())}}
+            refused(late, "nbd-server-start", {"id": "b", "addr": taken}, "monitor")
             late.command("quit")
     assert process.wait(30) == 0
     assert test.path("passed").exists() and not path.exists()

@@ -5,10 +5,15 @@
  * tests/integration/test-nbd-server.py.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include "block/align.h"
 #include "block/device.h"
@@ -183,6 +188,77 @@ static void test_stop_and_start(void)
     nbd_raw_close(&client);
     g_assert_cmpint(nbd_server_stop("other", NULL), ==, 0);
     block_node_unref(STEAL(other));
+    end();
+}
+
+static int start_on(const char *id, int fd, GError **error)
+{
+    const struct nbd_server_options options = {.id = id,
+                                               .address = {.kind = SOCKET_ADDRESS_FD, .fd = fd}};
+
+    return nbd_server_start(&options, error);
+}
+
+/* Both would close it in the end, and one of them what somebody else has opened since then. */
+static void test_given_twice(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    g_autoptr(GError) error = NULL;
+
+    begin();
+    g_autofree char *other = test_path(directory, "other");
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_strlcpy(address.sun_path, other, sizeof(address.sun_path));
+    g_assert_cmpint(bind(fd, (const struct sockaddr *)&address, sizeof(address)), ==, 0);
+    g_assert_cmpint(listen(fd, 1), ==, 0);
+    g_assert_cmpint(start_on("given", fd, NULL), ==, 0);
+    g_assert_cmpint(start_on("again", fd, &error), <, 0);
+    g_assert_error(error, BLOCK_ERROR, EBUSY);
+    nbd_raw_add_export("e", "disk", true);
+    struct nbd_raw client = nbd_raw_open(other, "e", NBD_RAW_SIMPLE);
+    g_assert_cmpint(nbd_raw_command(&client, NBD_CMD_FLUSH, 0, 0, 0), ==, 0);
+    nbd_raw_close(&client);
+    g_assert_cmpint(nbd_server_stop("given", NULL), ==, 0);
+    g_assert_cmpint(fcntl(fd, F_GETFD), <, 0);
+    end();
+}
+
+/* A client is accepted, and the server does not know of it yet. */
+static atomic_bool lingers, has_accepted;
+
+/* The server's: if it is to linger, until the server has been told to stop, and some more. */
+int accept4(int fd, struct sockaddr *address, socklen_t *bytes, int flags)
+{
+    int accepted = (int)syscall(SYS_accept4, fd, address, bytes, flags);
+
+    if (accepted >= 0 && atomic_load(&lingers)) {
+        atomic_store(&has_accepted, true);
+        while (nbd_server_is_running()) {
+            g_usleep(1000);
+        }
+        g_usleep(100000);
+    }
+    return accepted;
+}
+
+/* No limit counts for its handshake: the stop would wait for ever for a client it has not seen. */
+static void test_stop_meets_client(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    char byte;
+
+    begin();
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_strlcpy(address.sun_path, path, sizeof(address.sun_path));
+    atomic_store(&lingers, true);
+    g_assert_cmpint(connect(fd, (const struct sockaddr *)&address, sizeof(address)), ==, 0);
+    while (!atomic_load(&has_accepted)) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(nbd_server_stop("", NULL), ==, 0);
+    atomic_store(&lingers, false);
+    g_assert_cmpint(recv(fd, &byte, 1, 0), ==, 0); /* it has not even been greeted */
+    close(fd);
     end();
 }
 
@@ -366,6 +442,9 @@ int main(int argc, char **argv)
                     test_stalled_handshake);
     g_test_add_func("/nbd-server/a-stop-waits-for-no-export-that-came-after-it",
                     test_stop_and_start);
+    g_test_add_func("/nbd-server/a-socket-is-given-to-one-server-only", test_given_twice);
+    g_test_add_func("/nbd-server/a-stop-sends-away-who-is-just-being-accepted",
+                    test_stop_meets_client);
     g_test_add_func("/nbd-server/a-removed-export-is-gone-when-its-last-request-is", test_remove);
     g_test_add_func("/nbd-server/an-export-that-takes-long-to-end-keeps-no-client-waiting",
                     test_slow_end);
