@@ -351,6 +351,11 @@ uint64_t block_device_length(struct block_device *device)
     return root ? block_node_length(root) : 0;
 }
 
+bool block_device_is_listed(const struct block_device *device)
+{
+    return device->is_listed;
+}
+
 bool block_device_is_read_only(struct block_device *device)
 {
     AUTO(block_node) root = block_device_root(device);

@@ -127,6 +127,9 @@ bool block_device_takes_discards(const struct block_device *device);
 uint64_t block_device_length(struct block_device *device);
 bool block_device_is_read_only(struct block_device *device);
 
+/* True of a guest's disk, which block_device_list() has; false of an export of a node or a view. */
+bool block_device_is_listed(const struct block_device *device);
+
 /*
  * A guest's requests. Wait while the device is drained or stopped, are throttled, counted, and
  * handled by the error policies. Many threads. 0 or a negative errno.

@@ -52,11 +52,17 @@ static bool reaches(struct block_device *device, struct block_node *wanted)
     return root && block_chain_contains(root, wanted);
 }
 
+/* An export of a node that nobody can write shows the disk to others than its guest. */
+static bool may_be_guest(struct block_device *device)
+{
+    return block_device_is_listed(device) || !block_device_is_read_only(device);
+}
+
 static struct block_device *find_first(struct block_device **list, struct block_node *node,
                                        bool matches(struct block_device *, struct block_node *))
 {
     for (struct block_device **device = list; *device; device++) {
-        if (matches(*device, node)) {
+        if (may_be_guest(*device) && matches(*device, node)) {
             return block_device_ref(*device);
         }
     }
@@ -67,7 +73,7 @@ struct block_device *copy_pace_find_guest(struct block_node *source)
 {
     struct block_node *past_of = snapshot_access_source(source);
     struct block_node *node = past_of ? past_of : source;
-    struct block_device **list = block_device_list();
+    struct block_device **list = block_device_list_with_shared();
     struct block_device *guest = find_first(list, node, stands_on);
 
     if (!guest) {

@@ -57,8 +57,9 @@ struct copy_pace {
 
 /*
  * The device whose guest has precedence over a job that reads this node: its root, or what is
- * below its root's filters, or a view of that; else one that has it in its chain. A new reference,
- * or NULL. Any thread.
+ * below its root's filters, or a view of that; else one that has it in its chain. Where there is no
+ * device the first export of the node that may be written takes its place. A new reference, or
+ * NULL. Any thread.
  */
 struct block_device *copy_pace_find_guest(struct block_node *source);
 

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 
+from liveblk_front_ends import Daemon, nbd_server
 from liveblk_load import Writers, assert_guest_unharmed
 from liveblk_test import QmpError, Server, main, promise, start_copy, wait_until
 
@@ -115,6 +116,32 @@ def holds_back(test):
     assert "error" not in qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
     moment.assert_equals_file(target)
     assert_guest_unharmed(server, writers)
+
+
+@promise("who writes by an export of a node is a guest as well: a job holds itself back for it")
+def export_of_node(test):
+    disk, target = test.make_disk("disk.img", 4 * MIB), test.make_disk("target.img", 4 * MIB)
+    daemon = Daemon(
+        test, *nbd_server(test), "--blockdev", json.dumps(slow_node("disk", disk)),
+        "--blockdev", f"file,node-name=t,filename={target}",
+        "--export", "nbd,id=r,node-name=disk,name=r",
+        "--export", "nbd,id=w,node-name=disk,name=w,writable=on",
+    )  # fmt: skip
+    qmp = daemon.qmp()
+    writers = Writers(test, daemon.uri("w"), 4 * MIB).start()
+    make_late(qmp, "disk", delay("write", 200 * MS))
+    with writers.held() as moment:
+        qmp.command("blockdev-backup", job_id="j", device="disk", target="t", sync="full",
+                    guest_latency=20 * MS, speed=MIB)  # fmt: skip
+    wait_pace(qmp, "floor")
+    make_late(qmp, "disk")
+    wait_pace(qmp, "recovering", "free")
+    qmp.command("block-job-set-speed", device="j", speed=0)
+    assert "error" not in qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
+    moment.assert_equals_file(target)
+    writers.stop()
+    daemon.stop()
+    writers.model.assert_equals_file(disk)
 
 
 @promise("however slow the guest, a job with guest-latency comes to its end, with a true copy")
