@@ -344,7 +344,7 @@ static void idle_while_others_wait(struct nbd_connection *connection)
     connection->called -= connection->called > 0;
 }
 
-/* True: a thread that slept will read on. */
+/* True: a thread that sleeps will read on, once it is woken. */
 static bool call_idle_thread(struct nbd_connection *connection)
 {
     SCOPE_LOCK(&connection->idle_lock);
@@ -353,7 +353,6 @@ static bool call_idle_thread(struct nbd_connection *connection)
         return false;
     }
     connection->called++;
-    pthread_cond_signal(&connection->idle_changed);
     return true;
 }
 
@@ -365,18 +364,27 @@ static void end_idling(struct nbd_connection *connection)
     pthread_cond_broadcast(&connection->idle_changed);
 }
 
-/* Somebody is to read on while this request is carried out. read_lock held. */
-static void ensure_reader(struct nbd_connection *connection)
+/*
+ * Somebody is to read on while this request is carried out. True: a thread was called and is to be
+ * woken, when no lock is held that it would only wait for. read_lock held.
+ */
+static bool ensure_reader(struct nbd_connection *connection)
 {
-    if (atomic_load(&connection->input.waiting) || call_idle_thread(connection) ||
-        connection->threads == NBD_THREADS_MAX) {
-        return;
+    if (atomic_load(&connection->input.waiting)) {
+        return false;
+    }
+    if (call_idle_thread(connection)) {
+        return true;
+    }
+    if (connection->threads == NBD_THREADS_MAX) {
+        return false;
     }
     struct nbd_task *other = &connection->others[connection->threads - 1];
     *other = (struct nbd_task){.function = serve, .data = connection};
     if (nbd_task_start(other) == 0) {
         connection->threads++; /* else it goes slower */
     }
+    return false;
 }
 
 /* The next request; NULL: there is none any more. */
@@ -395,10 +403,11 @@ static struct nbd_request *next_request(struct nbd_connection *connection)
         connection->input.has_ended = !read_request(connection, request);
     }
     bool has_ended = connection->input.has_ended;
-    if (!has_ended) {
-        ensure_reader(connection);
-    }
+    bool wakes_one = !has_ended && ensure_reader(connection);
     pthread_mutex_unlock(&connection->read_lock);
+    if (wakes_one) {
+        pthread_cond_signal(&connection->idle_changed);
+    }
     if (has_ended) {
         end_idling(connection);
         give_back(connection, request);
