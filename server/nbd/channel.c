@@ -55,23 +55,42 @@ static void advance(struct iovec **parts, size_t *count, size_t bytes)
     }
 }
 
+/* One system call; the parts become what is left. */
+static int send_some(struct nbd_channel *channel, struct iovec **parts, size_t *count, int flags)
+{
+    struct msghdr message = {.msg_iov = *parts,
+                             .msg_iovlen = *count < PARTS_MAX ? *count : PARTS_MAX};
+    ssize_t sent = sendmsg(channel->fd, &message, MSG_NOSIGNAL | flags);
+
+    if (sent < 0 && errno != EINTR) {
+        return -errno;
+    }
+    advance(parts, count, sent < 0 ? 0 : (size_t)sent);
+    return 0;
+}
+
+int nbd_channel_try_send(struct nbd_channel *channel, struct iovec **parts, size_t *count)
+{
+    advance(parts, count, 0);
+    if (channel->tls || !*count) {
+        return 0;
+    }
+    int status = send_some(channel, parts, count, MSG_DONTWAIT);
+    return status == -EAGAIN ? 0 : status;
+}
+
 int nbd_channel_send(struct nbd_channel *channel, struct iovec *parts, size_t count)
 {
+    int status = 0;
+
     if (channel->tls) {
         return tls_send(channel->tls, parts, count);
     }
     advance(&parts, &count, 0);
-    while (count) {
-        struct msghdr message = {.msg_iov = parts,
-                                 .msg_iovlen = count < PARTS_MAX ? count : PARTS_MAX};
-        ssize_t sent = sendmsg(channel->fd, &message, MSG_NOSIGNAL);
-
-        if (sent < 0 && errno != EINTR) {
-            return -errno;
-        }
-        advance(&parts, &count, sent < 0 ? 0 : (size_t)sent);
+    while (count && status == 0) {
+        status = send_some(channel, &parts, &count, 0);
     }
-    return 0;
+    return status;
 }
 
 void nbd_channel_shut_down(struct nbd_channel *channel)

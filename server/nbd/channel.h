@@ -23,6 +23,12 @@ struct nbd_channel {
  */
 ssize_t nbd_channel_receive(struct nbd_channel *channel, void *buffer, size_t least, size_t most);
 
+/*
+ * Send what the system takes at once, which inside TLS is nothing; the parts become what is left.
+ * Returns 0 or a negative errno.
+ */
+int nbd_channel_try_send(struct nbd_channel *channel, struct iovec **parts, size_t *count);
+
 /* Send all of the parts, which are changed; blocks. Returns 0 or a negative errno. */
 int nbd_channel_send(struct nbd_channel *channel, struct iovec *parts, size_t count);
 

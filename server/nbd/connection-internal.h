@@ -49,7 +49,9 @@ struct nbd_connection {
         size_t begin, end;   /* what has been received and not been looked at */
         bool expects_little; /* the last request had a payload too large to read ahead */
         bool has_ended;
-        _Atomic unsigned waiting; /* threads for read_lock; changed without it */
+        /* Threads, changed without read_lock: those that wait for it, and those that answer and
+         * will be back as soon as they do. */
+        _Atomic unsigned waiting, returning;
     } input;
     unsigned threads; /* read_lock */
     struct nbd_task others[NBD_THREADS_MAX - 1];

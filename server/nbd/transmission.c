@@ -278,8 +278,29 @@ static void become_deaf(struct nbd_connection *connection)
     nbd_channel_shut_down(&connection->channel);
 }
 
+/* The thread is no longer one that will soon be back to read. */
+static void stay_away(struct nbd_connection *connection, bool *returns)
+{
+    if (*returns) {
+        *returns = false;
+        atomic_fetch_sub(&connection->input.returning, 1);
+    }
+}
+
+static int send_batch(struct nbd_connection *connection, struct iovec *parts, size_t count,
+                      bool *returns)
+{
+    int status = nbd_channel_try_send(&connection->channel, &parts, &count);
+
+    if (status == 0 && count) {
+        stay_away(connection, returns); /* it takes as long as the client likes */
+        status = nbd_channel_send(&connection->channel, parts, count);
+    }
+    return status;
+}
+
 /* reply_lock held; dropped meanwhile. */
-static void send_replies_locked(struct nbd_connection *connection)
+static void send_replies_locked(struct nbd_connection *connection, bool *returns)
 {
     struct iovec parts[BATCH_PARTS];
 
@@ -290,8 +311,9 @@ static void send_replies_locked(struct nbd_connection *connection)
 
         pthread_mutex_unlock(&connection->reply_lock);
         if (!atomic_load(&connection->is_deaf)) {
-            status = nbd_channel_send(&connection->channel, parts, count);
+            status = send_batch(connection, parts, count, returns);
         }
+        stay_away(connection, returns); /* others may have more and more to be sent */
         pthread_mutex_lock(&connection->reply_lock);
         if (status < 0) {
             become_deaf(connection);
@@ -306,17 +328,25 @@ static void send_replies_locked(struct nbd_connection *connection)
     }
 }
 
-/* It belongs to the queue from here on. */
+/*
+ * It belongs to the queue from here on. A client that has but one request under way sends the next
+ * one when this is answered, which often is before the thread that answers is back: no other is to
+ * be woken for that.
+ */
 static void reply(struct nbd_connection *connection, struct nbd_request *request)
 {
-    SCOPE_LOCK(&connection->reply_lock);
+    bool returns = true;
 
+    atomic_fetch_add(&connection->input.returning, 1);
+    pthread_mutex_lock(&connection->reply_lock);
     STAILQ_INSERT_TAIL(&connection->replies, request, entry);
     if (!connection->is_sending) {
         connection->is_sending = true;
-        send_replies_locked(connection);
+        send_replies_locked(connection, &returns);
         connection->is_sending = false;
     }
+    pthread_mutex_unlock(&connection->reply_lock);
+    stay_away(connection, &returns);
 }
 
 /* ---- Threads --------------------------------------------------------------------------------- */
@@ -370,7 +400,7 @@ static void end_idling(struct nbd_connection *connection)
  */
 static bool ensure_reader(struct nbd_connection *connection)
 {
-    if (atomic_load(&connection->input.waiting)) {
+    if (atomic_load(&connection->input.waiting) || atomic_load(&connection->input.returning)) {
         return false;
     }
     if (call_idle_thread(connection)) {
