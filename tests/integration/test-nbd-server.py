@@ -652,6 +652,28 @@ def leave_in_the_middle(world, random):
     wire.close()
 
 
+@promise("a client that sends all its requests before it reads an answer gets all of them")
+def sends_first(test):
+    world = World(test, 64 * MIB)
+    world.add("e")
+    for _ in range(10):
+        with world.enter("e", nbd.SIMPLE) as wire:
+            # The answers to these fill the socket, and the data of those has to get past them.
+            reads = [wire.send_request(nbd.READ, i * MIB, MIB) for i in range(18)]
+            writes = [wire.send_request(nbd.WRITE, (20 + i) * MIB, MIB, payload=bytes([i + 1]) * MIB)
+                      for i in range(12)]  # fmt: skip
+            missing = set(reads + writes)
+            while missing:
+                magic, error, cookie = struct.unpack(">IIQ", wire.receive(16))
+                assert magic == 0x67446698 and error == 0, (magic, error)
+                missing.remove(cookie)
+                if cookie in reads:
+                    assert wire.receive(MIB) == bytes(MIB)
+    with world.enter("e", nbd.SIMPLE) as wire:
+        for i in range(12):
+            assert wire.read(MIB, (20 + i) * MIB) == bytes([i + 1]) * MIB
+
+
 @promise("clients wait for their turn, idle ones leave, and none that vanishes leaves anything")
 def crowds(test):
     world = World(test, 4 * MIB, max_connections=20, handshake_max_seconds=1)
