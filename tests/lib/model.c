@@ -24,6 +24,7 @@
 #define DETAIL_LINES  20
 #define COMPARE_BYTES MIB
 #define IN_FLIGHT     UINT64_MAX
+#define END_PATIENCE  10000 /* milliseconds; a request that takes longer did not fail */
 
 struct model_request {
     atomic_uint references; /* one per list it is in, one for its caller */
@@ -423,6 +424,18 @@ static struct finding judge(const struct model *model, uint64_t address, const v
     return finding;
 }
 
+/*
+ * Whether the request may have been done in part, which is known when it has ended: one that failed
+ * may be so, and was perhaps looked at before its writer got round to saying that it failed.
+ */
+static bool may_be_partial(const struct model_request *request)
+{
+    for (unsigned i = 0; i < END_PATIENCE && atomic_load(&request->ended) == IN_FLIGHT; i++) {
+        g_usleep(1000);
+    }
+    return atomic_load(&request->partial);
+}
+
 static void note_whereabouts(struct model *model, struct model_request *request,
                              enum whereabouts seen, struct model_report *report)
 {
@@ -433,7 +446,7 @@ static void note_whereabouts(struct model *model, struct model_request *request,
         return;
     }
     g_hash_table_insert(model->whereabouts, request_ref(request), GUINT_TO_POINTER(after));
-    if (after == SEEN_BOTH) {
+    if (after == SEEN_BOTH && !may_be_partial(request)) {
         report->split++;
         report->wrong++;
         g_string_append_printf(report_details(report),
