@@ -287,6 +287,8 @@ static void stay_away(struct nbd_connection *connection, bool *returns)
     }
 }
 
+static void replace_returning(struct nbd_connection *connection);
+
 static int send_batch(struct nbd_connection *connection, struct iovec *parts, size_t count,
                       bool *returns)
 {
@@ -294,6 +296,7 @@ static int send_batch(struct nbd_connection *connection, struct iovec *parts, si
 
     if (status == 0 && count) {
         stay_away(connection, returns); /* it takes as long as the client likes */
+        replace_returning(connection);
         status = nbd_channel_send(&connection->channel, parts, count);
     }
     return status;
@@ -394,27 +397,55 @@ static void end_idling(struct nbd_connection *connection)
     pthread_cond_broadcast(&connection->idle_changed);
 }
 
-/*
- * Somebody is to read on while this request is carried out. True: a thread was called and is to be
- * woken, when no lock is held that it would only wait for. read_lock held.
- */
-static bool ensure_reader(struct nbd_connection *connection)
+/* Who reads on while a request is carried out. */
+enum next_reader {
+    READER_IS_THERE, /* it waits, or was just made; or there can be none */
+    READER_RETURNS,  /* it is sending, and may turn out to be late */
+    READER_SLEEPS,   /* it was called, and is to be woken when no lock is held that it needs */
+};
+
+/* See to it that somebody does. read_lock held. */
+static enum next_reader find_reader(struct nbd_connection *connection)
 {
-    if (atomic_load(&connection->input.waiting) || atomic_load(&connection->input.returning)) {
-        return false;
+    if (atomic_load(&connection->input.waiting)) {
+        return READER_IS_THERE;
+    }
+    if (atomic_load(&connection->input.returning)) {
+        return READER_RETURNS;
     }
     if (call_idle_thread(connection)) {
-        return true;
+        return READER_SLEEPS;
     }
-    if (connection->threads == NBD_THREADS_MAX) {
-        return false;
+    if (connection->threads < NBD_THREADS_MAX) {
+        struct nbd_task *other = &connection->others[connection->threads - 1];
+
+        *other = (struct nbd_task){.function = serve, .data = connection};
+        if (nbd_task_start(other) == 0) {
+            connection->threads++; /* else it goes slower */
+        }
     }
-    struct nbd_task *other = &connection->others[connection->threads - 1];
-    *other = (struct nbd_task){.function = serve, .data = connection};
-    if (nbd_task_start(other) == 0) {
-        connection->threads++; /* else it goes slower */
+    return READER_IS_THERE;
+}
+
+/*
+ * One that was to be back soon is not: whoever relied on it has called nobody. If somebody else has
+ * read_lock he sees to a reader when he has read, or comes here when he has let go.
+ */
+static void replace_returning(struct nbd_connection *connection)
+{
+    enum next_reader reader = READER_IS_THERE;
+
+    if (atomic_load(&connection->input.waiting) || atomic_load(&connection->input.returning) ||
+        pthread_mutex_trylock(&connection->read_lock) != 0) {
+        return;
     }
-    return false;
+    if (!connection->input.has_ended) {
+        reader = find_reader(connection);
+    }
+    pthread_mutex_unlock(&connection->read_lock);
+    if (reader == READER_SLEEPS) {
+        pthread_cond_signal(&connection->idle_changed);
+    }
 }
 
 /* The next request; NULL: there is none any more. */
@@ -433,10 +464,12 @@ static struct nbd_request *next_request(struct nbd_connection *connection)
         connection->input.has_ended = !read_request(connection, request);
     }
     bool has_ended = connection->input.has_ended;
-    bool wakes_one = !has_ended && ensure_reader(connection);
+    enum next_reader reader = has_ended ? READER_IS_THERE : find_reader(connection);
     pthread_mutex_unlock(&connection->read_lock);
-    if (wakes_one) {
+    if (reader == READER_SLEEPS) {
         pthread_cond_signal(&connection->idle_changed);
+    } else if (reader == READER_RETURNS) {
+        replace_returning(connection); /* it may have become late before the lock was free */
     }
     if (has_ended) {
         end_idling(connection);

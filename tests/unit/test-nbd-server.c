@@ -262,6 +262,62 @@ static void test_stop_meets_client(void)
     end();
 }
 
+/*
+ * A server's thread that is sending: the first attempt, which does not block, ends when it is told
+ * to, with nothing sent; and the next one when nobody holds it any more.
+ */
+static atomic_bool holds_sends, is_trying, gives_up_trying;
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    bool tries = flags & MSG_DONTWAIT;
+
+    if (tries && atomic_load(&holds_sends)) {
+        atomic_store(&is_trying, true);
+        while (!atomic_load(&gives_up_trying)) {
+            g_usleep(1000);
+        }
+        errno = EAGAIN;
+        return -1;
+    }
+    while (atomic_load(&holds_sends)) {
+        g_usleep(1000);
+    }
+    return syscall(SYS_sendmsg, fd, message, flags);
+}
+
+/* Whoever has read the second request relies on the first one's thread to read the third. */
+static void test_blocked_reply(void)
+{
+    uint8_t data[BLOCK] = {0}, replies[3 * 16 + 2 * BLOCK];
+
+    begin();
+    nbd_raw_add_export("e", "disk", true);
+    struct nbd_raw client = nbd_raw_open(path, "e", NBD_RAW_SIMPLE);
+    memory_disk_hold(disk, BLOCK_OPERATION_WRITE);
+    unsigned reads = memory_disk_count(disk, BLOCK_OPERATION_READ);
+    atomic_store(&holds_sends, true);
+    g_assert_true(nbd_raw_request(&client, NBD_CMD_READ, 0, 1, 0, BLOCK));
+    while (!atomic_load(&is_trying)) {
+        g_usleep(1000);
+    }
+    g_assert_true(nbd_raw_request(&client, NBD_CMD_WRITE, 0, 2, 0, BLOCK));
+    g_assert_true(nbd_raw_send(&client, data, BLOCK));
+    memory_disk_wait_held(disk, 1);
+    atomic_store(&gives_up_trying, true);
+    g_assert_true(nbd_raw_request(&client, NBD_CMD_READ, 0, 3, BLOCK, BLOCK));
+    for (unsigned i = 0; i < 20000 && memory_disk_count(disk, BLOCK_OPERATION_READ) < reads + 2;
+         i++) {
+        g_usleep(1000);
+    }
+    g_assert_cmpuint(memory_disk_count(disk, BLOCK_OPERATION_READ), ==, reads + 2);
+    atomic_store(&holds_sends, false);
+    memory_disk_release(disk);
+    g_assert_true(nbd_raw_receive(&client, replies, sizeof(replies)));
+    nbd_raw_close(&client);
+    end();
+}
+
 static void test_remove(void)
 {
     uint8_t data[BLOCK];
@@ -445,6 +501,8 @@ int main(int argc, char **argv)
     g_test_add_func("/nbd-server/a-socket-is-given-to-one-server-only", test_given_twice);
     g_test_add_func("/nbd-server/a-stop-sends-away-who-is-just-being-accepted",
                     test_stop_meets_client);
+    g_test_add_func("/nbd-server/a-reply-that-blocks-keeps-no-request-from-being-read",
+                    test_blocked_reply);
     g_test_add_func("/nbd-server/a-removed-export-is-gone-when-its-last-request-is", test_remove);
     g_test_add_func("/nbd-server/an-export-that-takes-long-to-end-keeps-no-client-waiting",
                     test_slow_end);
