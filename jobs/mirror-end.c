@@ -174,11 +174,11 @@ static void take_devices(void *data)
 {
     struct taking *taking = data;
     struct mirror *mirror = taking->mirror;
-    struct block_device **devices = block_device_list_with_shared();
 
     mirror->moving = g_ptr_array_new_with_free_func((GDestroyNotify)block_device_unref);
     taking->status = check_guest(mirror, taking->is_pivot, taking->error);
     admit_devices(mirror, !taking->is_pivot);
+    struct block_device **devices = block_device_list_with_shared(); /* nobody comes any more */
     for (size_t i = 0; taking->is_pivot && devices[i] && taking->status == 0; i++) {
         taking->status = take_device(mirror, devices[i], taking->error);
     }
