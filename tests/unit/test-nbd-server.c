@@ -346,9 +346,19 @@ static void test_remove(void)
     end();
 }
 
-/* What the export used cannot be let go yet: its last flush is held. */
+static void *remove_export(void *data)
+{
+    remove_hard(data);
+    return NULL;
+}
+
+/* What the export used cannot be let go yet: its last flush is held, by its client's thread or by
+ * the one that removes it, whichever is the last to leave. */
 static void test_slow_end(void)
 {
+    char id[] = "e";
+    pthread_t remover;
+
     begin();
     AUTO(block_node) other = test_open("driver=memory,node-name=other");
     nbd_raw_add_export("e", "disk", true);
@@ -356,12 +366,13 @@ static void test_slow_end(void)
     struct nbd_raw client = nbd_raw_open(path, "e", NBD_RAW_SIMPLE);
     g_assert_cmpint(nbd_raw_command(&client, NBD_CMD_WRITE_ZEROES, 0, 0, BLOCK), ==, 0);
     memory_disk_hold(disk, BLOCK_OPERATION_FLUSH);
-    remove_hard("e");
+    g_assert_cmpint(pthread_create(&remover, NULL, remove_export, id), ==, 0);
     memory_disk_wait_held(disk, 1);
     struct nbd_raw later = nbd_raw_open(path, "other", NBD_RAW_SIMPLE);
     g_assert_cmpint(later.fd, >=, 0);
     EXPECT_NOTHING();
     memory_disk_release(disk);
+    pthread_join(remover, NULL);
     EXPECT("BLOCK_EXPORT_DELETED");
     nbd_raw_close(&client);
     nbd_raw_close(&later);
