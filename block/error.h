@@ -9,8 +9,7 @@
 #include <glib.h>
 #include <stdatomic.h>
 
-/* Define the function of an error domain, as G_DEFINE_QUARK does; but any thread may be the first.
- */
+/* Define an error domain's function, as G_DEFINE_QUARK does; but any thread may be the first. */
 #define DEFINE_ERROR_QUARK(function, text)                                                         \
     GQuark function(void)                                                                          \
     {                                                                                              \

@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/output.h"
 #include "cli/runtime.h"
+#include "cli/verb.h"
 
 /* ---- Asking for it --------------------------------------------------------------------------- */
 
@@ -218,16 +219,7 @@ static enum exit_status run(const struct invocation *invocation, GError **error)
     }
     AUTO_CLIENT client = connect_to_server(invocation, error);
     json_t *chain = client ? chain_query(client, invocation->arguments[0], error) : NULL;
-    if (!chain) {
-        return EXIT_FAILED;
-    }
-    if (invocation->json) {
-        print_json(chain);
-        return EXIT_OK;
-    }
-    print_chain(chain);
-    json_decref(chain);
-    return EXIT_OK;
+    return verb_show(invocation, chain, print_chain);
 }
 
 static const struct command_words words[] = {

@@ -296,13 +296,7 @@ static enum exit_status show(const struct invocation *invocation, GError **error
     }
     json_t *object = describe(&inspection, path);
     tracking_inspection_clear(&inspection);
-    if (invocation->json) {
-        print_json(object);
-        return EXIT_OK;
-    }
-    print_description(object);
-    json_decref(object);
-    return EXIT_OK;
+    return verb_show(invocation, object, print_description);
 }
 
 static enum exit_status check(const struct invocation *invocation, GError **error)

@@ -43,8 +43,7 @@ static struct worker *take_idle_locked(void)
     return worker;
 }
 
-/* Lock held. Wait for a task; false: it is to end. The last that had one is the first to get one.
- */
+/* Lock held. Wait for a task; false: it is to end. Who had one last is the first to get one. */
 static bool await_task_locked(struct worker *worker)
 {
     if (idle_count == NBD_WORKERS_IDLE_MAX) {

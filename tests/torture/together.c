@@ -17,6 +17,7 @@
 #include "server/transaction.h"
 #include "server/views.h"
 #include "tests/lib/meddlers.h"
+#include "tests/lib/thread-count.h"
 #include "tests/torture/together.h"
 
 #define WRITERS   5 /* of each disk */
@@ -436,33 +437,11 @@ static void report(void)
     whole_views = broken_views = good_reads = bad_reads = bitmap_changes = refused_changes = 0;
 }
 
-static unsigned count_threads(void)
-{
-    g_autoptr(GDir) directory = g_dir_open("/proc/self/task", 0, NULL);
-    unsigned count = 0;
-
-    while (g_dir_read_name(directory)) {
-        count++;
-    }
-    return count;
-}
-
-/* Those that were joined or have ended may be seen for a moment longer. */
-static void assert_threads(unsigned expected)
-{
-    int64_t end_ns = clock_now_ns() + 20 * NS_PER_SECOND;
-
-    while (count_threads() > expected && clock_now_ns() < end_ns) {
-        g_usleep(500);
-    }
-    g_assert_cmpuint(count_threads(), <=, expected);
-}
-
 static void torture(uint64_t alignment, bool faults)
 {
     struct test_random random = test_random_new(test_seed());
     struct crew crew = {0};
-    unsigned threads = count_threads();
+    unsigned threads = test_count_threads();
     size_t count;
 
     with_faults = faults;
@@ -477,7 +456,7 @@ static void torture(uint64_t alignment, bool faults)
     for (size_t i = 0; i < DISKS; i++) {
         close_disk(&disks[i]);
     }
-    assert_threads(threads);
+    test_assert_threads(threads);
 }
 
 static void test_together(void)

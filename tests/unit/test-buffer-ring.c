@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "jobs/buffer-ring.h"
+#include "tests/lib/thread-count.h"
 
 #define TASKS       8
 #define BUFFER_SIZE 5000
@@ -298,29 +299,17 @@ static void test_free(void)
     buffer_ring_free(NULL);
 }
 
-static unsigned count_threads(void)
-{
-    GDir *dir = g_dir_open("/proc/self/task", 0, NULL);
-    unsigned count = 0;
-
-    while (g_dir_read_name(dir)) {
-        count++;
-    }
-    g_dir_close(dir);
-    return count;
-}
-
 static void test_threads_on_demand(void)
 {
-    unsigned before = count_threads();
+    unsigned before = test_count_threads();
     struct fixture fixture;
 
     set_up(&fixture, TASKS, TASKS);
-    g_assert_cmpuint(count_threads(), ==, before + 1);
+    g_assert_cmpuint(test_count_threads(), ==, before + 1);
     for (unsigned i = 0; i < 3; i++) {
         submit(&fixture, i);
     }
-    g_assert_cmpuint(count_threads(), ==, before + 3);
+    g_assert_cmpuint(test_count_threads(), ==, before + 3);
     for (unsigned i = 0; i < 3; i++) {
         release(&fixture, i);
     }

@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "tests/lib/thread-count.h"
+
 /* More than may be idle. */
 #define MANY (NBD_WORKERS_IDLE_MAX + 36)
 
@@ -32,26 +34,6 @@ static void start(struct work *work, atomic_uint *calls)
     work->calls = calls;
     work->task = (struct nbd_task){.function = do_work, .data = work};
     g_assert_cmpint(nbd_task_start(&work->task), ==, 0);
-}
-
-static unsigned count_threads(void)
-{
-    g_autoptr(GDir) threads = g_dir_open("/proc/self/task", 0, NULL);
-    unsigned count = 0;
-
-    while (g_dir_read_name(threads)) {
-        count++;
-    }
-    return count;
-}
-
-/* A thread that was joined is listed until the system has dealt with it. */
-static void await_threads(unsigned most)
-{
-    for (unsigned i = 0; i < 6000 && count_threads() > most; i++) {
-        g_usleep(10000);
-    }
-    g_assert_cmpuint(count_threads(), <=, most);
 }
 
 static void test_one_after_another(void)
@@ -91,14 +73,14 @@ static void run_many(struct work *works)
 static void test_many_at_once(void)
 {
     g_autofree struct work *works = g_new0(struct work, MANY);
-    unsigned before = count_threads();
+    unsigned before = test_count_threads();
 
     for (unsigned i = 0; i < 3; i++) {
         run_many(works);
-        await_threads(before + NBD_WORKERS_IDLE_MAX);
+        test_assert_threads(before + NBD_WORKERS_IDLE_MAX);
     }
     nbd_workers_end();
-    await_threads(before);
+    test_assert_threads(before);
 }
 
 static void *come_and_go(void *data)
@@ -121,7 +103,7 @@ static void *come_and_go(void *data)
 static void test_ended_meanwhile(void)
 {
     pthread_t threads[4];
-    unsigned before = count_threads();
+    unsigned before = test_count_threads();
 
     for (unsigned i = 0; i < G_N_ELEMENTS(threads); i++) {
         g_assert_cmpint(pthread_create(&threads[i], NULL, come_and_go, NULL), ==, 0);
@@ -134,7 +116,7 @@ static void test_ended_meanwhile(void)
         pthread_join(threads[i], NULL);
     }
     nbd_workers_end();
-    await_threads(before);
+    test_assert_threads(before);
 }
 
 int main(int argc, char **argv)
